@@ -1,0 +1,110 @@
+"""Finding and verifying checkpoints by their files alone: no torch, no second truth beside the folders.
+
+A checkpoint is a folder `step-00001000` whose `checkpoint.json` lists every other file with its size and SHA-256. It is
+good when all of that holds. The newest good one is found by looking.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.publish import sha256_file
+from common.run_folder import RunFolder
+
+CHECKPOINT_MANIFEST = "checkpoint.json"
+FORMAT_VERSION = 1
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+
+
+class BadCheckpoint(Exception):
+    """A checkpoint that can't be used; the message says what is wrong with it."""
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything named like a published checkpoint, newest first, unverified."""
+    if not checkpoints.is_dir():
+        return []
+    found = [(int(match[1]), path) for path in checkpoints.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
+    """The contents of `checkpoint.json`.
+
+    Raises BadCheckpoint if it is missing, no JSON, or of a format this version does not know.
+    """
+    path = checkpoint / CHECKPOINT_MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        version = manifest["format_version"]
+    except OSError as error:
+        raise BadCheckpoint(f"{path} can't be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadCheckpoint(f"{path} is damaged") from None
+    if version != FORMAT_VERSION:
+        raise BadCheckpoint(
+            f"{checkpoint} has checkpoint format {version}, this version of Longhaul reads format {FORMAT_VERSION}"
+        )
+    assert isinstance(manifest, dict)
+    return manifest
+
+
+def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
+    """Check every listed file's size, and its SHA-256 if `hashes`; return the manifest.
+
+    Raises BadCheckpoint naming the first file that is missing, short or changed.
+    """
+    manifest = read_checkpoint_manifest(checkpoint)
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        try:
+            size = path.stat().st_size
+        except OSError:
+            raise BadCheckpoint(f"{path} is missing") from None
+        if size != expected["bytes"]:
+            raise BadCheckpoint(f"{path} has {size} bytes instead of {expected['bytes']}")
+    if hashes:
+        for name, expected in manifest["files"].items():
+            if sha256_file(checkpoint / name) != expected["sha256"]:
+                raise BadCheckpoint(f"{checkpoint / name} has changed since it was written (SHA-256 differs)")
+    return manifest
+
+
+def newest_good_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with each newer one that was passed over."""
+    complaints = []
+    for _, path in list_checkpoints(checkpoints):
+        try:
+            verify_checkpoint(path)
+        except BadCheckpoint as error:
+            complaints.append(str(error))
+        else:
+            return path, complaints
+    return None, complaints
+
+
+def find_checkpoint(run_or_checkpoint: Path | str) -> Path:
+    """The checkpoint that an evaluation's argument means: a run's newest good one, or the folder itself.
+
+    Raises UserError where there is none.
+    """
+    path = Path(run_or_checkpoint)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder: give a run's folder (runs/NAME) or one checkpoint")
+    if (path / CHECKPOINT_MANIFEST).exists():
+        try:
+            verify_checkpoint(path)
+        except BadCheckpoint as error:
+            raise UserError(str(error)) from None
+        return path
+    checkpoint, complaints = newest_good_checkpoint(RunFolder(path).checkpoints)
+    if checkpoint is None:
+        why = f" ({'; '.join(complaints)})" if complaints else ""
+        raise UserError(f"{path} holds no whole checkpoint{why}: train first, or name another folder")
+    return checkpoint

@@ -1,0 +1,37 @@
+"""Errors for people: a user's mistake is one line that says what to do, without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USER_ERROR_STATUS = 2
+INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells count
+
+
+class UserError(Exception):
+    """Something the user can put right. The message is one line and says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
+
+
+def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
+    """Run an entry script's `main` and leave with its exit status.
+
+    A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130. Under a launcher every
+    rank meets the same mistake in the same way, so only the first says it.
+    """
+    try:
+        status = main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(INTERRUPTED_STATUS)
+    except BrokenPipeError:  # the reader (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(status or 0)

@@ -1,0 +1,83 @@
+"""Publishing files whole: nothing stands under its final name before all of its bytes are on the disk.
+
+Written aside, synced, renamed: a reader or a restart after a crash at any instant finds the old file or the new one.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def canonical_json(value: Any) -> str:
+    """The one text of a JSON value (sorted keys, no spaces), for hashing and comparing."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_file(path: Path | str, block_bytes: int = 1 << 20) -> str:
+    """SHA-256 of a file's bytes in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(block_bytes):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync_file(path: Path | str) -> None:
+    """Wait until a file's bytes are on the disk."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: Path | str) -> None:
+    """Wait until a folder's entries (new names, renames) are on the disk. Windows can't and needn't."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path | str, data: bytes | str) -> None:
+    """Replace a file by `data` in one step; two writers at once leave one of the two, never a mixture."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def write_json_whole(path: Path | str, value: Any) -> None:
+    """Replace a file by a JSON value, indented for people."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Give a finished folder (its files already synced) its final name.
+
+    Raises FileExistsError where `final` is already there with something in it: a published folder is never replaced.
+    """
+    fsync_folder(temporary)
+    if final.exists() and any(final.iterdir()):
+        raise FileExistsError(f"{final} is already there")
+    os.replace(temporary, final)
+    fsync_folder(final.parent)

@@ -1,0 +1,92 @@
+"""The folder of a run, and its `state`: what Slurm, status and reports read to know where a run stands."""
+
+import json
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.errors import UserError
+from common.publish import write_json_whole
+
+Status = Literal["running", "preempted", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names of the files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def provenance(self) -> Path:
+        return self.path / "provenance.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def stop_file(self) -> Path:
+        """Its appearance asks the run to save and stop at the next step."""
+        return self.path / "STOP"
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The `state`, or None for a run that has none yet.
+
+        Raises UserError if the file is there but isn't JSON.
+        """
+        try:
+            state = json.loads(self.state.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            raise UserError(f"{self.state} is not JSON: move it away and start again") from None
+        assert isinstance(state, dict)
+        return state
+
+    def write_state(self, status: Status, *, reason: str, step: int, tokens: int) -> None:
+        """Replace the `state` in one step.
+
+        Args:
+            reason: why the run has this status, in a few words.
+            step: optimizer steps done. tokens: training tokens consumed.
+        """
+        state = {
+            "status": status,
+            "reason": reason,
+            "step": step,
+            "tokens": tokens,
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_json_whole(self.state, state)
