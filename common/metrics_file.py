@@ -60,22 +60,26 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records that hold, by step: lines that a resume superseded are dropped.
 
-    A line whose step is not beyond its predecessor's of the same kind tells that the run went back: everything recorded
-    before it for that step or later is void. Training and validation records share a step and are kept apart by their
-    keys.
+    Steps only ever grow, so a record of an earlier step tells that the run went back, and everything after that step is
+    void. A step's training record comes first, so it also voids the step's other records; a repeated validation replaces
+    its predecessor.
     """
     kept: list[dict[str, Any]] = []
     for record in read_json_lines(path):
-        step = record.get("step")
+        step, kind = record.get("step"), record_kind(record)
         if not isinstance(step, int):
             continue
-        kind = record_kind(record)
-        while kept and (kept[-1]["step"] > step or (kept[-1]["step"] == step and record_kind(kept[-1]) == kind)):
+        while kept and (kept[-1]["step"] > step or (kind == "train" and kept[-1]["step"] == step)):
             kept.pop()
+        position = len(kept)
+        while position > 0 and kept[position - 1]["step"] == step:
+            position -= 1
+            if record_kind(kept[position]) == kind:
+                del kept[position]
         kept.append(record)
     return kept
 
 
 def record_kind(record: dict[str, Any]) -> str:
-    """`train`, `validation` or another kind that the record names by itself."""
+    """`train`, `validation`, or what the record says of itself (`start`)."""
     return str(record.get("kind", "validation" if "val_loss" in record else "train"))

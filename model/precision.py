@@ -1,0 +1,48 @@
+"""Which number format the matrix multiplications use, chosen from what the hardware does well."""
+
+import contextlib
+from typing import Literal
+
+import torch
+
+from common.errors import UserError
+
+DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
+Dtype = Literal["bf16", "fp16", "fp32"]
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def resolve_dtype(choice: DtypeChoice, device: torch.device) -> tuple[Dtype, str]:
+    """The format to use and, in a few words, why.
+
+    `auto` takes bf16 only where the hardware multiplies in it: emulated bf16 is several times slower than fp32.
+    Raises UserError for fp16 off CUDA, where there is no loss scaling.
+    """
+    if choice == "fp16" and device.type != "cuda":
+        raise UserError(f"run.dtype fp16 needs a CUDA GPU, this is {device.type}: use --run.dtype auto")
+    if choice != "auto":
+        return choice, "as asked"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        name = torch.cuda.get_device_name(device)
+        if capability >= (8, 0):
+            return "bf16", f"{name} multiplies in bf16"
+        return "fp16", f"{name} (compute capability {capability[0]}.{capability[1]}) has no bf16"
+    if device.type == "cpu":
+        if _cpu_multiplies_bf16():
+            return "bf16", "this CPU multiplies in bf16"
+        return "fp32", "this CPU has no bf16 multiplication"
+    return "fp32", f"the safe choice on {device.type}"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # Private names that exist in torch 2.11 to 2.13; where one is gone the answer is the safe one.
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def autocast(dtype: Dtype, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Run matrix multiplications in `dtype`, with the weights kept in float32."""
+    if dtype == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=TORCH_DTYPES[dtype])

@@ -1,0 +1,137 @@
+"""The processes of one run: who am I, on which device, and how do we add up and agree.
+
+Heavy traffic (gradients) goes over the default process group, NCCL on GPUs. Everything small goes over a second group,
+gloo on the CPU: it neither waits for the GPU's queue nor dies of NCCL's short timeout while a rank writes a file.
+"""
+
+import os
+import socket
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from common.errors import UserError
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+
+
+@dataclass
+class Ranks:
+    """One process among `world_size`. Without a launcher: rank 0 of 1, and no process group at all."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+    _group: Any = field(default=None, repr=False)
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sum each number over all ranks, in float64."""
+        if self.world_size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self._group)
+        return total.tolist()
+
+    def agree(self, flags: list[int]) -> list[int]:
+        """The maximum of each flag over all ranks: what one rank raises, all see, at the same call."""
+        if self.world_size == 1:
+            return flags
+        agreed = torch.tensor(flags, dtype=torch.int64)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
+        return agreed.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's (picklable) value, in the order of ranks, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """Rank 0's (picklable) value, on all ranks."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier(group=self._group)
+
+    def close(self) -> None:
+        """Leave together. A rank that leaves early would look like a crash to its peers."""
+        if self.world_size > 1:
+            self.barrier()
+            dist.destroy_process_group()
+
+
+def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.0) -> Ranks:
+    """Read the launcher's variables (torchrun's RANK, WORLD_SIZE, LOCAL_RANK, …) and connect.
+
+    Raises UserError where the device is missing or there are more ranks on this machine than GPUs.
+    """
+    environment = {name: int(os.environ.get(name, default)) for name, default in _LAUNCHER_VARIABLES.items()}
+    rank, world_size = environment["RANK"], environment["WORLD_SIZE"]
+    local_rank, local_world_size = environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"]
+    device = choose_device(choice, local_rank, local_world_size)
+    group = None
+    if "WORLD_SIZE" in os.environ and world_size > 1:
+        timeout = timedelta(seconds=timeout_seconds)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            dist.init_process_group("nccl", timeout=timeout, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=timeout)
+        group = dist.new_group(backend="gloo", timeout=timeout)
+    return Ranks(rank, world_size, local_rank, local_world_size, device, group)
+
+
+_LAUNCHER_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+
+
+def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
+    """The device of a local rank. `auto`: a GPU where there is one, else Apple's for a single process, else the CPU.
+
+    Raises UserError where the choice can't be had.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if choice == "cuda" and gpus == 0:
+        raise UserError("run.device is cuda, but PyTorch sees no GPU here: use --run.device cpu, or a CUDA build of torch")
+    if choice == "mps" and not torch.backends.mps.is_available():
+        raise UserError("run.device is mps, but PyTorch sees no Apple GPU here: use --run.device cpu")
+    if choice == "cuda" or (choice == "auto" and gpus > 0):
+        if local_world_size > gpus:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            because = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+            raise UserError(
+                f"{local_world_size} ranks on {socket.gethostname()}, but PyTorch sees {gpus} GPUs{because}: "
+                f"start with --nproc_per_node={gpus}, or --run.device cpu"
+            )
+        return torch.device("cuda", local_rank)
+    if choice == "mps" or (choice == "auto" and local_world_size == 1 and torch.backends.mps.is_available()):
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def share_threads(local_world_size: int) -> int:
+    """Give this rank its share of the cores the scheduler allows, so that ranks don't fight over them; return it.
+
+    An explicit OMP_NUM_THREADS wins, except torchrun's own default of 1, which would waste the other cores.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    chosen = os.environ.get("OMP_NUM_THREADS")
+    by_launcher = chosen == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    threads = int(chosen) if chosen and not by_launcher else max(1, allowed // local_world_size)
+    torch.set_num_threads(threads)
+    return threads
