@@ -1,0 +1,116 @@
+"""From token shards to whole optimizer steps, sliced by rank and read ahead by a thread.
+
+A batch is a pure function of (data, seed, sequences consumed); that one integer is the loader's whole state.
+"""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from train.batch import BatchPlan
+from train.order import windows_at
+
+
+class Tokens(Protocol):
+    """A split's tokens as one long stream."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger]: ...
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's share of one optimizer step. A micro-batches of M sequences of T tokens."""
+
+    tokens: Tensor  # (A, M, T) int64
+    targets: Tensor  # (A, M, T) int64, the tokens that follow
+    windows: npt.NDArray[np.int64]  # (A, M): which window of the split each sequence is
+    target_count: int  # of this rank
+
+
+class Windows:
+    """A stream cut into windows of T inputs and their T targets; window i begins at token i·T.
+
+    Each token is a target once, except the stream's first and the fewer than T at its end that fill no window.
+    """
+
+    def __init__(self, stream: Tokens, block_size: int) -> None:
+        self._stream = stream
+        self.block_size = block_size
+        self.count = max(0, (len(stream) - 1) // block_size)
+
+    def read(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Windows (n,) to their tokens (n, T+1) int64; a window's last token is its last target."""
+        tokens = np.empty((len(windows), self.block_size + 1), dtype=np.int64)
+        for row, window in zip(tokens, windows, strict=True):
+            start = int(window) * self.block_size
+            row[:] = self._stream.read(start, start + self.block_size + 1)
+        return tokens
+
+
+class StepLoader:
+    """Whole optimizer steps of one rank."""
+
+    def __init__(self, windows: Windows, plan: BatchPlan, *, rank: int, seed: int, pin_memory: bool = False) -> None:
+        assert windows.count > 0
+        self.windows = windows
+        self.plan = plan
+        self._seed = seed
+        self._pin_memory = pin_memory
+        numbers = [plan.micro_batch_number(rank, index) for index in range(plan.accumulation)]
+        # which of the step's sequences are this rank's: micro-batch number m holds sequences m·M … m·M + M-1
+        self._mine = np.concatenate([np.arange(n * plan.micro_batch, (n + 1) * plan.micro_batch) for n in numbers])
+
+    def step_at(self, sequences_consumed: int) -> StepBatch:
+        """This rank's share of the step that follows `sequences_consumed` sequences."""
+        plan = self.plan
+        windows = windows_at(sequences_consumed, plan.sequences, self.windows.count, self._seed)[self._mine]
+        tokens = torch.from_numpy(self.windows.read(windows))
+        tokens = tokens.view(plan.accumulation, plan.micro_batch, -1)  # (A, M, T+1)
+        inputs, targets = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
+        if self._pin_memory:
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+        return StepBatch(inputs, targets, windows.reshape(plan.accumulation, plan.micro_batch), targets.numel())
+
+    def steps(self, sequences_consumed: int, *, read_ahead: int = 2) -> Iterator[StepBatch]:
+        """Steps from there on without end, read ahead by a thread that ends with the iterator."""
+        ready: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=read_ahead)
+        stopped = threading.Event()
+
+        def read() -> None:
+            position = sequences_consumed
+            while not stopped.is_set():
+                item: StepBatch | BaseException
+                try:
+                    item = self.step_at(position)
+                except BaseException as error:  # surfaces in the training thread
+                    item = error
+                position += self.plan.sequences
+                while not stopped.is_set():
+                    try:
+                        ready.put(item, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+                if isinstance(item, BaseException):
+                    return
+
+        thread = threading.Thread(target=read, name="loader", daemon=True)
+        thread.start()
+        try:
+            while True:
+                item = ready.get()
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stopped.set()
+            thread.join()

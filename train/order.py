@@ -1,0 +1,66 @@
+"""The order in which a run reads its windows: a permutation per epoch that costs no memory.
+
+Sequence number g of a run is window `permutation(seed, epoch)(g mod W)` of epoch `g // W`, for W windows. Any of them is
+found at once, so that jumping to the billionth costs what jumping to the first costs.
+"""
+
+import hashlib
+
+import numpy as np
+import numpy.typing as npt
+
+ROUNDS = 6
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+class Permutation:
+    """A pseudo-random permutation of 0 … size-1: a Feistel network (Luby & Rackoff 1988) with cycle walking.
+
+    The network permutes 0 … 2^b - 1 for the least even b with 2^b ≥ size; a result of `size` or more is put through
+    again until it falls below (Black & Rogaway 2002), four times at most on average.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        assert 0 < size < 1 << 62, size
+        self.size = size
+        bits = max(2, (size - 1).bit_length())
+        self._half = np.uint64((bits + 1) // 2)
+        self._mask = np.uint64((1 << int(self._half)) - 1)
+        digest = hashlib.sha512(f"longhaul order {seed} {epoch}".encode()).digest()
+        self._keys = np.frombuffer(digest, dtype="<u8")[:ROUNDS].astype(np.uint64)
+
+    def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Map positions (n,) int64 to windows (n,) int64."""
+        values = self._network(positions.astype(np.uint64))
+        outside = np.flatnonzero(values >= self.size)
+        while len(outside):
+            values[outside] = self._network(values[outside])
+            outside = outside[values[outside] >= self.size]
+        return values.astype(np.int64)
+
+    def _network(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        left, right = values >> self._half, values & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (_mix(right + key) & self._mask)
+        return (left << self._half) | right
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele et al. 2014); arithmetic modulo 2^64."""
+    values = (values ^ (values >> np.uint64(30))) * _MIX_1
+    values = (values ^ (values >> np.uint64(27))) * _MIX_2
+    return values ^ (values >> np.uint64(31))
+
+
+def windows_at(first: int, count: int, window_count: int, seed: int) -> npt.NDArray[np.int64]:
+    """The windows (count,) of sequence numbers first … first+count-1, running over epoch borders."""
+    windows = np.empty(count, dtype=np.int64)
+    done = 0
+    while done < count:
+        epoch, position = divmod(first + done, window_count)
+        take = min(count - done, window_count - position)
+        positions = np.arange(position, position + take, dtype=np.int64)
+        windows[done : done + take] = Permutation(window_count, seed, epoch)(positions)
+        done += take
+    return windows
