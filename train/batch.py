@@ -1,6 +1,7 @@
 """The batch, stated in tokens: micro-batch and world size only slice it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from common.errors import UserError
 
@@ -15,7 +16,7 @@ class BatchConfig:
     """
 
     tokens_per_step: int = 524_288
-    micro_batch: int | str = "auto"
+    micro_batch: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1:

@@ -1,0 +1,138 @@
+"""Settings of the run itself, of its data and of its record. A section each in the configuration."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the run reads.
+
+    Args:
+        path: folder of a token set (manifest.json and shards). A relative path is looked for in the working directory,
+            then in the project.
+        verify: check at the start the shards' sizes, or also their SHA-256 (full).
+    """
+
+    path: str = "data/fineweb-edu"
+    verify: Literal["size", "full"] = "size"
+
+
+@dataclass(frozen=True)
+class RecomputeConfig:
+    """Activation checkpointing (Chen et al. 2016): forget activations, compute them again in the backward.
+
+    Args:
+        mode: none, full (every block), every (every `every_blocks`-th block), or auto: none where the estimated memory
+            allows, else full.
+        every_blocks: with mode every, how many blocks lie from one recomputed block to the next.
+    """
+
+    mode: Literal["auto", "none", "full", "every"] = "auto"
+    every_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_blocks < 1:
+            raise ValueError(f"recompute.every_blocks is {self.every_blocks}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save and what to keep. The last step is always saved.
+
+    Args:
+        every_steps: save after every so many steps; 0 saves at the end alone.
+        keep_last: how many of the newest checkpoints stay.
+        keep_every_steps: checkpoints at multiples of this stay for good; 0 keeps none for good.
+    """
+
+    every_steps: int = 500
+    keep_last: int = 2
+    keep_every_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0 or self.keep_every_steps < 0:
+            raise ValueError("checkpoint.every_steps and checkpoint.keep_every_steps must not be negative")
+        if self.keep_last < 1:
+            raise ValueError(f"checkpoint.keep_last is {self.keep_last}: at least 1 must stay")
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Validation and samples during the run. The last step is always validated.
+
+    Args:
+        every_steps: validate after every so many steps; 0 validates at the end alone.
+        tokens: how many tokens of the validation split to use, from its beginning: the same ones every time.
+        sample_every_steps: let the model write after every so many steps; 0 never.
+        sample_tokens: tokens of each sample.
+        temperature: sampling temperature; 0 always takes the most likely token.
+        top_k: sample among the k most likely tokens; 0 among all.
+        prompts: what the samples begin with.
+    """
+
+    every_steps: int = 250
+    tokens: int = 1_048_576
+    sample_every_steps: int = 0
+    sample_tokens: int = 48
+    temperature: float = 0.8
+    top_k: int = 50
+    prompts: list[str] = field(default_factory=lambda: ["The purpose of education is", "Once upon a time"])
+
+    def __post_init__(self) -> None:
+        if min(self.every_steps, self.sample_every_steps, self.temperature, self.top_k) < 0:
+            raise ValueError("the numbers of section eval must not be negative")
+        if self.tokens < 1 or self.sample_tokens < 1:
+            raise ValueError("eval.tokens and eval.sample_tokens must be positive")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """The terminal and mirrors of metrics.jsonl, which records every step whatever stands here.
+
+    Args:
+        every_steps: a line in the log after every so many steps.
+        sequences: record which windows of the data each step used.
+    """
+
+    every_steps: int = 10
+    sequences: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1:
+            raise ValueError(f"log.every_steps is {self.every_steps}: give 1 or more")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The run.
+
+    Args:
+        root: folder of all runs.
+        name: the run's folder under `root`; null takes the configuration file's name. The same name continues the run.
+        seed: of initialisation, data order, dropout and samples.
+        max_steps: optimizer steps of the whole run, which the schedule spans.
+        device: where to compute; auto takes a GPU where there is one.
+        dtype: of matrix multiplications; auto takes bf16 where the hardware has it.
+        compile: torch.compile; auto compiles on GPUs and falls back with a message where a trial fails.
+        deterministic: the same bits on every run on CUDA too, at some cost in speed.
+        collective_timeout_seconds: how long a rank waits for the others before the run is given up.
+    """
+
+    root: str = "runs"
+    name: str | None = None
+    seed: int = 1337
+    max_steps: int = 19_073
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    compile: bool | Literal["auto"] = "auto"
+    deterministic: bool = False
+    collective_timeout_seconds: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"run.max_steps is {self.max_steps}: give 1 or more")
+        if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
+            raise ValueError(f"run.name is {self.name!r}: give a plain folder name")
+        if self.collective_timeout_seconds <= 0:
+            raise ValueError("run.collective_timeout_seconds must be positive")
