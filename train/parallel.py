@@ -46,15 +46,11 @@ class Parallel:
             (loss * (scale * self._world_size)).backward()
         return loss.detach()
 
-    def zero_grad(self) -> None:
+    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget the gradients. Under DDP they are views into its buckets and stay in place."""
-        for parameter in self.model.parameters():
-            if self._ddp is None:
-                parameter.grad = None
-            elif parameter.grad is not None:
-                parameter.grad.zero_()
+        optimizer.zero_grad(set_to_none=self._ddp is None)
 
-    def warm_up(self, tokens: Tensor) -> None:
+    def warm_up(self, tokens: Tensor, optimizer: torch.optim.Optimizer) -> None:
         """One forward and backward whose gradients are thrown away.
 
         DDP lays out its buckets anew after the first backward, which changes the order of its sums from 3 ranks on: a
@@ -65,6 +61,6 @@ class Parallel:
         """
         self.backward(tokens, tokens, scale=0.0, last=False)
         self.backward(tokens, tokens, scale=0.0, last=True)
-        self.zero_grad()
+        self.zero_grad(optimizer)
         if tokens.device.type == "cuda":
             torch.cuda.synchronize(tokens.device)

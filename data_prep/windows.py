@@ -1,0 +1,34 @@
+"""A stream of tokens cut into windows of a model's length."""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Tokens(Protocol):
+    """A split's tokens as one long stream."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger]: ...
+
+
+class Windows:
+    """A stream cut into windows of T inputs and their T targets; window i begins at token i·T.
+
+    Each token is a target once, except the stream's first and the fewer than T at its end that fill no window.
+    """
+
+    def __init__(self, stream: Tokens, block_size: int) -> None:
+        self._stream = stream
+        self.block_size = block_size
+        self.count = max(0, (len(stream) - 1) // block_size)
+
+    def read(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Windows (n,) to their tokens (n, T+1) int64; a window's last token is its last target."""
+        tokens = np.empty((len(windows), self.block_size + 1), dtype=np.int64)
+        for row, window in zip(tokens, windows, strict=True):
+            start = int(window) * self.block_size
+            row[:] = self._stream.read(start, start + self.block_size + 1)
+        return tokens
