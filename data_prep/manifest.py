@@ -1,0 +1,117 @@
+"""The manifest of a token set: what the shards hold, who made them, and whether they are all there.
+
+A token set is a folder of headerless little-endian shards (`train-00000.bin`, …) and a `manifest.json`, written last.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.publish import canonical_json, write_json_whole
+
+FORMAT_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+SPLITS = ("train", "val")
+UINT16_VOCABULARY = 1 << 16  # the largest vocabulary whose ids fit 16 bits
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest stored dtype for a vocabulary: little-endian uint16, or uint32 above 65,536 ids."""
+    return np.dtype("<u2" if vocab_size <= UINT16_VOCABULARY else "<u4")
+
+
+def shard_name(split: str, index: int) -> str:
+    return f"{split}-{index:05d}.bin"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of tokens. `documents` counts those that begin in it, `bytes` the UTF-8 bytes its tokens stand for."""
+
+    file: str
+    tokens: int
+    documents: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is known about a token set. `tokenizer` is the tokenizer's spec; `source`, `versions`: for people."""
+
+    dtype: str
+    tokenizer: dict[str, Any]
+    source: dict[str, Any]
+    versions: dict[str, str]
+    splits: dict[str, tuple[Shard, ...]]
+    format_version: int = FORMAT_VERSION
+    complete: bool = True
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.dtype).newbyteorder("<")
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what defines the data: every token, and how to read it. No times, no paths, no versions."""
+        shards = {name: [[s.tokens, s.sha256] for s in self.splits[name]] for name in sorted(self.splits)}
+        defining = [self.format_version, self.dtype, self.tokenizer["sha256"], shards]
+        return hashlib.sha256(canonical_json(defining).encode()).hexdigest()
+
+    def split_identity(self, split: str) -> str:
+        """SHA-256 over the split's tokens: two sets with the same one give the same evaluation."""
+        shards = [[s.tokens, s.sha256] for s in self.splits.get(split, ())]
+        return hashlib.sha256(canonical_json([self.dtype, self.tokenizer["sha256"], shards]).encode()).hexdigest()
+
+    def total(self, split: str, field: str) -> int:
+        """Sum of `tokens`, `documents` or `bytes` over a split's shards."""
+        return sum(getattr(shard, field) for shard in self.splits.get(split, ()))
+
+    def write(self, folder: Path) -> None:
+        """Publish the manifest: from here on the set counts as complete."""
+        write_json_whole(folder / MANIFEST_FILE, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a complete set.
+
+        Raises UserError in one line where it is missing, damaged, incomplete or of another format.
+        """
+        path = folder / MANIFEST_FILE
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise UserError(_missing(folder)) from None
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} can't be read ({error}): prepare the set again with --force") from None
+        if not isinstance(fields, dict) or fields.get("complete") is not True:
+            raise UserError(f"{folder} is incomplete: run its preparation command again, it continues")
+        if fields.get("format_version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format {fields.get('format_version')}, this Longhaul reads {FORMAT_VERSION}: "
+                "prepare the set again with --force"
+            )
+        try:
+            splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in fields.pop("splits").items()}
+            manifest = cls(**fields, splits=splits)
+            assert {"kind", "vocab_size", "sha256"} <= manifest.tokenizer.keys()
+            assert manifest.numpy_dtype.itemsize
+        except (TypeError, KeyError, AttributeError, AssertionError) as error:
+            raise UserError(f"{path} is damaged ({error}): prepare the set again with --force") from None
+        return manifest
+
+
+def _missing(folder: Path) -> str:
+    if not folder.exists():
+        return (
+            f"there is no token set in {folder}: make one, for example with "
+            f"'python data_prep/docstrings.py --out {folder}' or 'python data_prep/fineweb.py --out {folder}'"
+        )
+    if any(folder.glob("*.bin*")):
+        return f"{folder} is incomplete (no {MANIFEST_FILE}): run its preparation command again, it continues"
+    return f"{folder} holds no token set (no {MANIFEST_FILE}): is it the right folder?"

@@ -1,0 +1,159 @@
+"""Reading a token set: each split as one long stream of tokens, memory-mapped, whatever files it lies in."""
+
+import bisect
+import itertools
+import mmap
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from common.errors import UserError
+from common.progress import progress_bar
+from common.publish import sha256_file
+from data_prep.manifest import Manifest, Shard
+from data_prep.tokenization import Ids
+
+PAGE_IN_BYTES = 64 << 10  # what a read of a few bytes can make resident (the kernel maps neighbours along)
+RESIDENT_BYTES = 128 << 20  # mapped pages are handed back after about this much
+
+
+class TokenStream:
+    """One split as a stream: `len(stream)` tokens, `read(start, stop)` across file borders.
+
+    Every file is opened once, here. Pages are handed back as reading goes on, so resident memory stays bounded while
+    the operating system's cache keeps what it can.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self.documents = sum(shard.documents for shard in shards)
+        self.bytes = sum(shard.bytes for shard in shards)
+        self._paths = [folder / shard.file for shard in shards]
+        self._sizes = [shard.tokens * dtype.itemsize for shard in shards]
+        self._ends = list(itertools.accumulate(shard.tokens for shard in shards))  # first token after each shard
+        _allow_open_files(len(shards))
+        self._maps = [_map_file(path) for path in self._paths]
+        self._paged_bytes = 0
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Tokens start … stop - 1 as a new array (stop - start,) of the stored dtype.
+
+        Raises IndexError outside the stream and UserError where a file has changed its size since it was opened.
+        """
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start} … {stop} of {len(self)}")
+        out = np.empty(stop - start, dtype=self.dtype)
+        position, index = start, bisect.bisect_right(self._ends, start)
+        while position < stop:
+            shard_start = self._ends[index] - self._sizes[index] // self.dtype.itemsize
+            end = min(stop, self._ends[index])
+            out[position - start : end - start] = self._tokens(index)[position - shard_start : end - shard_start]
+            position, index = end, index + 1
+        self._hand_back_pages(out.nbytes)
+        return out
+
+    def _tokens(self, index: int) -> Ids:
+        mapped = self._maps[index]
+        if mapped.size() != self._sizes[index]:  # reading past a truncated file's end would kill the process
+            raise UserError(f"{self._paths[index]} changed while it was read: run data_prep/verify.py on its folder")
+        return np.frombuffer(mapped, dtype=self.dtype)
+
+    def _hand_back_pages(self, read_bytes: int) -> None:
+        self._paged_bytes += read_bytes + PAGE_IN_BYTES
+        if self._paged_bytes < RESIDENT_BYTES or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+        self._paged_bytes = 0
+
+
+class TokenSet:
+    """A complete token set in a folder. Make one with `TokenSet.open`."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, folder: Path | str, verify: Literal["size", "full"] = "size") -> "TokenSet":
+        """Open a set after checking that exactly the listed shards are there, with their sizes or (`full`) hashes.
+
+        Raises UserError in one line for a missing, incomplete, truncated, unlisted or otherwise wrong set.
+        """
+        folder = Path(folder)
+        manifest = Manifest.read(folder)
+        shards = [shard for name in sorted(manifest.splits) for shard in manifest.splits[name]]
+        unlisted = sorted({path.name for path in folder.glob("*.bin")} - {shard.file for shard in shards})
+        if unlisted:
+            raise UserError(
+                f"{folder / unlisted[0]} is not in the set's manifest: move it away or prepare the set again"
+            )
+        for shard in shards:
+            _check_size(folder, shard, manifest.numpy_dtype)
+        if verify == "full":
+            with (
+                ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
+                progress_bar(len(shards), "shard", "verifying") as bar,
+            ):
+                for _ in pool.map(partial(_check_hash, folder), shards):
+                    bar.update()
+        return cls(folder, manifest)
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 of what defines the data: no times, no paths."""
+        return self.manifest.identity
+
+    @property
+    def tokenizer_spec(self) -> dict[str, Any]:
+        return self.manifest.tokenizer
+
+    def split(self, name: str) -> TokenStream:
+        """The split's stream (of no tokens where the set lacks the split)."""
+        return TokenStream(self.folder, self.manifest.splits.get(name, ()), self.manifest.numpy_dtype)
+
+
+def _check_size(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> None:
+    path, expected = folder / shard.file, shard.tokens * dtype.itemsize
+    try:
+        found = path.stat().st_size
+    except OSError:
+        raise UserError(f"{path} is missing: copy it again, or prepare the set again with --force") from None
+    if found != expected:
+        raise UserError(f"{path} has {found:,} bytes, not {expected:,}: copy it again, or prepare the set with --force")
+
+
+def _check_hash(folder: Path, shard: Shard) -> None:
+    if sha256_file(folder / shard.file) != shard.sha256:
+        raise UserError(
+            f"{folder / shard.file} is not what was written (its SHA-256 differs): "
+            "copy it again, or prepare the set again with --force"
+        )
+
+
+def _map_file(path: Path) -> mmap.mmap:
+    try:
+        with open(path, "rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise UserError(f"can't map {path} ({error}): fewer, larger shards need fewer open files") from None
+
+
+def _allow_open_files(count: int) -> None:
+    """A map keeps its file open: raise the soft limit where a set has more shards than it allows."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(hard, soft + count)
+    if count > soft // 2 and wanted > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

