@@ -120,12 +120,22 @@ class CheckpointWriter:
     def _publish(self, temporary: Path, final: Path, facts: dict[str, Any]) -> list[str]:
         try:
             write_json_whole(temporary / CHECKPOINT_MANIFEST, {"format_version": FORMAT_VERSION, **facts})
-            if final.exists():  # left by an earlier attempt that proved damaged: keep it, out of the way
-                os.replace(final, final.with_name(f"{final.name}.damaged-{os.getpid()}"))
+            aside = final.with_name(f".{final.name}.replaced{TEMPORARY_SUFFIX}")
+            if final.exists():  # the run went back behind this step, or found it damaged
+                os.replace(final, aside if _is_whole(final) else final.with_name(f"{final.name}.damaged-{os.getpid()}"))
             publish_folder(temporary, final)
+            shutil.rmtree(aside, ignore_errors=True)
         except OSError as error:
             return [f"{final}: {error}"]
         return []
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        verify_checkpoint(checkpoint)
+    except BadCheckpoint:
+        return False
+    return True
 
 
 def prune(folder: Path, *, keep_last: int, keep_every_steps: int, never: Path | None) -> None:

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.precision import Dtype, autocast
 from model.ranks import Ranks
 
 
 class Parallel:
     """A model on this rank that learns together with its copies on the others."""
 
-    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+    def __init__(self, model: nn.Module, ranks: Ranks, *, dtype: Dtype) -> None:
         self.model = model
+        self._device = ranks.device
+        self._dtype = dtype
         self._world_size = ranks.world_size
         self._ddp: DistributedDataParallel | None = None
         if ranks.world_size > 1:
@@ -41,7 +44,8 @@ class Parallel:
         ddp = self._ddp
         quiet = ddp.no_sync() if ddp is not None and not last else contextlib.nullcontext()
         with quiet:
-            loss = (ddp or self.model)(tokens, targets)
+            with autocast(self._dtype, self._device):
+                loss = (ddp or self.model)(tokens, targets)
             # DDP divides the sum over ranks by their number
             (loss * (scale * self._world_size)).backward()
         return loss.detach()

@@ -1,0 +1,89 @@
+"""What a run tells while it goes on: `metrics.jsonl` is the record, terminal and log are views of it."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from common.metrics_file import MetricsFile
+from common.progress import format_count, format_duration
+from common.run_folder import RunFolder
+
+
+class Recorder:
+    """Written to by rank 0 alone; on other ranks every call does nothing."""
+
+    def __init__(self, folder: RunFolder, *, active: bool, max_steps: int, first_step: int, line_every: int) -> None:
+        self._active = active
+        self._max_steps = max_steps
+        self._line_every = line_every
+        self._started: float | None = None
+        self._first_step = first_step
+        if not active:
+            return
+        self._metrics = MetricsFile(folder.metrics)
+        self._samples = MetricsFile(folder.samples)
+        self._log = open(folder.log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def say(self, text: str) -> None:
+        """A line for people, on the terminal and in log.txt."""
+        if not self._active:
+            return
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Record a training step."""
+        if not self._active:
+            return
+        self._metrics.append(record)
+        if self._started is None:
+            self._started, self._first_step = time.monotonic(), record["step"]  # the first step is not typical
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+            self._bar.update(record["step"] - self._bar.n)
+        if record["step"] % self._line_every == 0 or record["step"] == self._max_steps:
+            self.say(self._line(record))
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Record anything else that belongs to a step (a validation, a start)."""
+        if self._active:
+            self._metrics.append(record)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Record what the model wrote after a prompt, and show it on one line."""
+        if self._active:
+            self._samples.append({"step": step, "prompt": prompt, "text": text, "time": time.time()})
+            self.say(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}")
+
+    def close(self) -> None:
+        if self._active:
+            if self._bar is not None:
+                self._bar.close()
+            self._metrics.close()
+            self._samples.close()
+            self._log.close()
+
+    def _line(self, record: dict[str, Any]) -> str:
+        parts = [
+            f"step {record['step']}/{self._max_steps}",
+            f"loss {record['loss']:.4f}",
+            f"lr {record['lr']:.2e}",
+            f"norm {record['grad_norm']:.2f}",
+            f"{format_count(record['tokens_per_second'])} tokens/s",
+        ]
+        if record["mfu"] is not None:
+            parts.append(f"MFU {record['mfu']:.1%}")
+        done = record["step"] - self._first_step
+        if done > 0 and self._started is not None:
+            seconds = (time.monotonic() - self._started) / done * (self._max_steps - record["step"])
+            parts.append(f"ETA {format_duration(seconds)}")
+        return " | ".join(parts)
