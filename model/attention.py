@@ -1,0 +1,81 @@
+"""Self-attention: multi-head, grouped-query or multi-query, with rotary positions, QK-norm and a window by choice.
+
+B batch, T sequence, C width, H heads, K key/value heads, D head size.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.attention_masks import Visibility, attend
+from model.config import ModelConfig
+from model.norms import RMSNorm
+from model.positions import Rotary, rotate
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What every layer of one forward shares, worked out once.
+
+    Attributes:
+        rotary: angles of the positions, or None where positions are learned.
+        visibility: by window, who sees whom.
+    """
+
+    rotary: Rotary | None
+    visibility: dict[int | None, Visibility]
+
+
+class Attention(nn.Module):
+    """Softmax attention.
+
+    `project` and `mix` are apart so that a block can recompute the norm together with the projection after it.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.score_size = config.score_size
+        self.widths = [heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+        self.dropout = config.dropout
+        self.window = config.layer_window(layer)
+        self.layer = layer
+        self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.score_size, config.norm_eps)
+            self.k_norm = RMSNorm(config.score_size, config.norm_eps)
+        self.qk_norm = config.qk_norm
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: (B, T, C) to (B, T, (H + 2K)·D)."""
+        return self.c_attn(x)
+
+    def mix(self, qkv: Tensor, context: AttentionContext) -> Tensor:
+        """Attend and project back: (B, T, (H + 2K)·D) to (B, T, C)."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in qkv.split(self.widths, dim=-1))  # (B, T, H, D)
+        if self.qk_norm:
+            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
+        if context.rotary is not None:
+            q, k = rotate(q, context.rotary), rotate(k, context.rotary)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H or K, T, D)
+        out = self.attend(q, k, v, context.visibility[self.window])  # (B, H, T, D)
+        out = out.transpose(1, 2).flatten(2)  # (B, T, C)
+        return F.dropout(self.c_proj(out), self.dropout, self.training)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
+        """(B, H, T, D) and twice (B, K, S, D) to (B, H, T, D)."""
+        return attend(q, k, v, visibility, dropout=self.dropout if self.training else 0.0)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        return self.mix(self.project(x), context)
+
+    def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return norm(x.unflatten(-1, (-1, self.score_size))).flatten(-2)
+
+
+def build_attention(config: ModelConfig, layer: int) -> Attention:
+    """The attention of one layer."""
+    return Attention(config, layer)

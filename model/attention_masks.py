@@ -1,0 +1,135 @@
+"""Who may look at whom, worked out once per forward, and the attention that makes use of it.
+
+Three ways on every device, exact and equal: everything before a query (no mask, the fused causal kernel), a dense mask,
+and block-local attention for a sliding window, which skips what the window cannot reach. On CUDA a window or documents
+go through FlexAttention instead, which skips the same blocks in one kernel.
+
+B batch, T queries, S keys, H heads, K key/value heads, D head size, W window, N blocks, P block size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Below this many keys per query a block is mostly overhead (measured with bench_attention.py).
+SMALLEST_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What each query may see. Without a mask: every key up to its own (`causal`), or simply every key.
+
+    Attributes:
+        causal: query i sees keys up to i.
+        mask: boolean, True where visible: (1 or B, 1, T, S); or, with `block`, (N or B·N, 1, P, 2P).
+        block: block size P of block-local attention.
+    """
+
+    causal: bool = True
+    mask: Tensor | None = None
+    block: int | None = None
+
+
+def see_before(
+    length: int, window: int | None, document_ids: Tensor | None, device: torch.device | None = None
+) -> Visibility:
+    """Each token sees itself and what stands before it, inside the window and inside its document.
+
+    Args:
+        length: T.
+        window: keys a query sees, its own included; None: all.
+        document_ids: (B, T) integers, or None where the sequence is one document.
+        device: where the masks are needed.
+    """
+    if window is not None and window >= length:
+        window = None
+    if window is None and document_ids is None:
+        return Visibility()
+    block = None if window is None else max(window, SMALLEST_BLOCK)
+    if block is not None and 2 * block < length:
+        return Visibility(causal=False, mask=_block_mask(length, block, window, document_ids, device), block=block)
+    index = torch.arange(length, device=device)
+    visible = _in_reach(index[:, None], index[None, :], window)[None]  # (1, T, T)
+    if document_ids is not None:
+        visible = visible & (document_ids[:, :, None] == document_ids[:, None, :])  # (B, T, T)
+    return Visibility(causal=False, mask=visible.unsqueeze(1))
+
+
+def _in_reach(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """Causal, and at most `window` keys counting the query's own (Mistral's and Hugging Face's convention)."""
+    distance = query - key
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def _block_mask(
+    length: int, block: int, window: int | None, document_ids: Tensor | None, device: torch.device | None
+) -> Tensor:
+    """(N or B·N, 1, P, 2P): the queries of a block against the keys of the block before and of their own."""
+    blocks = -(-length // block)
+    query = torch.arange(block, device=device)[:, None]  # (P, 1)
+    key = torch.arange(-block, block, device=device)[None, :]  # (1, 2P)
+    band = _in_reach(query, key, window).expand(blocks, block, 2 * block)  # (N, P, 2P)
+    exists = (torch.arange(blocks, device=device)[:, None, None] > 0) | (key >= 0)  # (N, 1, 2P): nothing before block 0
+    visible = (band & exists)[None]  # (1, N, P, 2P)
+    if document_ids is not None:
+        own = F.pad(document_ids, (0, blocks * block - length), value=-1).unflatten(1, (blocks, block))  # (B, N, P)
+        visible = visible & (own[..., :, None] == _with_previous(own, dim=1)[..., None, :])  # (B, N, P, 2P)
+    return visible.flatten(0, 1).unsqueeze(1)
+
+
+def _with_previous(x: Tensor, dim: int) -> Tensor:
+    """Put each block's predecessor before it: (..., N, P, ...) to (..., N, 2P, ...); block 0 gets zeros."""
+    blocks = x.shape[dim]
+    first = torch.zeros_like(x.narrow(dim, 0, 1))
+    previous = torch.cat((first, x.narrow(dim, 0, blocks - 1)), dim)
+    return torch.cat((previous, x), dim + 1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, *, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """softmax(q kᵀ · scale) v over the visible keys.
+
+    Args:
+        q: (B, H, T, D).
+        k, v: (B, K, S, D); each key/value head serves H/K neighbouring query heads.
+        visibility: what `see_before` or the cache worked out.
+        dropout: probability of dropping an attention weight.
+        scale: None: 1/sqrt(D).
+
+    Returns:
+        (B, H, T, D).
+    """
+    grouped = q.shape[1] != k.shape[1]
+    if visibility.block is not None:
+        return _attend_in_blocks(q, k, v, visibility, dropout, scale)
+    return F.scaled_dot_product_attention(
+        q, k, v, visibility.mask, dropout, is_causal=visibility.causal, scale=scale, enable_gqa=grouped
+    )
+
+
+def _attend_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float, scale: float | None
+) -> Tensor:
+    """Each block of P queries against 2P keys: work grows with T·P instead of T²."""
+    assert visibility.block is not None
+    assert visibility.mask is not None
+    batch, _, length, _ = q.shape
+    block = visibility.block
+    missing = -length % block
+    q, k, v = (F.pad(x, (0, 0, 0, missing)).unflatten(2, (-1, block)) for x in (q, k, v))  # (B, H, N, P, D)
+    k, v = _with_previous(k, dim=2), _with_previous(v, dim=2)  # (B, K, N, 2P, D)
+    blocks = q.shape[2]
+    mask = visibility.mask
+    if mask.shape[0] != batch * blocks:  # no documents: the same masks for every sequence
+        mask = mask.repeat(batch, 1, 1, 1)
+    out = F.scaled_dot_product_attention(
+        *(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)),  # (B·N, H, P or 2P, D)
+        mask,
+        dropout,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]  # (B, H, T, D)

@@ -1,0 +1,201 @@
+"""What a GPT is made of: one frozen dataclass, and the sizes people train.
+
+Every option names the paper it comes from. A combination that cannot work is refused here, in one line.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+NormKind = Literal["layernorm", "rmsnorm"]
+PositionKind = Literal["learned", "rope"]
+MlpKind = Literal["gelu", "gelu_exact", "swiglu", "relu2"]
+AttentionKind = Literal["softmax", "differential"]
+
+SWIGLU_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape and the parts of a GPT. The defaults are GPT-2 124M.
+
+    Attributes:
+        vocab_size: ids the tokenizer produces.
+        vocab_multiple: the embedding table is padded up to a multiple of this (tensor cores like multiples of 128);
+            the padding never gets probability.
+        block_size: longest sequence in tokens, T.
+        n_layer: blocks, L.
+        n_head: query heads, H.
+        n_kv_head: key and value heads, K; null: as many as query heads. 1 is multi-query (Shazeer 2019,
+            arXiv:1911.02150), between is grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245).
+        n_embd: width, C.
+        norm: layernorm (Ba et al. 2016, arXiv:1607.06450) or rmsnorm (Zhang and Sennrich 2019, arXiv:1910.07467).
+        norm_eps: added to the variance inside the norms.
+        position: learned (GPT-2) or rope (Su et al. 2021, arXiv:2104.09864).
+        rope_base: RoPE's longest wavelength is about 2·pi times this.
+        mlp: gelu (tanh form, GPT-2), gelu_exact, swiglu (Shazeer 2020, arXiv:2002.05202) or relu2 (So et al. 2021,
+            arXiv:2109.08668).
+        mlp_hidden: width inside the MLP; null: 4C, for swiglu 8C/3 rounded up to a multiple of 64.
+        bias: biases in linear layers and LayerNorm.
+        dropout: on embeddings, attention weights and both residual branches.
+        tie_weights: the head uses the token embedding (Press and Wolf 2017, arXiv:1608.05859).
+        qk_norm: RMSNorm on every query and key head (Henry et al. 2020, arXiv:2010.04245; as in OLMo 2 and Qwen3).
+        window: keys a query sees in a sliding-window layer, its own included (Mistral 7B, arXiv:2310.06825).
+        window_pattern: S (sliding) and L (full) per layer, repeated over the depth, such as SSSL; null: all S.
+        attention: softmax, or differential (Ye et al. 2024, arXiv:2410.05258).
+    """
+
+    vocab_size: int = 50257
+    vocab_multiple: int = 128
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_kv_head: int | None = None
+    n_embd: int = 768
+    norm: NormKind = "layernorm"
+    norm_eps: float = 1e-5
+    position: PositionKind = "learned"
+    rope_base: float = 10000.0
+    mlp: MlpKind = "gelu"
+    mlp_hidden: int | None = None
+    bias: bool = True
+    dropout: float = 0.0
+    tie_weights: bool = True
+    qk_norm: bool = False
+    window: int | None = None
+    window_pattern: str | None = None
+    attention: AttentionKind = "softmax"
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        self._check_attention()
+
+    def _check_sizes(self) -> None:
+        for name in ("vocab_size", "vocab_multiple", "block_size", "n_layer", "n_head", "n_embd"):
+            _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        _require(
+            self.mlp_hidden is None or self.mlp_hidden >= 1, f"model.mlp_hidden is {self.mlp_hidden}; it must be ≥ 1"
+        )
+        _require(0.0 <= self.dropout < 1.0, f"model.dropout is {self.dropout}; it must be at least 0 and below 1")
+        _require(self.norm_eps > 0, f"model.norm_eps is {self.norm_eps}; it must be above 0")
+        _require(self.rope_base > 0, f"model.rope_base is {self.rope_base}; it must be above 0")
+        _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
+        _require_one_of("position", self.position, ("learned", "rope"))
+        _require_one_of("mlp", self.mlp, ("gelu", "gelu_exact", "swiglu", "relu2"))
+        _require_one_of("attention", self.attention, ("softmax", "differential"))
+
+    def _check_attention(self) -> None:
+        heads = _divisors(self.n_embd)
+        _require(
+            self.n_embd % self.n_head == 0,
+            f"model.n_embd {self.n_embd} does not divide into model.n_head {self.n_head} heads; "
+            f"try {_nearest(self.n_head, heads)} heads",
+        )
+        _require(
+            self.kv_heads >= 1 and self.n_head % self.kv_heads == 0,
+            f"model.n_head {self.n_head} does not divide into groups for model.n_kv_head {self.kv_heads}; "
+            f"try {_nearest(self.kv_heads, _divisors(self.n_head))}",
+        )
+        if self.attention == "differential":
+            _require(
+                self.head_size % 2 == 0,
+                f"differential attention halves each head, but the head size n_embd/n_head is {self.head_size}",
+            )
+        if self.position == "rope":
+            _require(
+                self.score_size % 2 == 0,
+                f"rope turns pairs of features, but {self.score_size} features of a head are compared; "
+                "choose n_embd and n_head so that it is even",
+            )
+        _require(self.window is None or self.window >= 1, f"model.window is {self.window}; it must be at least 1")
+        if self.window_pattern is not None:
+            _require(self.window is not None, "model.window_pattern needs model.window, in keys a query sees")
+            _require(
+                len(self.window_pattern) >= 1 and set(self.window_pattern) <= {"S", "L"},
+                f"model.window_pattern {self.window_pattern!r} may hold only S (sliding) and L (full)",
+            )
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return math.ceil(self.vocab_size / self.vocab_multiple) * self.vocab_multiple
+
+    @property
+    def kv_heads(self) -> int:
+        """K."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def head_size(self) -> int:
+        """D."""
+        return self.n_embd // self.n_head
+
+    @property
+    def score_size(self) -> int:
+        """Features in one query-key product: D, or D/2 where differential attention compares half heads."""
+        return self.head_size // 2 if self.attention == "differential" else self.head_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Width inside the MLP."""
+        if self.mlp_hidden is not None:
+            return self.mlp_hidden
+        if self.mlp == "swiglu":
+            return math.ceil(8 * self.n_embd / 3 / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
+        return 4 * self.n_embd
+
+    def layer_window(self, layer: int) -> int | None:
+        """Keys a query of this layer sees, its own included; None: all before it."""
+        if self.window is None:
+            return None
+        pattern = self.window_pattern or "S"
+        return self.window if pattern[layer % len(pattern)] == "S" else None
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """`layer_window` of every layer."""
+        return tuple(self.layer_window(layer) for layer in range(self.n_layer))
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    _require(value in allowed, f"model.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _nearest(value: int, candidates: list[int]) -> int:
+    return min(candidates, key=lambda candidate: abs(candidate - value))
+
+
+_SIZES = {  # layers, heads, width, block size: GPT-2's (Radford et al. 2019), and GPT-3 XL's width for 1.3B
+    "124m": (12, 12, 768, 1024),
+    "355m": (24, 16, 1024, 1024),
+    "774m": (36, 20, 1280, 1024),
+    "1p3b": (24, 16, 2048, 2048),
+}
+_KINDS: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "llama": {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False},
+}
+PRESETS: dict[str, ModelConfig] = {
+    f"{kind}-{size}": ModelConfig(n_layer=layers, n_head=heads, n_embd=width, block_size=block, **options)
+    for kind, options in _KINDS.items()
+    for size, (layers, heads, width, block) in _SIZES.items()
+}
+
+
+def preset_config(name: str) -> ModelConfig:
+    """The configuration of a preset such as `gpt2-124m`.
+
+    Raises:
+        ValueError: no such preset; the message lists them.
+    """
+    _require(name in PRESETS, f"model.preset {name!r} is unknown; the presets are {', '.join(PRESETS)}")
+    return PRESETS[name]

@@ -1,0 +1,128 @@
+"""The GPT: embeddings, blocks, head and loss. B batch, T sequence, C width, V padded vocabulary."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import AttentionContext, build_attention
+from model.attention_masks import see_before
+from model.config import ModelConfig
+from model.loss import IGNORE_INDEX, Reduction, head_loss
+from model.mlp import MLP
+from model.norms import build_norm
+from model.positions import document_positions, rotary_angles
+
+__all__ = ["GPT", "IGNORE_INDEX", "Block"]
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a norm and beside a residual connection ("pre-norm")."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = build_norm(config)
+        self.attn = build_attention(config, layer)
+        self.ln_2 = build_norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
+        x = x + self.attn(self.ln_1(x), context)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT(nn.Module):
+    """A decoder-only transformer whose parts its configuration chooses.
+
+    The constructor leaves torch's default weights; `model.initialisation.initialise` fills them. There are no buffers,
+    so a model built under `torch.device("meta")` needs only `to_empty(device=...)` and its weights.
+
+    Attributes:
+        config: what it was built from.
+        recompute_every: activation checkpointing while training: 0 none, 1 every block, k every k-th block. A block
+            that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_every = 0
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = build_norm(config)
+        if not config.tie_weights:
+            self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> nn.Parameter:
+        """(V, C): the output layer's matrix, which tied models share with the token embedding."""
+        return self.wte.weight if self.config.tie_weights else self.lm_head.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        reduction: Reduction = "sum",
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits, or the loss where targets are given.
+
+        Args:
+            tokens: (B, T) int64 ids.
+            targets: (B, T) int64, the id that follows each token; `IGNORE_INDEX` counts for nothing.
+            reduction: sum: a float32 scalar, the summed cross-entropy; none: (B, T) float32 per token.
+            positions: (T,) or (B, T) int64; None: from 0, restarting with every document.
+            document_ids: (B, T) integers; attention stays inside runs of equal ids. None: one document.
+
+        Returns:
+            Without targets (B, T, V) logits, the padding ids at -inf; else the loss.
+        """
+        hidden = self.hidden(tokens, positions=positions, document_ids=document_ids)
+        if targets is None:
+            return self.logits(hidden)
+        return head_loss(hidden, self.head_weight, targets, self.config.vocab_size, reduction)
+
+    def hidden(self, tokens: Tensor, *, positions: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+        """The last norm's output, (B, T, C), which `logits` turns into predictions. Arguments as in `forward`."""
+        if positions is None:
+            positions = self._positions(tokens, document_ids)
+        context = self._context(tokens, positions, document_ids)
+        x = self.wte(tokens)  # (B, T, C)
+        if self.config.position == "learned":
+            x = x + self.wpe(positions)
+        x = F.dropout(x, self.config.dropout, self.training)
+        for layer, block in enumerate(self.h):
+            run = partial(checkpoint, block, use_reentrant=False) if self._recomputes(layer) else block
+            x = run(x, context)
+        return self.ln_f(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) to (..., V), the padding ids at -inf."""
+        logits = F.linear(hidden, self.head_weight)
+        if self.config.padded_vocab_size > self.config.vocab_size:
+            padding = torch.arange(self.config.padded_vocab_size, device=logits.device) >= self.config.vocab_size
+            logits = logits.masked_fill(padding, float("-inf"))
+        return logits
+
+    def _recomputes(self, layer: int) -> bool:
+        every = self.recompute_every
+        return every > 0 and layer % every == 0 and self.training and torch.is_grad_enabled()
+
+    def _positions(self, tokens: Tensor, document_ids: Tensor | None) -> Tensor:
+        if document_ids is not None:
+            return document_positions(document_ids)  # (B, T)
+        return torch.arange(tokens.shape[1], device=tokens.device)  # (T)
+
+    def _context(self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None) -> AttentionContext:
+        config = self.config
+        rotary = rotary_angles(positions, config.score_size, config.rope_base) if config.position == "rope" else None
+        length, device = tokens.shape[1], tokens.device
+        visibility = {window: see_before(length, window, document_ids, device) for window in set(config.windows)}
+        return AttentionContext(rotary, visibility)

@@ -1,0 +1,45 @@
+"""First weights: the same for a seed on every rank, device and world size, whatever else the model contains."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from model.config import ModelConfig
+from model.gpt import GPT
+
+STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al. 2019)
+
+
+@torch.no_grad()
+def initialise(model: GPT, seed: int) -> None:
+    """Fill a GPT's parameters in place, GPT-2's way.
+
+    Matrices and embeddings are normal with deviation 0.02, the two projections that end in the residual stream
+    0.02/sqrt(2L), so that its variance does not grow with depth; biases 0, norms 1, padding rows of the vocabulary 0.
+
+    Each parameter has a generator of its own, seeded from (seed, name), on the CPU: neither the device nor the order
+    of creation nor one parameter more changes the others' values.
+    """
+    for name, parameter in model.named_parameters():
+        values = torch.empty(parameter.shape, dtype=torch.float32)
+        _fill(values, name, _generator(seed, name), model.config)
+        parameter.copy_(values)
+
+
+def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelConfig) -> None:
+    if name.endswith(".bias"):
+        values.zero_()
+    elif values.dim() == 1:
+        values.fill_(1.0)
+    elif name.endswith(".c_proj.weight"):
+        values.normal_(0.0, STANDARD_DEVIATION / (2 * config.n_layer) ** 0.5, generator=generator)
+    else:
+        values.normal_(0.0, STANDARD_DEVIATION, generator=generator)
+    if name in ("wte.weight", "lm_head.weight"):
+        values[config.vocab_size :] = 0.0
+
+
+def _generator(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
