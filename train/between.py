@@ -1,0 +1,95 @@
+"""What happens between steps and leaves the training curve untouched: validation and samples."""
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass
+
+from data_prep.tokenization import Tokenizer
+from data_prep.windows import Windows
+from eval.loss import evaluate_loss
+from eval.sampling import continue_tokens
+from model.gpt import GPT
+from model.precision import Dtype
+from model.ranks import Ranks
+from train.checkpoint import Progress
+from train.recorder import Recorder
+from train.run_config import EvalConfig
+
+
+@dataclass
+class Validator:
+    """Loss on the same windows of the validation split every time, shared out over all ranks."""
+
+    model: GPT
+    windows: Windows
+    window_count: int
+    ranks: Ranks
+    micro_batch: int
+    dtype: Dtype
+    recorder: Recorder
+    latest: float | None = None
+
+    def validate(self, progress: Progress) -> None:
+        """Measure and record. (All ranks call.)"""
+        started = time.monotonic()
+        result = evaluate_loss(
+            self.model,
+            self.windows,
+            self.ranks,
+            window_count=self.window_count,
+            micro_batch=self.micro_batch,
+            dtype=self.dtype,
+        )
+        self.latest = result.loss
+        seconds = time.monotonic() - started
+        record = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "val_loss": result.loss,
+            "val_tokens": result.tokens,
+            "val_seconds": seconds,
+            "time": time.time(),
+        }
+        self.recorder.note(record)
+        perplexity = math.exp(result.loss) if result.loss < 50 else math.inf
+        self.recorder.say(
+            f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f} ({seconds:.1f} s)"
+        )
+
+
+@dataclass
+class SampleWriter:
+    """Lets the model go on from fixed prompts, each on another rank."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    config: EvalConfig
+    ranks: Ranks
+    seed: int
+    recorder: Recorder
+
+    def write(self, step: int) -> None:
+        """Sample and record. (All ranks call.) The same step gives the same text for any number of ranks."""
+        texts: dict[int, str] = {}
+        for index in range(self.ranks.rank, len(self.config.prompts), self.ranks.world_size):
+            texts[index] = self._continue(step, index, self.config.prompts[index])
+        for index, text in sorted(item for share in self.ranks.gather(texts) for item in share.items()):
+            self.recorder.sample(step, self.config.prompts[index], text)
+
+    def _continue(self, step: int, index: int, prompt: str) -> str:
+        end = self.tokenizer.spec["end_of_text_id"]
+        # the prompt begins a document, as documents of the training data do
+        tokens = [end] if end is not None else []
+        tokens += self.tokenizer.encode(prompt).tolist()
+        seed = int.from_bytes(hashlib.sha256(f"sample {self.seed} {step} {index}".encode()).digest()[:8], "little")
+        written = continue_tokens(
+            self.model,
+            tokens,
+            self.config.sample_tokens,
+            temperature=self.config.temperature,
+            top_k=self.config.top_k,
+            seed=seed >> 1,  # torch takes seeds below 2^63 on every device
+            stop=end,
+        )
+        return self.tokenizer.decode(written)

@@ -1,0 +1,124 @@
+"""The training loop: one step after another, and what happens between them."""
+
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from common.run_folder import RunFolder
+from model.ranks import Ranks
+from train.between import SampleWriter, Validator
+from train.checkpoint import CheckpointKeeper, Progress
+from train.config import Config
+from train.loader import StepBatch, StepLoader
+from train.machine import peak_memory_gib
+from train.optimizer import set_learning_rate
+from train.recorder import Recorder
+from train.schedule import learning_rate
+from train.step import Stepper
+from train.stopping import StopRequest, reason
+
+STATE_SECONDS = 10.0  # how often `state` is renewed between saves
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended, and why."""
+
+    status: Literal["done", "preempted"]
+    reason: str
+    progress: Progress
+
+
+@dataclass
+class TrainingLoop:
+    """One process's part of a run. All ranks go through every method together."""
+
+    config: Config
+    ranks: Ranks
+    folder: RunFolder
+    optimizer: torch.optim.Optimizer
+    stepper: Stepper
+    loader: StepLoader
+    validator: Validator
+    samples: SampleWriter
+    keeper: CheckpointKeeper
+    recorder: Recorder
+    stop: StopRequest
+    flops_per_token: int
+    peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
+    _state_written: float = 0.0
+
+    def run(self, progress: Progress) -> Outcome:
+        """Train from `progress` to the last step, or until asked to stop."""
+        last_step = self.config.run.max_steps
+        self.recorder.note({"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()})
+        self._write_state(progress, "started")
+        self.stepper.warm_up(self.config.model.block_size)
+        if progress.step == 0:
+            self.validator.validate(progress)
+        batches = self.loader.steps(progress.sequences)
+        try:
+            while progress.step < last_step:
+                progress = self._step(progress, batches)
+                (stop_code,) = self.ranks.agree([self.stop.code()])
+                last = progress.step == last_step
+                if last or _due(progress.step, self.config.eval.every_steps):
+                    self.validator.validate(progress)
+                if _due(progress.step, self.config.eval.sample_every_steps):
+                    self.samples.write(progress.step)
+                if stop_code or last or _due(progress.step, self.config.checkpoint.every_steps):
+                    self.keeper.save(progress)
+                    self._write_state(progress, "saved")
+                if stop_code and not last:
+                    return Outcome("preempted", reason(stop_code), progress)
+        finally:
+            batches.close()
+        return Outcome("done", "all steps done", progress)
+
+    def _step(self, progress: Progress, batches: Generator[StepBatch]) -> Progress:
+        """One optimizer step and its record."""
+        started = time.monotonic()
+        batch = next(batches)
+        waited = time.monotonic() - started
+        step = progress.step + 1
+        lr = learning_rate(self.config.schedule, self.config.optim.lr, step, self.config.run.max_steps)
+        set_learning_rate(self.optimizer, lr)
+        result = self.stepper(batch, step)
+        seconds = time.monotonic() - started
+        tokens = self.config.batch.tokens_per_step
+        rate = tokens / seconds
+        progress = Progress(step, progress.tokens + tokens, progress.sequences + self.loader.plan.sequences)
+        record: dict[str, Any] = {
+            "step": step,
+            "tokens": progress.tokens,
+            "loss": result.loss,
+            "lr": lr,
+            "grad_norm": result.grad_norm,
+            "tokens_per_second": rate,
+            "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
+            "step_seconds": seconds,
+            "data_wait_seconds": waited,
+            "memory_gib": peak_memory_gib(self.ranks.device),
+            "time": time.time(),
+        }
+        if result.skipped:
+            record["skipped"] = True
+        if self.config.log.sequences:
+            shares = self.ranks.gather(batch.windows.ravel().tolist())
+            record["sequences"] = sorted(window for share in shares for window in share)
+        self.recorder.step(record)
+        if time.monotonic() - self._state_written > STATE_SECONDS:
+            self._write_state(progress, "training")
+        return progress
+
+    def _write_state(self, progress: Progress, why: str) -> None:
+        if self.ranks.is_first:
+            self.folder.write_state("running", reason=why, step=progress.step, tokens=progress.tokens)
+            self._state_written = time.monotonic()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0

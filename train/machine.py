@@ -1,0 +1,18 @@
+"""Facts of this process's machine that the metrics report."""
+
+import psutil
+import torch
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """GiB: the most this process has had allocated on its GPU; on a CPU its resident memory now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return psutil.Process().memory_info().rss / 2**30
+
+
+def free_memory_bytes(device: torch.device, local_world_size: int) -> int:
+    """Bytes this rank may use: free on its GPU, or its share of what the host has available."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available // local_world_size
