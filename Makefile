@@ -1,0 +1,64 @@
+# Everything a newcomer types. Works with nothing but make and Python 3.11+.
+#
+#   PYTHON=/path/to/python3   the Python that .venv is made from (default: python3, else python3.13, 3.12, 3.11)
+#   TORCH=system              keep the torch that this Python already has (a cluster's module, a container)
+#   TORCH_INDEX=URL           take torch from this package index, for example PyTorch's index of CPU builds
+#   RANKS=N                   processes that `make demo` trains with (default: 2, or 1 where there is one core)
+#   TESTS="tests/model -k x"  what `make test` runs (default: everything)
+#   JOBS=N                    processes that `make test` runs in (default: the cores, 8 at most)
+#   FREE_GIB=N                GiB that must be free before an installation (0: any)
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean environment dev-environment
+
+PYTHON ?=
+TORCH ?=
+TORCH_INDEX ?=
+FREE_GIB ?=
+CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+RANKS ?= $(shell [ "$$(uname -s)" = Linux ] && [ $(CORES) -ge 2 ] && echo 2 || echo 1)
+JOBS ?= $(shell [ $(CORES) -gt 8 ] && echo 8 || echo $(CORES))
+TESTS ?=
+
+BIN := .venv/bin
+MAKE_ENVIRONMENT = python=$$(sh setup/find_python.sh "$(PYTHON)") && "$$python" setup/environment.py \
+	$(if $(PYTHON),--match-python) $(if $(TORCH),--torch "$(TORCH)") \
+	$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(FREE_GIB),--free-gib "$(FREE_GIB)")
+TORCHRUN = $(BIN)/python setup/stoppable.py $(BIN)/torchrun --standalone --nproc_per_node=$(RANKS)
+LAUNCH = $(if $(filter 1,$(RANKS)),$(BIN)/python,$(TORCHRUN))
+
+help:  ## show this
+	@echo "make TARGET [VARIABLE=value …]"
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@echo "variables:"
+	@sed -n 's/^#   /  /p' Makefile
+
+demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot, summary: about 10 minutes
+	@test -f data/docstrings/manifest.json || { set -x; $(BIN)/python data_prep/docstrings.py --out data/docstrings; }
+	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml
+	$(BIN)/python eval/plot_loss.py runs/demo
+	$(BIN)/python eval/summary.py runs/demo --require-margin 1.0
+
+test: dev-environment  ## the whole test suite (TESTS= for a part)
+	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+
+lint: dev-environment  ## style, types, shell scripts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run)
+
+format: dev-environment  ## put the sources in the one style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## delete .venv and caches; data/ and runs/ stay
+	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+environment:
+	@$(MAKE_ENVIRONMENT)
+
+dev-environment:
+	@$(MAKE_ENVIRONMENT) --dev

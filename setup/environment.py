@@ -1,0 +1,308 @@
+"""Make the virtual environment `.venv`, once, and again only when what it was made from changes.
+
+Runs with nothing but Python's standard library. `.venv/longhaul.json` records what the environment was made from and
+whether it is whole; one that was left half-built (a killed pip, a full disk) is noticed by that and built anew.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  (make looks for a newer one; this is for who calls the script itself)
+    sys.exit("error: Longhaul needs Python 3.11 or newer; this is " + sys.version.split()[0])
+
+import argparse
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import UserError, exit_on_user_error
+from setup.pip_install import pip_install
+
+PROJECT = Path(__file__).resolve().parents[1]
+RECORD = "longhaul.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an environment is made from. Another `python`, `torch` or `torch_index` needs a new one."""
+
+    python: str  # "3.11"
+    torch: str  # "pinned": constraints.txt's; "system": the one this Python already has
+    torch_index: str  # package index that torch comes from; "": pip's own
+    packages: str  # SHA-256 of requirements.txt and constraints.txt
+
+    def fits_into(self, other: Recipe) -> bool:
+        """Whether an environment made by `other` can be brought up to date in place."""
+        return (self.python, self.torch, self.torch_index) == (other.python, other.torch, other.torch_index)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of `.venv/longhaul.json`."""
+
+    whole: bool
+    location: str
+    recipe: Recipe
+    dev: str  # SHA-256 of requirements-dev.txt and constraints.txt; "": no test tools
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / (RECORD + ".new")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        temporary.replace(folder / RECORD)
+
+    @staticmethod
+    def read(folder: Path) -> Record | None:
+        try:
+            content: dict[str, Any] = json.loads((folder / RECORD).read_text())
+            return Record(**{**content, "recipe": Recipe(**content["recipe"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Make the virtual environment .venv, or bring it up to date.")
+    parser.add_argument("--dev", action="store_true", help="install the tools for tests and checks as well")
+    parser.add_argument(
+        "--torch",
+        choices=["", "pinned", "system"],
+        default="",
+        help="pinned: the version in constraints.txt; system: keep the one this Python has (a cluster's module, a"
+        " container's); default: as the environment was made, pinned for a new one",
+    )
+    parser.add_argument(
+        "--torch-index",
+        metavar="URL",
+        default="",
+        help="package index to take torch from, such as PyTorch's index of CPU builds (the --index-url that the"
+        " installation page of PyTorch shows); default: as the environment was made, pip's own for a new one",
+    )
+    parser.add_argument("--match-python", action="store_true", help="build anew if .venv has another Python than this")
+    parser.add_argument(
+        "--free-gib",
+        type=float,
+        metavar="GIB",
+        help="disk space that must be free before anything is installed; default: what is usually needed, 0: any",
+    )
+    parser.add_argument("--folder", type=Path, default=PROJECT / ".venv", help="where it goes (default: .venv)")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    with only_one_at_a_time(arguments.folder.parent) as lock:
+        make_environment(arguments, lock)
+    return 0
+
+
+def make_environment(arguments: argparse.Namespace, lock: int | None) -> None:
+    folder: Path = arguments.folder
+    record = Record.read(folder)
+    if record is None and folder.exists():
+        raise UserError(f"{folder} was not made by Longhaul's make: move or delete it, then run make again")
+    recipe = wanted_recipe(arguments, record)
+    dev = digest("requirements-dev.txt", "constraints.txt") if arguments.dev else ""
+    if record and record.whole and still_there(folder, record) and record.recipe == recipe and dev in ("", record.dev):
+        return
+
+    check_venv_module()
+    keep = (
+        record if record and record.whole and still_there(folder, record) and recipe.fits_into(record.recipe) else None
+    )
+    check_disk(folder, free_gib(arguments.free_gib, recipe, new=keep is None))
+    building = Record(whole=False, location=str(folder), recipe=recipe, dev="")
+    if keep is None:
+        if record:
+            print(f"{folder.name} is {'out of date' if record.whole else 'half-built'}: building it anew", flush=True)
+        create(folder, building)
+    building.write(folder)
+    constraints, torch = constraints_and_torch(folder, recipe)
+    if keep is None or keep.recipe.packages != recipe.packages:
+        install_packages(folder, recipe, constraints, torch, lock)
+    if dev:
+        arguments_for_pip = ["--requirement", str(PROJECT / "requirements-dev.txt"), "--constraint", str(constraints)]
+        pip_install(venv_python(folder), arguments_for_pip, log=folder / "pip.log", what="test tools", lock=lock)
+    Record(whole=True, location=str(folder), recipe=recipe, dev=dev).write(folder)
+
+
+def wanted_recipe(arguments: argparse.Namespace, record: Record | None) -> Recipe:
+    """What is asked for; what isn't asked for stays as the environment was made."""
+    this_python = "{}.{}".format(*sys.version_info)
+    old = record.recipe if record else Recipe(python=this_python, torch="pinned", torch_index="", packages="")
+    usable = record is not None and record.whole
+    return Recipe(
+        python=old.python if usable and not arguments.match_python else this_python,
+        torch=arguments.torch or old.torch,
+        torch_index=arguments.torch_index or ("" if arguments.torch else old.torch_index),
+        packages=digest("requirements.txt", "constraints.txt"),
+    )
+
+
+def digest(*names: str) -> str:
+    return hashlib.sha256(b"\0".join((PROJECT / name).read_bytes() for name in names)).hexdigest()
+
+
+def venv_python(folder: Path) -> Path:
+    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
+
+
+def still_there(folder: Path, record: Record) -> bool:
+    """Whether the environment is where it was made (its scripts hold that path) and its Python still exists."""
+    made_at = Path(record.location)
+    return made_at.exists() and made_at.samefile(folder) and venv_python(folder).exists()
+
+
+def check_venv_module() -> None:
+    try:
+        import ensurepip  # noqa: F401  (Debian and Ubuntu leave it out of python3, and venv fails half-way without it)
+        import venv  # noqa: F401
+    except ImportError:
+        version = "{}.{}".format(*sys.version_info)
+        raise UserError(
+            f"{sys.executable} cannot make virtual environments: install its venv module (Debian, Ubuntu: apt-get"
+            f" install python{version}-venv), or name another Python: make PYTHON=/path/to/python3"
+        ) from None
+
+
+def free_gib(asked: float | None, recipe: Recipe, *, new: bool) -> float:
+    """GiB that must be free. A CUDA build of torch unpacks to about 8, all the rest to about 2."""
+    if asked is not None:
+        return asked
+    if not new:
+        return 1.0
+    cuda = sys.platform == "linux" and recipe.torch == "pinned" and not recipe.torch_index.rstrip("/").endswith("cpu")
+    return 10.0 if cuda else 3.0
+
+
+def check_disk(folder: Path, need_gib: float) -> None:
+    """One line now instead of a failed pip in ten minutes. pip unpacks downloads in the folder for temporary files."""
+    temporary = Path(tempfile.gettempdir())
+    for place, gib, remedy in (
+        (folder.parent, need_gib, "on Linux without an NVIDIA driver TORCH_INDEX with PyTorch's CPU index needs 3"),
+        (temporary, 0.4 * need_gib, "or name a larger folder for temporary files with TMPDIR"),
+    ):
+        free = shutil.disk_usage(place).free / 2**30
+        if free < gib:
+            raise UserError(
+                f"{place} has {free:.1f} GiB free and the installation needs about {gib:.1f}: free some space;"
+                f" {remedy} (FREE_GIB=0 installs all the same)"
+            )
+
+
+def create(folder: Path, building: Record) -> None:
+    """A new environment, marked as unfinished before anything is in it."""
+    print(f"making {folder} with {sys.executable}", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    building.write(folder)
+    made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
+    if made.returncode:
+        said = (made.stdout + made.stderr).strip().splitlines() or [f"exit status {made.returncode}"]
+        raise UserError(f"python -m venv {folder} failed: {said[-1]}")
+    if building.recipe.torch == "system":
+        show_system_torch(folder)
+
+
+def show_system_torch(folder: Path) -> None:
+    """Let the environment import what lies beside this Python's torch; its own packages come first all the same."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        raise UserError(
+            f"TORCH=system: {sys.executable} has no torch: load your cluster's module for it first, or leave TORCH out"
+        )
+    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([venv_python(folder), "-c", query], capture_output=True, text=True, check=True).stdout
+    (Path(packages.strip()) / "system_torch.pth").write_text(f"{Path(found.origin).parents[1]}\n")
+
+
+def constraints_and_torch(folder: Path, recipe: Recipe) -> tuple[Path, list[str]]:
+    """The constraints file to install by and the torch requirement, [] where the system's torch stays."""
+    if recipe.torch == "pinned":
+        return PROJECT / "constraints.txt", [torch_requirement()]
+    version = system_torch_version(folder)
+    constraints = folder / "constraints.txt"
+    others = [line for line in (PROJECT / "constraints.txt").read_text().splitlines() if not is_torch(line)]
+    constraints.write_text("\n".join([*others, f"torch=={version}"]) + "\n")
+    return constraints, []
+
+
+def system_torch_version(folder: Path) -> str:
+    """The version of the torch that the environment sees. Raises UserError if it does not import or is unsupported."""
+    query = "import torch; print(torch.__version__)"
+    answer = subprocess.run([venv_python(folder), "-c", query], capture_output=True, text=True)
+    if answer.returncode:
+        raise UserError(f"TORCH=system: torch does not import: {answer.stderr.strip().splitlines()[-1]}")
+    version = answer.stdout.strip()
+    bounds = re.fullmatch(r"torch>=(\d+)\.(\d+),<(\d+)\.(\d+)", torch_requirement())
+    release = re.match(r"(\d+)\.(\d+)", version)
+    assert bounds and release, (torch_requirement(), version)
+    low, high = bounds.group(1, 2), bounds.group(3, 4)
+    if not as_numbers(low) <= as_numbers(release.groups()) < as_numbers(high):
+        raise UserError(f"TORCH=system: torch is {version}, and Longhaul supports {torch_requirement()[5:]}")
+    return version
+
+
+def as_numbers(parts: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(map(int, parts))
+
+
+def is_torch(line: str) -> bool:
+    return re.match(r"torch\b(?!-)", line) is not None
+
+
+def torch_requirement() -> str:
+    lines = (PROJECT / "requirements.txt").read_text().splitlines()
+    return next(line.split("#")[0].strip() for line in lines if is_torch(line))
+
+
+def install_packages(folder: Path, recipe: Recipe, constraints: Path, torch: list[str], lock: int | None) -> None:
+    python, log = venv_python(folder), folder / "pip.log"
+    if torch and recipe.torch_index:
+        # Without its dependencies: such an index holds few other packages, and old ones.
+        torch_only = [*torch, "--no-deps", "--index-url", recipe.torch_index, "--constraint", str(constraints)]
+        pip_install(python, torch_only, log=log, what="torch", lock=lock)
+    others = folder / "requirements.txt"
+    lines = (PROJECT / "requirements.txt").read_text().splitlines()
+    others.write_text("\n".join([*torch, *(line for line in lines if not is_torch(line))]) + "\n")
+    arguments = ["--requirement", str(others), "--constraint", str(constraints)]
+    pip_install(python, arguments, log=log, what="packages", lock=lock)
+
+
+@contextlib.contextmanager
+def only_one_at_a_time(project: Path) -> Iterator[int | None]:
+    """Hold a lock on the project's folder. pip inherits it, so that one that outlives a killed make is waited for."""
+    try:
+        import fcntl
+
+        lock = os.open(project, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        yield None
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another make is working on .venv: waiting for it", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            pass
+        yield lock
+    finally:
+        os.close(lock)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
