@@ -1,0 +1,112 @@
+"""What every preparation command shares: its options, refusing to redo or mix up work, the lock, the final table."""
+
+import argparse
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from common.errors import UserError
+from common.progress import format_bytes, format_count, format_duration
+from common.publish import write_json_whole
+from data_prep.manifest import MANIFEST_FILE, Manifest
+from data_prep.shard_writer import SHARD_TOKENS, clear_token_set
+
+DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
+LOCK_FILE = ".preparing.lock"
+LOCK_SECONDS = 3.0  # a killed command's workers may live on for a moment
+VALIDATION_KEY_CHARACTERS = 200
+
+
+def add_output_options(parser: argparse.ArgumentParser, default_name: str, shard_tokens: int = SHARD_TOKENS) -> None:
+    """`--out`, `--shard-tokens`, `--force`, `--json`."""
+    parser.add_argument("--out", type=Path, default=DATA_FOLDER / default_name, help="folder of the token set")
+    parser.add_argument("--shard-tokens", type=positive_count, default=shard_tokens, help="tokens per shard file")
+    parser.add_argument("--force", action="store_true", help="remove the token set that is there and make it again")
+    parser.add_argument("--json", type=Path, help="also write the final figures to this file")
+
+
+def positive_count(text: str) -> int:
+    """A whole number above zero; 100_000, 10M, 1.5B and 1e9 are understood too."""
+    units = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    try:
+        unit = units.get(text[-1:].upper(), 1)
+        value = float(text[:-1]) * unit if unit != 1 else float(text.replace("_", ""))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 100000, 10M or 1e9") from None
+    if value < 1 or value != int(value):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above zero")
+    return int(value)
+
+
+def chosen_for_validation(text: str, one_in: int) -> bool:
+    """Whether a document belongs to the validation side: decided by a hash of its first 200 characters alone.
+
+    So documents that begin alike (copies with small changes, shared templates) stay on one side.
+    """
+    key = text[:VALIDATION_KEY_CHARACTERS].encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % one_in == 0
+
+
+@contextlib.contextmanager
+def writing_alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that no second command writes into it. Raises UserError where one does."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
+            yield
+    except Timeout:
+        raise UserError(f"another command is writing to {folder}: wait for it, or choose another --out") from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise UserError(f"can't write to {folder} ({error.strerror}): choose another --out") from None
+
+
+def complete_set(folder: Path, source_name: str, *, force: bool) -> Manifest | None:
+    """The complete set that is there already, or None after making room for a new one.
+
+    A complete set is never rebuilt unless `force` is given. Raises UserError where the folder holds another corpus.
+    """
+    if force:
+        clear_token_set(folder)
+    if not (folder / MANIFEST_FILE).exists():
+        return None
+    manifest = Manifest.read(folder)
+    if manifest.source.get("name") != source_name:
+        raise UserError(f"{folder} holds the {manifest.source.get('name')} set: choose another --out, or --force")
+    return manifest
+
+
+def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file: Path | None, made: bool) -> None:
+    """Print what the set holds, and write the same figures to `json_file`."""
+    itemsize = manifest.numpy_dtype.itemsize
+    figures: dict[str, Any] = {
+        "folder": str(folder),
+        "made": made,
+        "identity": manifest.identity,
+        "val_sha256": manifest.split_identity("val"),
+        "seconds": seconds,
+        "splits": {},
+    }
+    print(f"{'split':8}{'documents':>12}{'tokens':>16}{'text':>12}{'on disk':>12}{'shards':>8}")
+    for split, shards in manifest.splits.items():
+        row = {field: manifest.total(split, field) for field in ("documents", "tokens", "bytes")}
+        disk = row["tokens"] * itemsize
+        figures["splits"][split] = row | {"disk_bytes": disk, "shards": len(shards)}
+        print(
+            f"{split:8}{row['documents']:>12,}{row['tokens']:>16,}{format_bytes(row['bytes']):>12}"
+            f"{format_bytes(disk):>12}{len(shards):>8}"
+        )
+    if seconds:
+        tokens = sum(row["tokens"] for row in figures["splits"].values())
+        print(f"{format_count(tokens)} tokens in {format_duration(seconds)}, {format_count(tokens / seconds)} tokens/s")
+    print(f"validation set sha256 {figures['val_sha256']}")
+    if json_file:
+        write_json_whole(json_file, figures)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
