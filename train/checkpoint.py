@@ -21,7 +21,6 @@ from common.checkpoint_files import (
     FORMAT_VERSION,
     BadCheckpoint,
     checkpoint_name,
-    list_checkpoints,
     verify_checkpoint,
 )
 from common.errors import UserError
@@ -136,22 +135,6 @@ def _is_whole(checkpoint: Path) -> bool:
     except BadCheckpoint:
         return False
     return True
-
-
-def prune(folder: Path, *, keep_last: int, keep_every_steps: int, never: Path | None) -> None:
-    """Delete checkpoints that are neither among the newest, nor at a multiple, nor the one resumed from."""
-    for index, (step, path) in enumerate(list_checkpoints(folder)):
-        for_good = keep_every_steps > 0 and step % keep_every_steps == 0
-        if index >= keep_last and not for_good and path != never and (path / CHECKPOINT_MANIFEST).exists():
-            # the manifest first: a deletion that is cut short leaves no checkpoint that looks whole
-            (path / CHECKPOINT_MANIFEST).unlink()
-            shutil.rmtree(path)
-
-
-def sweep_leftovers(folder: Path) -> None:
-    """Delete what a save that was cut short left under its temporary name."""
-    for path in folder.glob(f".step-*{TEMPORARY_SUFFIX}"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

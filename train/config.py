@@ -14,7 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from common.errors import UserError
-from model.config import PRESETS, ModelConfig, PresetName
+from model.config import PRESETS, ModelConfig, preset_config
 from train.batch import BatchConfig
 from train.optimizer import OptimConfig
 from train.run_config import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RecomputeConfig, RunConfig
@@ -32,7 +32,12 @@ class ModelSection(ModelConfig):
         preset: a named size to begin from; what else stands in this section changes it.
     """
 
-    preset: PresetName | None = None
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset is not None:
+            preset_config(self.preset)
 
     def architecture(self) -> ModelConfig:
         """The model's own configuration, without the name it began from."""
@@ -110,7 +115,7 @@ def read_config(arguments: list[str] | None = None) -> tuple[Config, Options]:
     parser = build_parser()
     preset = _preset_named(contents, others)
     if preset is not None:
-        parser.set_defaults({f"model.{key}": value for key, value in PRESETS[preset].items()})
+        parser.set_defaults({f"model.{key}": value for key, value in asdict(PRESETS[preset]).items()})
     # files first: what stands on the command line wins, wherever on it the files are named
     parsed = parser.parse_args([*(f"--config={file}" for file in files), *others])
     try:

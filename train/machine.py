@@ -1,14 +1,24 @@
 """Facts of this process's machine that the metrics report."""
 
+import sys
+
 import psutil
 import torch
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 
 def peak_memory_gib(device: torch.device) -> float:
-    """GiB: the most this process has had allocated on its GPU; on a CPU its resident memory now."""
+    """GiB: the most this process has had allocated on its GPU, or on a CPU resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return psutil.Process().memory_info().rss / 2**30
+    if resource is None:
+        return psutil.Process().memory_info().rss / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, Linux KiB
 
 
 def free_memory_bytes(device: torch.device, local_world_size: int) -> int:

@@ -1,0 +1,106 @@
+"""`auto` choices: resolved once, recorded in the run's folder, reused on resume."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from common.progress import format_bytes
+from model.config import ModelConfig
+from model.counts import memory_estimate
+from model.precision import Dtype, resolve_dtype
+from model.ranks import Ranks
+from train.batch import largest_micro_batch
+from train.config import Config
+from train.machine import free_memory_bytes
+
+MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding and what the estimate leaves out
+CPU_MICRO_BATCH = 8  # beyond it a CPU gains no speed
+
+
+def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tuple[Config, list[str]]:
+    """Replace every `auto` by a choice; return the configuration and a line of reason for each.
+
+    Args:
+        recorded: the resolved configuration this run was started with, whose choices hold.
+
+    Raises UserError where nothing fits.
+    """
+    config = _reuse(config, recorded, ranks.world_size)
+    reasons = []
+    dtype, because = resolve_dtype(config.run.dtype, ranks.device)
+    if config.run.dtype == "auto":
+        reasons.append(f"dtype {dtype}: {because}")
+    compile_ = config.run.compile
+    if compile_ == "auto":
+        compile_ = ranks.device.type == "cuda"
+        if not compile_:
+            reasons.append(f"compile false: on {ranks.device.type} compiling takes longer than it saves in most runs")
+    config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
+    # the smallest answer of all ranks, so that they agree on uneven machines
+    free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
+    architecture = config.model.architecture()
+    if config.recompute.mode == "auto":
+        mode = "none" if _fits(architecture, _least_micro_batch(config, ranks), dtype, 0, free) else "full"
+        config = replace(config, recompute=replace(config.recompute, mode=mode))
+        reasons.append(f"recompute {mode}: {format_bytes(free)} are free")
+    if config.batch.micro_batch == "auto":
+        micro_batch = _choose_micro_batch(config, architecture, dtype, free, ranks)
+        config = replace(config, batch=replace(config.batch, micro_batch=micro_batch))
+        reasons.append(f"micro_batch {micro_batch}: {format_bytes(free)} are free")
+    return config, reasons
+
+
+def recompute_every(config: Config) -> int:
+    """The model's `recompute_every` for a resolved configuration."""
+    return {"none": 0, "full": 1, "every": config.recompute.every_blocks}[config.recompute.mode]
+
+
+def _reuse(config: Config, recorded: dict[str, Any] | None, world_size: int) -> Config:
+    """Fill `auto` fields with what the run's earlier start chose."""
+    if recorded is None:
+        return config
+    for section, key in (("run", "dtype"), ("run", "compile"), ("recompute", "mode"), ("batch", "micro_batch")):
+        part, earlier = getattr(config, section), recorded.get(section, {}).get(key, "auto")
+        if getattr(part, key) != "auto" or earlier == "auto":
+            continue
+        sequences = config.batch.tokens_per_step // config.model.block_size
+        if key == "micro_batch" and sequences % (earlier * world_size):
+            continue  # other ranks than before: choose anew
+        config = replace(config, **{section: replace(part, **{key: earlier})})
+    return config
+
+
+def _least_micro_batch(config: Config, ranks: Ranks) -> int:
+    return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
+
+
+def _fits(architecture: ModelConfig, micro_batch: int, dtype: Dtype, every: int, free: int) -> bool:
+    estimate = memory_estimate(architecture, micro_batch=micro_batch, dtype=dtype, recompute_every=every)
+    return estimate.total <= MEMORY_SHARE * free
+
+
+def _choose_micro_batch(config: Config, architecture: ModelConfig, dtype: Dtype, free: int, ranks: Ranks) -> int:
+    """The largest micro-batch that divides the step and whose estimate fits."""
+    every = recompute_every(config)
+    size = CPU_MICRO_BATCH if ranks.device.type == "cpu" else config.batch.tokens_per_step // config.model.block_size
+    while True:
+        size = largest_micro_batch(config.batch.tokens_per_step, config.model.block_size, ranks.world_size, size)
+        if _fits(architecture, size, dtype, every, free):
+            return size
+        if size == 1:
+            raise UserError(
+                f"not even a micro-batch of one sequence of {config.model.block_size} tokens fits into "
+                f"{format_bytes(free)}: use --recompute.mode full, a smaller model.preset, or a smaller model.block_size"
+            )
+        size -= 1
+
+
+def set_determinism(deterministic: bool, device: torch.device) -> None:
+    """Make CUDA give the same bits on every run, or let it choose the fastest kernels with TensorFloat-32."""
+    if device.type != "cuda":
+        return
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
