@@ -125,11 +125,7 @@ def _attend_in_blocks(
     mask = visibility.mask
     if mask.shape[0] != batch * blocks:  # no documents: the same masks for every sequence
         mask = mask.repeat(batch, 1, 1, 1)
-    out = F.scaled_dot_product_attention(
-        *(x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)),  # (B·N, H, P or 2P, D)
-        mask,
-        dropout,
-        scale=scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B·N, H or K, P or 2P, D)
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, enable_gqa=grouped)
     return out.unflatten(0, (batch, blocks)).transpose(1, 2).flatten(2, 3)[:, :, :length]  # (B, H, T, D)

@@ -59,7 +59,7 @@ class GPT(nn.Module):
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
 
     @property
-    def head_weight(self) -> nn.Parameter:
+    def head_weight(self) -> Tensor:
         """(V, C): the output layer's matrix, which tied models share with the token embedding."""
         return self.wte.weight if self.config.tie_weights else self.lm_head.weight
 

@@ -46,7 +46,7 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, 
     if plain:
         losses = _plain_losses(rows, weight, flat, vocab_size)
     elif needs_grad:
-        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype)  # type: ignore[no-any-return]
+        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype)
     else:
         losses = _chunked_losses(rows, weight, flat, vocab_size, dtype)
     return losses.sum() if reduction == "sum" else losses.view(targets.shape)

@@ -1,0 +1,114 @@
+"""How many parameters and floating-point operations a configuration means, in closed form.
+
+B batch, T sequence, C width, L layers, H heads, K key/value heads, D head size, F hidden width, V vocabulary.
+"""
+
+from model.config import ModelConfig
+
+# Dense bf16 (fp16 on cards without bf16) tensor peak in FLOP/s, from the makers' data sheets, without sparsity. The
+# first entry whose words all occur in the device's name counts, so special cards stand before their family.
+_PEAK_FLOPS: list[tuple[str, float]] = [
+    ("GB200", 2500e12),
+    ("B200", 2250e12),
+    ("GH200", 989.4e12),
+    ("H200 NVL", 835.5e12),
+    ("H200", 989.4e12),
+    ("H100 NVL", 835.5e12),
+    ("H100 PCIe", 756.5e12),
+    ("H100", 989.4e12),
+    ("H800 PCIe", 756.5e12),
+    ("H800", 989.4e12),
+    ("H20", 148e12),
+    ("A100", 312e12),
+    ("A800", 312e12),
+    ("A30", 165e12),
+    ("A40", 149.7e12),
+    ("RTX 6000 ADA", 364.2e12),
+    ("A6000", 154.8e12),
+    ("A10G", 70e12),
+    ("A10", 125e12),
+    ("L40S", 362e12),
+    ("L40", 181e12),
+    ("L4", 121e12),
+    ("RTX 5090", 209.5e12),
+    ("RTX 4090", 165.2e12),
+    ("RTX 3090", 71e12),
+    ("V100", 125e12),
+    ("T4", 65e12),
+    ("MI300X", 1307.4e12),
+    ("MI250X", 191.5e12),  # one of the two dies, which torch sees as a device of its own
+]
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Trained numbers, the vocabulary unpadded, a tied embedding counted once."""
+    tables = config.vocab_size * config.n_embd * (1 if config.tie_weights else 2)
+    if config.position == "learned":
+        tables += config.block_size * config.n_embd
+    return tables + config.n_layer * _block_parameters(config) + _norm_parameters(config)
+
+
+def _block_parameters(config: ModelConfig) -> int:
+    return 2 * _norm_parameters(config) + _attention_parameters(config) + _mlp_parameters(config)
+
+
+def _norm_parameters(config: ModelConfig) -> int:
+    return config.n_embd * (2 if config.norm == "layernorm" and config.bias else 1)
+
+
+def _attention_parameters(config: ModelConfig) -> int:
+    stacked = (config.n_head + 2 * config.kv_heads) * config.head_size  # q, k and v
+    count = _linear_parameters(config, config.n_embd, stacked) + _linear_parameters(
+        config, config.n_embd, config.n_embd
+    )
+    if config.qk_norm:
+        count += 2 * config.score_size
+    return count
+
+
+def _mlp_parameters(config: ModelConfig) -> int:
+    ways_in = 2 if config.mlp == "swiglu" else 1
+    into = _linear_parameters(config, config.n_embd, config.hidden_size)
+    return ways_in * into + _linear_parameters(config, config.hidden_size, config.n_embd)
+
+
+def _linear_parameters(config: ModelConfig, inputs: int, outputs: int) -> int:
+    return inputs * outputs + (outputs if config.bias else 0)
+
+
+def flops_per_token(config: ModelConfig, length: int | None = None) -> int:
+    """FLOPs of forward and backward per token by PaLM's convention (Chowdhery et al. 2022, appendix B).
+
+    6N + 12·H·D·S per layer. N holds what takes part in a matrix product once per token: a tied embedding once, the
+    head but not the table where they are apart, no learned positions. S is the keys a query may see: the full T
+    (causality is not credited), or the window where it is shorter. Recomputation earns nothing.
+
+    Args:
+        config: the model.
+        length: T; None: the model's block size.
+    """
+    length = config.block_size if length is None else length
+    active = parameter_count(config)
+    if config.position == "learned":
+        active -= config.block_size * config.n_embd
+    if not config.tie_weights:
+        active -= config.vocab_size * config.n_embd
+    keys = sum(length if window is None else min(length, window) for window in config.windows)
+    products = 6 * config.n_head * (config.head_size + _value_products(config) * config.head_size)
+    return 6 * active + products * keys
+
+
+def _value_products(config: ModelConfig) -> int:
+    """Attention maps per head that are multiplied with the values."""
+    return 2 if config.attention == "differential" else 1
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 peak of one device in FLOP/s, by the name `torch.cuda.get_device_name` gives; None if unknown."""
+    words = device_name.upper().replace("-", " ").split()
+    if "LAPTOP" in words:  # the same name as the desktop card, at a power the maker does not state
+        return None
+    for name, flops in _PEAK_FLOPS:
+        if all(word in words for word in name.upper().split()):
+            return flops
+    return None

@@ -1,0 +1,103 @@
+"""Tensors on disk as safetensors, and a model out of a checkpoint's folder without a process group."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from common.checkpoint_files import BadCheckpoint, verify_checkpoint
+from common.errors import UserError
+from common.publish import fsync_file
+from model.config import ModelConfig
+from model.gpt import GPT
+
+WEIGHTS_PREFIX = "weights-"
+SUFFIX = ".safetensors"
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to one safetensors file and make it durable.
+
+    The file appears under its final name at once: write into a folder that is published whole.
+    """
+    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, str(path))
+    fsync_file(path)
+
+
+def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """All tensors of several safetensors files, on the CPU.
+
+    Raises:
+        UserError: a file is no whole safetensors file.
+    """
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            part = load_file(str(path))
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path} can't be read as safetensors: {error}") from None
+        assert not tensors.keys() & part.keys(), f"{path} repeats tensors of another file"
+        tensors.update(part)
+    return tensors
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """A ModelConfig as a checkpoint keeps it; a field the checkpoint is too old to know has its default.
+
+    Raises:
+        UserError: a field this version does not know, or an impossible combination.
+    """
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(ModelConfig)})
+    if unknown:
+        raise UserError(f"the checkpoint's model has options this version of Longhaul does not know: {unknown}")
+    try:
+        return ModelConfig(**values)
+    except ValueError as error:
+        raise UserError(f"the checkpoint's model is impossible: {error}") from None
+
+
+def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Copy tensors into the model's parameters by name.
+
+    Raises:
+        UserError: missing, unknown or misshapen tensors, named with `source`.
+    """
+    parameters = dict(model.named_parameters())
+    missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
+    if missing or unknown:
+        raise UserError(f"{source} does not hold this model: missing {missing[:3]}, unknown {unknown[:3]}")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if parameter.shape != tensors[name].shape:
+                shapes = f"{tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}"
+                raise UserError(f"{source} does not hold this model: {name} has shape {shapes}")
+            parameter.copy_(tensors[name])
+
+
+def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False) -> GPT:
+    """The model of a checkpoint's folder, in evaluation mode.
+
+    Args:
+        checkpoint: a folder with `checkpoint.json` and weights of any number of ranks.
+        device: where the weights go.
+        verify_hashes: also compare every file's SHA-256 (sizes always are).
+
+    Raises:
+        UserError: a listed file is missing, short or changed, or weights and configuration do not belong together.
+    """
+    try:
+        manifest = verify_checkpoint(checkpoint, hashes=verify_hashes)
+    except BadCheckpoint as error:
+        raise UserError(str(error)) from None
+    config = config_from_dict(manifest["model"])
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device=device)
+    files = sorted(name for name in manifest["files"] if name.startswith(WEIGHTS_PREFIX) and name.endswith(SUFFIX))
+    load_weights(model, read_tensors(checkpoint / name for name in files), checkpoint)
+    return model.eval()
