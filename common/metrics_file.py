@@ -1,8 +1,8 @@
 """`metrics.jsonl`, the record of a run: one writer, one reader.
 
 Lines are only ever appended. A process that died in the middle of a line leaves it torn: the next writer closes it with
-a newline, the reader passes over it. A run that resumed from step 900 after reaching 1,000 has two lines for steps 901 to
-1,000: the later ones hold, and the reader drops the earlier.
+a newline, the reader passes over it. A run that resumed from step 900 after reaching 1,000 has two lines for steps 901
+to 1,000: the later ones hold, and the reader drops the earlier.
 """
 
 import json
@@ -17,7 +17,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         torn = path.exists() and path.stat().st_size > 0 and not _ends_with_newline(path)
-        self._file = open(path, "ab", buffering=0)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         if torn:
             self._file.write(b"\n")
 
@@ -60,9 +60,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records that hold, by step: lines that a resume superseded are dropped.
 
-    Steps only ever grow, so a record of an earlier step tells that the run went back, and everything after that step is
-    void. A step's training record comes first, so it also voids the step's other records; a repeated validation replaces
-    its predecessor.
+    Steps only ever grow, so a record of an earlier step tells that the run went back, and everything after that step
+    is void. A step's training record comes first, so it also voids the step's other records; a repeated validation
+    replaces its predecessor.
     """
     kept: list[dict[str, Any]] = []
     for record in read_json_lines(path):

@@ -44,7 +44,7 @@ class BatchPlan:
 def plan_batch(tokens_per_step: int, block_size: int, micro_batch: int, world_size: int) -> BatchPlan:
     """Derive the accumulation.
 
-    Raises UserError, naming the nearest values that fit, where micro-batches over all ranks don't fill the step exactly.
+    Raises UserError, naming the nearest values that fit, where micro-batches over all ranks don't fill the step.
     """
     if tokens_per_step % block_size:
         below = tokens_per_step // block_size * block_size

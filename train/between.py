@@ -54,7 +54,8 @@ class Validator:
         self.recorder.note(record)
         perplexity = math.exp(result.loss) if result.loss < 50 else math.inf
         self.recorder.say(
-            f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f} ({seconds:.1f} s)"
+            f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f} "
+            f"({seconds:.1f} s)"
         )
 
 

@@ -1,7 +1,7 @@
-"""Saving and loading a run: each rank writes the tensors it owns, the manifest comes last, then the folder gets its name.
+"""Saving and loading a run: each rank writes the tensors it owns, then the manifest, then the folder gets its name.
 
-Tensors are keyed by parameter name in safetensors files, weights apart from optimizer state, so that any number of ranks
-reads what any other number wrote, and an evaluation reads the weights alone.
+Tensors are keyed by parameter name in safetensors files, weights apart from optimizer state, so that any number of
+ranks reads what any other number wrote, and an evaluation reads the weights alone.
 """
 
 import os
@@ -164,7 +164,9 @@ def _fill_weights(checkpoint: Path, parameters: dict[str, nn.Parameter]) -> None
     with torch.no_grad():
         for name, tensor in _tensors(checkpoint, WEIGHTS):
             if name not in parameters:
-                raise UserError(f"{checkpoint} is of another model: it has a tensor {name}, this configuration has none")
+                raise UserError(
+                    f"{checkpoint} is of another model: it has a tensor {name}, this configuration has none"
+                )
             if tensor.shape != parameters[name].shape:
                 raise UserError(
                     f"{checkpoint} is of another model: {name} is {tuple(tensor.shape)} there and "

@@ -1,14 +1,14 @@
 """`auto` choices: resolved once, recorded in the run's folder, reused on resume."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from common.errors import UserError
 from common.progress import format_bytes
 from model.config import ModelConfig
-from model.counts import memory_estimate
+from model.memory import memory_estimate
 from model.precision import Dtype, resolve_dtype
 from model.ranks import Ranks
 from train.batch import largest_micro_batch
@@ -42,7 +42,8 @@ def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tu
     free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
     architecture = config.model.architecture()
     if config.recompute.mode == "auto":
-        mode = "none" if _fits(architecture, _least_micro_batch(config, ranks), dtype, 0, free) else "full"
+        fits = _fits(architecture, _least_micro_batch(config), dtype, 0, free)
+        mode: Literal["none", "full"] = "none" if fits else "full"
         config = replace(config, recompute=replace(config.recompute, mode=mode))
         reasons.append(f"recompute {mode}: {format_bytes(free)} are free")
     if config.batch.micro_batch == "auto":
@@ -72,7 +73,7 @@ def _reuse(config: Config, recorded: dict[str, Any] | None, world_size: int) -> 
     return config
 
 
-def _least_micro_batch(config: Config, ranks: Ranks) -> int:
+def _least_micro_batch(config: Config) -> int:
     return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
 
 
@@ -92,7 +93,7 @@ def _choose_micro_batch(config: Config, architecture: ModelConfig, dtype: Dtype,
         if size == 1:
             raise UserError(
                 f"not even a micro-batch of one sequence of {config.model.block_size} tokens fits into "
-                f"{format_bytes(free)}: use --recompute.mode full, a smaller model.preset, or a smaller model.block_size"
+                f"{format_bytes(free)}: use --recompute.mode full, or a smaller model.preset or model.block_size"
             )
         size -= 1
 

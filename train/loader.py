@@ -5,7 +5,7 @@ A batch is a pure function of (data, seed, sequences consumed); that one integer
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +52,7 @@ class StepLoader:
             inputs, targets = inputs.pin_memory(), targets.pin_memory()
         return StepBatch(inputs, targets, windows.reshape(plan.accumulation, plan.micro_batch), targets.numel())
 
-    def steps(self, sequences_consumed: int, *, read_ahead: int = 2) -> Iterator[StepBatch]:
+    def steps(self, sequences_consumed: int, *, read_ahead: int = 2) -> Generator[StepBatch]:
         """Steps from there on without end, read ahead by a thread that ends with the iterator."""
         ready: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=read_ahead)
         stopped = threading.Event()

@@ -8,14 +8,16 @@ from typing import Any, Literal
 import torch
 
 from common.run_folder import RunFolder
+from model.gpt import GPT
 from model.ranks import Ranks
 from train.between import SampleWriter, Validator
-from train.checkpoint import CheckpointKeeper, Progress
+from train.checkpoint import Progress
 from train.config import Config
 from train.loader import StepBatch, StepLoader
 from train.machine import peak_memory_gib
 from train.optimizer import set_learning_rate
 from train.recorder import Recorder
+from train.retention import CheckpointKeeper
 from train.schedule import learning_rate
 from train.step import Stepper
 from train.stopping import StopRequest, reason
@@ -39,6 +41,7 @@ class TrainingLoop:
     config: Config
     ranks: Ranks
     folder: RunFolder
+    model: GPT
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     loader: StepLoader
@@ -54,7 +57,9 @@ class TrainingLoop:
     def run(self, progress: Progress) -> Outcome:
         """Train from `progress` to the last step, or until asked to stop."""
         last_step = self.config.run.max_steps
-        self.recorder.note({"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()})
+        self.recorder.note(
+            {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
+        )
         self._write_state(progress, "started")
         self.stepper.warm_up(self.config.model.block_size)
         if progress.step == 0:
@@ -113,6 +118,24 @@ class TrainingLoop:
         if time.monotonic() - self._state_written > STATE_SECONDS:
             self._write_state(progress, "training")
         return progress
+
+    def finish(self, outcome: Outcome) -> None:
+        """Record how the run ended."""
+        if self.ranks.is_first:
+            step, tokens = outcome.progress.step, outcome.progress.tokens
+            self.folder.write_state(outcome.status, reason=outcome.reason, step=step, tokens=tokens)
+            self.folder.stop_file.unlink(missing_ok=True)  # it has been heard
+        self.recorder.say(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
+        self.recorder.close()
+
+    def fail(self, why: str) -> None:
+        """Record a failure. The rank that failed first has the last word: its peers only see it go."""
+        state = self.folder.read_state() or {}
+        if state.get("status") != "failed":
+            step, tokens = state.get("step", 0), state.get("tokens", 0)
+            self.folder.write_state("failed", reason=why, step=step, tokens=tokens)
+        self.recorder.say(f"failed: {why}")
+        self.recorder.close()
 
     def _write_state(self, progress: Progress, why: str) -> None:
         if self.ranks.is_first:

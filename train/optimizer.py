@@ -32,7 +32,9 @@ class OptimConfig:
         if self.lr <= 0:
             raise ValueError(f"optim.lr is {self.lr}: give a positive learning rate")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: give numbers from 0 to below 1")
+            raise ValueError(
+                f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: give numbers from 0 to below 1"
+            )
         if self.eps <= 0 or self.weight_decay < 0 or self.grad_clip < 0:
             raise ValueError("optim.eps must be positive, optim.weight_decay and optim.grad_clip not negative")
 

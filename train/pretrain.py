@@ -7,36 +7,38 @@ The same command line continues the same run.
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import yaml
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
+from common.checkpoint_files import read_checkpoint_manifest
 from common.errors import UserError, exit_on_user_error
-from common.progress import format_bytes, format_count
 from common.publish import write_whole
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet
-from data_prep.tokenization import Tokenizer, load_tokenizer
+from data_prep.tokenization import load_tokenizer
 from data_prep.windows import Windows
-from model.counts import flops_per_token, memory_estimate, parameter_count, peak_flops
+from model.counts import flops_per_token, peak_flops
 from model.gpt import GPT
 from model.initialisation import initialise
+from model.precision import Dtype
 from model.ranks import Ranks, share_threads, start_ranks
+from train.announce import describe_data, describe_model, describe_run
 from train.batch import BatchPlan, plan_batch
 from train.between import SampleWriter, Validator
 from train.checkpoint import CheckpointWriter, Progress, load_training_state
 from train.choices import recompute_every, resolve, set_determinism
-from train.config import PROJECT, Config, Options, as_dict, read_config, to_yaml
+from train.compilation import compile_blocks
+from train.config import Config, Options, as_dict, find_data, read_config, to_yaml
 from train.loader import StepLoader
-from train.loop import Outcome, TrainingLoop
+from train.loop import TrainingLoop
 from train.optimizer import build_optimizer
 from train.parallel import Parallel
 from train.provenance import describe_rank, record_start
@@ -46,6 +48,8 @@ from train.retention import CheckpointKeeper, sweep_leftovers
 from train.step import NonFiniteLoss, Stepper
 from train.stopping import StopRequest
 
+Decision = TypeVar("Decision")
+
 
 @record
 def main() -> int:
@@ -53,12 +57,196 @@ def main() -> int:
     if options.print_config:
         print(to_yaml(config), end="")
         return 0
+    tokens = TokenSet.open(find_data(config.data.path))
+    config = fit_to_data(config, tokens)
     folder = RunFolder(Path(config.run.root) / str(config.run.name))
-    tokens = open_tokens(config)
     ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
     threads = share_threads(ranks.local_world_size)
+    if config.data.verify == "full":
+        agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
     stop = StopRequest(folder, watch_file=ranks.is_first)
     with stop.listening():
         status = pretrain(config, options, folder, tokens, ranks, threads, stop)
-    ranks.close()
+        ranks.close()
     return status
+
+
+def fit_to_data(config: Config, tokens: TokenSet) -> Config:
+    """Give the model the vocabulary of the data's tokenizer.
+
+    Raises UserError where the configuration asks for another one, or the data hold too few tokens for one step.
+    """
+    vocab_size = tokens.tokenizer_spec["vocab_size"]
+    if config.model.vocab_size not in (type(config.model)().vocab_size, vocab_size):
+        raise UserError(
+            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {tokens.folder} has {vocab_size} "
+            "ids: leave model.vocab_size out"
+        )
+    length = config.model.block_size
+    for split, needed in (("train", config.batch.tokens_per_step + 1), ("val", length + 1)):
+        found = len(tokens.split(split))
+        if found < needed:
+            raise UserError(
+                f"{tokens.folder} has {found:,} tokens in its {split} split, one step needs {needed:,}: "
+                f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
+            )
+    return replace(config, model=replace(config.model, vocab_size=vocab_size))
+
+
+def pretrain(
+    config: Config, options: Options, folder: RunFolder, tokens: TokenSet, ranks: Ranks, threads: int, stop: StopRequest
+) -> int:
+    """Begin a run or go on with it; return the exit status. All ranks call."""
+    checkpoint, complaints = agreed(ranks, lambda: choose_checkpoint(options.resume, folder))
+    manifest = read_checkpoint_manifest(checkpoint) if checkpoint else None
+    config, reasons = resolve(config, manifest["config"] if manifest else None, ranks)
+    if checkpoint:
+        check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change)
+    plan = plan_batch(
+        config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
+    )
+    machines = ranks.gather(describe_rank(ranks, threads))
+    first_step = manifest["step"] if manifest else 0
+    if ranks.is_first:
+        prepare_folder(folder, config, machines, checkpoint)
+    recorder = Recorder(folder, ranks, config.run.max_steps, first_step=first_step, line_every=config.log.every_steps)
+    if first_step >= config.run.max_steps:
+        recorder.say(f"{folder.path} is done: step {first_step} of {config.run.max_steps}, checkpoint {checkpoint}")
+        return 0
+    for line in [
+        *describe_run(folder, config, machines, reasons),
+        *describe_model(config, plan),
+        *describe_data(config, tokens),
+        *(f"passed over: {complaint}" for complaint in complaints),
+        f"going on after step {first_step} from {checkpoint}" if checkpoint else "starting from scratch",
+        *(changed_fields(manifest["config"], as_dict(config)) if manifest else []),
+    ]:
+        recorder.say(line)
+    loop = compose(config, folder, tokens, ranks, plan, recorder, stop, checkpoint)
+    progress = load_training_state(checkpoint, loop.model, loop.optimizer) if checkpoint else Progress()
+    return run_to_the_end(loop, progress)
+
+
+def prepare_folder(folder: RunFolder, config: Config, machines: list[dict[str, Any]], checkpoint: Path | None) -> None:
+    """Make the run's folder and write down what is about to be run. One rank calls."""
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(folder.checkpoints)
+    write_whole(folder.config, to_yaml(config))
+    record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
+
+
+def compose(
+    config: Config,
+    folder: RunFolder,
+    tokens: TokenSet,
+    ranks: Ranks,
+    plan: BatchPlan,
+    recorder: Recorder,
+    stop: StopRequest,
+    checkpoint: Path | None,
+) -> TrainingLoop:
+    """Put the run together from its parts."""
+    set_determinism(config.run.deterministic, ranks.device)
+    architecture = config.model.architecture()
+    with torch.device("meta"):
+        model = GPT(architecture)
+    model.to_empty(device=ranks.device)
+    initialise(model, config.run.seed)
+    model.recompute_every = recompute_every(config)
+    if config.run.compile:
+        compile_blocks(model)
+    optimizer = build_optimizer(model, config.optim)
+    dtype = cast(Dtype, config.run.dtype)  # resolve has replaced auto
+    stepper = Stepper(
+        Parallel(model, ranks, dtype=dtype),
+        optimizer,
+        ranks,
+        plan,
+        dtype=dtype,
+        grad_clip=config.optim.grad_clip,
+        seed=config.run.seed,
+    )
+    length = architecture.block_size
+    validation = Windows(tokens.split("val"), length)
+    validator = Validator(
+        model,
+        validation,
+        min(validation.count, max(1, config.eval.tokens // length)),
+        ranks,
+        plan.micro_batch,
+        dtype,
+        recorder,
+    )
+    keeper = CheckpointKeeper(
+        folder.checkpoints,
+        CheckpointWriter(folder.checkpoints, ranks, model, optimizer),
+        config.checkpoint,
+        {
+            "model": asdict(architecture),
+            "tokenizer": tokens.tokenizer_spec,
+            "data_identity": tokens.identity,
+            "config": as_dict(config),
+            "world_size": ranks.world_size,
+        },
+        validator,
+        recorder,
+        resumed_from=checkpoint,
+        deletes=ranks.is_first,
+    )
+    peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+    return TrainingLoop(
+        config=config,
+        ranks=ranks,
+        folder=folder,
+        model=model,
+        optimizer=optimizer,
+        stepper=stepper,
+        loader=StepLoader(
+            Windows(tokens.split("train"), length),
+            plan,
+            rank=ranks.rank,
+            seed=config.run.seed,
+            pin_memory=ranks.device.type == "cuda",
+        ),
+        validator=validator,
+        samples=SampleWriter(
+            model, load_tokenizer(tokens.tokenizer_spec), config.eval, ranks, config.run.seed, recorder
+        ),
+        keeper=keeper,
+        recorder=recorder,
+        stop=stop,
+        flops_per_token=flops_per_token(architecture),
+        peak_flops=peak * ranks.world_size if peak else None,
+    )
+
+
+def run_to_the_end(loop: TrainingLoop, progress: Progress) -> int:
+    """Run the loop and record in `state` how it ended; return the exit status."""
+    try:
+        outcome = loop.run(progress)
+    except NonFiniteLoss as error:
+        loop.fail(str(error))
+        return 1
+    except BaseException as error:
+        loop.fail(f"{type(error).__name__} on rank {loop.ranks.rank}: {error}")
+        raise
+    loop.finish(outcome)
+    return 0
+
+
+def agreed(ranks: Ranks, decide: Callable[[], Decision]) -> Decision:
+    """What rank 0 decides, on all ranks; its UserError too."""
+    outcome: Decision | UserError | None = None
+    if ranks.is_first:
+        try:
+            outcome = decide()
+        except UserError as error:
+            outcome = error
+    outcome = ranks.from_first(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -15,8 +15,8 @@ import torch
 
 from common.publish import write_json_whole
 from model.ranks import Ranks
+from train.config import PROJECT
 
-PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")
 MAX_DIFF_CHARACTERS = 200_000
 

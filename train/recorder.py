@@ -10,18 +10,19 @@ from tqdm import tqdm
 from common.metrics_file import MetricsFile
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
+from model.ranks import Ranks
 
 
 class Recorder:
     """Written to by rank 0 alone; on other ranks every call does nothing."""
 
-    def __init__(self, folder: RunFolder, *, active: bool, max_steps: int, first_step: int, line_every: int) -> None:
-        self._active = active
+    def __init__(self, folder: RunFolder, ranks: Ranks, max_steps: int, *, first_step: int, line_every: int) -> None:
+        self._active = ranks.is_first
         self._max_steps = max_steps
         self._line_every = line_every
         self._started: float | None = None
         self._first_step = first_step
-        if not active:
+        if not self._active:
             return
         self._metrics = MetricsFile(folder.metrics)
         self._samples = MetricsFile(folder.samples)

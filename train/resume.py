@@ -23,7 +23,8 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
     if resume == "never":
         if existing:
             raise UserError(
-                f"{folder.path} has checkpoints already: --resume auto goes on from them, --run.name NAME begins another run"
+                f"{folder.path} has checkpoints already: --resume auto goes on from them, "
+                "--run.name NAME begins another run"
             )
         return None, []
     if resume != "auto":

@@ -54,6 +54,11 @@ class Stepper:
         self._parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == "fp16")
 
+    def warm_up(self, block_size: int) -> None:
+        """Go through a discarded step in the shapes of training: see `Parallel.warm_up`."""
+        shape = (self._plan.micro_batch, block_size)
+        self._parallel.warm_up(torch.zeros(shape, dtype=torch.int64, device=self._ranks.device), self._optimizer)
+
     def __call__(self, batch: StepBatch, step: int) -> StepResult:
         """Learn from one step's batch.
 

@@ -1,0 +1,50 @@
+"""What a run says at its start: what it is about to do, and with what."""
+
+from typing import Any, cast
+
+from common.progress import format_bytes, format_count
+from common.run_folder import RunFolder
+from data_prep.token_set import TokenSet
+from model.counts import flops_per_token, parameter_count
+from model.memory import memory_estimate
+from model.precision import Dtype
+from train.batch import BatchPlan
+from train.choices import recompute_every
+from train.config import Config
+
+
+def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any]], reasons: list[str]) -> list[str]:
+    """Where it writes, what every rank runs on, and why each `auto` was decided as it was."""
+    ranks = [
+        f"rank {m['rank']} on {m['host']}: {m['device']} ({m.get('gpu', m['cpu'])}), {m['threads']} threads"
+        for m in machines
+    ]
+    return [f"run {folder.path}, {config.run.max_steps:,} steps", *ranks, *reasons]
+
+
+def describe_model(config: Config, plan: BatchPlan) -> list[str]:
+    """Size of the model, how the batch is cut up, and the memory this takes on a rank."""
+    architecture = config.model.architecture()
+    estimate = memory_estimate(
+        architecture,
+        micro_batch=plan.micro_batch,
+        dtype=cast(Dtype, config.run.dtype),
+        recompute_every=recompute_every(config),
+    )
+    return [
+        f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "
+        f"{architecture.n_embd}, {format_count(flops_per_token(architecture))}FLOPs per token",
+        f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
+        f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
+        f"estimated memory per rank: {format_bytes(estimate.total)}",
+    ]
+
+
+def describe_data(config: Config, tokens: TokenSet) -> list[str]:
+    """How much text there is and how often the run reads it."""
+    available = len(tokens.split("train"))
+    needed = config.run.max_steps * config.batch.tokens_per_step
+    return [
+        f"data: {tokens.folder}, {available:,} training tokens; "
+        f"the run reads {needed:,}, {needed / available:.2f} epochs",
+    ]
