@@ -14,15 +14,13 @@ if sys.version_info < (3, 11):  # noqa: UP036  (make looks for a newer one; this
 import argparse
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.errors import UserError, exit_on_user_error
 from setup.pip_install import pip_install
+from setup.system_torch import is_torch, show_to, supported_version, system_torch_folder
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORD = "longhaul.json"
@@ -113,29 +112,28 @@ def make_environment(arguments: argparse.Namespace, lock: int | None) -> None:
     record = Record.read(folder)
     if record is None and folder.exists():
         raise UserError(f"{folder} was not made by Longhaul's make: move or delete it, then run make again")
+    usable = record if record and record.whole and still_there(folder, record) else None
     recipe = wanted_recipe(arguments, record)
     dev = digest("requirements-dev.txt", "constraints.txt") if arguments.dev else ""
-    if record and record.whole and still_there(folder, record) and record.recipe == recipe and dev in ("", record.dev):
+    if usable and usable.recipe == recipe and dev in ("", usable.dev):
         return
 
     check_venv_module()
-    keep = (
-        record if record and record.whole and still_there(folder, record) and recipe.fits_into(record.recipe) else None
-    )
-    check_disk(folder, free_gib(arguments.free_gib, recipe, new=keep is None))
-    building = Record(whole=False, location=str(folder), recipe=recipe, dev="")
-    if keep is None:
+    if usable and not recipe.fits_into(usable.recipe):
+        usable = None
+    check_disk(folder, free_gib(arguments.free_gib, recipe, new=usable is None))
+    unfinished = Record(whole=False, location=str(folder), recipe=recipe, dev="")
+    if usable:
+        unfinished.write(folder)
+    else:
         if record:
             print(f"{folder.name} is {'out of date' if record.whole else 'half-built'}: building it anew", flush=True)
-        create(folder, building)
-    building.write(folder)
-    constraints, torch = constraints_and_torch(folder, recipe)
-    if keep is None or keep.recipe.packages != recipe.packages:
-        install_packages(folder, recipe, constraints, torch, lock)
+        create(folder, unfinished)
+    if usable is None or usable.recipe.packages != recipe.packages:
+        install_packages(folder, recipe, lock)
     if dev:
-        arguments_for_pip = ["--requirement", str(PROJECT / "requirements-dev.txt"), "--constraint", str(constraints)]
-        pip_install(venv_python(folder), arguments_for_pip, log=folder / "pip.log", what="test tools", lock=lock)
-    Record(whole=True, location=str(folder), recipe=recipe, dev=dev).write(folder)
+        install_dev_tools(folder, recipe, lock)
+    replace(unfinished, whole=True, dev=dev).write(folder)
 
 
 def wanted_recipe(arguments: argparse.Namespace, record: Record | None) -> Recipe:
@@ -153,10 +151,6 @@ def wanted_recipe(arguments: argparse.Namespace, record: Record | None) -> Recip
 
 def digest(*names: str) -> str:
     return hashlib.sha256(b"\0".join((PROJECT / name).read_bytes() for name in names)).hexdigest()
-
-
-def venv_python(folder: Path) -> Path:
-    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
 def still_there(folder: Path, record: Record) -> bool:
@@ -202,83 +196,55 @@ def check_disk(folder: Path, need_gib: float) -> None:
             )
 
 
-def create(folder: Path, building: Record) -> None:
+def create(folder: Path, unfinished: Record) -> None:
     """A new environment, marked as unfinished before anything is in it."""
+    torch_folder = system_torch_folder() if unfinished.recipe.torch == "system" else None
     print(f"making {folder} with {sys.executable}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    building.write(folder)
+    unfinished.write(folder)
     made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
     if made.returncode:
         said = (made.stdout + made.stderr).strip().splitlines() or [f"exit status {made.returncode}"]
         raise UserError(f"python -m venv {folder} failed: {said[-1]}")
-    if building.recipe.torch == "system":
-        show_system_torch(folder)
+    if torch_folder:
+        show_to(venv_python(folder), torch_folder)
 
 
-def show_system_torch(folder: Path) -> None:
-    """Let the environment import what lies beside this Python's torch; its own packages come first all the same."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        raise UserError(
-            f"TORCH=system: {sys.executable} has no torch: load your cluster's module for it first, or leave TORCH out"
-        )
-    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = subprocess.run([venv_python(folder), "-c", query], capture_output=True, text=True, check=True).stdout
-    (Path(packages.strip()) / "system_torch.pth").write_text(f"{Path(found.origin).parents[1]}\n")
+def venv_python(folder: Path) -> Path:
+    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
-def constraints_and_torch(folder: Path, recipe: Recipe) -> tuple[Path, list[str]]:
-    """The constraints file to install by and the torch requirement, [] where the system's torch stays."""
-    if recipe.torch == "pinned":
-        return PROJECT / "constraints.txt", [torch_requirement()]
-    version = system_torch_version(folder)
-    constraints = folder / "constraints.txt"
-    others = [line for line in (PROJECT / "constraints.txt").read_text().splitlines() if not is_torch(line)]
-    constraints.write_text("\n".join([*others, f"torch=={version}"]) + "\n")
-    return constraints, []
-
-
-def system_torch_version(folder: Path) -> str:
-    """The version of the torch that the environment sees. Raises UserError if it does not import or is unsupported."""
-    query = "import torch; print(torch.__version__)"
-    answer = subprocess.run([venv_python(folder), "-c", query], capture_output=True, text=True)
-    if answer.returncode:
-        raise UserError(f"TORCH=system: torch does not import: {answer.stderr.strip().splitlines()[-1]}")
-    version = answer.stdout.strip()
-    bounds = re.fullmatch(r"torch>=(\d+)\.(\d+),<(\d+)\.(\d+)", torch_requirement())
-    release = re.match(r"(\d+)\.(\d+)", version)
-    assert bounds and release, (torch_requirement(), version)
-    low, high = bounds.group(1, 2), bounds.group(3, 4)
-    if not as_numbers(low) <= as_numbers(release.groups()) < as_numbers(high):
-        raise UserError(f"TORCH=system: torch is {version}, and Longhaul supports {torch_requirement()[5:]}")
-    return version
-
-
-def as_numbers(parts: tuple[str, ...]) -> tuple[int, ...]:
-    return tuple(map(int, parts))
-
-
-def is_torch(line: str) -> bool:
-    return re.match(r"torch\b(?!-)", line) is not None
-
-
-def torch_requirement() -> str:
-    lines = (PROJECT / "requirements.txt").read_text().splitlines()
-    return next(line.split("#")[0].strip() for line in lines if is_torch(line))
-
-
-def install_packages(folder: Path, recipe: Recipe, constraints: Path, torch: list[str], lock: int | None) -> None:
-    python, log = venv_python(folder), folder / "pip.log"
-    if torch and recipe.torch_index:
+def install_packages(folder: Path, recipe: Recipe, lock: int | None) -> None:
+    requirements = (PROJECT / "requirements.txt").read_text().splitlines()
+    torch = next(line.split("#")[0].strip() for line in requirements if is_torch(line))
+    constraints = PROJECT / "constraints.txt"
+    if recipe.torch == "system":
+        version = supported_version(venv_python(folder), torch)
+        requirements = [line for line in requirements if not is_torch(line)]
+        others = [line for line in constraints.read_text().splitlines() if not is_torch(line)]
+        constraints = write_lines(folder / "constraints.txt", [*others, f"torch=={version}"])
+    if recipe.torch_index:
         # Without its dependencies: such an index holds few other packages, and old ones.
-        torch_only = [*torch, "--no-deps", "--index-url", recipe.torch_index, "--constraint", str(constraints)]
-        pip_install(python, torch_only, log=log, what="torch", lock=lock)
-    others = folder / "requirements.txt"
-    lines = (PROJECT / "requirements.txt").read_text().splitlines()
-    others.write_text("\n".join([*torch, *(line for line in lines if not is_torch(line))]) + "\n")
-    arguments = ["--requirement", str(others), "--constraint", str(constraints)]
-    pip_install(python, arguments, log=log, what="packages", lock=lock)
+        index = ["--no-deps", "--index-url", recipe.torch_index, torch]
+        install(folder, f"torch from {recipe.torch_index}", [*index, "--constraint", str(constraints)], lock)
+    listed = write_lines(folder / "requirements.txt", requirements)
+    install(folder, "packages", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
+
+
+def install_dev_tools(folder: Path, recipe: Recipe, lock: int | None) -> None:
+    constraints = (folder if recipe.torch == "system" else PROJECT) / "constraints.txt"
+    listed = PROJECT / "requirements-dev.txt"
+    install(folder, "test tools", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
+
+
+def install(folder: Path, what: str, arguments: list[str], lock: int | None) -> None:
+    pip_install(venv_python(folder), arguments, log=folder / "pip.log", what=what, lock=lock)
+
+
+def write_lines(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, loc
     ]
     environment = {**os.environ, "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}  # user = true in a pip.conf breaks in a venv
     with subprocess.Popen(
-        [*command, *arguments],
+        [*command, *progress_option(python), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,

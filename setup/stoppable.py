@@ -1,8 +1,8 @@
 """Run `torchrun …` so that Ctrl-C saves and stops, and leaves one line.
 
-torchrun answers Ctrl-C with a traceback and gives its workers 30 seconds. So it runs here in a process group of its own,
-where the terminal's Ctrl-C does not reach it, and the workers are asked instead: they finish the step, save and end by
-themselves, and torchrun ends after them in peace. A second Ctrl-C ends everything at once.
+torchrun answers Ctrl-C with a traceback and gives its workers 30 seconds. So it runs here in a process group of its
+own, where the terminal's Ctrl-C does not reach it, and the workers are asked instead: they finish the step, save and
+end by themselves, and torchrun ends after them in peace. A second Ctrl-C ends everything at once.
 """
 
 import signal

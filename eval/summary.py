@@ -1,0 +1,198 @@
+"""Say what came out of a run: loss beside what word frequencies alone give, speed, samples, where everything lies.
+
+    python eval/summary.py runs/demo --require-margin 1.0
+
+The unigram entropy is that of the validation split's own token frequencies: the lowest loss that any model without
+context can reach there. With --require-margin the exit status is 1 unless the model is that much better.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.checkpoint_files import list_checkpoints
+from common.errors import UserError, exit_on_user_error
+from common.metrics_file import read_json_lines, read_metrics, record_kind
+from common.progress import format_count, format_duration
+from common.publish import write_json_whole
+from common.run_folder import RunFolder
+from data_prep.token_set import TokenSet, TokenStream
+
+PROJECT = Path(__file__).resolve().parents[1]
+CHUNK_TOKENS = 1 << 24  # read at once while counting
+SHOWN_CHARACTERS = 300  # of a sample
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came out of a run. Losses in nats per token."""
+
+    run: str
+    status: str
+    step: int
+    max_steps: int
+    tokens: int
+    val_loss: float
+    val_step: int
+    perplexity: float
+    unigram_entropy: float
+    margin: float  # unigram_entropy - val_loss
+    tokens_per_second: float  # median over steps
+    training_seconds: float  # in steps; without validation, saving and pauses
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Say what came out of a run.")
+    parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo; still going or done")
+    parser.add_argument(
+        "--require-margin",
+        type=float,
+        metavar="NATS",
+        help="exit with 1 unless the last validation loss is this far below the unigram entropy",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    folder = RunFolder(arguments.run)
+    summary = summarise(folder)
+    print_figures(summary)
+    print_samples(folder)
+    print_places(folder)
+    print_next(folder, summary)
+    if arguments.json:
+        write_json_whole(arguments.json, asdict(summary) | {"required_margin": arguments.require_margin})
+    if arguments.require_margin is not None and summary.margin < arguments.require_margin:
+        print(f"\nThe margin of {summary.margin:.3f} nats is under the required {arguments.require_margin}.")
+        return 1
+    return 0
+
+
+def summarise(folder: RunFolder) -> Summary:
+    """Read a run's figures. Raises UserError where it has not come to a validation yet."""
+    records = read_metrics(folder.metrics)
+    train = [record for record in records if record_kind(record) == "train"]
+    validation = [record for record in records if record_kind(record) == "validation"]
+    if not train or not validation:
+        raise UserError(
+            f"{folder.metrics} holds no training step with a validation after it: has the run got that far?"
+        )
+    val_loss = validation[-1]["val_loss"]
+    if val_loss is None:
+        raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train anew")
+    config = read_config(folder)
+    entropy = unigram_entropy(validation_split(config["data"]["path"]))
+    state = folder.read_state() or {}
+    return Summary(
+        run=str(folder.path),
+        status=state.get("status", "unknown"),
+        step=train[-1]["step"],
+        max_steps=config["run"]["max_steps"],
+        tokens=train[-1]["tokens"],
+        val_loss=val_loss,
+        val_step=validation[-1]["step"],
+        perplexity=math.exp(val_loss),
+        unigram_entropy=entropy,
+        margin=entropy - val_loss,
+        tokens_per_second=statistics.median(record["tokens_per_second"] for record in train),
+        training_seconds=training_seconds(train),
+    )
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """The run's resolved configuration."""
+    try:
+        content: dict[str, Any] = yaml.safe_load(folder.config.read_text())
+    except OSError as error:
+        raise UserError(f"{folder.config} can't be read ({error.strerror}): is this a run's folder?") from None
+    return content
+
+
+def validation_split(path: str) -> TokenStream:
+    """The validation tokens of the set that a run names: a relative path is looked for here, then in the project."""
+    here = Path(path)
+    return TokenSet.open(here if here.exists() else PROJECT / path).split("val")
+
+
+def unigram_entropy(stream: TokenStream) -> float:
+    """Entropy in nats of the empirical distribution of a stream's tokens."""
+    counts = np.zeros(0, dtype=np.int64)  # (V,)
+    for start in range(0, len(stream), CHUNK_TOKENS):
+        chunk = np.bincount(stream.read(start, min(start + CHUNK_TOKENS, len(stream))), minlength=len(counts))
+        chunk[: len(counts)] += counts
+        counts = chunk
+    frequencies = counts[counts > 0] / counts.sum()
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def training_seconds(train: list[dict[str, Any]]) -> float:
+    """Seconds spent in the steps that hold, from their tokens and rates."""
+    before = [0, *(record["tokens"] for record in train)]
+    return sum(
+        (record["tokens"] - tokens) / record["tokens_per_second"] for record, tokens in zip(train, before, strict=False)
+    )
+
+
+def print_figures(summary: Summary) -> None:
+    latest = "" if summary.val_step == summary.step else f" (at step {summary.val_step:,})"
+    print(f"{summary.run}: {summary.status}, step {summary.step:,} of {summary.max_steps:,}")
+    print(f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{latest}")
+    print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
+    print(f"  margin            {summary.margin:.3f} nats")
+    print(
+        f"  training          {format_count(summary.tokens)} tokens in {format_duration(summary.training_seconds)},"
+        f" {format_count(summary.tokens_per_second)} tokens/s"
+    )
+
+
+def print_samples(folder: RunFolder) -> None:
+    samples = read_json_lines(folder.samples)
+    if not samples:
+        return
+    step = samples[-1]["step"]
+    print(f"\nWhat it wrote after step {step:,} (prompt│continuation):")
+    for sample in samples:
+        if sample["step"] == step:
+            text = json.dumps(sample["text"], ensure_ascii=False)[1:-1]
+            print(f"  {sample['prompt']}│{text[:SHOWN_CHARACTERS]}{'…' if len(text) > SHOWN_CHARACTERS else ''}")
+
+
+def print_places(folder: RunFolder) -> None:
+    places = [
+        (folder.report / "loss.png", "loss and learning rate as a picture"),
+        (folder.metrics, "every step's figures"),
+        (folder.samples, "what the model wrote along the way"),
+        (folder.config, "the whole configuration"),
+        (folder.provenance, "command, versions, machine"),
+        *((path, "newest checkpoint") for _, path in list_checkpoints(folder.checkpoints)[:1]),
+    ]
+    print("\nWhere everything lies:")
+    width = max(len(str(path)) for path, _ in places)
+    for path, what in places:
+        if path.exists():
+            print(f"  {path!s:{width}}  {what}")
+
+
+def print_next(folder: RunFolder, summary: Summary) -> None:
+    print("\nWhat to try next:")
+    train = f"train/pretrain.py --config {folder.config}"
+    print(f"  .venv/bin/python {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
+    print(f"  .venv/bin/python {train} --run.name wider --model.n_embd 512")
+    print(f"  .venv/bin/python eval/plot_loss.py {folder.path}   # also while a run is going")
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
