@@ -1,4 +1,4 @@
-"""Where the embedded corpus comes from: docstrings in installed Python sources, found by parsing, never by importing."""
+"""Where the embedded corpus comes from: docstrings in installed sources, found by parsing, never by importing."""
 
 import ast
 import importlib.metadata
@@ -127,7 +127,7 @@ def docstrings_in(file: SourceFile) -> list[str]:
 
 
 def _called_name(call: ast.Call) -> str:
-    return getattr(call.func, "id", None) or getattr(call.func, "attr", "")
+    return str(getattr(call.func, "id", "") or getattr(call.func, "attr", ""))
 
 
 def _strings(nodes: list[ast.expr]) -> Iterator[str]:
@@ -139,7 +139,7 @@ def _strings(nodes: list[ast.expr]) -> Iterator[str]:
 
 
 def _string_value(node: ast.expr) -> str | None:
-    """The text of a string expression: a literal, a sum of them, or a `.format(…)` template with its {names} left in."""
+    """The text of a literal, of a sum of them, or of a `.format(…)` template with its {names} left in."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):

@@ -14,7 +14,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 import argparse
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
@@ -45,12 +45,12 @@ def parse_arguments() -> argparse.Namespace:
     add_output_options(parser, "docstrings")
     parser.add_argument("--requirements", type=Path, default=REQUIREMENTS, help="whose packages are read")
     parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="vocabulary (default: gpt2)")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="processes that parse (default: all cores)")
+    parser.add_argument("--workers", type=int, default=available_cores(), help="parsing processes (default: all cores)")
     parser.add_argument("--max-documents", type=int, help="stop after so many documents (for a quick look)")
     return parser.parse_args()
 
 
-def documents(files: list[SourceFile], workers: int) -> Iterator[str]:
+def documents(files: list[SourceFile], workers: int) -> Generator[str, None, None]:
     """All documents, each text once, in the order of topics, then file names, then lines."""
     seen: set[str] = set()
     for text in topics():
