@@ -122,9 +122,8 @@ def finish_axes(figure: "Figure", above: "Axes", below: "Axes", step_tokens: flo
 
 
 def column(records: list[dict[str, Any]], key: str) -> Values:
-    """One value a record as float64, NaN where it is missing or was not finite."""
-    values = [record.get(key) for record in records]
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+    """One value a record as float64, NaN where it is missing or was not finite (null)."""
+    return np.array([record.get(key) for record in records], dtype=np.float64)
 
 
 def tokens_per_step(train: list[dict[str, Any]]) -> float:
