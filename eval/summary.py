@@ -42,6 +42,7 @@ class Summary:
     status: str
     step: int
     max_steps: int
+    n_embd: int
     tokens: int
     val_loss: float
     val_step: int
@@ -101,6 +102,7 @@ def summarise(folder: RunFolder) -> Summary:
         status=state.get("status", "unknown"),
         step=train[-1]["step"],
         max_steps=config["run"]["max_steps"],
+        n_embd=config["model"]["n_embd"],
         tokens=train[-1]["tokens"],
         val_loss=val_loss,
         val_step=validation[-1]["step"],
@@ -187,10 +189,10 @@ def print_places(folder: RunFolder) -> None:
 
 
 def print_next(folder: RunFolder, summary: Summary) -> None:
+    train = f".venv/bin/python train/pretrain.py --config {folder.config}"
     print("\nWhat to try next:")
-    train = f"train/pretrain.py --config {folder.config}"
-    print(f"  .venv/bin/python {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
-    print(f"  .venv/bin/python {train} --run.name wider --model.n_embd 512")
+    print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
+    print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")
     print(f"  .venv/bin/python eval/plot_loss.py {folder.path}   # also while a run is going")
 
 

@@ -76,15 +76,22 @@ def follow(pip: "subprocess.Popen[str]", log: Path, what: str) -> list[str]:
                 file.write(line)
                 said.append(line.strip())
                 if line.strip().startswith(STEPS):
-                    step, done = line.strip(), ""
+                    step, done = short(line.strip()), ""
             elapsed = time.monotonic() - started
             if elapsed - shown >= (0.2 if terminal else LINE_SECONDS):
                 shown = elapsed
-                show(f"installing {what}: {elapsed:.0f} s, {step[:70]}{done}", terminal)
+                show(f"installing {what}: {elapsed:.0f} s, {step}{done}", terminal)
     show(f"installing {what}: {time.monotonic() - started:.0f} s, pip has ended", terminal)
     if terminal:
         print()
     return said
+
+
+def short(line: str) -> str:
+    """A line of pip's for one line of progress."""
+    if line.startswith("Installing collected packages: "):
+        return f"unpacking {line.count(',') + 1} packages"
+    return line.split(" (from ")[0][:70]
 
 
 def forward(pip: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> None:

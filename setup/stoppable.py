@@ -5,6 +5,7 @@ own, where the terminal's Ctrl-C does not reach it, and the workers are asked in
 end by themselves, and torchrun ends after them in peace. A second Ctrl-C ends everything at once.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -41,8 +42,9 @@ def main() -> int:
         print(f"{__doc__}\nusage: python setup/stoppable.py torchrun [OPTIONS] SCRIPT [ARGUMENTS]")
         return 0
     requests, answered = Requests(), 0
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}  # what torchrun would set, with five lines of warning
     try:
-        launcher = psutil.Popen(command, stdin=subprocess.DEVNULL, process_group=0)
+        launcher = psutil.Popen(command, stdin=subprocess.DEVNULL, process_group=0, env=environment)
     except OSError as error:
         raise UserError(f"{command[0]} does not start: {error.strerror}") from None
     while launcher.poll() is None:

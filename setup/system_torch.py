@@ -14,7 +14,7 @@ def system_torch_folder() -> Path:
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         raise UserError(
-            f"TORCH=system: {sys.executable} has no torch: load your cluster's module for it first, or take TORCH=pinned"
+            f"TORCH=system: {sys.executable} has no torch: load your cluster's module for it, or take TORCH=pinned"
         )
     return Path(found.origin).parents[1]
 

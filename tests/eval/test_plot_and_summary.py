@@ -58,7 +58,9 @@ def run(tmp_path: Path) -> RunFolder:
     make_token_set(tmp_path / "tokens")
     folder = RunFolder(tmp_path / "runs" / "tiny")
     folder.path.mkdir(parents=True)
-    folder.config.write_text(yaml.safe_dump({"data": {"path": "tokens"}, "run": {"max_steps": STEPS}}))
+    folder.config.write_text(
+        yaml.safe_dump({"data": {"path": "tokens"}, "run": {"max_steps": STEPS}, "model": {"n_embd": 32}})
+    )
     write_metrics(folder, 3.5)
     samples = MetricsFile(folder.samples)
     for step in (20, 40):

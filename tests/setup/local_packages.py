@@ -1,0 +1,50 @@
+"""Tiny packages for the real pip to install without a network: wheels by hand, a package index in a folder."""
+
+import os
+import zipfile
+from pathlib import Path
+
+
+def make_wheel(folder: Path, name: str, version: str, *, requires: str = "") -> Path:
+    """A pure Python wheel of one module that knows its version."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = f"{name}-{version}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    files = {
+        f"{name}/__init__.py": f"__version__ = {version!r}\n",
+        f"{info}/METADATA": metadata + (f"Requires-Dist: {requires}\n" if requires else ""),
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    record = "".join(f"{path},,\n" for path in [*files, f"{info}/RECORD"])
+    wheel = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for path, content in {**files, f"{info}/RECORD": record}.items():
+            archive.writestr(path, content)
+    return wheel
+
+
+def install_by_hand(site_packages: Path, name: str, version: str) -> None:
+    """What installing a wheel leaves behind, as a container or a cluster's module has it."""
+    with zipfile.ZipFile(make_wheel(site_packages.parent / "wheels", name, version)) as archive:
+        archive.extractall(site_packages)
+
+
+def make_index(folder: Path, wheel: Path) -> str:
+    """A package index that holds one wheel; returns its URL."""
+    name = wheel.name.split("-")[0]
+    (folder / name).mkdir(parents=True)
+    (folder / "index.html").write_text(f'<a href="{name}/">{name}</a>')
+    (folder / name / "index.html").write_text(f'<a href="{wheel.resolve().as_uri()}">{wheel.name}</a>')
+    return folder.resolve().as_uri()
+
+
+def pip_environment(wheels: Path, index_url: str) -> dict[str, str]:
+    """This process's environment, with a pip that knows nothing but a folder of wheels and one index."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PIP_", "MAKE", "MFLAGS"))}
+    return environment | {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_FIND_LINKS": str(wheels),
+        "PIP_INDEX_URL": index_url,
+        "PIP_NO_CACHE_DIR": "1",
+        "PIP_RETRIES": "0",
+    }

@@ -1,0 +1,116 @@
+"""Which Python make takes, and what it would run."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+NEEDED = ("sh", "sed", "awk", "uname", "nproc", "getconf")
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+def old_python(path: Path) -> None:
+    """A program that answers as Python 3.9 would."""
+    path.write_text('#!/bin/sh\ncase "$2" in *exit*) exit 1 ;; *) echo 3.9.2 ;; esac\n')
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A folder with the few tools that make needs and no Python: all of PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in NEEDED:
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    return folder
+
+
+def find_python(path: Path, named: str = "") -> "subprocess.CompletedProcess[str]":
+    command = ["/bin/sh", str(PROJECT / "setup" / "find_python.sh"), named]
+    return subprocess.run(command, capture_output=True, text=True, env={"PATH": str(path)})
+
+
+def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(["make", "-C", str(PROJECT), *arguments], capture_output=True, text=True, env=environment)
+
+
+def test_python3_comes_first(path: Path) -> None:
+    (path / "python3").symlink_to(sys.executable)
+    (path / "python3.12").symlink_to(sys.executable)
+
+    assert find_python(path).stdout.strip() == str(path / "python3")
+
+
+def test_a_newer_python_stands_in_for_an_old_python3(path: Path) -> None:
+    old_python(path / "python3")
+    (path / "python3.12").symlink_to(sys.executable)
+
+    assert find_python(path).stdout.strip() == str(path / "python3.12")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_old_python_alone_is_one_line(path: Path, named: bool) -> None:
+    old_python(path / "python3")
+    (path / "python3.13").symlink_to(sys.executable) if named else None
+
+    result = find_python(path, str(path / "python3") if named else "")
+
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "python3 is 3.9.2" in line
+    assert "make PYTHON=" in line
+
+
+def test_no_python_at_all_is_one_line(path: Path) -> None:
+    result = find_python(path)
+
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "Python 3.11 or newer" in line
+
+
+def test_make_stops_where_there_is_no_python(path: Path) -> None:
+    result = make("environment", f"PYTHON={path / 'python3'}")
+
+    assert result.returncode == 2
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert result.stdout.strip().count("\n") <= 1, "nothing else was begun"
+
+
+def test_help_names_every_target_and_variable() -> None:
+    result = make("help")
+
+    for word in (
+        "demo",
+        "test",
+        "lint",
+        "clean",
+        "help",
+        "PYTHON=",
+        "TORCH=system",
+        "TORCH_INDEX=",
+        "RANKS=",
+        "TESTS=",
+    ):
+        assert word in result.stdout
+    assert make().stdout == result.stdout, "make alone shows the help"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "launcher"), [("1", r"\.venv/bin/python train"), ("3", r"torchrun --standalone --nproc_per_node=3 train")]
+)
+def test_demo_takes_torchrun_for_more_than_one_process(ranks: str, launcher: str) -> None:
+    planned = make("--dry-run", "demo", f"RANKS={ranks}").stdout
+
+    assert re.search(rf"{launcher}/pretrain\.py --config train/configs/demo\.yaml", planned)
+    assert ("torchrun" in planned) == (ranks != "1")
+    steps = [planned.index(name) for name in ("docstrings.py", "pretrain.py", "plot_loss.py", "summary.py")]
+    assert steps == sorted(steps)

@@ -1,0 +1,119 @@
+"""Ctrl-C under a real torchrun: the workers save and end, the terminal gets a line and no traceback."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+PATIENCE_SECONDS = 120.0
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="make demo starts torchrun on Linux alone")
+
+# Each worker tells that it is there; a trainer's handler sets a flag, and the loop saves and ends.
+SAVES = """
+    import os, pathlib, signal, time
+    me = pathlib.Path(__file__).parent / os.environ["RANK"]
+    asked = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    me.with_suffix(".ready").touch()
+    while not asked:
+        time.sleep(0.01)
+    me.with_suffix(".saved").touch()
+"""
+IGNORES = """
+    import os, pathlib, signal, time
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    (pathlib.Path(__file__).parent / os.environ["RANK"]).with_suffix(".ready").touch()
+    time.sleep(600)
+"""
+STILL_IMPORTING = """
+    import os, pathlib, time
+    (pathlib.Path(__file__).parent / os.environ["RANK"]).with_suffix(".ready").touch()
+    time.sleep(600)
+"""
+FAILS = "raise SystemExit(3)"
+
+
+def start(folder: Path, worker: str) -> "subprocess.Popen[str]":
+    script = folder / "worker.py"
+    script.write_text(textwrap.dedent(worker))
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "setup" / "stoppable.py"), *LAUNCHER, str(script)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(process: "subprocess.Popen[str]", files: list[Path]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not all(file.exists() for file in files):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def interrupt(process: "subprocess.Popen[str]") -> None:
+    """What the terminal does on Ctrl-C: the signal goes to the whole foreground process group."""
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def finish(process: "subprocess.Popen[str]", family: list[psutil.Process]) -> str:
+    """The output, once the process and all its descendants have ended."""
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_SECONDS)
+    assert not alive
+    return output
+
+
+@pytest.mark.parametrize("worker", [SAVES, STILL_IMPORTING])
+def test_ctrl_c_stops_everything_without_a_traceback(tmp_path: Path, worker: str) -> None:
+    process = start(tmp_path, worker)
+    wait_until(process, [tmp_path / "0.ready", tmp_path / "1.ready"])
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3, "torchrun and two workers"
+
+    interrupt(process)
+    output = finish(process, family)
+
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    assert "FAILED" not in output
+    assert output.splitlines()[-1] == "stopped: the same command goes on from the newest checkpoint"
+    assert len(output.strip().splitlines()) <= 2, output
+    saved = sorted(path.name for path in tmp_path.glob("*.saved"))
+    assert saved == (["0.saved", "1.saved"] if worker is SAVES else [])
+
+
+def test_a_second_ctrl_c_ends_workers_that_do_not(tmp_path: Path) -> None:
+    process = start(tmp_path, IGNORES)
+    wait_until(process, [tmp_path / "0.ready", tmp_path / "1.ready"])
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert process.stdout is not None
+
+    interrupt(process)
+    while "saving and stopping" not in process.stdout.readline():
+        assert process.poll() is None
+    interrupt(process)
+    output = finish(process, family)
+
+    assert process.returncode == 130
+    assert "Traceback" not in output
+
+
+def test_failure_passes_through(tmp_path: Path) -> None:
+    process = start(tmp_path, FAILS)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+
+    assert process.returncode == 1, output
+    assert "exitcode  : 3" in output
+    assert "OMP_NUM_THREADS" not in output
