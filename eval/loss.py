@@ -45,4 +45,3 @@ def evaluate_loss(
     model.train(was_training)
     loss_sum, total = ranks.sum([loss_sum, float(target_count)])
     return LossResult(loss_sum / total, int(total))
-

@@ -79,6 +79,8 @@ class Ranks:
 def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.0) -> Ranks:
     """Read the launcher's variables (torchrun's RANK, WORLD_SIZE, LOCAL_RANK, …) and connect.
 
+    A default process group that is there already is used as it is.
+
     Raises UserError where the device is missing or there are more ranks on this machine than GPUs.
     """
     environment = {name: int(os.environ.get(name, default)) for name, default in _LAUNCHER_VARIABLES.items()}
@@ -90,6 +92,9 @@ def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.
         timeout = timedelta(seconds=timeout_seconds)
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        if dist.is_initialized():
+            pass
+        elif device.type == "cuda":
             dist.init_process_group("nccl", timeout=timeout, device_id=device)
         else:
             dist.init_process_group("gloo", timeout=timeout)
@@ -107,7 +112,9 @@ def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: i
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if choice == "cuda" and gpus == 0:
-        raise UserError("run.device is cuda, but PyTorch sees no GPU here: use --run.device cpu, or a CUDA build of torch")
+        raise UserError(
+            "run.device is cuda, but PyTorch sees no GPU here: use --run.device cpu, or a CUDA build of torch"
+        )
     if choice == "mps" and not torch.backends.mps.is_available():
         raise UserError("run.device is mps, but PyTorch sees no Apple GPU here: use --run.device cpu")
     if choice == "cuda" or (choice == "auto" and gpus > 0):

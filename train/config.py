@@ -83,6 +83,7 @@ def build_parser() -> ArgumentParser:
         prog="pretrain.py",
         description="Pre-train a GPT. Start it again with the same command line and it goes on where it stopped.",
         default_env=False,
+        print_config=None,  # its own would show resume as if it were configuration
     )
     parser.add_argument("--config", action="config", help=f"YAML file; default {DEFAULT_CONFIG.relative_to(PROJECT)}")
     parser.add_argument("--print_config", action="store_true", help="show the resulting configuration and leave")
