@@ -4,6 +4,7 @@
 #   TORCH=system              keep the torch that this Python already has (a cluster's module, a container)
 #   TORCH_INDEX=URL           take torch from this package index, for example PyTorch's index of CPU builds
 #   RANKS=N                   processes that `make demo` trains with (default: 2, or 1 where there is one core)
+#   DEMO_OPTIONS="--optim.lr 1e-3"   more options of train/pretrain.py for `make demo`
 #   TESTS="tests/model -k x"  what `make test` runs (default: everything)
 #   JOBS=N                    processes that `make test` runs in (default: the cores, 8 at most)
 #   FREE_GIB=N                GiB that must be free before an installation (0: any)
@@ -20,6 +21,7 @@ CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || e
 RANKS ?= $(shell [ "$$(uname -s)" = Linux ] && [ $(CORES) -ge 2 ] && echo 2 || echo 1)
 JOBS ?= $(shell [ $(CORES) -gt 8 ] && echo 8 || echo $(CORES))
 TESTS ?=
+DEMO_OPTIONS ?=
 
 BIN := .venv/bin
 MAKE_ENVIRONMENT = python=$$(sh setup/find_python.sh "$(PYTHON)") && "$$python" setup/environment.py \
@@ -36,7 +38,7 @@ help:  ## show this
 
 demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot, summary: about 10 minutes
 	@test -f data/docstrings/manifest.json || { set -x; $(BIN)/python data_prep/docstrings.py --out data/docstrings; }
-	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml
+	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS)
 	$(BIN)/python eval/plot_loss.py runs/demo
 	$(BIN)/python eval/summary.py runs/demo --require-margin 1.0
 

@@ -1,0 +1,84 @@
+"""Every command that README.md shows runs as it stands there, the long ones with the small overrides of one table."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.tokenization import ByteTokenizer
+from tests.helpers.token_sets import make_token_set
+
+PROJECT = Path(__file__).resolve().parents[2]
+NOT_COPIED = shutil.ignore_patterns(".*", "data", "runs", "__pycache__")
+PATIENCE_SECONDS = 240
+
+SMALL_DEMO = "--run.max_steps 60 --eval.every_steps 30 --eval.tokens 2048 --eval.sample_tokens 4"
+FEW_STEPS = "--run.max_steps 4 --eval.tokens 256 --eval.sample_tokens 2"
+# A command of README.md: what is put at its end, for the clone of this test. Its .venv is the one that runs the tests.
+OVERRIDES = {
+    "make demo": f'-o environment DEMO_OPTIONS="{SMALL_DEMO}"',
+    "make test": "-o dev-environment JOBS=1 TESTS='tests/setup/test_makefile.py -k help'",
+    ".venv/bin/python data_prep/docstrings.py --out data/docstrings": "--out data/few --max-documents 200 --workers 1",
+    ".venv/bin/torchrun --standalone --nproc_per_node=2 train/pretrain.py --config train/configs/smoke.yaml": FEW_STEPS,
+    ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --run.name faster --optim.lr 6e-3": FEW_STEPS,
+    ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --optim.lr 6e-3 --print_config": "",
+    ".venv/bin/python eval/plot_loss.py runs/smoke": "",
+    ".venv/bin/python eval/summary.py runs/smoke --json runs/smoke/report/summary.json": "",
+    ".venv/bin/python data_prep/verify.py data/docstrings": "",
+}
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="README's commands are those of Linux"),
+    pytest.mark.xdist_group("readme"),
+]
+
+
+def readme_commands() -> list[str]:
+    """The lines of README.md's fenced shell blocks, in order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (PROJECT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project in a folder of its own, with a small learnable token set where the embedded corpus goes."""
+    root = tmp_path_factory.mktemp("readme") / "longhaul"
+    shutil.copytree(PROJECT, root, ignore=NOT_COPIED)
+    (root / ".venv").symlink_to(sys.prefix)
+    make_token_set(root / "data" / "docstrings", train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
+    return root
+
+
+def test_the_table_is_that_of_the_readme() -> None:
+    assert readme_commands() == list(OVERRIDES)
+
+
+def test_every_command_of_the_readme_runs(clone: Path) -> None:
+    """In the order of the page: later commands read what earlier ones made."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTEST_"))}
+    for command in readme_commands():
+        result = subprocess.run(
+            f"{command} {OVERRIDES[command]}",
+            shell=True,
+            cwd=clone,
+            env=environment | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}"
+    assert (clone / "runs" / "demo" / "report" / "loss.png").exists()
+    assert (clone / "runs" / "smoke" / "report" / "summary.json").exists()
+
+
+def test_no_file_that_the_readme_links_is_missing() -> None:
+    links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / "README.md").read_text())
+
+    assert links
+    assert [link for link in links if not (PROJECT / link).exists()] == []
