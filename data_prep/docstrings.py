@@ -27,10 +27,11 @@ from data_prep.preparation import (
     add_output_options,
     chosen_for_validation,
     complete_set,
+    finish_set,
     report,
     writing_alone,
 )
-from data_prep.shard_writer import ShardWriter, clear_token_set, versions
+from data_prep.shard_writer import ShardWriter, clear_token_set
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from data_prep.workers import available_cores
 
@@ -86,19 +87,13 @@ def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
             if number == arguments.max_documents:
                 found.close()
                 break
-    manifest = Manifest(
-        dtype=tokenizer.dtype.name,
-        tokenizer=tokenizer.spec,
-        source={
-            "name": SOURCE_NAME,
-            "packages": {name: distribution.version for name, distribution in distributions.items()},
-            "validation": f"1 document in {VALIDATION_ONE_IN}, by a hash of its first 200 characters",
-        },
-        versions=versions("tiktoken", "numpy"),
-        splits={"train": tuple(train.shards), "val": tuple(val.shards)},
-    )
-    manifest.write(folder)
-    return manifest
+    source = {
+        "name": SOURCE_NAME,
+        "packages": {name: distribution.version for name, distribution in distributions.items()},
+        "validation": f"1 document in {VALIDATION_ONE_IN}, by a hash of its first 200 characters",
+    }
+    splits = {"train": tuple(train.shards), "val": tuple(val.shards)}
+    return finish_set(folder, tokenizer, source, ["tiktoken", "numpy"], splits)
 
 
 def main() -> int:

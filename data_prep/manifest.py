@@ -42,13 +42,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is known about a token set. `tokenizer` is the tokenizer's spec; `source`, `versions`: for people."""
+    """All that is known about a token set. `tokenizer` is the tokenizer's spec; `source`, `versions`: for people.
+
+    `val_sha256` is the SHA-256 of the validation split's bytes, whatever its shards: two sets with the same one are
+    evaluated on the same tokens.
+    """
 
     dtype: str
     tokenizer: dict[str, Any]
     source: dict[str, Any]
     versions: dict[str, str]
     splits: dict[str, tuple[Shard, ...]]
+    val_sha256: str
     format_version: int = FORMAT_VERSION
     complete: bool = True
 
@@ -62,11 +67,6 @@ class Manifest:
         shards = {name: [[s.tokens, s.sha256] for s in self.splits[name]] for name in sorted(self.splits)}
         defining = [self.format_version, self.dtype, self.tokenizer["sha256"], shards]
         return hashlib.sha256(canonical_json(defining).encode()).hexdigest()
-
-    def split_identity(self, split: str) -> str:
-        """SHA-256 over the split's tokens: two sets with the same one give the same evaluation."""
-        shards = [[s.tokens, s.sha256] for s in self.splits.get(split, ())]
-        return hashlib.sha256(canonical_json([self.dtype, self.tokenizer["sha256"], shards]).encode()).hexdigest()
 
     def total(self, split: str, field: str) -> int:
         """Sum of `tokens`, `documents` or `bytes` over a split's shards."""

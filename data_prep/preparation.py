@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import json
-from collections.abc import Iterator
+import platform
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from filelock import FileLock, Timeout
 from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import write_json_whole
-from data_prep.manifest import MANIFEST_FILE, Manifest
+from data_prep.manifest import MANIFEST_FILE, Manifest, Shard
 from data_prep.shard_writer import SHARD_TOKENS, clear_token_set
+from data_prep.tokenization import Tokenizer
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
 LOCK_FILE = ".preparing.lock"
@@ -80,6 +83,23 @@ def complete_set(folder: Path, source_name: str, *, force: bool) -> Manifest | N
     return manifest
 
 
+def finish_set(
+    folder: Path,
+    tokenizer: Tokenizer,
+    source: dict[str, Any],
+    packages: Sequence[str],
+    splits: dict[str, tuple[Shard, ...]],
+) -> Manifest:
+    """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted, as they may matter."""
+    digest = hashlib.sha256()
+    for shard in splits["val"]:
+        digest.update((folder / shard.file).read_bytes())
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    manifest = Manifest(tokenizer.dtype.name, tokenizer.spec, source, versions, splits, digest.hexdigest())
+    manifest.write(folder)
+    return manifest
+
+
 def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file: Path | None, made: bool) -> None:
     """Print what the set holds, and write the same figures to `json_file`."""
     itemsize = manifest.numpy_dtype.itemsize
@@ -87,7 +107,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         "folder": str(folder),
         "made": made,
         "identity": manifest.identity,
-        "val_sha256": manifest.split_identity("val"),
+        "val_sha256": manifest.val_sha256,
         "seconds": seconds,
         "splits": {},
     }
@@ -103,7 +123,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
     if seconds:
         tokens = sum(row["tokens"] for row in figures["splits"].values())
         print(f"{format_count(tokens)} tokens in {format_duration(seconds)}, {format_count(tokens / seconds)} tokens/s")
-    print(f"validation set sha256 {figures['val_sha256']}")
+    print(f"validation set sha256 {manifest.val_sha256}")
     if json_file:
         write_json_whole(json_file, figures)
 

@@ -8,10 +8,10 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import numpy as np
 
@@ -29,9 +29,8 @@ _OWN_FILES = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.bin({re.escape(TEMPORAR
 class ShardWriter:
     """Writes one split's token stream as shards of exactly `shard_tokens` tokens, the last one as short as it comes.
 
-    `finished` are shards that an earlier, interrupted writer published: writing goes on after them. `on_shard` is
-    called with every shard once it is on the disk. Use as a context manager: leaving with an exception publishes
-    nothing more.
+    `finished` are shards that an earlier, interrupted writer published: writing goes on after them. Use as a
+    context manager: leaving with an exception publishes nothing more.
     """
 
     def __init__(
@@ -42,13 +41,12 @@ class ShardWriter:
         shard_tokens: int = SHARD_TOKENS,
         *,
         finished: Sequence[Shard] = (),
-        on_shard: Callable[[Shard], None] | None = None,
     ) -> None:
         assert shard_tokens > 0, shard_tokens
         assert split in SPLITS, split
         self.shards = list(finished)
-        self._folder, self._split, self._tokenizer, self._shard_tokens = folder, split, tokenizer, shard_tokens
-        self._on_shard = on_shard
+        self.split = split
+        self._folder, self._tokenizer, self._shard_tokens = folder, tokenizer, shard_tokens
         self._file: BinaryIO | None = None
         self._start_shard()
 
@@ -62,9 +60,14 @@ class ShardWriter:
         return self._shard_tokens - self._tokens
 
     @property
+    def total_tokens(self) -> int:
+        """Tokens of the split so far, finished shards included."""
+        return sum(shard.tokens for shard in self.shards) + self._tokens
+
+    @property
     def path(self) -> Path:
         """The final name of the current shard."""
-        return self._folder / shard_name(self._split, len(self.shards))
+        return self._folder / shard_name(self.split, len(self.shards))
 
     def write(self, tokens: Ids) -> None:
         """Append ids (n,) of the tokenizer's dtype. Raises UserError where the disk is full."""
@@ -108,8 +111,6 @@ class ShardWriter:
         shard = Shard(self.path.name, self._tokens, self._documents, self._bytes, self._digest.hexdigest())
         self.shards.append(shard)
         self._start_shard()
-        if self._on_shard:
-            self._on_shard(shard)
 
     def close(self) -> tuple[Shard, ...]:
         """Publish the last, short shard (if there is one) and return all shards."""
@@ -154,14 +155,3 @@ def _told(error: OSError, path: Path, missing_bytes: int) -> Exception:
         f"the disk is full: {path} needs {format_bytes(missing_bytes)} more ({error.strerror}); "
         "free some space and run the same command again"
     )
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of Python and of the packages that decide a set's bytes, for the manifest."""
-    import importlib.metadata
-    import platform
-
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for package in packages:
-        found[package] = importlib.metadata.version(package)
-    return found

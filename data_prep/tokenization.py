@@ -23,6 +23,9 @@ from data_prep.manifest import token_dtype
 
 Ids = np.ndarray[Any, Any]
 END_OF_TEXT = "<|endoftext|>"
+# Where a text may be cut so that the ids of its pieces, joined, are those of the whole: GPT-2's pattern never lets a
+# piece run from a visible character into white space, and only its white-space rules look ahead.
+SAFE_BORDER = re.compile(r"(?<=\S)(?=[ \n])")
 SEGMENT_CHARACTERS = 1 << 18  # longer texts are encoded in pieces, which bounds memory
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
 GPT2_FILES = {  # name: SHA-256, both as tiktoken expects them
@@ -230,15 +233,10 @@ def _gpt2_encoding() -> Any:
 
 
 def _segments(text: str) -> Iterator[str]:
-    """Pieces of a long text whose ids, joined, are the ids of the whole.
-
-    GPT-2's pattern never lets a piece run from a visible character into white space, and only its white-space rules
-    look ahead: so cutting before a space or line end that follows a visible character changes nothing.
-    """
-    border = re.compile(r"(?<=\S)(?=[ \n])")
+    """A long text in pieces, cut at safe borders."""
     start = 0
     while len(text) - start > SEGMENT_CHARACTERS:
-        found = border.search(text, start + SEGMENT_CHARACTERS)
+        found = SAFE_BORDER.search(text, start + SEGMENT_CHARACTERS)
         stop = found.start() if found else len(text)
         yield text[start:stop]
         start = stop

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data_prep.manifest import Manifest, token_dtype
+from data_prep.manifest import token_dtype
+from data_prep.preparation import finish_set
 from data_prep.shard_writer import ShardWriter, clear_token_set
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import ByteTokenizer, CharTokenizer
@@ -27,8 +28,7 @@ def write_parts(folder, parts, shard_tokens, tokenizer=None):
     with ShardWriter(folder, "train", tokenizer, shard_tokens) as writer:
         for part in parts:
             writer.write(np.array(part, dtype=tokenizer.dtype))
-    splits = {"train": tuple(writer.shards), "val": ()}
-    Manifest(tokenizer.dtype.name, tokenizer.spec, {"name": "test"}, {}, splits).write(folder)
+    finish_set(folder, tokenizer, {"name": "test"}, [], {"train": tuple(writer.shards), "val": ()})
     return TokenSet.open(folder, verify="full")
 
 
@@ -188,7 +188,7 @@ def test_reading_a_large_set_keeps_memory_and_opens_few_files(tmp_path):
     with ShardWriter(tmp_path, "train", tokenizer, 100_000_000) as writer:
         for _ in range(10):
             writer.write(block)
-    Manifest("uint16", tokenizer.spec, {"name": "test"}, {}, {"train": tuple(writer.shards)}).write(tmp_path)
+    finish_set(tmp_path, tokenizer, {"name": "test"}, [], {"train": tuple(writer.shards), "val": ()})
     stream = TokenSet.open(tmp_path).split("train")
     process = psutil.Process()
     before, files = process.memory_info().rss, process.num_fds()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.manifest import Manifest
+from data_prep.preparation import finish_set
 from data_prep.shard_writer import ShardWriter
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import ByteTokenizer, CharTokenizer, Tokenizer
@@ -36,7 +36,7 @@ def make_token_set(
         with ShardWriter(folder, split, tokenizer, shard_tokens) as writer:
             writer.write(markov_tokens(generator, count, tokenizer))
         splits[split] = tuple(writer.shards)
-    Manifest(tokenizer.dtype.name, tokenizer.spec, {"name": "test", "seed": seed}, {}, splits).write(folder)
+    finish_set(folder, tokenizer, {"name": "test", "seed": seed}, [], splits)
     return TokenSet.open(folder)
 
 

@@ -1,0 +1,166 @@
+"""Worker processes that encode, and their results in order, whatever order they finish in."""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from common.errors import UserError
+from data_prep.encode_worker import Part, Work, serve
+from data_prep.tokenization import Tokenizer
+
+QUEUED_WORKS = 2  # per worker, so that it never waits for the parent
+BUFFERED_BYTES = 512 << 20  # of results that wait for their turn, over all workers
+START_METHODS = [
+    method for method in ("forkserver", "spawn", "fork") if method in multiprocessing.get_all_start_methods()
+]
+
+
+@dataclass
+class _Worker:
+    slot: int
+    process: Any
+    connection: Connection
+    works: "deque[_Pending]" = field(default_factory=deque)  # handed over, in order; the first is being done
+    buffered_bytes: int = 0
+
+
+@dataclass
+class _Pending:
+    work: Work
+    worker: _Worker
+    parts: deque[Part] = field(default_factory=deque)
+    done: bool = False
+
+
+class EncodePool:
+    """`workers` processes. `run` gives the parts of works in the works' order; use as a context manager.
+
+    A worker that fails or dies ends `run` with a UserError naming the file, the unit and the row it was at. What waits
+    for its turn is bounded: a worker too far ahead is not read from, so it blocks.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, workers: int, start_method: str = START_METHODS[0]) -> None:
+        self._dtype = tokenizer.dtype
+        self._limit = max(1, BUFFERED_BYTES // workers)
+        context: Any = multiprocessing.get_context(start_method)
+        if start_method == "forkserver":
+            context.set_forkserver_preload(["numpy", "pyarrow.parquet", "tiktoken"])  # once in memory, shared by all
+        self._progress = context.RawArray("q", workers)
+        self._workers = []
+        for slot in range(workers):
+            ours, theirs = context.Pipe()
+            to_close = ours if start_method == "fork" else None
+            arguments = (theirs, to_close, tokenizer.spec, self._progress, slot)
+            process = context.Process(target=serve, args=arguments, daemon=True, name=f"encoder-{slot}")
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(slot, process, ours))
+
+    @property
+    def process_ids(self) -> list[int]:
+        return [worker.process.pid for worker in self._workers]
+
+    def run(self, works: Iterator[Work]) -> Iterator[Part]:
+        """Parts of all works, in order."""
+        pending: deque[_Pending] = deque()
+        exhausted = False
+        while True:
+            while not exhausted and (worker := self._least_busy()) is not None:
+                work = next(works, None)
+                if work is None:
+                    exhausted = True
+                else:
+                    pending.append(self._hand_over(work, worker))
+            if not pending:
+                return
+            head = pending[0]
+            while head.parts:
+                part = head.parts.popleft()
+                head.worker.buffered_bytes -= part.tokens.nbytes
+                yield part
+            if head.done:
+                pending.popleft()
+            else:
+                self._receive(head.worker)
+
+    def _least_busy(self) -> _Worker | None:
+        worker = min(self._workers, key=lambda worker: len(worker.works))
+        return worker if len(worker.works) < QUEUED_WORKS else None
+
+    def _hand_over(self, work: Work, worker: _Worker) -> _Pending:
+        pending = _Pending(work, worker)
+        worker.works.append(pending)
+        try:
+            worker.connection.send(work)
+        except OSError:
+            self._report_death(worker)
+        return pending
+
+    def _receive(self, head: _Worker) -> None:
+        """Wait for results of the worker whose turn it is and of those that are not too far ahead."""
+        reading = [w for w in self._workers if w.works and (w is head or w.buffered_bytes < self._limit)]
+        by_handle: dict[Any, _Worker] = {worker.connection: worker for worker in reading}
+        by_handle |= {worker.process.sentinel: worker for worker in self._workers}
+        ready = wait(list(by_handle))
+        connections = [handle for handle in ready if isinstance(handle, Connection)]
+        for handle in connections:
+            self._take(by_handle[handle])
+        if not connections:
+            self._report_death(by_handle[ready[0]])
+
+    def _take(self, worker: _Worker) -> None:
+        pending = worker.works[0]
+        try:
+            message = worker.connection.recv()
+            if isinstance(message, str):
+                raise UserError(f"{_where(pending.work, self._progress[worker.slot])}: {message}")
+            if message is None:
+                pending.done = True
+                worker.works.popleft()
+                return
+            tokens = np.frombuffer(worker.connection.recv_bytes(), dtype=self._dtype)
+        except (EOFError, OSError):
+            self._report_death(worker)
+        rows, counts, text_bytes = message
+        pending.parts.append(Part(pending.work, rows, counts, tokens, text_bytes))
+        worker.buffered_bytes += tokens.nbytes
+
+    def _report_death(self, worker: _Worker) -> None:
+        worker.process.join(5)
+        code = worker.process.exitcode
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code is not None and code < 0
+            else f"left with status {code}"
+        )
+        place = _where(worker.works[0].work, self._progress[worker.slot]) if worker.works else "no work"
+        raise UserError(
+            f"worker {worker.slot} {how} at {place}; run the same command again to go on from the last whole shard "
+            "(short of memory? fewer --workers)"
+        )
+
+    def close(self) -> None:
+        """Stop all workers, whatever they are at."""
+        for worker in self._workers:
+            worker.connection.close()
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+def _where(work: Work, row: int) -> str:
+    unit = "row group" if work.name.endswith(".parquet") else "block"
+    return f"{work.name}, {unit} {work.unit}, row {row}"

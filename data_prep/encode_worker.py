@@ -1,0 +1,144 @@
+"""What a worker process does: read a stretch of a file, choose its documents' side, turn them into tokens.
+
+Tokens leave as raw arrays (2 bytes each), never as lists; text never crosses a process border.
+"""
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from data_prep.inputs import UnitReader
+from data_prep.preparation import chosen_for_validation
+from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
+
+PART_TOKENS = 1 << 20  # what a worker sends at once, about
+
+
+class Place(NamedTuple):
+    """A token's place in the source: `skip` tokens into a row of a unit of a file."""
+
+    file: int
+    unit: int
+    row: int
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which documents to take. One in `one_in`, by hash, of the first `files` files is chosen for validation.
+
+    Once the validation split has all its tokens, chosen documents after the row `last` are for training like the rest.
+    """
+
+    side: Literal["train", "val"]
+    one_in: int = 0
+    files: int = 0
+    last: Place | None = None
+
+    def takes(self, place: Place, key: str) -> bool:
+        if not self.one_in or place.file >= self.files or (self.last is not None and place > self.last):
+            chosen = False
+        else:
+            chosen = chosen_for_validation(key, self.one_in)
+        return chosen == (self.side == "val")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes` is how far the source is read then."""
+
+    file: int
+    path: str
+    name: str
+    unit: int
+    start: int
+    stop: int | None
+    field: str
+    selection: Selection
+    input_bytes: int
+
+
+class Part(NamedTuple):
+    """Tokens of some documents: `rows` (n,), and `counts` (n,), how many tokens each has with its end of text."""
+
+    work: Work
+    rows: Ids
+    counts: Ids
+    tokens: Ids
+    text_bytes: int
+
+    def place(self, offset: int) -> Place:
+        """Where in the source the token at `offset` comes from; just past the last row for the offset past the last."""
+        ends = np.cumsum(self.counts)
+        index = int(np.searchsorted(ends, offset, side="right"))
+        if index == len(ends):
+            return Place(self.work.file, self.work.unit, int(self.rows[-1]) + 1)
+        start = int(ends[index] - self.counts[index])
+        return Place(self.work.file, self.work.unit, int(self.rows[index]), offset - start)
+
+
+def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, slot: int) -> Iterator[Part]:
+    """The work's tokens in parts, end of text before every document. `progress[slot]` is the row being encoded."""
+    end = np.array([] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id], dtype=tokenizer.dtype)
+    rows: list[int] = []
+    counts: list[int] = []
+    pieces: list[Ids] = []
+    size = 0
+    progress[slot] = work.start
+    for fragment in reader.read(work.path, work.unit, work.field, work.start, work.stop):
+        progress[slot] = fragment.row
+        if not work.selection.takes(Place(work.file, work.unit, fragment.row), fragment.key):
+            continue
+        ids = tokenizer.encode(fragment.text)
+        if fragment.begins:
+            pieces.append(end)
+        pieces.append(ids)
+        rows.append(fragment.row)
+        counts.append(len(ids) + (len(end) if fragment.begins else 0))
+        size += counts[-1]
+        if size >= PART_TOKENS:
+            yield _part(work, rows, counts, pieces, tokenizer)
+            rows, counts, pieces, size = [], [], [], 0
+    if size:
+        yield _part(work, rows, counts, pieces, tokenizer)
+
+
+def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], tokenizer: Tokenizer) -> Part:
+    tokens = np.concatenate(pieces)
+    text_bytes = int(tokenizer.piece_bytes[tokens].sum(dtype=np.int64))
+    return Part(work, np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64), tokens, text_bytes)
+
+
+def serve(connection: Connection, to_close: Connection | None, spec: dict[str, Any], progress: Any, slot: int) -> None:
+    """Answer every Work received with its parts and None at its end, or with a message where it fails.
+
+    Leaves when the other end of the connection is gone, that is, when the parent is. Under fork `to_close` is the
+    parent's end, inherited.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    if to_close is not None:
+        to_close.close()
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    try:
+        tokenizer, reader = load_tokenizer(spec), UnitReader()
+        while True:
+            work: Work = connection.recv()
+            try:
+                for part in encode(work, tokenizer, reader, progress, slot):
+                    connection.send((part.rows, part.counts, part.text_bytes))
+                    connection.send_bytes(part.tokens.data.cast("B"))
+            except (ValueError, OSError, RuntimeError, MemoryError, pa.ArrowException) as error:
+                if isinstance(error, BrokenPipeError | ConnectionError):
+                    raise
+                connection.send(f"{type(error).__name__}: {error}")
+            else:
+                connection.send(None)
+            pa.default_memory_pool().release_unused()
+    except (EOFError, BrokenPipeError, ConnectionError):
+        return
