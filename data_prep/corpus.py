@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from common.errors import UserError
 from common.progress import format_count, progress_bar
 from common.publish import TEMPORARY_SUFFIX, canonical_json, sha256_file, write_json_whole
-from data_prep.encode_pool import EncodePool
+from data_prep.encode_pool import open_encoder
 from data_prep.encode_worker import Part, Place, Selection, Work
 from data_prep.inputs import units
 from data_prep.manifest import Manifest, Shard
@@ -189,7 +189,7 @@ def _write_split(
     finished = sum(shard.tokens for shard in state.shards)
     if limit is None or finished < limit:
         with (
-            EncodePool(corpus.tokenizer, workers, start_method) as pool,
+            open_encoder(corpus.tokenizer, workers, start_method) as pool,
             ShardWriter(
                 folder, selection.side, corpus.tokenizer, corpus.settings.shard_tokens, finished=state.shards
             ) as writer,

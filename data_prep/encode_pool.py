@@ -12,7 +12,8 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import UserError
-from data_prep.encode_worker import Part, Work, serve
+from data_prep.encode_worker import ENCODING_ERRORS, Part, Work, encode, serve
+from data_prep.inputs import UnitReader
 from data_prep.tokenization import Tokenizer
 
 QUEUED_WORKS = 2  # per worker, so that it never waits for the parent
@@ -37,6 +38,33 @@ class _Pending:
     worker: _Worker
     parts: deque[Part] = field(default_factory=deque)
     done: bool = False
+
+
+class SerialEncoder:
+    """What EncodePool does, in this process: for little text, where starting processes takes longer than the work."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._reader = UnitReader()
+
+    def run(self, works: Iterator[Work]) -> Iterator[Part]:
+        progress = [0]
+        for work in works:
+            try:
+                yield from encode(work, self._tokenizer, self._reader, progress, 0)
+            except ENCODING_ERRORS as error:
+                raise UserError(f"{_where(work, progress[0])}: {error}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.close()
+
+
+def open_encoder(tokenizer: Tokenizer, workers: int, start_method: str) -> "SerialEncoder | EncodePool":
+    """An encoder with `workers` processes, or none for 0."""
+    return EncodePool(tokenizer, workers, start_method) if workers else SerialEncoder(tokenizer)
 
 
 class EncodePool:

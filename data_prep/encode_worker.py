@@ -12,11 +12,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from common.errors import UserError
 from data_prep.inputs import UnitReader
 from data_prep.preparation import chosen_for_validation
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
 PART_TOKENS = 1 << 20  # what a worker sends at once, about
+ENCODING_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, UserError, pa.ArrowException)  # damaged input
 
 
 class Place(NamedTuple):
@@ -64,7 +66,7 @@ class Work:
 
 
 class Part(NamedTuple):
-    """Tokens of some documents: `rows` (n,), and `counts` (n,), how many tokens each has with its end of text."""
+    """Tokens of some documents: `rows` (n,), and `counts` (n,): how many tokens each has."""
 
     work: Work
     rows: Ids
@@ -133,12 +135,12 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
                 for part in encode(work, tokenizer, reader, progress, slot):
                     connection.send((part.rows, part.counts, part.text_bytes))
                     connection.send_bytes(part.tokens.data.cast("B"))
-            except (ValueError, OSError, RuntimeError, MemoryError, pa.ArrowException) as error:
-                if isinstance(error, BrokenPipeError | ConnectionError):
-                    raise
+            except ConnectionError:
+                raise
+            except ENCODING_ERRORS as error:
                 connection.send(f"{type(error).__name__}: {error}")
             else:
                 connection.send(None)
             pa.default_memory_pool().release_unused()
-    except (EOFError, BrokenPipeError, ConnectionError):
+    except (EOFError, ConnectionError):
         return

@@ -90,7 +90,7 @@ def finish_set(
     packages: Sequence[str],
     splits: dict[str, tuple[Shard, ...]],
 ) -> Manifest:
-    """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted, as they may matter."""
+    """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted."""
     digest = hashlib.sha256()
     for shard in splits["val"]:
         digest.update((folder / shard.file).read_bytes())

@@ -34,5 +34,5 @@ def available_memory_bytes() -> int:
 def choose_workers(wanted: int | None) -> int:
     """`wanted` processes, or one per available core as far as memory allows."""
     if wanted is not None:
-        return max(1, wanted)
+        return wanted
     return max(1, min(available_cores(), available_memory_bytes() // WORKER_BYTES))

@@ -1,0 +1,171 @@
+"""Downloads that finish: resumed where they stopped, patient with busy servers, checked before they count as there."""
+
+import email.utils
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import requests
+
+from common.errors import UserError
+from common.publish import fsync_folder
+
+PART_SUFFIX = ".part"
+BLOCK_BYTES = 1 << 20
+TIMEOUT_SECONDS = (15, 60)  # to connect, and between bytes
+ATTEMPTS = 8  # in a row without a single new byte
+DAMAGED_ATTEMPTS = 3  # whole files with the wrong bytes
+BACKOFF_SECONDS = 1.0  # doubled at every attempt, up to
+LONGEST_BACKOFF_SECONDS = 120.0
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+
+
+class Stopped(Exception):
+    """The download was asked to stop; what has come so far is kept."""
+
+
+class _TryAgainError(Exception):
+    """Something that may pass. `seconds` is how long the server asks to wait."""
+
+    def __init__(self, reason: str, seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class _DamagedError(_TryAgainError):
+    """What has come is not the beginning of the right file."""
+
+
+def download(
+    url: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    headers: Mapping[str, str] | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Fetch `url` into `target`, which appears only when it is whole and has the size and SHA-256 that are given.
+
+    What came before an interruption is kept in `target`.part and continued. Answers 429 and 5xx, broken connections and
+    damaged files are tried again, after the time the server asks for (Retry-After) or ever longer ones. `on_bytes` gets
+    the bytes that are there so far. Raises UserError where the server refuses, or nothing new comes in 8 attempts.
+    """
+    part = target.with_name(target.name + PART_SUFFIX)
+    stop = stop or threading.Event()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        attempt = damaged = 0
+        while True:
+            before = _size(part)
+            try:
+                _fetch_rest(url, part, headers or {}, size, on_bytes, stop)
+                _check(part, size, sha256)
+                break
+            except _TryAgainError as error:
+                if isinstance(error, _DamagedError):  # nothing tells which bytes are wrong: all of them come again
+                    part.unlink(missing_ok=True)
+                    damaged += 1
+                attempt = 0 if _size(part) > before else attempt + 1
+                if attempt >= ATTEMPTS or damaged >= DAMAGED_ATTEMPTS:
+                    raise UserError(f"can't download {url}: {error}; run the same command again later") from None
+                _wait(error.seconds, attempt, stop)
+        os.replace(part, target)
+        fsync_folder(target.parent)
+    except OSError as error:
+        raise UserError(
+            f"can't store {target}: {error.strerror or error}; what has come is kept, run it again"
+        ) from None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _fetch_rest(
+    url: str,
+    part: Path,
+    headers: Mapping[str, str],
+    size: int | None,
+    on_bytes: Callable[[int], None],
+    stop: threading.Event,
+) -> None:
+    have = _size(part)
+    if size is not None and have >= size:
+        return
+    asked = dict(headers) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT_SECONDS) as answer:
+            mode = _understand(answer, have, url)
+            if mode == "done":
+                return
+            with open(part, mode) as file:
+                for block in answer.iter_content(BLOCK_BYTES):
+                    file.write(block)
+                    on_bytes(file.tell())
+                    if stop.is_set():
+                        raise Stopped
+                expected = answer.headers.get("Content-Length")
+                file.flush()
+                os.fsync(file.fileno())
+        if expected is not None and _size(part) < int(expected) + (have if mode == "ab" else 0):
+            raise _TryAgainError("the connection ended early")
+    except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        raise _TryAgainError(f"no connection ({type(error).__name__})") from None
+    except requests.RequestException as error:
+        raise UserError(f"can't download {url}: {error}") from None
+
+
+def _understand(answer: requests.Response, have: int, url: str) -> str:
+    """How to open the partial file for what the server sends: append, anew, or not at all because it is all there."""
+    status = answer.status_code
+    if status in _BUSY:
+        raise _TryAgainError(f"the server answers {status}", _retry_after(answer.headers.get("Retry-After")))
+    if status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        return "ab"
+    if status == 416 and answer.headers.get("Content-Range", "").endswith(f"/{have}"):
+        return "done"
+    if status in (206, 416):
+        raise _DamagedError("the server has another file than the part that is there")
+    if status == 200:
+        return "wb"
+    hints = {401: "a token is needed (HF_TOKEN)", 403: "access is refused", 404: "there is no such file"}
+    raise UserError(f"can't download {url}: {hints.get(status, 'the server refuses')} (status {status})")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or a date."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return None
+
+
+def _wait(asked: float | None, attempt: int, stop: threading.Event) -> None:
+    seconds = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.75, 1.25)
+    if stop.wait(seconds if asked is None else asked):
+        raise Stopped
+
+
+def _check(part: Path, size: int | None, sha256: str | None) -> None:
+    found = _size(part)
+    if size is not None and found != size:
+        kind = _DamagedError if found > size else _TryAgainError
+        raise kind(f"{found:,} bytes came, not {size:,}")
+    if sha256 is None:
+        return
+    with open(part, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+        raise _DamagedError(f"it came damaged (SHA-256 {digest[:16]}…, not {sha256[:16]}…)")

@@ -1,0 +1,217 @@
+"""Data sets on the Hugging Face hub: a configuration's files at a fixed revision, fetched as they are needed."""
+
+import fnmatch
+import os
+import shutil
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from common.progress import progress_bar
+from data_prep.corpus import InputFile
+from data_prep.download import Stopped, download
+from data_prep.inputs import fingerprint
+
+DEFAULT_ENDPOINT = "https://huggingface.co"
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A configuration of a data set at a commit: everything needed to fetch its files."""
+
+    repo: str
+    config: str
+    revision: str
+    files: tuple[InputFile, ...]
+
+    def url(self, file: InputFile) -> str:
+        return f"{endpoint()}/datasets/{self.repo}/resolve/{self.revision}/{file.name}"
+
+
+def endpoint() -> str:
+    """The hub's address; a mirror's where HF_ENDPOINT names one."""
+    return os.environ.get("HF_ENDPOINT", DEFAULT_ENDPOINT).rstrip("/")
+
+
+def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
+    """Resolve a configuration and a revision (a commit, tag or branch) to a commit and its parquet files, by name.
+
+    Raises UserError where the hub can't be reached, or has no such data set, revision or configuration.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    api = huggingface_hub.HfApi(endpoint=endpoint())
+    try:
+        info = api.dataset_info(repo, revision=revision, expand=["sha", "cardData"], timeout=30)
+        card = info.card_data.to_dict() if info.card_data is not None else {}
+        patterns = config_patterns(card, config, f"{repo} at {revision}")
+        found: dict[str, InputFile] = {}
+        for folder in sorted({_fixed_folder(pattern) for pattern in patterns}):
+            for entry in api.list_repo_tree(repo, folder, recursive=True, revision=info.sha, repo_type="dataset"):
+                if isinstance(entry, huggingface_hub.hf_api.RepoFile) and matches(entry.path, patterns):
+                    digest = {"sha256": entry.lfs.sha256} if entry.lfs else {"blob": entry.blob_id}
+                    found[entry.path] = InputFile(entry.path, entry.size, digest)
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{repo} has no revision {revision!r}: choose another --revision") from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(f"there is no data set {repo} on {endpoint()}, or a token is needed (HF_TOKEN)") from None
+    except UserError:
+        raise
+    except Exception as error:  # whatever the HTTP library of the day raises without a network
+        raise UserError(
+            f"{endpoint()} can't be reached ({type(error).__name__}): give a folder with the data set's parquet files "
+            "with --source DIR"
+        ) from None
+    if not found:
+        raise UserError(f"{repo} at {revision} has no parquet files for the configuration {config!r}")
+    assert info.sha is not None
+    return HubSource(repo, config, info.sha, tuple(found[name] for name in sorted(found)))
+
+
+def config_patterns(card: dict[str, Any], config: str, where: str) -> list[str]:
+    """The file patterns of a configuration, from a data set card's `configs`."""
+    configs = {entry["config_name"]: entry for entry in card.get("configs") or []}
+    if config not in configs:
+        names = ", ".join(configs) or "none"
+        raise UserError(f"{where} has no configuration {config!r}: choose one of {names} with --config")
+    entries = configs[config].get("data_files") or []
+    if isinstance(entries, str):
+        return [entries]
+    patterns: list[str] = []
+    for entry in entries:
+        if isinstance(entry, str):
+            patterns.append(entry)
+        elif entry.get("split", "train") == "train":
+            paths = entry["path"]
+            patterns += [paths] if isinstance(paths, str) else paths
+    return patterns
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a parquet file's name is meant by one of the patterns (`*` stays within a folder, `**` doesn't)."""
+    for pattern in patterns:
+        deep = "**" in pattern or name.count("/") == pattern.count("/")
+        if name.endswith(".parquet") and deep and fnmatch.fnmatchcase(name, pattern.replace("**/", "*")):
+            return True
+    return False
+
+
+def _fixed_folder(pattern: str) -> str:
+    """The folder that all files of a pattern lie in."""
+    fixed = pattern.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0]
+    return fixed.rpartition("/")[0]
+
+
+class HubFiles:
+    """A hub source's files, downloaded one ahead of the one that is read and deleted once nothing needs them."""
+
+    def __init__(self, source: HubSource, folder: Path, *, keep: bool) -> None:
+        self.listed = source.files
+        self._source, self._folder, self._keep = source, folder, keep
+        self._pool = ThreadPoolExecutor(1, "download")
+        self._stop = threading.Event()
+        self._running: dict[int, Future[None]] = {}
+        self._bytes: dict[int, int] = {}
+
+    def path(self, index: int) -> Path:
+        self._start(index)
+        future, file = self._running[index], self.listed[index]
+        if not future.done():
+            with progress_bar(file.bytes, "B", f"downloading {Path(file.name).name}", scale=True) as bar:
+                while not _finished(future):
+                    bar.update(self._bytes.get(index, 0) - bar.n)
+        future.result()
+        if index + 1 < len(self.listed):
+            self._start(index + 1)
+        return self._target(index)
+
+    def done_with(self, index: int) -> None:
+        for number in range(0 if self._keep else index):
+            self._running.pop(number, None)
+            self._target(number).unlink(missing_ok=True)
+
+    def _target(self, index: int) -> Path:
+        return self._folder / self.listed[index].name
+
+    def _start(self, index: int) -> None:
+        if index not in self._running:
+            self._running[index] = self._pool.submit(self._download, index)
+
+    def _download(self, index: int) -> None:
+        file, target = self.listed[index], self._target(index)
+        if target.exists():  # it was whole when it got this name
+            return
+        download(
+            self._source.url(file),
+            target,
+            size=file.bytes,
+            sha256=file.digest.get("sha256"),
+            headers=_authorization(),
+            on_bytes=lambda count: self._bytes.__setitem__(index, count),
+            stop=self._stop,
+        )
+
+    def close(self, *, complete: bool) -> None:
+        """Stop what still runs; after a complete preparation remove what isn't to be kept."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+        if complete and not self._keep:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _finished(future: "Future[None]") -> bool:
+    try:
+        future.result(timeout=POLL_SECONDS)
+    except TimeoutError:
+        return False
+    except Stopped as error:
+        raise KeyboardInterrupt from error
+    return True
+
+
+def _authorization() -> dict[str, str]:
+    import huggingface_hub
+
+    token = huggingface_hub.get_token()
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+class LocalFiles:
+    """Files that lie on this disk already."""
+
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self._folder = folder
+        self.listed = tuple(
+            InputFile(name, (folder / name).stat().st_size, fingerprint(folder / name)) for name in sorted(names)
+        )
+
+    def path(self, index: int) -> Path:
+        return self._folder / self.listed[index].name
+
+    def done_with(self, index: int) -> None:
+        """They are the user's: nothing is deleted."""
+
+
+def local_parquet(folder: Path, config: str) -> LocalFiles:
+    """The parquet files of a folder; of a copy of a whole data set (with its README.md) those of the configuration."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: --source names one with parquet files")
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
+    readme = folder / "README.md"
+    if readme.is_file():
+        parts = readme.read_text(encoding="utf-8").split("---\n", 2)
+        card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+        if isinstance(card, dict) and card.get("configs"):
+            patterns = config_patterns(card, config, str(readme))
+            names = [name for name in names if matches(name, patterns)]
+    if not names:
+        raise UserError(f"{folder} has no parquet files (for the configuration {config!r})")
+    return LocalFiles(folder, names)
