@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
@@ -80,13 +79,11 @@ def losses(folder: RunFolder) -> dict[int, float]:
     return {record["step"]: record["loss"] for record in read_metrics(folder.metrics) if "loss" in record}
 
 
-def curve(folder: RunFolder) -> list[tuple[Any, ...]]:
+def curve(folder: RunFolder) -> list[tuple[str, ...]]:
     """Everything of a run that must not depend on how often it was interrupted."""
-    rows = []
-    for record in read_metrics(folder.metrics):
-        if record.get("kind") != "start":
-            rows.append(tuple(record.get(key) for key in ("step", "loss", "grad_norm", "lr", "val_loss", "sequences")))
-    return [tuple(map(str, row)) for row in rows]
+    keys = ("step", "loss", "grad_norm", "lr", "val_loss", "sequences")
+    records = [record for record in read_metrics(folder.metrics) if record.get("kind") != "start"]
+    return [tuple(str(record.get(key)) for key in keys) for record in records]
 
 
 def weights_hashes(checkpoint: Path) -> dict[str, bytes]:

@@ -1,0 +1,171 @@
+"""A resumed run is the run: bit by bit at the same number of ranks, whatever interrupted it."""
+
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from common.checkpoint_files import list_checkpoints
+from common.metrics_file import read_metrics
+from common.run_folder import RunFolder
+from tests.helpers.ranks import RankGroup
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import (
+    curve,
+    losses,
+    run_of,
+    start_ranks_training,
+    tiny_arguments,
+    train,
+    weights_hashes,
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    # 125 windows of 16 tokens: a step of 32 sequences crosses an epoch's border every fourth step, and shards' borders
+    make_token_set(folder, train_tokens=2_001, val_tokens=500, shard_tokens=300)
+    return folder
+
+
+def kill_inside_a_save(group: RankGroup, run: RunFolder, chance: random.Random) -> None:
+    """Wait until a save is under way and kill everything in it."""
+    while not any(run.checkpoints.glob(".step-*.tmp")):
+        assert group.processes[0].is_alive(), "the run ended before it could be killed"
+    group.kill()
+
+
+def kill_between_steps(group: RankGroup, run: RunFolder, chance: random.Random) -> None:
+    """Let the run get on by up to three records, and kill everything."""
+    size = run.metrics.stat().st_size if run.metrics.exists() else 0
+    wanted = size + chance.randrange(600)
+    while not run.metrics.exists() or run.metrics.stat().st_size < wanted:
+        assert group.processes[0].is_alive(), "the run ended before it could be killed"
+    group.kill()
+
+
+def kill_at_the_start(group: RankGroup, run: RunFolder, chance: random.Random) -> None:
+    """Kill everything a moment after its start."""
+    group.processes[0].join(chance.uniform(0.0, 0.6))
+    group.kill()
+
+
+KILLS = [kill_inside_a_save] * 3 + [kill_between_steps] * 5 + [kill_at_the_start] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_killed_at_random_moments_the_run_ends_as_if_undisturbed(tmp_path: Path, data: Path, world_size: int) -> None:
+    more = ("--checkpoint.every_steps=2", "--run.max_steps=60")
+    train(world_size, tmp_path, tiny_arguments(tmp_path, data, "calm", *more))
+    calm, disturbed = run_of(tmp_path, "calm"), run_of(tmp_path, "disturbed")
+    chance = random.Random(world_size)
+    for kill in chance.sample(KILLS, len(KILLS)):
+        arguments = tiny_arguments(tmp_path, data, "disturbed", *more)
+        kill(start_ranks_training(world_size, tmp_path, arguments), disturbed, chance)
+    train(world_size, tmp_path, tiny_arguments(tmp_path, data, "disturbed", *more))
+    assert curve(disturbed) == curve(calm)
+    final = weights_hashes(list_checkpoints(calm.checkpoints)[0][1])
+    assert weights_hashes(list_checkpoints(disturbed.checkpoints)[0][1]) == final
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_to_one_rank_makes_all_save_the_same_step_and_leave(tmp_path: Path, data: Path, name: str) -> None:
+    arguments = tiny_arguments(tmp_path, data, "signalled", "--run.max_steps=100000")
+    group = start_ranks_training(2, tmp_path, arguments)
+    run = run_of(tmp_path, "signalled")
+    while len(losses(run)) < 3:
+        assert group.processes[1].is_alive()
+    os.kill(group.processes[1].pid, getattr(signal, name))
+    assert group.join() == [0, 0]
+    state = run.read_state()
+    assert state is not None
+    assert (state["status"], state["reason"]) == ("preempted", name)
+    assert list_checkpoints(run.checkpoints)[0][0] == state["step"] == max(losses(run))
+
+
+def test_a_stop_file_stops_the_run_once(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "stopped", "--run.max_steps=100000")
+    group = start_ranks_training(1, tmp_path, arguments)
+    run = run_of(tmp_path, "stopped")
+    while len(losses(run)) < 3:
+        assert group.processes[0].is_alive()
+    run.stop_file.touch()
+    assert group.join() == [0]
+    state = run.read_state()
+    assert state is not None
+    assert (state["status"], state["reason"]) == ("preempted", "STOP file")
+    assert not run.stop_file.exists()  # the same command goes on
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_other_world_sizes_read_the_same_sequences_and_learn_the_same(
+    tmp_path: Path, data: Path, world_size: int
+) -> None:
+    more = ("--model.dropout=0",)
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "one", *more))
+    train(world_size, tmp_path, tiny_arguments(tmp_path, data, "many", *more))
+    one, many = read_metrics(run_of(tmp_path, "one").metrics), read_metrics(run_of(tmp_path, "many").metrics)
+    sequences = [record["sequences"] for record in one if "sequences" in record]
+    assert len(sequences) == 20
+    assert all(len(step) == 32 for step in sequences)
+    assert [record["sequences"] for record in many if "sequences" in record] == sequences
+    for key in ("loss", "val_loss"):
+        values = [[record[key] for record in records if key in record] for records in (one, many)]
+        assert values[1] == pytest.approx(values[0], abs=1e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, data: Path) -> None:
+    train(2, tmp_path, tiny_arguments(tmp_path, data, "calm"))
+    train(2, tmp_path, tiny_arguments(tmp_path, data, "moved", "--run.max_steps=10", "--schedule.kind=constant"))
+    moved = run_of(tmp_path, "moved")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "moved", "--run.max_steps=15", "--schedule.kind=constant"))
+    train(4, tmp_path, tiny_arguments(tmp_path, data, "moved", "--schedule.kind=constant"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "alone", "--schedule.kind=constant"))
+    alone = run_of(tmp_path, "alone")
+    assert losses(moved) == pytest.approx(losses(alone), abs=1e-5)
+    sequences = [
+        [record["sequences"] for record in read_metrics(run.metrics) if "sequences" in record] for run in (moved, alone)
+    ]
+    assert sequences[0] == sequences[1]
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: Path, data: Path) -> None:
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "calm"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "damaged", "--run.max_steps=10", "--schedule.warmup=0"))
+    run = run_of(tmp_path, "damaged")
+    newest = list_checkpoints(run.checkpoints)[0][1]
+    weights = next(newest.glob("weights-*"))
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # one flipped bit, which safetensors itself would not notice
+    weights.write_bytes(content)
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "damaged", "--schedule.warmup=0"))
+    assert max(losses(run)) == 20
+    log = run.log.read_text()
+    assert f"passed over: {weights} has changed" in log
+    assert "going on after step 5" in log
+    assert any("damaged" in path.name for path in run.checkpoints.iterdir())
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "finished", "--run.max_steps=3")
+    train(1, tmp_path, arguments)
+    run = run_of(tmp_path, "finished")
+    before = run.metrics.read_bytes()
+    train(1, tmp_path, arguments)
+    assert run.metrics.read_bytes() == before
+    assert "is done: step 3 of 3" in run.log.read_text()
+    state = run.read_state()
+    assert state is not None
+    assert state["status"] == "done"
+
+
+def test_validation_and_samples_leave_the_training_curve_untouched(tmp_path: Path, data: Path) -> None:
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "plain", "--eval.every_steps=0"))
+    watched = ("--eval.every_steps=1", "--eval.sample_every_steps=1", '--eval.prompts=["ab", "c"]')
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "watched", *watched))
+    assert losses(run_of(tmp_path, "watched")) == losses(run_of(tmp_path, "plain"))
+    assert len(run_of(tmp_path, "watched").samples.read_text().splitlines()) == 40
