@@ -31,10 +31,7 @@ OVERRIDES = {
     ".venv/bin/python data_prep/verify.py data/docstrings": "",
 }
 
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="README's commands are those of Linux"),
-    pytest.mark.xdist_group("readme"),
-]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="README's commands are those of Linux")
 
 
 def readme_commands() -> list[str]:
@@ -57,6 +54,8 @@ def test_the_table_is_that_of_the_readme() -> None:
     assert readme_commands() == list(OVERRIDES)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_every_command_of_the_readme_runs(clone: Path) -> None:
     """In the order of the page: later commands read what earlier ones made."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS", "PYTEST_"))}
