@@ -4,6 +4,7 @@ Precedence, lowest first: defaults, `model.preset`, the YAML file, the command l
 """
 
 import difflib
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -212,7 +213,7 @@ def _preset_named(contents: list[dict[str, Any]], arguments: list[str]) -> str |
     preset = None
     for content in contents:
         preset = content.get("model", {}).get("preset", preset)
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         if argument == "--model.preset":
             preset = following
         elif argument.startswith("--model.preset="):

@@ -1,0 +1,136 @@
+"""Configuration: YAML, then the command line; whatever is wrong is one line that helps."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import UserError
+from tests.helpers.training import PRETRAIN, PROJECT, train_by_path
+from train.config import DEFAULT_CONFIG, Config, as_dict, field_names, read_config, to_yaml
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.yaml"
+    path.write_text(text)
+    return f"--config={path}"
+
+
+def test_the_command_line_wins_over_the_file_over_the_preset_over_the_defaults(tmp_path: Path) -> None:
+    file = write(tmp_path, "model: {preset: gpt2-355m, n_layer: 3}\noptim: {lr: 3e-4}\nrun: {seed: 5}\n")
+    config, _ = read_config(["--run.seed=7", file, "--model.bias=false"])
+    assert (config.model.n_embd, config.model.n_head) == (1024, 16)  # the preset's
+    assert config.model.n_layer == 3  # the file's
+    assert (config.run.seed, config.model.bias) == (7, False)  # the command line's
+    assert config.optim.lr == 3e-4  # though YAML 1.1 takes 3e-4 for a word
+    assert config.optim.beta2 == 0.95  # the default
+    assert config.run.name == "mine"
+
+
+def test_a_preset_on_the_command_line(tmp_path: Path) -> None:
+    file = write(tmp_path, "model: {preset: gpt2-355m, n_layer: 3}\n")
+    for preset in (["--model.preset", "llama-124m"], ["--model.preset=llama-124m"]):
+        config, _ = read_config([file, *preset])
+        assert (config.model.n_embd, config.model.norm, config.model.n_layer) == (768, "rmsnorm", 3)
+
+
+def test_later_files_win(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("optim: {lr: 1.0, beta1: 0.5}")
+    second.write_text("optim: {lr: 2.0}")
+    config, _ = read_config(["--config", str(first), "--config", str(second)])
+    assert (config.optim.lr, config.optim.beta1, config.run.name) == (2.0, 0.5, "b")
+
+
+def test_without_a_file_it_is_the_124m_run_on_fineweb_edu() -> None:
+    config, _ = read_config([])
+    assert DEFAULT_CONFIG.stem == config.run.name == "gpt2-124m"
+    assert config.data.path == "data/fineweb-edu"
+    assert (config.model.n_layer, config.model.n_embd, config.run.max_steps) == (12, 768, 19_073)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("optim: {lrr: 1.0}", "unknown key optim.lrr, did you mean optim.lr?"),
+        ("optin: {lr: 1.0}", "unknown section 'optin', did you mean optim?"),
+        ("optim: 3", "section optim must hold keys and values"),
+        ("- 3", "must hold sections"),
+        ("optim: {lr: [", "is not YAML"),
+        ("optim: {lr: fast}", "optim.lr"),
+        ("model: {n_layer: 2.5}", "model.n_layer"),
+        ("model: {norm: batchnorm}", "model.norm"),
+        ("model: {preset: gpt5}", "model.preset 'gpt5' is unknown"),
+        ("model: {n_embd: 100, n_head: 3}", "model.n_embd 100 does not divide into model.n_head 3 heads"),
+        ("batch: {micro_batch: 0}", "batch.micro_batch is 0"),
+        ("batch: {micro_batch: some}", "batch.micro_batch"),
+        ("schedule: {warmup: 2.5}", "schedule.warmup is 2.5"),
+        ("run: {name: a/b}", "run.name is 'a/b'"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_config([write(tmp_path, content)])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optim.lrr=1"], "unknown option --optim.lrr, did you mean --optim.lr?"),
+        (["--optim.lr=fast"], "optim.lr"),
+        (["--config"], "--config needs the name of a YAML file"),
+        (["--config=nowhere.yaml"], "nowhere.yaml can't be read: No such file"),
+        (["stray"], "stray"),
+        (["--model.n_layer"], "expected one argument"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_config(arguments)
+    assert message in str(caught.value)
+
+
+def test_a_mistake_leaves_with_2_and_without_a_traceback(tmp_path: Path) -> None:
+    done = train_by_path("--optim.lrr=1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == ["error: unknown option --optim.lrr, did you mean --optim.lr? (see --help)"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_print_config_prints_is_a_configuration(tmp_path: Path) -> None:
+    arguments = ["--model.preset=llama-355m", "--optim.lr=3e-4", "--run.max_steps=5"]
+    done = train_by_path("--print_config", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "gpt2-124m.yaml"
+    path.write_text(done.stdout)
+    assert read_config([f"--config={path}"])[0] == read_config(arguments)[0]
+
+
+def test_every_shipped_configuration_is_valid_and_survives_a_round_trip(tmp_path: Path) -> None:
+    files = sorted((PROJECT / "train" / "configs").glob("**/*.yaml"))
+    assert {"smoke", "demo", "gpt2-124m"} <= {file.stem for file in files}
+    for file in files:
+        config, _ = read_config([f"--config={file}"])
+        assert yaml.safe_load(to_yaml(config)) == as_dict(config)
+
+
+def test_help_documents_every_option() -> None:
+    done = subprocess.run([sys.executable, str(PRETRAIN), "--help"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    for name in field_names(Config):
+        assert f"--{name} " in done.stdout, name
+    described = done.stdout.split("options:")[1]
+    undocumented = [line for line in described.splitlines() if line.strip().startswith("(type:")]
+    assert not [name for name in field_names(Config) if _undocumented(described, name)], undocumented
+
+
+def _undocumented(text: str, name: str) -> bool:
+    """Whether an option's entry begins with its type: then it has no words of its own."""
+    entry = text.split(f"--{name} ", 1)[1].split("\n  --", 1)[0]
+    words = entry.split(None, 1)[1] if " " in entry else ""
+    return words.lstrip().startswith("(type")
