@@ -60,8 +60,8 @@ def plan_batch(tokens_per_step: int, block_size: int, micro_batch: int, world_si
         fitting = [size for size in range(1, sequences // world_size + 1) if sequences % (size * world_size) == 0]
         advice = f"batch.tokens_per_step {tokens}"
         if fitting:
-            nearest = sorted(sorted(fitting, key=lambda size: abs(size - micro_batch))[:2])
-            advice = f"batch.micro_batch {' or '.join(map(str, nearest))}, or {advice}"
+            below_and_above = [s for s in fitting if s < micro_batch][-1:] + [s for s in fitting if s > micro_batch][:1]
+            advice = f"batch.micro_batch {' or '.join(map(str, below_and_above))}, or {advice}"
         raise UserError(
             f"{sequences} sequences a step ({tokens_per_step} tokens of {block_size}) don't divide among {world_size} "
             f"ranks with batch.micro_batch {micro_batch}: the nearest that do are {advice}"

@@ -26,7 +26,6 @@ class Parallel:
             self._ddp = DistributedDataParallel(
                 model,
                 device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
-                broadcast_buffers=False,  # the buffers (rotary tables) are constants
                 gradient_as_bucket_view=True,  # else the buckets hold a second copy of all gradients
             )
 

@@ -1,0 +1,156 @@
+"""One optimizer step: the same gradient however the batch is cut up, one round of all-reduce, no update from NaN."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_prep.token_set import TokenSet
+from data_prep.windows import Windows
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.initialisation import initialise
+from model.ranks import start_ranks
+from tests.helpers.ranks import run_ranks
+from tests.helpers.token_sets import make_token_set
+from train.batch import plan_batch
+from train.loader import StepLoader
+from train.parallel import Parallel
+from train.step import NonFiniteLoss, Stepper
+
+CONFIG = ModelConfig(vocab_size=257, block_size=8, n_layer=2, n_head=2, n_embd=16)
+SEQUENCES = 8
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_token_set(folder, train_tokens=2_000, val_tokens=100)
+    return folder
+
+
+class GradientKeeper(torch.optim.Optimizer):
+    """Changes nothing and keeps what it was given."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__(model.parameters(), {})
+        self._names = [name for name, _ in model.named_parameters()]
+        self.kept: dict[str, np.ndarray] = {}
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        parameters = self.param_groups[0]["params"]
+        self.kept = {name: p.grad.numpy().copy() for name, p in zip(self._names, parameters, strict=True)}
+
+
+class Parts:
+    """A model and what its steps need, on this rank."""
+
+    def __init__(self, data: Path, world_size: int, micro_batch: int) -> None:
+        self.ranks = start_ranks("cpu")
+        self.model = GPT(CONFIG)
+        initialise(self.model, seed=1)
+        self.parallel = Parallel(self.model, self.ranks, dtype="fp32")
+        self.optimizer = GradientKeeper(self.model)
+        plan = plan_batch(SEQUENCES * 8, 8, micro_batch, world_size)
+        self.stepper = Stepper(self.parallel, self.optimizer, self.ranks, plan, dtype="fp32", grad_clip=0.0, seed=1)
+        windows = Windows(TokenSet.open(data).split("train"), 8)
+        self.batch = StepLoader(windows, plan, rank=self.ranks.rank, seed=1).step_at(0)
+
+
+def parameters(model: GPT) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def one_step(data: Path, world_size: int, micro_batch: int) -> tuple[float, float, dict[str, np.ndarray], int]:
+    """Loss, gradient norm, gradients and how many all-reduces a warmed-up step took."""
+    parts = Parts(data, world_size, micro_batch)
+    rounds = 0
+
+    def count(state: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+        nonlocal rounds
+        rounds += 1
+        summed = torch.distributed.all_reduce(bucket.buffer().div_(world_size), async_op=True).get_future()
+        return summed.then(lambda future: future.value()[0])
+
+    if world_size > 1:
+        assert parts.parallel._ddp is not None
+        parts.parallel._ddp.register_comm_hook(None, count)
+    parts.stepper.warm_up(8)
+    rounds = 0
+    result = parts.stepper(parts.batch, 1)
+    return result.loss, result.grad_norm, parts.optimizer.kept, rounds
+
+
+def textbook_step(data: Path) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradients of the whole batch at once, without any of the trainer."""
+    model = GPT(CONFIG)
+    initialise(model, seed=1)
+    windows = Windows(TokenSet.open(data).split("train"), 8)
+    batch = StepLoader(windows, plan_batch(SEQUENCES * 8, 8, SEQUENCES, 1), rank=0, seed=1).step_at(0)
+    logits = model(batch.tokens[0])[..., : CONFIG.vocab_size]
+    loss = F.cross_entropy(logits.flatten(0, 1), batch.targets[0].flatten())
+    loss.backward()
+    return loss.item(), {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch", "accumulation"), [(1, 8, 1), (1, 2, 4), (2, 2, 2), (2, 4, 1), (4, 2, 1), (4, 1, 2)]
+)
+def test_the_gradient_is_the_same_however_the_batch_is_cut_up(
+    tmp_path: Path, data: Path, world_size: int, micro_batch: int, accumulation: int
+) -> None:
+    assert world_size * micro_batch * accumulation == SEQUENCES
+    expected_loss, expected = textbook_step(data)
+    for loss, norm, gradients, rounds in run_ranks(
+        world_size, tmp_path / "store", one_step, data, world_size, micro_batch
+    ):
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        assert norm == pytest.approx(
+            math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in expected.values())), rel=1e-5
+        )
+        for name, gradient in gradients.items():
+            np.testing.assert_allclose(gradient, expected[name], rtol=1e-4, atol=1e-7, err_msg=name)
+            scale = np.linalg.norm(expected[name])
+            assert np.linalg.norm(gradient - expected[name]) <= 1e-5 * scale + 1e-9, name
+        assert rounds == (1 if world_size > 1 else 0)  # these parameters fit one bucket
+
+
+def step_with_a_bad_rank(data: Path) -> tuple[str, bool]:
+    parts = Parts(data, 2, 2)
+    if parts.ranks.rank == 1:  # as a faulty GPU would
+        with torch.no_grad():
+            parts.model.h[0].mlp.c_fc.weight[0, 0] = math.nan
+    before = parameters(parts.model)
+    with pytest.raises(NonFiniteLoss) as caught:
+        parts.stepper(parts.batch, 7)
+    after = parameters(parts.model)
+    return str(caught.value), all(before[name].equal(after[name]) for name in before if name != "h.0.mlp.c_fc.weight")
+
+
+def test_one_ranks_nan_stops_all_ranks_before_the_update_and_is_named(tmp_path: Path, data: Path) -> None:
+    first, second = run_ranks(2, tmp_path / "store", step_with_a_bad_rank, data)
+    assert first == second
+    message, untouched = first
+    assert untouched
+    assert message.startswith("step 7: loss nan, gradient norm nan, before the update (rank 1, windows [")
+
+
+def test_clipping_scales_to_the_limit(data: Path) -> None:
+    ranks = start_ranks("cpu")
+    model = GPT(CONFIG)
+    initialise(model, seed=1)
+    before = parameters(model)
+    plan = plan_batch(SEQUENCES * 8, 8, SEQUENCES, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    stepper = Stepper(
+        Parallel(model, ranks, dtype="fp32"), optimizer, ranks, plan, dtype="fp32", grad_clip=0.01, seed=1
+    )
+    windows = Windows(TokenSet.open(data).split("train"), 8)
+    result = stepper(StepLoader(windows, plan, rank=0, seed=1).step_at(0), 1)
+    assert result.grad_norm > 0.1  # as it was before clipping
+    change = math.sqrt(sum(((before[name] - p) ** 2).sum().item() for name, p in parameters(model).items()))
+    assert change == pytest.approx(0.01, rel=1e-3)
