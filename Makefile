@@ -37,7 +37,7 @@ help:  ## show this
 	@sed -n 's/^#   /  /p' Makefile
 
 demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot, summary: about 10 minutes
-	@test -f data/docstrings/manifest.json || { set -x; $(BIN)/python data_prep/docstrings.py --out data/docstrings; }
+	$(BIN)/python data_prep/docstrings.py --out data/docstrings
 	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS)
 	$(BIN)/python eval/plot_loss.py runs/demo
 	$(BIN)/python eval/summary.py runs/demo --require-margin 1.0
