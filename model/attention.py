@@ -74,8 +74,3 @@ class Attention(nn.Module):
 
     def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x.unflatten(-1, (-1, self.score_size))).flatten(-2)
-
-
-def build_attention(config: ModelConfig, layer: int) -> Attention:
-    """The attention of one layer."""
-    return Attention(config, layer)

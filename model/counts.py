@@ -63,6 +63,8 @@ def _attention_parameters(config: ModelConfig) -> int:
     )
     if config.qk_norm:
         count += 2 * config.score_size
+    if config.attention == "differential":
+        count += 4 * config.score_size + config.head_size  # the two λ vectors of queries and of keys, the head norm
     return count
 
 

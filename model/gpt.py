@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from model.attention import AttentionContext, build_attention
+from model.attention import Attention, AttentionContext
 from model.attention_masks import see_before
 from model.config import ModelConfig
+from model.differential import DifferentialAttention
 from model.loss import IGNORE_INDEX, Reduction, head_loss
 from model.mlp import MLP
 from model.norms import build_norm
@@ -24,7 +25,8 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = build_norm(config)
-        self.attn = build_attention(config, layer)
+        kind = DifferentialAttention if config.attention == "differential" else Attention
+        self.attn = kind(config, layer)
         self.ln_2 = build_norm(config)
         self.mlp = MLP(config)
 

@@ -30,6 +30,8 @@ def initialise(model: GPT, seed: int) -> None:
 def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelConfig) -> None:
     if name.endswith(".bias"):
         values.zero_()
+    elif ".lambda_" in name:
+        values.normal_(0.0, 0.1, generator=generator)  # Ye et al. 2024
     elif values.dim() == 1:
         values.fill_(1.0)
     elif name.endswith(".c_proj.weight"):

@@ -1,0 +1,67 @@
+"""Tiny models that the tests of this folder share, and every way to choose a model's parts."""
+
+import itertools
+
+import torch
+
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.initialisation import initialise
+
+BASE = {"vocab_size": 61, "vocab_multiple": 16, "block_size": 160, "n_layer": 2, "n_head": 4, "n_embd": 32}
+
+AXES = {
+    "norm": ["layernorm", "rmsnorm"],
+    "position": ["learned", "rope"],
+    "mlp": ["gelu", "gelu_exact", "swiglu", "relu2"],
+    "bias": [True, False],
+    "tie_weights": [True, False],
+    "n_kv_head": [None, 2, 1],
+    "qk_norm": [False, True],
+    "window": [None, 5],
+    "attention": ["softmax", "differential"],
+}
+
+
+def small_config(**options) -> ModelConfig:
+    return ModelConfig(**{**BASE, **options})
+
+
+def small_model(seed=0, *, noise=0.0, dtype=torch.float32, **options) -> GPT:
+    """An initialised model; `noise` moves every parameter, biases and norms included, off its first value."""
+    model = GPT(small_config(**options))
+    initialise(model, seed)
+    if noise:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * noise)
+    return model.to(dtype)
+
+
+def random_tokens(batch=2, length=160, vocab=61, seed=0) -> torch.Tensor:
+    return torch.randint(0, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def all_options() -> list[dict]:
+    """Every combination of `AXES`."""
+    return [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+
+
+def pairwise_options() -> list[dict]:
+    """Few combinations in which every pair of values of two axes occurs (greedy cover)."""
+    missing = {((a, x), (b, y)) for a, b in itertools.combinations(AXES, 2) for x in AXES[a] for y in AXES[b]}
+    chosen = []
+    while missing:
+        best = max(all_options(), key=lambda options: len(missing & _pairs(options)))
+        missing -= _pairs(best)
+        chosen.append(best)
+    return chosen
+
+
+def _pairs(options):
+    return {((a, options[a]), (b, options[b])) for a, b in itertools.combinations(AXES, 2)}
+
+
+def option_id(options) -> str:
+    return "-".join(str(value) for value in options.values())

@@ -1,0 +1,152 @@
+"""The chunked loss against F.cross_entropy, values and gradients, in every dtype and mode it meets."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from model import loss as loss_module
+from model.loss import IGNORE_INDEX, head_loss
+
+ROWS, WIDTH, VOCAB, PADDED = 150, 16, 61, 64
+
+
+def problem(dtype=torch.float64, seed=0, ignored=0.2):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(2, ROWS // 2, WIDTH, generator=generator, dtype=dtype, requires_grad=True)
+    weight = torch.randn(PADDED, WIDTH, generator=generator, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, VOCAB, (2, ROWS // 2), generator=generator)
+    targets[torch.rand(targets.shape, generator=generator) < ignored] = IGNORE_INDEX
+    return hidden, weight, targets
+
+
+def reference(hidden, weight, targets, reduction="sum"):
+    logits = F.linear(hidden, weight)[..., :VOCAB].flatten(0, 1)
+    losses = F.cross_entropy(logits, targets.flatten(), reduction=reduction, ignore_index=IGNORE_INDEX)
+    return losses if reduction == "sum" else losses.view(targets.shape)
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK_ROWS_CPU", 32)  # does not divide 150
+
+
+@given(seed=st.integers(0, 2**31), chunk=st.integers(1, 200), ignored=st.sampled_from([0.0, 0.3, 1.0]))
+@settings(deadline=None, max_examples=40)
+def test_value_and_gradients_equal_cross_entropy(seed, chunk, ignored):
+    loss_module.CHUNK_ROWS_CPU = chunk
+    hidden, weight, targets = problem(seed=seed, ignored=ignored)
+    expected = reference(hidden, weight, targets)
+    expected_grads = torch.autograd.grad(expected * 0.37, (hidden, weight))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loss_module, "CHUNK_ROWS_CPU", chunk)
+        actual = head_loss(hidden, weight, targets, VOCAB)
+    actual_grads = torch.autograd.grad(actual * 0.37, (hidden, weight))
+    torch.testing.assert_close(actual, expected)
+    for got, want in zip(actual_grads, expected_grads, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_float32_is_as_close_to_float64_as_cross_entropy_is():
+    hidden, weight, targets = problem()
+    exact = torch.autograd.grad(reference(hidden, weight, targets), (hidden, weight))
+    narrow = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    ours = torch.autograd.grad(head_loss(*narrow, targets, VOCAB), narrow)
+    for got, want in zip(ours, exact, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def test_large_logits_do_not_overflow():
+    hidden, weight, targets = problem(torch.float32)
+    loss = head_loss(hidden * 1000, weight, targets, VOCAB)
+    torch.testing.assert_close(loss, reference(hidden * 1000, weight, targets))
+    assert torch.isfinite(torch.autograd.grad(loss, hidden)[0]).all()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_per_token_losses(grad):
+    hidden, weight, targets = problem()
+    with torch.set_grad_enabled(grad):
+        losses = head_loss(hidden, weight, targets, VOCAB, "none")
+    assert losses.shape == targets.shape
+    assert losses.requires_grad == grad
+    torch.testing.assert_close(losses, reference(hidden, weight, targets, "none"))
+    assert (losses[targets == IGNORE_INDEX] == 0).all()
+
+
+def test_without_gradients_the_sum_is_the_same():
+    hidden, weight, targets = problem(torch.float32)
+    with torch.no_grad():
+        quiet = head_loss(hidden, weight, targets, VOCAB)
+    assert torch.equal(quiet, head_loss(hidden, weight, targets, VOCAB).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_multiplies_in_its_dtype_and_sums_in_float32(dtype):
+    hidden, weight, targets = problem(torch.float32)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = head_loss(hidden, weight, targets, VOCAB)
+        grads = torch.autograd.grad(loss, (hidden, weight))
+        logits = F.linear(hidden, weight)
+        assert logits.dtype == dtype
+    exact = F.cross_entropy(
+        logits.float()[..., :VOCAB].flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORE_INDEX
+    )
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact)
+    for got, want in zip(grads, torch.autograd.grad(reference(hidden, weight, targets), (hidden, weight)), strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() < 0.02 * want.norm()
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_a_frozen_side_gets_no_gradient(frozen):
+    hidden, weight, targets = problem()
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    head_loss(hidden, weight, targets, VOCAB).backward()
+    assert (hidden.grad is None) == (frozen == "hidden")
+    assert (weight.grad is None) == (frozen == "weight")
+
+
+def test_padding_rows_change_nothing_and_learn_nothing():
+    hidden, weight, targets = problem()
+    loss = head_loss(hidden, weight, targets, VOCAB)
+    (grad,) = torch.autograd.grad(loss, weight)
+    assert (grad[VOCAB:] == 0).all()
+    with torch.no_grad():
+        weight[VOCAB:] = 100.0
+        assert torch.equal(head_loss(hidden, weight, targets, VOCAB), loss)
+
+
+def test_an_unknown_target_is_an_error_and_no_number():
+    hidden, weight, targets = problem()
+    targets[0, 0] = -1
+    with pytest.raises((RuntimeError, IndexError)):
+        head_loss(hidden, weight, targets, VOCAB)
+
+
+def test_no_tensor_of_all_logits_is_kept_for_backward():
+    hidden, weight, targets = problem()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        head_loss(hidden, weight, targets, VOCAB)
+    assert max(kept) <= max(hidden.numel(), weight.numel()) < ROWS * PADDED
+
+
+def test_a_second_backward_is_refused():
+    loss = head_loss(*problem(), VOCAB)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_compiled_gives_the_same_loss():
+    hidden, weight, targets = problem(torch.float32)
+    compiled = torch.compile(head_loss, backend="aot_eager", fullgraph=True)
+    loss = compiled(hidden, weight, targets, VOCAB)
+    grads = torch.autograd.grad(loss, (hidden, weight))
+    expected = head_loss(hidden, weight, targets, VOCAB)
+    torch.testing.assert_close(loss, expected)
+    for got, want in zip(grads, torch.autograd.grad(expected, (hidden, weight)), strict=True):
+        torch.testing.assert_close(got, want)
