@@ -57,6 +57,7 @@ class Settings:
     val_tokens: int
     max_tokens: int | None
     field: str
+    tokenizer: str
     validation_one_in: int
     validation_files: int | None  # how many of the first files have validation documents; None: all
 
@@ -165,7 +166,7 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str) -> Ma
     _write_split(corpus, folder, journal, taking, settings.max_tokens, count, workers, start_method)
     splits = {name: tuple(journal.splits[name].shards) for name in ("train", "val")}
     if not splits["train"]:
-        raise UserError(f"there is nothing to train on in the source: no text in the field {settings.field!r}")
+        raise UserError(f"the source has too little text in the field {settings.field!r}: nothing is left for training")
     manifest = finish_set(folder, corpus.tokenizer, corpus.source(), ["tiktoken", "numpy", "pyarrow"], splits)
     journal.remove()
     return manifest

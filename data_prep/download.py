@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.publish import fsync_folder
 
 PART_SUFFIX = ".part"
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 16  # at most so much is lost when a connection breaks
 TIMEOUT_SECONDS = (15, 60)  # to connect, and between bytes
 ATTEMPTS = 8  # in a row without a single new byte
 DAMAGED_ATTEMPTS = 3  # whole files with the wrong bytes

@@ -52,7 +52,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Work:
-    """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes` is how far the source is read then."""
+    """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes`: how far the source is read then."""
 
     file: int
     path: str
@@ -66,7 +66,7 @@ class Work:
 
 
 class Part(NamedTuple):
-    """Tokens of some documents: `rows` (n,), and `counts` (n,): how many tokens each has."""
+    """Tokens of some documents: `rows` (n,) and `counts` (n,), how many tokens each has."""
 
     work: Work
     rows: Ids

@@ -27,7 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 # piece run from a visible character into white space, and only its white-space rules look ahead.
 SAFE_BORDER = re.compile(r"(?<=\S)(?=[ \n])")
 SEGMENT_CHARACTERS = 1 << 18  # longer texts are encoded in pieces, which bounds memory
-_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
+GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
 GPT2_FILES = {  # name: SHA-256, both as tiktoken expects them
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -177,18 +177,21 @@ def _gpt2_tokenizer() -> Gpt2Tokenizer:
     return Gpt2Tokenizer()
 
 
+def cache_folder() -> Path:
+    """The folder for everything that is fetched once: $LONGHAUL_CACHE, else .cache in the project."""
+    return Path(os.environ.get("LONGHAUL_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
+
+
 def tokenizer_cache_folder() -> Path:
     """Where tiktoken's files lie: $TIKTOKEN_CACHE_DIR, $LONGHAUL_CACHE/tiktoken or the project's .cache/tiktoken."""
     if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
         return Path(folder)
-    if folder := os.environ.get("LONGHAUL_CACHE"):
-        return Path(folder) / "tiktoken"
-    return Path(__file__).resolve().parents[1] / ".cache" / "tiktoken"
+    return cache_folder() / "tiktoken"
 
 
 def gpt2_cache_file(name: str) -> Path:
     """Where tiktoken looks for a vocabulary file: the SHA-1 of its address is the file's name."""
-    return tokenizer_cache_folder() / hashlib.sha1(f"{_GPT2_URL}/{name}".encode()).hexdigest()
+    return tokenizer_cache_folder() / hashlib.sha1(f"{GPT2_URL}/{name}".encode()).hexdigest()
 
 
 def place_gpt2_files() -> None:

@@ -78,7 +78,7 @@ def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
 def main() -> int:
     arguments = parse_arguments()
     manifest = Manifest.read(arguments.folder)
-    problems = set_problems(arguments.folder, manifest, choose_workers(arguments.workers))
+    problems = set_problems(arguments.folder, manifest, max(1, choose_workers(arguments.workers)))
     for problem in problems:
         print(problem)
     count = sum(len(shards) for shards in manifest.splits.values())

@@ -186,5 +186,5 @@ def test_tiktoken_still_names_the_files_that_are_placed():
 
     named = [value for value in openai_public.gpt2.__code__.co_consts if isinstance(value, str)]
     for name, sha256 in tokenization.GPT2_FILES.items():
-        assert any(value.endswith(f"/{name}") and value.startswith(tokenization._GPT2_URL) for value in named)
+        assert any(value.endswith(f"/{name}") and value.startswith(tokenization.GPT2_URL) for value in named)
         assert sha256 in named

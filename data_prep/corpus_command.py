@@ -1,0 +1,167 @@
+"""The course of a preparation command: say the plan, check the disk, leave a complete set alone, finish a begun one."""
+
+import argparse
+import contextlib
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.progress import format_bytes, format_count
+from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, first_difference, prepare
+from data_prep.encode_pool import START_METHODS
+from data_prep.manifest import Manifest
+from data_prep.preparation import complete_set, positive_count, read_json, report, writing_alone
+from data_prep.tokenization import Tokenizer
+from data_prep.workers import choose_workers
+
+VALIDATION_ONE_IN = 32
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that has been looked at. `origin` is for the manifest; `extra_disk_bytes` is for downloads."""
+
+    files: Files
+    origin: dict[str, str]
+    label: str
+    tokens_per_byte: float
+    extra_disk_bytes: int = 0
+    close: Callable[[bool], None] = lambda complete: None
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is particular to one command. `asked` is what its command line says about the source, for comparison."""
+
+    name: str
+    asked: dict[str, Any]
+    settings: Settings
+    open_source: Callable[[dict[str, Any] | None], Opened]  # given what an interrupted run found
+    load_tokenizer: Callable[[Files], Tokenizer]
+
+
+def add_amount_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
+    """`--max-tokens`, `--val-tokens`, `--tokenizer`, `--field`."""
+    group = parser.add_argument_group("amounts and text")
+    group.add_argument("--max-tokens", type=positive_count, help="training tokens to make, as 1B or 1e9 (default: all)")
+    group.add_argument("--val-tokens", type=count_or_none, default=10_000_000, help="validation tokens (default: 10M)")
+    group.add_argument("--tokenizer", choices=tokenizers, default="gpt2", help="vocabulary (default: gpt2)")
+    group.add_argument("--field", default="text", help="column or field with the text (default: text)")
+
+
+def add_work_options(parser: argparse.ArgumentParser) -> None:
+    """`--workers`, `--start-method`, `--dry-run`."""
+    group = parser.add_argument_group("work")
+    group.add_argument("--workers", type=count_or_none, help="processes; 0: only this one (default: one per core)")
+    group.add_argument("--start-method", choices=START_METHODS, default=START_METHODS[0], help="of the processes")
+    group.add_argument("--dry-run", action="store_true", help="say what would be done and whether the disk has room")
+
+
+def count_or_none(text: str) -> int:
+    return 0 if text == "0" else positive_count(text)
+
+
+def settings_of(arguments: argparse.Namespace, validation_files: int | None) -> Settings:
+    return Settings(
+        shard_tokens=arguments.shard_tokens,
+        val_tokens=arguments.val_tokens,
+        max_tokens=arguments.max_tokens,
+        field=arguments.field,
+        tokenizer=arguments.tokenizer,
+        validation_one_in=VALIDATION_ONE_IN,
+        validation_files=validation_files,
+    )
+
+
+def run(arguments: argparse.Namespace, command: Command) -> int:
+    """The whole command; returns its exit status."""
+    workers = choose_workers(arguments.workers)
+    if arguments.dry_run:
+        with _opened(command, None) as opened:
+            if not _say_plan(arguments, command.settings, opened, workers):
+                raise UserError(f"{arguments.out} lacks room: free some, or choose another --out or a --max-tokens")
+        return 0
+    started = time.monotonic()
+    with writing_alone(arguments.out):
+        manifest = complete_set(arguments.out, command.name, force=arguments.force)
+        made = manifest is None
+        if manifest is not None:
+            _check_same(arguments.out, command, manifest.source, "was made")
+        else:
+            manifest = _make_set(arguments, command, workers)
+    seconds = time.monotonic() - started if made else None
+    print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
+    report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
+    if not manifest.splits["val"] and command.settings.val_tokens:
+        print(f"warning: no validation split, as none of the documents is one in {VALIDATION_ONE_IN} by its hash")
+    return 0
+
+
+def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> Manifest:
+    journal = arguments.out / JOURNAL_FILE
+    if arguments.force:
+        journal.unlink(missing_ok=True)
+    begun = _begun(arguments.out, command)
+    with _opened(command, begun) as opened:
+        if not _say_plan(arguments, command.settings, opened, workers):
+            print("warning: that may not fit; should the disk fill up, make room and run the same command again")
+        tokenizer = command.load_tokenizer(opened.files)
+        corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer)
+        manifest = prepare(corpus, arguments.out, workers, arguments.start_method)
+        opened.close(True)
+    return manifest
+
+
+@contextlib.contextmanager
+def _closing(opened: Opened) -> Any:
+    try:
+        yield opened
+    finally:
+        opened.close(False)
+
+
+def _opened(command: Command, begun: dict[str, Any] | None) -> AbstractContextManager[Opened]:
+    return _closing(command.open_source(begun))
+
+
+def _begun(folder: Path, command: Command) -> dict[str, Any] | None:
+    """The source as an interrupted run found it: going on needs no second look at a hub, and no second answer."""
+    path = folder / JOURNAL_FILE
+    if not path.exists():
+        return None
+    try:
+        source: dict[str, Any] = read_json(path)["plan"]["source"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
+    _check_same(folder, command, source, "was begun")
+    return source
+
+
+def _check_same(folder: Path, command: Command, stored: dict[str, Any], what: str) -> None:
+    wanted = {"name": command.name, **command.asked, "settings": asdict(command.settings)}
+    if difference := first_difference({key: stored.get(key) for key in wanted}, wanted):
+        raise UserError(f"{folder} {what} with another {difference}: use the same, another --out, or --force")
+
+
+def _say_plan(arguments: argparse.Namespace, settings: Settings, opened: Opened, workers: int) -> bool:
+    """Print what will be done; returns whether the disk has room for it."""
+    size = sum(file.bytes for file in opened.files.listed)
+    tokens = int(size * opened.tokens_per_byte)
+    tokens = min(tokens, settings.max_tokens or tokens)
+    val_tokens = min(settings.val_tokens, int(size * opened.tokens_per_byte / VALIDATION_ONE_IN))
+    needed = (tokens + val_tokens) * 2 + opened.extra_disk_bytes
+    folder = arguments.out.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    shards = -(-tokens // settings.shard_tokens)
+    print(f"source   {opened.label}: {len(opened.files.listed)} files, {format_bytes(size)}")
+    print(f"output   {arguments.out}: about {format_count(tokens)} training tokens in {shards} shards")
+    print(f"disk     about {format_bytes(needed)} needed, {format_bytes(free)} free")
+    print(f"workers  {workers} ({arguments.start_method})", flush=True)
+    return needed <= free

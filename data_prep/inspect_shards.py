@@ -1,0 +1,128 @@
+"""Look into a token set: how long its documents are, and what they say.
+
+With --document N the N-th document (from 0) of a split is decoded; with --plot the lengths become a picture.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError, exit_on_user_error
+from common.progress import format_count, progress_bar
+from common.publish import write_json_whole
+from data_prep.token_set import TokenSet, TokenStream
+from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
+
+BLOCK_TOKENS = 16 << 20
+PERCENTILES = (1, 10, 25, 50, 75, 90, 99)
+SHOWN_DOCUMENTS = 3
+SHOWN_CHARACTERS = 300
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the token set")
+    parser.add_argument("--split", choices=["train", "val"], default="train", help="which split (default: train)")
+    parser.add_argument("--document", type=int, metavar="N", help="show this document, the first being 0, as a whole")
+    parser.add_argument("--max-tokens", type=int, help="look only at so many tokens from the start (default: all)")
+    parser.add_argument("--plot", type=Path, nargs="?", const="", metavar="PNG", help="draw the lengths")
+    parser.add_argument("--json", type=Path, help="also write the statistics to this file")
+    return parser.parse_args()
+
+
+def document_starts(stream: TokenStream, end_of_text: int | None, stop: int) -> Ids:
+    """Positions (n,) at which documents begin, int64: those of the end-of-text ids, or 0 where there is no such id."""
+    if end_of_text is None:
+        return np.zeros(min(1, stop), dtype=np.int64)
+    found = []
+    with progress_bar(stop, "tok", "looking", scale=True) as bar:
+        for start in range(0, stop, BLOCK_TOKENS):
+            block = stream.read(start, min(stop, start + BLOCK_TOKENS))
+            found.append(np.flatnonzero(block == end_of_text) + start)
+            bar.update(len(block))
+    return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+
+
+def statistics(lengths: Ids, split: str, tokens: int, text_bytes: int) -> dict[str, Any]:
+    """Figures about documents of `lengths` (n,) tokens, end of text included."""
+    figures: dict[str, Any] = {"split": split, "tokens": tokens, "documents": len(lengths)}
+    if len(lengths):
+        figures |= {"mean": float(lengths.mean()), "shortest": int(lengths.min()), "longest": int(lengths.max())}
+        values = np.percentile(lengths, PERCENTILES)
+        figures["percentiles"] = dict(zip(map(str, PERCENTILES), map(float, values), strict=True))
+    figures["bytes_per_token"] = text_bytes / max(1, tokens)
+    return figures
+
+
+def print_statistics(figures: dict[str, Any]) -> None:
+    print(f"{figures['split']}: {figures['documents']:,} documents, {format_count(figures['tokens'])} tokens, "
+          f"{figures['bytes_per_token']:.2f} bytes of text per token")  # fmt: skip
+    if figures["documents"]:
+        print(f"tokens per document: mean {figures['mean']:,.1f}, "
+              f"shortest {figures['shortest']:,}, longest {figures['longest']:,}")  # fmt: skip
+        print("  ".join(f"{name}%: {value:,.0f}" for name, value in figures["percentiles"].items()))
+
+
+def read_document(stream: TokenStream, starts: Ids, number: int, stop: int, tokenizer: Tokenizer) -> tuple[str, int]:
+    """Text and length in tokens of a document. Raises UserError where there is no such document."""
+    if not 0 <= number < len(starts):
+        raise UserError(f"there is no document {number}: they are numbered 0 … {len(starts) - 1}")
+    begin = int(starts[number])
+    end = int(starts[number + 1]) if number + 1 < len(starts) else stop
+    ids = stream.read(begin, end)
+    return tokenizer.decode(ids[ids != tokenizer.end_of_text_id]), end - begin
+
+
+def draw_lengths(lengths: Ids, split: str, path: Path) -> None:
+    """A histogram of document lengths, and the share of tokens in documents up to a length, over a logarithmic axis."""
+    from matplotlib.figure import Figure  # here: only drawing needs it
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    count_axes = figure.subplots()
+    edges = np.geomspace(1, max(2, int(lengths.max()) + 1), 60)
+    count_axes.hist(lengths, bins=edges.tolist(), color="#4477aa")
+    count_axes.set(xscale="log", xlabel="tokens in a document", ylabel="documents", title=f"Document lengths: {split}")
+    share_axes = count_axes.twinx()
+    ordered = np.sort(lengths)
+    share_axes.plot(ordered, np.cumsum(ordered) / ordered.sum(), color="#cc6677")
+    share_axes.set(ylabel="share of tokens in documents up to this length", ylim=(0, 1))
+    figure.savefig(path, dpi=120)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    opened = TokenSet.open(arguments.folder)
+    tokenizer = load_tokenizer(opened.tokenizer_spec)
+    stream = opened.split(arguments.split)
+    stop = min(len(stream), arguments.max_tokens or len(stream))
+    starts = document_starts(stream, tokenizer.end_of_text_id, stop)
+    if arguments.document is not None:
+        text, count = read_document(stream, starts, arguments.document, stop, tokenizer)
+        print(f"document {arguments.document} of {arguments.split}: {count:,} tokens\n{text}")
+        return 0
+    lengths = np.diff(np.append(starts, stop))
+    text_bytes = int(stream.bytes * (stop / max(1, len(stream))))
+    figures = statistics(lengths, arguments.split, stop, text_bytes)
+    print_statistics(figures)
+    for number in range(min(SHOWN_DOCUMENTS, len(starts))):
+        text, count = read_document(stream, starts, number, stop, tokenizer)
+        shown = text[:SHOWN_CHARACTERS] + ("…" if len(text) > SHOWN_CHARACTERS else "")
+        print(f"\n--- document {number}, {count:,} tokens\n{shown}")
+    if arguments.plot is not None and len(lengths):
+        path = arguments.plot if arguments.plot.name else arguments.folder / f"lengths-{arguments.split}.png"
+        draw_lengths(lengths, arguments.split, path)
+        print(f"\npicture: {path}")
+    if arguments.json:
+        write_json_whole(arguments.json, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

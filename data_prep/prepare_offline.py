@@ -1,0 +1,105 @@
+"""Fetch what compute nodes without a network need: the tokenizer's files and HellaSwag. Run it on a login node.
+
+Everything lies in one folder: LONGHAUL_CACHE, or .cache in the project; nothing goes into the home folder. --check only
+says what is there, damaged or missing (exit status 1 unless all is there). To use another folder, set the variable for
+this command and for training alike.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import UserError, exit_on_user_error
+from common.publish import sha256_file, write_json_whole
+from data_prep.download import download
+from data_prep.tokenization import GPT2_FILES, GPT2_URL, cache_folder, gpt2_cache_file, place_gpt2_files
+
+HELLASWAG_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
+HELLASWAG_SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 10,042 examples
+
+
+@dataclass(frozen=True)
+class Need:
+    """A file that must be there, and how to get it."""
+
+    name: str
+    path: Path
+    sha256: str
+    fetch: Callable[[], None]
+
+    def state(self) -> str:
+        if not self.path.is_file():
+            return "missing"
+        return "there" if sha256_file(self.path) == self.sha256 else "damaged"
+
+
+def hellaswag_file() -> Path:
+    """Where HellaSwag's validation examples lie once they are fetched."""
+    return cache_folder() / "hellaswag" / "hellaswag_val.jsonl"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="fetch nothing, only say what is there")
+    parser.add_argument("--cache", type=Path, help="the folder (default: LONGHAUL_CACHE, else .cache in the project)")
+    parser.add_argument("--gpt2-url", default=GPT2_URL, help="where GPT-2's vocabulary files are, if not installed")
+    parser.add_argument("--hellaswag-url", default=HELLASWAG_URL, help="where hellaswag_val.jsonl is")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    return parser.parse_args()
+
+
+def needs(arguments: argparse.Namespace) -> list[Need]:
+    found = [
+        Need(f"GPT-2 {name}", gpt2_cache_file(name), sha256, lambda name=name: fetch_gpt2(name, arguments.gpt2_url))  # type: ignore[misc]
+        for name, sha256 in GPT2_FILES.items()
+    ]
+    path = hellaswag_file()
+    fetch = lambda: download(arguments.hellaswag_url, path, sha256=HELLASWAG_SHA256)  # noqa: E731
+    return [*found, Need("HellaSwag validation", path, HELLASWAG_SHA256, fetch)]
+
+
+def fetch_gpt2(name: str, url: str) -> None:
+    """From the installed package, else from where tiktoken would download it."""
+    try:
+        place_gpt2_files()
+    except UserError:
+        download(f"{url}/{name}", gpt2_cache_file(name), sha256=GPT2_FILES[name])
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.cache is not None:
+        os.environ["LONGHAUL_CACHE"] = str(arguments.cache.absolute())
+    states: dict[str, str] = {}
+    failure: UserError | None = None
+    for need in needs(arguments):
+        state = need.state()
+        if state != "there" and not arguments.check:
+            try:
+                need.path.unlink(missing_ok=True)
+                need.fetch()
+                state = need.state()
+            except UserError as error:  # the others may still be had
+                failure = error
+        states[need.name] = state
+        print(f"{state:8} {need.name:24} {need.path}", flush=True)
+    if arguments.json:
+        write_json_whole(arguments.json, {"cache": str(cache_folder()), "states": states})
+    if failure is not None:
+        raise failure
+    if any(state != "there" for state in states.values()):
+        print("run 'python data_prep/prepare_offline.py' where there is a network, with the same LONGHAUL_CACHE")
+        return 1
+    print(f"all is there; compute nodes need: export LONGHAUL_CACHE={cache_folder()}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,93 @@
+"""Turn your own text into token shards: .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, or whole folders.
+
+A text file is one document, a line of JSON or a row of parquet is one (--field says where its text is). Files are taken
+in the order of their names. The validation split is the first --val-tokens tokens of documents chosen by hash, one in
+32. Stopped in any way, the same command goes on. One long text is better split with shakespeare.py --file.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import os
+from dataclasses import asdict
+from typing import Any
+
+from common.errors import UserError, exit_on_user_error
+from common.progress import progress_bar
+from data_prep.corpus import Files
+from data_prep.corpus_command import Command, Opened, add_amount_options, add_work_options, run, settings_of
+from data_prep.hub import LocalFiles
+from data_prep.inputs import SUFFIXES, UnitReader, kind_of, units
+from data_prep.preparation import add_output_options
+from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
+
+TOKENS_PER_BYTE = {"gpt2": 0.3, "byte": 1.0, "char": 1.0}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders to search")
+    add_output_options(parser, "text_files")
+    add_amount_options(parser, ["gpt2", "char", "byte"])
+    add_work_options(parser)
+    return parser.parse_args()
+
+
+def find_files(paths: list[Path]) -> LocalFiles:
+    """All readable files that the paths name or contain, named from their common folder."""
+    found: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            found |= {inner.resolve() for inner in path.rglob("*") if inner.name.lower().endswith(SUFFIXES)}
+        elif path.is_file():
+            kind_of(path.name)
+            found.add(path.resolve())
+        else:
+            raise UserError(f"there is no file or folder {path}")
+    if not found:
+        raise UserError(f"no files to read in {', '.join(map(str, paths))}: {', '.join(SUFFIXES)} are known")
+    root = Path(os.path.commonpath([path.parent for path in found]))
+    return LocalFiles(root, [path.relative_to(root).as_posix() for path in found])
+
+
+def collect_symbols(files: Files, field: str) -> str:
+    """Every character that occurs in the files, sorted."""
+    symbols: set[str] = set()
+    with progress_bar(len(files.listed), "file", "characters") as bar:
+        for index in range(len(files.listed)):
+            path, reader = files.path(index), UnitReader()
+            for number, unit in enumerate(units(path, field)):
+                for fragment in reader.read(str(path), number, field, 0, unit.rows):
+                    symbols.update(fragment.text)
+            reader.close()
+            bar.update()
+    return "".join(sorted(symbols))
+
+
+def choose_tokenizer(kind: str, files: Files, field: str) -> Tokenizer:
+    if kind == "char":
+        return CharTokenizer(collect_symbols(files, field), end_of_text=True)
+    return load_tokenizer(kind)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    files = find_files(arguments.paths)
+    asked: dict[str, Any] = {"files": [asdict(file) for file in files.listed]}
+    label = ", ".join(map(str, arguments.paths))
+    command = Command(
+        "text_files",
+        asked,
+        settings_of(arguments, validation_files=None),
+        lambda begun: Opened(files, {}, label, TOKENS_PER_BYTE[arguments.tokenizer]),
+        lambda files: choose_tokenizer(arguments.tokenizer, files, arguments.field),
+    )
+    return run(arguments, command)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,129 @@
+"""Documents out of files: all of them, in order, from any place, whatever the format and the blocks."""
+
+import gzip
+import json
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from data_prep import inputs
+from data_prep.inputs import UnitReader, fingerprint, units
+from data_prep.tokenization import load_tokenizer
+from tests.helpers.parquet_files import texts, write_parquet
+
+DOCUMENTS = texts(230, seed=5)
+
+
+def read_all(path, field="text", reader=None):
+    reader = reader or UnitReader()
+    return [
+        (unit, fragment)
+        for unit, about in enumerate(units(path, field))
+        for fragment in reader.read(str(path), unit, field, 0, about.rows)
+    ]
+
+
+def write_lines(path, documents, field="text"):
+    data = b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in documents)
+    if path.name.endswith(".gz"):
+        data = gzip.compress(data[:1000]) + gzip.compress(data[1000:])  # several members, as pigz and cat make
+    elif path.name.endswith(".zst"):
+        data = b"".join(pa.compress(part, "zstd", asbytes=True) for part in (data[:1000], data[1000:]))
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.jsonl", "d.jsonl.gz", "d.jsonl.zst"])
+def test_every_format_gives_all_documents_in_order(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 5_000)
+    path = tmp_path / name
+    if name == "d.parquet":
+        write_parquet(path, DOCUMENTS, row_group=100)
+    else:
+        write_lines(path, DOCUMENTS)
+    found = read_all(path)
+    assert [fragment.text for _, fragment in found] == [text for text in DOCUMENTS if text]
+    assert all(fragment.begins and fragment.key == fragment.text for _, fragment in found)
+    if name == "d.jsonl":
+        assert len(units(path, "text")) > 20
+
+
+@given(start=st.integers(0, 100), stop=st.integers(0, 100), again=st.integers(0, 100))
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_parquet_rows_from_any_place(start, stop, again, tmp_path):
+    path = tmp_path / "d.parquet"
+    if not path.exists():
+        write_parquet(path, DOCUMENTS, row_group=100)
+    reader = UnitReader()
+    for begin in (start, again):  # further on or back again with the same reader
+        found = [fragment.row for fragment in reader.read(str(path), 1, "text", begin, stop)]
+        assert found == [row for row in range(begin, stop) if DOCUMENTS[100 + row]]
+
+
+@given(sizes=st.lists(st.integers(0, 40), max_size=30), block=st.integers(1, 60))
+@settings(max_examples=60, deadline=None)
+def test_lines_are_read_once_whatever_the_blocks(sizes, block, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lines") / "d.jsonl"
+    documents = [f"{number}" + "x" * size for number, size in enumerate(sizes)]
+    write_lines(path, documents)
+    before = inputs.BLOCK_BYTES
+    inputs.BLOCK_BYTES = block
+    try:
+        assert [fragment.text for _, fragment in read_all(path)] == documents
+    finally:
+        inputs.BLOCK_BYTES = before
+
+
+@given(text=st.text(alphabet="ab \n\t.é中😀\u00a0\u3000", max_size=300), block=st.integers(1, 50))
+@settings(max_examples=150, deadline=None)
+def test_text_in_blocks_has_the_ids_of_the_whole(text, block, tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "d.txt"
+    path.write_bytes(text.encode())
+    tokenizer = load_tokenizer("gpt2")
+    before = inputs.BLOCK_BYTES
+    inputs.BLOCK_BYTES = block
+    try:
+        fragments = [fragment for _, fragment in read_all(path)]
+    finally:
+        inputs.BLOCK_BYTES = before
+    assert "".join(fragment.text for fragment in fragments) == text
+    ids = [token for fragment in fragments for token in tokenizer.encode(fragment.text)]
+    assert ids == tokenizer.encode(text).tolist()
+    assert sum(fragment.begins for fragment in fragments) == bool(text)
+    assert {fragment.key for fragment in fragments} <= {text.encode()[:800].decode(errors="replace")}
+
+
+def test_text_that_is_not_utf8_is_read_with_replacements(tmp_path):
+    (tmp_path / "d.txt").write_bytes(b"\xef\xbb\xbfcaf\xe9 latin")
+    assert [fragment.text for _, fragment in read_all(tmp_path / "d.txt")] == ["caf\ufffd latin"]
+
+
+def test_what_can_not_be_read_says_why(tmp_path):
+    write_parquet(tmp_path / "d.parquet", ["text"])
+    with pytest.raises(UserError, match=r"no column 'body': choose one of text, id, .* with --field"):
+        units(tmp_path / "d.parquet", "body")
+    (tmp_path / "e.parquet").write_bytes(b"PAR1 nothing else")
+    with pytest.raises(UserError, match=r"e\.parquet"):
+        units(tmp_path / "e.parquet", "text")
+    with pytest.raises(UserError, match="can be read"):
+        units(tmp_path / "d.docx", "text")
+    for line, words in [
+        (b"{torn", "Expecting"),
+        (b'{"body": "x"}', "no field 'text'"),
+        (b'{"text": 3}', "holds no text"),
+    ]:
+        (tmp_path / "d.jsonl").write_bytes(b'{"text": "fine"}\n' + line)
+        with pytest.raises(ValueError, match=words):
+            read_all(tmp_path / "d.jsonl")
+
+
+def test_a_fingerprint_notices_another_file(tmp_path):
+    prints: set[str] = set()
+    for name in ("a.parquet", "b.parquet"):
+        write_parquet(tmp_path / name, texts(50, seed=len(prints)))
+        prints.add(json.dumps(fingerprint(tmp_path / name)))
+    (tmp_path / "a.txt").write_text("a")
+    prints.add(json.dumps(fingerprint(tmp_path / "a.txt")))
+    assert len(prints) == 3

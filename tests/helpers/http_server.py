@@ -1,0 +1,133 @@
+"""A web server on loopback that serves bytes, with Range, and misbehaves as told. Stands in for the hub in tests."""
+
+import hashlib
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+
+@dataclass
+class Fault:
+    """What to do with the next request of a path: answer `status`, or cut or spoil the body after `cut` bytes."""
+
+    status: int | None = None
+    retry_after: str | None = None
+    cut: int | None = None
+    damage: bool = False
+
+
+@dataclass
+class Request:
+    path: str
+    time: float
+    range: str | None
+    authorization: str | None
+
+
+@dataclass
+class Server:
+    """`files`: path to bytes or to a JSON value. `faults`: per path, one a request, in order."""
+
+    files: dict[str, Any] = field(default_factory=dict)
+    faults: dict[str, list[Fault]] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+    ranges: bool = True
+
+    def __enter__(self) -> "Server":
+        owner = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                owner._answer(self)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def asked(self, path: str) -> list[Request]:
+        return [request for request in self.requests if request.path == path]
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        path = unquote(urlsplit(handler.path).path)
+        asked_range = handler.headers.get("Range")
+        self.requests.append(Request(path, time.monotonic(), asked_range, handler.headers.get("Authorization")))
+        fault = self.faults[path].pop(0) if self.faults.get(path) else Fault()
+        if fault.status is not None:
+            handler.send_response(fault.status)
+            if fault.retry_after is not None:
+                handler.send_header("Retry-After", fault.retry_after)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        if path not in self.files:
+            handler.send_response(404)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            return
+        value = self.files[path]
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        start = 0
+        if asked_range and self.ranges:
+            start = int(asked_range.removeprefix("bytes=").rstrip("-"))
+            if start >= len(data):
+                handler.send_response(416)
+                handler.send_header("Content-Range", f"bytes */{len(data)}")
+                handler.send_header("Content-Length", "0")
+                handler.end_headers()
+                return
+            handler.send_response(206)
+            handler.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+        else:
+            handler.send_response(200)
+        body = data[start:]
+        handler.send_header("Content-Length", str(len(body)))
+        handler.send_header(
+            "Content-Type", "application/octet-stream" if isinstance(value, bytes) else "application/json"
+        )
+        handler.end_headers()
+        if fault.damage:
+            body = bytes([body[0] ^ 1]) + body[1:]
+        handler.wfile.write(body[: fault.cut])
+        if fault.cut is not None:
+            handler.close_connection = True
+
+
+def hub_files(repo: str, revision: str, files: dict[str, bytes], configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a hub serves for a data set: its card, the listing of every folder, and the files, at one commit."""
+    served: dict[str, Any] = {}
+    info = {"id": repo, "sha": revision, "cardData": {"configs": configs}, "siblings": [], "tags": []}
+    for name in (revision, "main"):
+        served[f"/api/datasets/{repo}/revision/{name}"] = info
+    folders: dict[str, list[dict[str, Any]]] = {}
+    for path, data in files.items():
+        entry = {
+            "type": "file",
+            "path": path,
+            "size": len(data),
+            "oid": hashlib.sha1(data).hexdigest(),
+            "lfs": {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134},
+        }
+        folders.setdefault(path.rpartition("/")[0], []).append(entry)
+        served[f"/datasets/{repo}/resolve/{revision}/{path}"] = data
+    for folder, entries in folders.items():
+        served[f"/api/datasets/{repo}/tree/{revision}/{folder}"] = entries
+    return served
