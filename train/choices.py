@@ -12,6 +12,7 @@ from model.memory import memory_estimate
 from model.precision import Dtype, resolve_dtype
 from model.ranks import Ranks
 from train.batch import largest_micro_batch
+from train.compilation import trial_compilation
 from train.config import Config
 from train.machine import free_memory_bytes
 
@@ -32,11 +33,9 @@ def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tu
     dtype, because = resolve_dtype(config.run.dtype, ranks.device)
     if config.run.dtype == "auto":
         reasons.append(f"dtype {dtype}: {because}")
-    compile_ = config.run.compile
-    if compile_ == "auto":
-        compile_ = ranks.device.type == "cuda"
-        if not compile_:
-            reasons.append(f"compile false: on {ranks.device.type} compiling takes longer than it saves in most runs")
+    compile_, because = _resolve_compile(config.run.compile, ranks)
+    if config.run.compile == "auto":
+        reasons.append(f"compile {str(compile_).lower()}: {because}")
     config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
     # the smallest answer of all ranks, so that they agree on uneven machines
     free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
@@ -56,6 +55,23 @@ def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tu
 def recompute_every(config: Config) -> int:
     """The model's `recompute_every` for a resolved configuration."""
     return {"none": 0, "full": 1, "every": config.recompute.every_blocks}[config.recompute.mode]
+
+
+def _resolve_compile(choice: bool | Literal["auto"], ranks: Ranks) -> tuple[bool, str]:
+    """Whether to compile, and why. A toy is compiled first, on every rank: what fails there would fail in step 1.
+
+    Raises UserError where compilation was asked for by `true` and can't be had.
+    """
+    if choice is False:
+        return False, "as asked"
+    if choice == "auto" and ranks.device.type != "cuda":
+        return False, f"on {ranks.device.type} compiling takes longer than it saves in most runs"
+    problem = next((answer for answer in ranks.gather(trial_compilation(ranks.device)) if answer), None)
+    if problem is None:
+        return True, "a trial succeeded"
+    if choice is True:
+        raise UserError(f"run.compile is true, but a trial failed ({problem}): use --run.compile auto or false")
+    return False, f"a trial failed ({problem})"
 
 
 def _reuse(config: Config, recorded: dict[str, Any] | None, world_size: int) -> Config:

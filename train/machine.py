@@ -5,18 +5,15 @@ import sys
 import psutil
 import torch
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
-
 
 def peak_memory_gib(device: torch.device) -> float:
     """GiB: the most this process has had allocated on its GPU, or on a CPU resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    if resource is None:
+    if sys.platform == "win32":
         return psutil.Process().memory_info().rss / 2**30
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, Linux KiB
 

@@ -47,6 +47,7 @@ from train.resume import changed_fields, check_same_run, choose_checkpoint
 from train.retention import CheckpointKeeper, sweep_leftovers
 from train.step import NonFiniteLoss, Stepper
 from train.stopping import StopRequest
+from train.wandb_mirror import WandbMirror
 
 Decision = TypeVar("Decision")
 
@@ -122,6 +123,8 @@ def pretrain(
         *(changed_fields(manifest["config"], as_dict(config)) if manifest else []),
     ]:
         recorder.say(line)
+    if config.log.wandb and ranks.is_first:
+        recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
     loop = compose(config, folder, tokens, ranks, plan, recorder, stop, checkpoint)
     progress = load_training_state(checkpoint, loop.model, loop.optimizer) if checkpoint else Progress()
     return run_to_the_end(loop, progress)

@@ -11,6 +11,7 @@ from common.metrics_file import MetricsFile
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
+from train.wandb_mirror import WandbMirror
 
 
 class Recorder:
@@ -27,9 +28,14 @@ class Recorder:
         self._metrics = MetricsFile(folder.metrics)
         self._samples = MetricsFile(folder.samples)
         self._log = open(folder.log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+        self._mirror: WandbMirror | None = None
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def mirror_to(self, mirror: WandbMirror) -> None:
+        """Pass every record on to a mirror as well."""
+        self._mirror = mirror
 
     def say(self, text: str) -> None:
         """A line for people, on the terminal and in log.txt."""
@@ -45,7 +51,7 @@ class Recorder:
         """Record a training step."""
         if not self._active:
             return
-        self._metrics.append(record)
+        self._append(record)
         if self._started is None:
             self._started, self._first_step = time.monotonic(), record["step"]  # the first step is not typical
         if self._bar is not None:
@@ -57,7 +63,12 @@ class Recorder:
     def note(self, record: dict[str, Any]) -> None:
         """Record anything else that belongs to a step (a validation, a start)."""
         if self._active:
-            self._metrics.append(record)
+            self._append(record)
+
+    def _append(self, record: dict[str, Any]) -> None:
+        self._metrics.append(record)
+        if self._mirror is not None and record.get("kind") != "start":
+            self._mirror.put(record)
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record what the model wrote after a prompt, and show it on one line."""
@@ -67,6 +78,8 @@ class Recorder:
 
     def close(self) -> None:
         if self._active:
+            if self._mirror is not None:
+                self._mirror.close()
             if self._bar is not None:
                 self._bar.close()
             self._metrics.close()

@@ -93,10 +93,16 @@ class LogConfig:
     Args:
         every_steps: a line in the log after every so many steps.
         sequences: record which windows of the data each step used.
+        wandb: mirror the record to Weights & Biases; offline unless the environment's WANDB_MODE says online.
+        wandb_project: the wandb project.
+        wandb_finish_seconds: how long the end of the run waits for the mirror.
     """
 
     every_steps: int = 10
     sequences: bool = False
+    wandb: bool = False
+    wandb_project: str = "longhaul"
+    wandb_finish_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:

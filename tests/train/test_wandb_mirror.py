@@ -1,0 +1,110 @@
+"""wandb mirrors the run, and may fail or hang as it likes: no step waits for it."""
+
+from pathlib import Path
+
+import pytest
+
+from common.run_folder import RunFolder
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import losses, run_of, tiny_arguments, train_by_path
+
+FAKE = """
+import threading, time
+def never(*arguments, **keywords):
+    threading.Event().wait()
+def fail(*arguments, **keywords):
+    raise RuntimeError("no such account")
+class Settings:
+    def __init__(self, **keywords): pass
+class Run:
+    log = staticmethod({log})
+    finish = staticmethod({finish})
+def init(**keywords):
+    {init}
+    return Run()
+"""
+FINE = "lambda *arguments, **keywords: None"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_token_set(folder, train_tokens=5_000, val_tokens=500)
+    return folder
+
+
+def fake_wandb(folder: Path, *, init: str = "pass", log: str = FINE, finish: str = FINE) -> str:
+    """A folder with a module `wandb` that misbehaves, for PYTHONPATH."""
+    folder.mkdir()
+    (folder / "wandb.py").write_text(FAKE.format(init=init, log=log, finish=finish))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("fake", "said"),
+    [
+        ({"init": "fail()"}, "RuntimeError: no such account"),
+        ({"log": "fail"}, "RuntimeError: no such account"),
+        ({"finish": "fail"}, "RuntimeError: no such account"),
+        ({"init": "never()"}, "it did not finish within 1 s"),
+        ({"log": "never"}, "it did not finish within 1 s"),
+        ({"finish": "never"}, "it did not finish within 1 s"),
+    ],
+)
+def test_a_mirror_that_fails_or_hangs_costs_no_step(
+    tmp_path: Path, data: Path, fake: dict[str, str], said: str
+) -> None:
+    path = fake_wandb(tmp_path / "fake", **fake)
+    arguments = tiny_arguments(tmp_path, data, "mirrored", "--log.wandb=true", "--log.wandb_finish_seconds=1")
+    done = train_by_path(*arguments, "--run.max_steps=4", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(losses(run_of(tmp_path, "mirrored"))) == [1, 2, 3, 4]
+    assert done.stdout.count("wandb is not mirroring this run") == 1
+    assert said in done.stdout
+
+
+def mirrored_steps(run: RunFolder) -> list[int]:
+    """The steps of all training records in the run's offline wandb files, in order of writing."""
+    from wandb.proto import wandb_internal_pb2 as protocol
+
+    steps = []
+    for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
+        for data in leveldb_records(path.read_bytes()):
+            record = protocol.Record()
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "history":
+                items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
+                if "loss" in items:
+                    steps.append(int(items["step"]))
+    return steps
+
+
+def leveldb_records(content: bytes) -> list[bytes]:
+    """The records of a LevelDB log: 7 bytes of header, blocks of 32 KiB, records cut into first, middle and last."""
+    records, parts, position = [], [], 7  # wandb's own header comes first
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length = int.from_bytes(content[position + 4 : position + 6], "little")
+        kind = content[position + 6]
+        if kind == 0:
+            break
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole, or last part
+            records.append(b"".join(parts))
+            parts = []
+    return records
+
+
+def test_offline_without_an_account_every_step_appears_once_over_a_resume(tmp_path: Path, data: Path) -> None:
+    for steps in (7, 12):
+        arguments = tiny_arguments(tmp_path, data, "offline", "--log.wandb=true", f"--run.max_steps={steps}")
+        done = train_by_path(*arguments, WANDB_MODE="offline", WANDB_API_KEY="", HOME=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert "not mirroring" not in done.stdout
+    run = run_of(tmp_path, "offline")
+    assert mirrored_steps(run) == list(range(1, 13))
+    assert len({path.name.split("-")[-1] for path in run.path.glob("wandb/offline-run-*")}) == 1  # one wandb run

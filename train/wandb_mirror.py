@@ -1,0 +1,110 @@
+"""Weights & Biases as a mirror of `metrics.jsonl`: a thread of its own, which may fail or hang without costing a step.
+
+Offline unless WANDB_MODE says otherwise: compute nodes have no network, and `wandb sync` uploads later.
+"""
+
+import contextlib
+import json
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common.publish import write_whole
+from common.run_folder import RunFolder
+from train.run_config import LogConfig
+
+MIRROR_FILE = "wandb-mirror.json"
+QUEUE_RECORDS = 100_000  # a mirror that hangs costs memory up to here
+
+
+class WandbMirror:
+    """Sends records to one wandb run, each step once, however often the run is resumed."""
+
+    def __init__(self, folder: RunFolder, log: LogConfig, config: dict[str, Any], say: Callable[[str], None]) -> None:
+        """Start the thread. Nothing that goes wrong in it raises here; `say` tells it, once."""
+        self._folder = folder
+        self._project = log.wandb_project
+        self._finish_seconds = log.wandb_finish_seconds
+        self._config = config
+        self._say = say
+        self._records: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_RECORDS)
+        self._broken = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
+        self._thread.start()
+
+    def put(self, record: dict[str, Any]) -> None:
+        """Hand over a record; never waits."""
+        if self._broken.is_set():
+            return
+        try:
+            self._records.put_nowait(record)
+        except queue.Full:
+            self._give_up("it has not taken a record for too long")
+
+    def close(self) -> None:
+        """Give the mirror some time to send what is left."""
+        if self._broken.is_set():
+            return
+        with contextlib.suppress(queue.Full):  # then it hangs anyway
+            self._records.put_nowait(None)
+        self._thread.join(self._finish_seconds)
+        if self._thread.is_alive():
+            self._give_up(f"it did not finish within {self._finish_seconds:.0f} s")
+
+    def _run(self) -> None:
+        try:
+            self._mirror()
+        except BaseException as error:  # whatever a library that talks to a network comes up with
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _mirror(self) -> None:
+        import wandb  # slow to import, and wanted by few
+
+        place = self._read_place()
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
+        run = wandb.init(
+            project=self._project,
+            name=self._folder.path.name,
+            id=place["id"],
+            resume="allow",
+            dir=str(self._folder.path),
+            config=self._config,
+            mode=mode,
+            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+        )
+        while (record := self._records.get()) is not None:
+            kind = "validation" if "val_loss" in record else "train"
+            if record["step"] > place[kind]:
+                run.log({key: value for key, value in record.items() if key != "sequences"}, step=record["step"])
+                place[kind] = record["step"]
+                self._write_place(place)
+        run.finish()
+
+    def _read_place(self) -> dict[str, Any]:
+        """The wandb run's id, and the last step mirrored of each kind."""
+        try:
+            place = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            place = {"id": uuid.uuid4().hex[:12], "train": -1, "validation": -1}
+            write_whole(self._path, json.dumps(place))
+        assert isinstance(place, dict)
+        return place
+
+    def _write_place(self, place: dict[str, Any]) -> None:
+        # Replaced in one step but not synced: only a power cut could make a step appear twice.
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(place))
+        os.replace(temporary, self._path)
+
+    @property
+    def _path(self) -> Path:
+        return self._folder.path / MIRROR_FILE
+
+    def _give_up(self, why: str) -> None:
+        if not self._broken.is_set():
+            self._broken.set()
+            self._say(f"wandb is not mirroring this run ({' '.join(why.split())}); metrics.jsonl has everything")
