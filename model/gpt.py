@@ -1,6 +1,7 @@
 """The GPT: embeddings, blocks, head and loss. B batch, T sequence, C width, V padded vocabulary."""
 
-from functools import partial
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +12,12 @@ from model.attention import Attention, AttentionContext
 from model.attention_masks import see_before
 from model.config import ModelConfig
 from model.differential import DifferentialAttention
-from model.loss import IGNORE_INDEX, Reduction, head_loss
+from model.loss import Reduction, head_loss
 from model.mlp import MLP
 from model.norms import build_norm
 from model.positions import document_positions, rotary_angles
 
-__all__ = ["GPT", "IGNORE_INDEX", "Block"]
+Projected = TypeVar("Projected")
 
 
 class Block(nn.Module):
@@ -30,10 +31,22 @@ class Block(nn.Module):
         self.ln_2 = build_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+    def forward(self, x: Tensor, context: AttentionContext, recompute_norms: bool = False) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(self.ln_1(x), context)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attn.mix(_norm_and_project(self.ln_1, self.attn.project, x, recompute_norms), context)
+        return x + self.mlp.finish(*_norm_and_project(self.ln_2, self.mlp.project, x, recompute_norms))
+
+
+def _norm_and_project(norm: nn.Module, project: Callable[[Tensor], Projected], x: Tensor, recompute: bool) -> Projected:
+    """project(norm(x)); with `recompute`, backward works both out again from x.
+
+    The two go together: a norm recomputed alone saves nothing, as the projection keeps the norm's output for its own
+    gradient.
+    """
+    if not recompute:
+        return project(norm(x))
+    projected: Projected = checkpoint(lambda x: project(norm(x)), x, use_reentrant=False, preserve_rng_state=False)
+    return projected
 
 
 class GPT(nn.Module):
@@ -46,12 +59,15 @@ class GPT(nn.Module):
         config: what it was built from.
         recompute_every: activation checkpointing while training: 0 none, 1 every block, k every k-th block. A block
             that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
+        recompute_norms: while training, recompute each norm together with the projection after it, which then keeps
+            no input of its own: two (B, T, C) tensors a block less, for little work.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute_every = 0
+        self.recompute_norms = False
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -78,7 +94,7 @@ class GPT(nn.Module):
 
         Args:
             tokens: (B, T) int64 ids.
-            targets: (B, T) int64, the id that follows each token; `IGNORE_INDEX` counts for nothing.
+            targets: (B, T) int64, the id that follows each token; `loss.IGNORE_INDEX` counts for nothing.
             reduction: sum: a float32 scalar, the summed cross-entropy; none: (B, T) float32 per token.
             positions: (T,) or (B, T) int64; None: from 0, restarting with every document.
             document_ids: (B, T) integers; attention stays inside runs of equal ids. None: one document.
@@ -101,8 +117,10 @@ class GPT(nn.Module):
             x = x + self.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
         for layer, block in enumerate(self.h):
-            run = partial(checkpoint, block, use_reentrant=False) if self._recomputes(layer) else block
-            x = run(x, context)
+            if self._recomputes(layer):
+                x = checkpoint(block, x, context, use_reentrant=False)
+            else:
+                x = block(x, context, self.recompute_norms and self._keeps_activations())
         return self.ln_f(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -115,7 +133,10 @@ class GPT(nn.Module):
 
     def _recomputes(self, layer: int) -> bool:
         every = self.recompute_every
-        return every > 0 and layer % every == 0 and self.training and torch.is_grad_enabled()
+        return every > 0 and layer % every == 0 and self._keeps_activations()
+
+    def _keeps_activations(self) -> bool:
+        return self.training and torch.is_grad_enabled()
 
     def _positions(self, tokens: Tensor, document_ids: Tensor | None) -> Tensor:
         if document_ids is not None:

@@ -1,6 +1,7 @@
 """Tiny models that the tests of this folder share, and every way to choose a model's parts."""
 
 import itertools
+from typing import Any
 
 import torch
 
@@ -8,9 +9,16 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
 
-BASE = {"vocab_size": 61, "vocab_multiple": 16, "block_size": 160, "n_layer": 2, "n_head": 4, "n_embd": 32}
+BASE: dict[str, Any] = {
+    "vocab_size": 61,
+    "vocab_multiple": 16,
+    "block_size": 160,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_embd": 32,
+}
 
-AXES = {
+AXES: dict[str, list[Any]] = {
     "norm": ["layernorm", "rmsnorm"],
     "position": ["learned", "rope"],
     "mlp": ["gelu", "gelu_exact", "swiglu", "relu2"],
@@ -43,12 +51,12 @@ def random_tokens(batch=2, length=160, vocab=61, seed=0) -> torch.Tensor:
     return torch.randint(0, vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
 
 
-def all_options() -> list[dict]:
+def all_options() -> list[dict[str, Any]]:
     """Every combination of `AXES`."""
     return [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
 
 
-def pairwise_options() -> list[dict]:
+def pairwise_options() -> list[dict[str, Any]]:
     """Few combinations in which every pair of values of two axes occurs (greedy cover)."""
     missing = {((a, x), (b, y)) for a, b in itertools.combinations(AXES, 2) for x in AXES[a] for y in AXES[b]}
     chosen = []

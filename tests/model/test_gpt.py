@@ -63,6 +63,8 @@ def test_logits_and_gradients_equal_the_textbook(options, documents):
     F.cross_entropy(expected.flatten(0, 1), targets.flatten(), reduction="sum").backward()
     for name, parameter in model.named_parameters():
         want = parameters[name].grad
+        assert parameter.grad is not None
+        assert want is not None
         assert (parameter.grad - want).norm() <= 1e-5 * want.norm() + 1e-9, name
 
 

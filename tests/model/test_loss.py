@@ -52,7 +52,7 @@ def test_float32_is_as_close_to_float64_as_cross_entropy_is():
     hidden, weight, targets = problem()
     exact = torch.autograd.grad(reference(hidden, weight, targets), (hidden, weight))
     narrow = [x.detach().float().requires_grad_() for x in (hidden, weight)]
-    ours = torch.autograd.grad(head_loss(*narrow, targets, VOCAB), narrow)
+    ours = torch.autograd.grad(head_loss(narrow[0], narrow[1], targets, VOCAB), narrow)
     for got, want in zip(ours, exact, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
@@ -129,13 +129,19 @@ def test_an_unknown_target_is_an_error_and_no_number():
 def test_no_tensor_of_all_logits_is_kept_for_backward():
     hidden, weight, targets = problem()
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+
+    def keep(x):
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         head_loss(hidden, weight, targets, VOCAB)
     assert max(kept) <= max(hidden.numel(), weight.numel()) < ROWS * PADDED
 
 
 def test_a_second_backward_is_refused():
-    loss = head_loss(*problem(), VOCAB)
+    hidden, weight, targets = problem()
+    loss = head_loss(hidden, weight, targets, VOCAB)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

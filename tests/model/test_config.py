@@ -1,0 +1,61 @@
+"""Impossible models are refused in one line that says what to change."""
+
+import dataclasses
+
+import pytest
+
+from model.config import PRESETS, ModelConfig, preset_config
+
+IMPOSSIBLE = [
+    ({"n_embd": 770}, "does not divide into model.n_head 12 heads; try 11 heads"),
+    ({"n_kv_head": 5}, "n_head 12 does not divide into groups for model.n_kv_head 5; try 4"),
+    ({"n_kv_head": 24}, "try 12"),
+    ({"n_kv_head": 0}, "try 1"),
+    ({"position": "rope", "n_embd": 36}, "choose n_embd and n_head so that it is even"),
+    ({"attention": "differential", "n_embd": 36}, "differential attention halves each head"),
+    ({"attention": "differential", "position": "rope", "n_embd": 72}, "so that it is even"),
+    ({"window": 0}, "model.window is 0"),
+    ({"window_pattern": "SL"}, "needs model.window"),
+    ({"window": 8, "window_pattern": "SX"}, "may hold only S"),
+    ({"window": 8, "window_pattern": ""}, "may hold only S"),
+    ({"dropout": 1.0}, "model.dropout is 1.0"),
+    ({"norm": "batchnorm"}, "must be one of layernorm, rmsnorm"),
+    ({"mlp": "relu"}, "must be one of gelu"),
+    ({"n_layer": 0}, "model.n_layer is 0"),
+    ({"mlp_hidden": 0}, "model.mlp_hidden is 0"),
+    ({"rope_base": 0.0}, "model.rope_base"),
+    ({"norm_eps": 0.0}, "model.norm_eps"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), IMPOSSIBLE, ids=str)
+def test_impossible_models_are_refused(options, message):
+    with pytest.raises(ValueError) as error:
+        ModelConfig(**options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_presets_are_found_by_name_and_an_unknown_one_lists_them():
+    assert preset_config("gpt2-124m") == ModelConfig()
+    with pytest.raises(ValueError, match=r"gpt2-124m.*llama-1p3b"):
+        preset_config("gpt2-125m")
+
+
+def test_sizes_inside_follow_from_the_options():
+    config = PRESETS["llama-355m"]
+    assert (config.padded_vocab_size, config.hidden_size, config.head_size) == (50304, 2752, 64)
+    assert ModelConfig(mlp_hidden=100).hidden_size == 100
+    assert ModelConfig(attention="differential").score_size == 32
+
+
+def test_a_pattern_repeats_over_the_layers():
+    config = ModelConfig(n_layer=6, window=256, window_pattern="SSSL")
+    assert config.windows == (256, 256, 256, None, 256, 256)
+    assert ModelConfig(n_layer=2, window=9).windows == (9, 9)
+    assert set(ModelConfig().windows) == {None}
+
+
+def test_a_configuration_survives_json_like_storage():
+    config = ModelConfig(n_kv_head=3, window=64, window_pattern="SL")
+    assert ModelConfig(**dataclasses.asdict(config)) == config
