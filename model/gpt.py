@@ -12,10 +12,12 @@ from model.attention import Attention, AttentionContext
 from model.attention_masks import see_before
 from model.config import ModelConfig
 from model.differential import DifferentialAttention
-from model.loss import Reduction, head_loss
+from model.loss import IGNORE_INDEX, Reduction, head_loss
 from model.mlp import MLP
 from model.norms import build_norm
 from model.positions import document_positions, rotary_angles
+
+__all__ = ["GPT", "IGNORE_INDEX", "Block"]
 
 Projected = TypeVar("Projected")
 
