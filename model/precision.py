@@ -16,23 +16,26 @@ def resolve_dtype(choice: DtypeChoice, device: torch.device) -> tuple[Dtype, str
     """The format to use and, in a few words, why.
 
     `auto` takes bf16 only where the hardware multiplies in it: emulated bf16 is several times slower than fp32.
-    Raises UserError for fp16 off CUDA, where there is no loss scaling.
+    Raises UserError for fp16 on Apple GPUs, where there is no loss scaling.
     """
-    if choice == "fp16" and device.type != "cuda":
-        raise UserError(f"run.dtype fp16 needs a CUDA GPU, this is {device.type}: use --run.dtype auto")
+    if choice == "fp16" and device.type == "mps":
+        raise UserError("run.dtype fp16 needs loss scaling, which Apple GPUs don't have: use --run.dtype auto")
     if choice != "auto":
         return choice, "as asked"
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        name = torch.cuda.get_device_name(device)
-        if capability >= (8, 0):
-            return "bf16", f"{name} multiplies in bf16"
-        return "fp16", f"{name} (compute capability {capability[0]}.{capability[1]}) has no bf16"
+        return cuda_dtype(torch.cuda.get_device_capability(device), torch.cuda.get_device_name(device))
     if device.type == "cpu":
         if _cpu_multiplies_bf16():
             return "bf16", "this CPU multiplies in bf16"
         return "fp32", "this CPU has no bf16 multiplication"
     return "fp32", f"the safe choice on {device.type}"
+
+
+def cuda_dtype(capability: tuple[int, int], name: str) -> tuple[Dtype, str]:
+    """bf16 from Ampere (compute capability 8.0) on; before it (V100, T4) bf16 is emulated, so fp16."""
+    if capability >= (8, 0):
+        return "bf16", f"{name} multiplies in bf16"
+    return "fp16", f"{name} (compute capability {capability[0]}.{capability[1]}) has no bf16"
 
 
 def _cpu_multiplies_bf16() -> bool:

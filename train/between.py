@@ -5,9 +5,11 @@ import math
 import time
 from dataclasses import dataclass
 
+import torch
+
 from data_prep.tokenization import Tokenizer
 from data_prep.windows import Windows
-from eval.loss import evaluate_loss
+from eval.loss import LossResult, evaluate_loss
 from eval.sampling import continue_tokens
 from model.gpt import GPT
 from model.precision import Dtype
@@ -30,17 +32,14 @@ class Validator:
     recorder: Recorder
     latest: float | None = None
 
+    def warm_up(self) -> None:
+        """Go through a validation's shapes once, unrecorded."""
+        self._evaluate(1)
+
     def validate(self, progress: Progress) -> None:
         """Measure and record. (All ranks call.)"""
         started = time.monotonic()
-        result = evaluate_loss(
-            self.model,
-            self.windows,
-            self.ranks,
-            window_count=self.window_count,
-            micro_batch=self.micro_batch,
-            dtype=self.dtype,
-        )
+        result = self._evaluate(self.window_count)
         self.latest = result.loss
         seconds = time.monotonic() - started
         record = {
@@ -58,6 +57,16 @@ class Validator:
             f"({seconds:.1f} s)"
         )
 
+    def _evaluate(self, window_count: int) -> LossResult:
+        return evaluate_loss(
+            self.model,
+            self.windows,
+            self.ranks,
+            window_count=window_count,
+            micro_batch=self.micro_batch,
+            dtype=self.dtype,
+        )
+
 
 @dataclass
 class SampleWriter:
@@ -73,8 +82,10 @@ class SampleWriter:
     def write(self, step: int) -> None:
         """Sample and record. (All ranks call.) The same step gives the same text for any number of ranks."""
         texts: dict[int, str] = {}
-        for index in range(self.ranks.rank, len(self.config.prompts), self.ranks.world_size):
-            texts[index] = self._continue(step, index, self.config.prompts[index])
+        # a context grows with every token: compiled blocks would be compiled again for each length
+        with torch.compiler.set_stance("force_eager"):
+            for index in range(self.ranks.rank, len(self.config.prompts), self.ranks.world_size):
+                texts[index] = self._continue(step, index, self.config.prompts[index])
         for index, text in sorted(item for share in self.ranks.gather(texts) for item in share.items()):
             self.recorder.sample(step, self.config.prompts[index], text)
 

@@ -70,8 +70,8 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, ranks: Ranks, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._folder = folder
-        self._ranks = ranks
-        self._model = model
+        self.ranks = ranks
+        self.model = model
         self._optimizer = optimizer
         sizes = {name: parameter.numel() for name, parameter in named_parameters(model).items()}
         self._mine = {name for name, rank in owners(sizes, ranks.world_size).items() if rank == ranks.rank}
@@ -86,28 +86,28 @@ class CheckpointWriter:
         """
         final = self._folder / checkpoint_name(progress.step)
         temporary = self._folder / f".{final.name}{TEMPORARY_SUFFIX}"
-        if self._ranks.is_first:
+        if self.ranks.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-        self._ranks.barrier()
-        shares = self._ranks.gather(self._write_share(temporary))
+        self.ranks.barrier()
+        shares = self.ranks.gather(self._write_share(temporary))
         failures = [share for share in shares if isinstance(share, str)]
-        if not failures and self._ranks.is_first:
+        if not failures and self.ranks.is_first:
             files = {name: entry for share in shares for name, entry in share.items()}
             failures = self._publish(temporary, final, {"files": files, **facts, **vars(progress)})
-        failures = self._ranks.from_first(failures)
+        failures = self.ranks.from_first(failures)
         if failures:
             raise UserError(f"step {progress.step} could not be saved: {failures[0]} (earlier checkpoints are intact)")
         return final
 
     def _write_share(self, folder: Path) -> dict[str, dict[str, Any]] | str:
         """Write this rank's files; return their sizes and hashes, or what went wrong."""
-        weights = {name: p.detach() for name, p in named_parameters(self._model).items() if name in self._mine}
-        state = optimizer_tensors(self._model, self._optimizer)
+        weights = {name: p.detach() for name, p in named_parameters(self.model).items() if name in self._mine}
+        state = optimizer_tensors(self.model, self._optimizer)
         state = {name: tensor for name, tensor in state.items() if name.rsplit("/", 1)[0] in self._mine}
         entries = {}
         for kind, tensors in ((WEIGHTS, weights), (OPTIMIZER, state)):
-            path = folder / f"{kind}-{self._ranks.rank:05d}-of-{self._ranks.world_size:05d}.safetensors"
+            path = folder / f"{kind}-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
             try:
                 save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
                 fsync_file(path)

@@ -1,5 +1,7 @@
 """The training loop: one step after another, and what happens between them."""
 
+import gc
+import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from train.schedule import learning_rate
 from train.step import Stepper
 from train.stopping import StopRequest, reason
 
+COLLECT_STEPS = 1000  # steps from one garbage collection to the next
+FIRST_LOSS_MARGIN = 0.5  # nats
 STATE_SECONDS = 10.0  # how often `state` is renewed between saves
 
 
@@ -61,9 +65,12 @@ class TrainingLoop:
             {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
         )
         self._write_state(progress, "started")
-        self.stepper.warm_up(self.config.model.block_size)
+        self._warm_up()
         if progress.step == 0:
             self.validator.validate(progress)
+            self._check_first_loss()
+        gc.collect()
+        gc.disable()  # a collection in the middle of a step would make the other ranks wait
         batches = self.loader.steps(progress.sequences)
         try:
             while progress.step < last_step:
@@ -79,8 +86,11 @@ class TrainingLoop:
                     self._write_state(progress, "saved")
                 if stop_code and not last:
                     return Outcome("preempted", reason(stop_code), progress)
+                if _due(progress.step, COLLECT_STEPS):
+                    gc.collect()  # on all ranks at once
         finally:
             batches.close()
+            gc.enable()
         return Outcome("done", "all steps done", progress)
 
     def _step(self, progress: Progress, batches: Generator[StepBatch]) -> Progress:
@@ -118,6 +128,22 @@ class TrainingLoop:
         if time.monotonic() - self._state_written > STATE_SECONDS:
             self._write_state(progress, "training")
         return progress
+
+    def _warm_up(self) -> None:
+        """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
+        self.stepper.warm_up(self.config.model.block_size)
+        self.validator.warm_up()
+        self.ranks.barrier()
+
+    def _check_first_loss(self) -> None:
+        """A model that knows nothing gives every token the same probability, ln V nats; far from it something is off."""
+        expected = math.log(self.config.model.vocab_size)
+        loss = self.validator.latest
+        if loss is not None and abs(loss - expected) > FIRST_LOSS_MARGIN:
+            self.recorder.say(
+                f"WARNING: the untrained model's loss is {loss:.2f}, far from ln({self.config.model.vocab_size}) = "
+                f"{expected:.2f}: check initialisation, data and tokenizer before spending time on it"
+            )
 
     def finish(self, outcome: Outcome) -> None:
         """Record how the run ended."""

@@ -13,6 +13,24 @@ from model.precision import Dtype, autocast
 from model.ranks import Ranks
 
 
+class ReplicasDiffer(Exception):
+    """The copies of the model have drifted apart: a faulty device, or a missed synchronisation."""
+
+
+def check_replicas(ranks: Ranks, model: nn.Module) -> None:
+    """Compare the bits of all parameters over ranks.
+
+    Raises ReplicasDiffer on all ranks, naming those that differ from rank 0.
+    """
+    if ranks.world_size == 1:
+        return
+    sums = torch.stack([p.detach().view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()])
+    everyone = ranks.gather(sums.tolist())
+    others = [rank for rank, values in enumerate(everyone) if values != everyone[0]]
+    if others:
+        raise ReplicasDiffer(f"the weights of ranks {others} differ from rank 0's: a faulty device or memory is likely")
+
+
 class Parallel:
     """A model on this rank that learns together with its copies on the others."""
 

@@ -40,7 +40,7 @@ from train.config import Config, Options, as_dict, find_data, read_config, to_ya
 from train.loader import StepLoader
 from train.loop import TrainingLoop
 from train.optimizer import build_optimizer
-from train.parallel import Parallel
+from train.parallel import Parallel, ReplicasDiffer
 from train.provenance import describe_rank, record_start
 from train.recorder import Recorder
 from train.resume import changed_fields, check_same_run, choose_checkpoint
@@ -126,7 +126,10 @@ def pretrain(
     if config.log.wandb and ranks.is_first:
         recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
     loop = compose(config, folder, tokens, ranks, plan, recorder, stop, checkpoint)
-    progress = load_training_state(checkpoint, loop.model, loop.optimizer) if checkpoint else Progress()
+    progress = Progress()
+    if checkpoint and manifest:
+        progress = load_training_state(checkpoint, loop.model, loop.optimizer)
+        loop.stepper.scaler.load_state_dict(manifest["scaler"])
     return run_to_the_end(loop, progress)
 
 
@@ -194,6 +197,7 @@ def compose(
         validator,
         recorder,
         resumed_from=checkpoint,
+        scaler=stepper.scaler,
         deletes=ranks.is_first,
     )
     peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
@@ -227,7 +231,7 @@ def run_to_the_end(loop: TrainingLoop, progress: Progress) -> int:
     """Run the loop and record in `state` how it ended; return the exit status."""
     try:
         outcome = loop.run(progress)
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, ReplicasDiffer) as error:
         loop.fail(str(error))
         return 1
     except BaseException as error:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.checkpoint_files import CHECKPOINT_MANIFEST, list_checkpoints
 from common.progress import format_bytes, format_duration
 from common.publish import TEMPORARY_SUFFIX
 from train.between import Validator
 from train.checkpoint import CheckpointWriter, Progress
+from train.parallel import check_replicas
 from train.recorder import Recorder
 from train.run_config import CheckpointConfig
 
@@ -26,11 +29,18 @@ class CheckpointKeeper:
     validator: Validator
     recorder: Recorder
     resumed_from: Path | None
+    scaler: torch.amp.GradScaler
     deletes: bool  # one rank's task
 
     def save(self, progress: Progress) -> None:
+        """Save the state after `progress`.
+
+        Raises ReplicasDiffer before anything is written if the ranks' weights are no longer the same.
+        """
         started = time.monotonic()
-        path = self.writer.save(progress, {**self.facts, "val_loss": self.validator.latest})
+        check_replicas(self.writer.ranks, self.writer.model)
+        facts = {**self.facts, "val_loss": self.validator.latest, "scaler": self.scaler.state_dict()}
+        path = self.writer.save(progress, facts)
         if self.deletes:
             prune(
                 self.folder,

@@ -1,0 +1,24 @@
+"""docs/options.md is what the program says of itself."""
+
+import re
+import subprocess
+import sys
+
+from tests.helpers.training import PROJECT
+from train.config import Config, field_names
+from train.options_reference import REFERENCE, reference
+
+
+def test_the_page_is_up_to_date_and_names_every_option_with_words() -> None:
+    text = REFERENCE.read_text()
+    assert text == reference(), "run: python train/options_reference.py"
+    rows = dict(re.findall(r"^\| `--([a-z_.]+)` \|[^|]*\| (.*) \|$", text, re.MULTILINE))
+    assert set(field_names(Config)) <= set(rows)
+    assert all(len(words) > 5 for words in rows.values())
+
+
+def test_check_tells_by_its_status() -> None:
+    script = PROJECT / "train" / "options_reference.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "is up to date" in done.stdout
