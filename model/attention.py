@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.attention_masks import Visibility, attend
+from model.cache import CacheStep
 from model.config import ModelConfig
 from model.norms import RMSNorm
 from model.positions import Rotary, rotate
@@ -21,10 +22,12 @@ class AttentionContext:
     Attributes:
         rotary: angles of the positions, or None where positions are learned.
         visibility: by window, who sees whom.
+        cache: where keys and values are kept and found, or None.
     """
 
     rotary: Rotary | None
     visibility: dict[int | None, Visibility]
+    cache: CacheStep | None = None
 
 
 class Attention(nn.Module):
@@ -60,6 +63,8 @@ class Attention(nn.Module):
         if context.rotary is not None:
             q, k = rotate(q, context.rotary), rotate(k, context.rotary)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))  # (B, H or K, T, D)
+        if context.cache is not None:
+            k, v = context.cache.update(self.layer, k, v)  # (B, K, S, D)
         out = self.attend(q, k, v, context.visibility[self.window])  # (B, H, T, D)
         out = out.transpose(1, 2).flatten(2)  # (B, T, C)
         return F.dropout(self.c_proj(out), self.dropout, self.training)

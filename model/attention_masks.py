@@ -51,13 +51,13 @@ def see_before(
     if block is not None and 2 * block < length:
         return Visibility(causal=False, mask=_block_mask(length, block, window, document_ids, device), block=block)
     index = torch.arange(length, device=device)
-    visible = _in_reach(index[:, None], index[None, :], window)[None]  # (1, T, T)
+    visible = in_reach(index[:, None], index[None, :], window)[None]  # (1, T, T)
     if document_ids is not None:
         visible = visible & (document_ids[:, :, None] == document_ids[:, None, :])  # (B, T, T)
     return Visibility(causal=False, mask=visible.unsqueeze(1))
 
 
-def _in_reach(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+def in_reach(query: Tensor, key: Tensor, window: int | None) -> Tensor:
     """Causal, and at most `window` keys counting the query's own (Mistral's and Hugging Face's convention)."""
     distance = query - key
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
@@ -70,7 +70,7 @@ def _block_mask(
     blocks = -(-length // block)
     query = torch.arange(block, device=device)[:, None]  # (P, 1)
     key = torch.arange(-block, block, device=device)[None, :]  # (1, 2P)
-    band = _in_reach(query, key, window).expand(blocks, block, 2 * block)  # (N, P, 2P)
+    band = in_reach(query, key, window).expand(blocks, block, 2 * block)  # (N, P, 2P)
     exists = (torch.arange(blocks, device=device)[:, None, None] > 0) | (key >= 0)  # (N, 1, 2P): nothing before block 0
     visible = (band & exists)[None]  # (1, N, P, 2P)
     if document_ids is not None:

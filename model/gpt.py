@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from common.errors import UserError
 from model.attention import Attention, AttentionContext
 from model.attention_masks import see_before
+from model.cache import CacheStep, KVCache
 from model.config import ModelConfig
 from model.differential import DifferentialAttention
 from model.loss import IGNORE_INDEX, Reduction, head_loss
@@ -91,6 +93,8 @@ class GPT(nn.Module):
         reduction: Reduction = "sum",
         positions: Tensor | None = None,
         document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Logits, or the loss where targets are given.
 
@@ -100,30 +104,69 @@ class GPT(nn.Module):
             reduction: sum: a float32 scalar, the summed cross-entropy; none: (B, T) float32 per token.
             positions: (T,) or (B, T) int64; None: from 0, restarting with every document.
             document_ids: (B, T) integers; attention stays inside runs of equal ids. None: one document.
+            cache: the tokens continue what it holds, and are added to it.
+            lengths: (B,) with a cache: real tokens of each row, the rest being padding at the right.
 
         Returns:
             Without targets (B, T, V) logits, the padding ids at -inf; else the loss.
+
+        Raises:
+            UserError: learned positions end before the last token.
+            ValueError: the cache has no room left.
         """
-        hidden = self.hidden(tokens, positions=positions, document_ids=document_ids)
+        hidden = self.hidden(tokens, positions=positions, document_ids=document_ids, cache=cache, lengths=lengths)
         if targets is None:
             return self.logits(hidden)
         return head_loss(hidden, self.head_weight, targets, self.config.vocab_size, reduction)
 
-    def hidden(self, tokens: Tensor, *, positions: Tensor | None = None, document_ids: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         """The last norm's output, (B, T, C), which `logits` turns into predictions. Arguments as in `forward`."""
-        if positions is None:
+        step = None
+        if cache is not None:
+            assert positions is None, "with a cache, positions follow from what it holds"
+            assert document_ids is None, "with a cache, every row is one document"
+            step = CacheStep(cache, tokens.shape[1], lengths, tokens.device)
+            positions = step.positions
+        elif positions is None:
             positions = self._positions(tokens, document_ids)
-        context = self._context(tokens, positions, document_ids)
         x = self.wte(tokens)  # (B, T, C)
         if self.config.position == "learned":
+            self._check_length(tokens, cache)
             x = x + self.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
+        x = self._blocks(x, self._context(tokens, positions, document_ids, step))
+        if step is not None:
+            step.finish()
+        return self.ln_f(x)
+
+    def next_logits(self, tokens: Tensor, cache: KVCache, lengths: Tensor | None = None) -> Tensor:
+        """Predictions for the token after each row's last: (B, V), the padding ids at -inf.
+
+        Args:
+            tokens: (B, T) int64: prompts, or (B, 1) the tokens just chosen.
+            cache: what came before; the tokens are added to it.
+            lengths: (B,) where prompts differ in length and are padded at the right.
+        """
+        hidden = self.hidden(tokens, cache=cache, lengths=lengths)
+        if lengths is None:
+            return self.logits(hidden[:, -1])
+        return self.logits(hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1])
+
+    def _blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
         for layer, block in enumerate(self.h):
             if self._recomputes(layer):
                 x = checkpoint(block, x, context, use_reentrant=False)
             else:
                 x = block(x, context, self.recompute_norms and self._keeps_activations())
-        return self.ln_f(x)
+        return x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) to (..., V), the padding ids at -inf."""
@@ -145,9 +188,22 @@ class GPT(nn.Module):
             return document_positions(document_ids)  # (B, T)
         return torch.arange(tokens.shape[1], device=tokens.device)  # (T)
 
-    def _context(self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None) -> AttentionContext:
+    def _check_length(self, tokens: Tensor, cache: KVCache | None) -> None:
+        end = tokens.shape[1] + (0 if cache is None else cache.longest)
+        if end > self.config.block_size:
+            raise UserError(
+                f"{end} tokens are more than the {self.config.block_size} learned positions of this model: "
+                "give it fewer, or slide the context"
+            )
+
+    def _context(
+        self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, step: CacheStep | None
+    ) -> AttentionContext:
         config = self.config
         rotary = rotary_angles(positions, config.score_size, config.rope_base) if config.position == "rope" else None
         length, device = tokens.shape[1], tokens.device
-        visibility = {window: see_before(length, window, document_ids, device) for window in set(config.windows)}
-        return AttentionContext(rotary, visibility)
+        visibility = {
+            window: see_before(length, window, document_ids, device) if step is None else step.visibility(window)
+            for window in set(config.windows)
+        }
+        return AttentionContext(rotary, visibility, step)
