@@ -28,6 +28,7 @@ class Ranks:
     local_world_size: int
     device: torch.device
     _group: Any = field(default=None, repr=False)
+    _connected_here: bool = True
 
     @property
     def is_first(self) -> bool:
@@ -73,13 +74,14 @@ class Ranks:
         """Leave together. A rank that leaves early would look like a crash to its peers."""
         if self.world_size > 1:
             self.barrier()
-            dist.destroy_process_group()
+            if self._connected_here:
+                dist.destroy_process_group()
 
 
 def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.0) -> Ranks:
     """Read the launcher's variables (torchrun's RANK, WORLD_SIZE, LOCAL_RANK, …) and connect.
 
-    A default process group that is there already is used as it is.
+    A default process group that is there already is used as it is, and left to whoever made it.
 
     Raises UserError where the device is missing or there are more ranks on this machine than GPUs.
     """
@@ -88,18 +90,19 @@ def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.
     local_rank, local_world_size = environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"]
     device = choose_device(choice, local_rank, local_world_size)
     group = None
+    connected = dist.is_initialized()
     if "WORLD_SIZE" in os.environ and world_size > 1:
         timeout = timedelta(seconds=timeout_seconds)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        if dist.is_initialized():
+        if connected:
             pass
         elif device.type == "cuda":
             dist.init_process_group("nccl", timeout=timeout, device_id=device)
         else:
             dist.init_process_group("gloo", timeout=timeout)
         group = dist.new_group(backend="gloo", timeout=timeout)
-    return Ranks(rank, world_size, local_rank, local_world_size, device, group)
+    return Ranks(rank, world_size, local_rank, local_world_size, device, group, not connected)
 
 
 _LAUNCHER_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}

@@ -136,7 +136,7 @@ class TrainingLoop:
         self.ranks.barrier()
 
     def _check_first_loss(self) -> None:
-        """A model that knows nothing gives every token the same probability, ln V nats; far from it something is off."""
+        """A model that knows nothing gives every token the same probability, ln V nats."""
         expected = math.log(self.config.model.vocab_size)
         loss = self.validator.latest
         if loss is not None and abs(loss - expected) > FIRST_LOSS_MARGIN:

@@ -38,7 +38,7 @@ def reference() -> str:
 def _row(action: argparse.Action) -> str | None:
     """One option; None for what only jsonargparse knows (a section as a whole)."""
     name = next((option for option in action.option_strings if option.startswith("--")), None)
-    if name is None or action.metavar == "CONFIG" and "." not in name and name != "--config":
+    if name is None or (action.metavar == "CONFIG" and name != "--config"):
         return None
     default = "" if action.default in (None, argparse.SUPPRESS) else f"`{action.default}`"
     words = " ".join((action.help or "").replace("|", "\\|").split())

@@ -44,24 +44,6 @@ def train_all(folder: Path, data: Path) -> None:
             f"--model.tie_weights={tie}",
         ]
         assert main() == 0
-        _connect_again()
-
-
-def _connect_again() -> None:
-    """`main` leaves the process group at its end; the next run of the same ranks needs one."""
-    import os
-
-    import torch.distributed as dist
-
-    if int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
-        count = int(os.environ.get("MEETINGS", "0"))
-        os.environ["MEETINGS"] = str(count + 1)
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{os.environ['MEETING_POINT']}-{count}",
-            rank=int(os.environ["RANK"]),
-            world_size=int(os.environ["WORLD_SIZE"]),
-        )
 
 
 @needs_compiler

@@ -12,7 +12,7 @@ from train.options_reference import REFERENCE, reference
 def test_the_page_is_up_to_date_and_names_every_option_with_words() -> None:
     text = REFERENCE.read_text()
     assert text == reference(), "run: python train/options_reference.py"
-    rows = dict(re.findall(r"^\| `--([a-z_.]+)` \|[^|]*\| (.*) \|$", text, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `--([a-z0-9_.]+)` \|[^|]*\| (.*) \|$", text, re.MULTILINE))
     assert set(field_names(Config)) <= set(rows)
     assert all(len(words) > 5 for words in rows.values())
 
