@@ -1,0 +1,102 @@
+"""What goes wrong in numbers is noticed: copies that drift apart, overflow in fp16, a loss that can't be true."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
+from common.metrics_file import read_metrics
+from model.precision import cuda_dtype
+from model.ranks import start_ranks
+from tests.helpers.ranks import run_ranks
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_by_path
+from train.parallel import ReplicasDiffer, check_replicas
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_token_set(folder, train_tokens=5_000, val_tokens=500)
+    return folder
+
+
+def compare(flip: bool) -> str:
+    ranks = start_ranks("cpu")
+    model = torch.nn.Linear(4, 4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.25)
+        if flip and ranks.rank == 1:
+            model.weight.view(torch.int32)[2, 2] ^= 1  # the lowest bit of one weight
+    try:
+        check_replicas(ranks, model)
+    except ReplicasDiffer as error:
+        return str(error)
+    finally:
+        ranks.close()
+    return "the same"
+
+
+def test_one_flipped_bit_on_one_rank_is_noticed_by_all(tmp_path: Path) -> None:
+    assert run_ranks(3, tmp_path / "store", compare, False) == ["the same"] * 3
+    answers = run_ranks(3, tmp_path / "store", compare, True)
+    assert len(set(answers)) == 1
+    assert "ranks [1] differ from rank 0's" in answers[0]
+
+
+def test_fp16_learns_and_its_overflow_steps_are_no_faults(tmp_path: Path, data: Path) -> None:
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "fp32", "--model.dropout=0"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "fp16", "--model.dropout=0", "--run.dtype=fp16"))
+    half = run_of(tmp_path, "fp16")
+    skipped = [record["step"] for record in read_metrics(half.metrics) if record.get("skipped")]
+    expected, found = losses(run_of(tmp_path, "fp32")), losses(half)
+    assert len(found) == 20
+    assert found[1] == pytest.approx(expected[1], abs=0.01)
+    # the scale starts at 65,536: what overflows is left out and the scale halved, so the run lags by those steps
+    assert len(skipped) < 10
+    assert found[20] < expected[1] - 1
+    scaler = read_checkpoint_manifest(list_checkpoints(half.checkpoints)[0][1])["scaler"]
+    assert scaler["scale"] == 65536 / 2 ** len(skipped)
+
+
+def test_fp16_resumes_with_its_scale(tmp_path: Path, data: Path) -> None:
+    arguments = ("--run.dtype=fp16", "--schedule.kind=constant")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "calm", *arguments))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "halved", *arguments, "--run.max_steps=10"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "halved", *arguments))
+    assert curve(run_of(tmp_path, "halved")) == curve(run_of(tmp_path, "calm"))
+
+
+def test_a_first_loss_far_from_chance_warns_loudly(tmp_path: Path, data: Path) -> None:
+    # so wide that the untrained head's logits are far from equal
+    wide = ("--model.n_embd=4096", "--model.n_layer=1", "--model.mlp_hidden=1", "--run.max_steps=1")
+    done = train_by_path(*tiny_arguments(tmp_path, data, "wide", *wide))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: the untrained model's loss is" in done.stdout
+    calm = train_by_path(*tiny_arguments(tmp_path, data, "calm", "--run.max_steps=1"))
+    assert "WARNING" not in calm.stdout
+
+
+def test_a_run_that_leaves_the_numbers_says_where_and_fails(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(
+        tmp_path, data, "diverging", "--optim.lr=1e30", "--optim.grad_clip=0", "--schedule.warmup=0"
+    )
+    done = train_by_path(*arguments)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    run = run_of(tmp_path, "diverging")
+    state = json.loads(run.state.read_text())
+    assert state["status"] == "failed"
+    assert "before the update (rank 0, windows [" in state["reason"]
+    assert list_checkpoints(run.checkpoints) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "name", "dtype"),
+    [((7, 0), "Tesla V100-SXM2-16GB", "fp16"), ((7, 5), "Tesla T4", "fp16"), ((8, 0), "NVIDIA A100", "bf16")],
+)
+def test_cards_without_bf16_get_fp16(capability: tuple[int, int], name: str, dtype: str) -> None:
+    assert cuda_dtype(capability, name)[0] == dtype
