@@ -7,9 +7,10 @@ not.
 
 from dataclasses import dataclass
 
+from model.attention_masks import SMALLEST_BLOCK
 from model.config import ModelConfig
 from model.counts import parameter_count
-from model.loss import CHUNK_ROWS_GPU
+from model.loss import CHUNK_ROWS_CPU, CHUNK_ROWS_GPU
 from model.precision import Dtype
 
 FLOAT32 = 4  # bytes
@@ -30,14 +31,27 @@ class MemoryEstimate:
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
 
-def memory_estimate(config: ModelConfig, *, micro_batch: int, dtype: Dtype, recompute_every: int) -> MemoryEstimate:
-    """Memory of training with AdamW on one of any number of DDP ranks.
+def memory_estimate(
+    config: ModelConfig,
+    *,
+    micro_batch: int,
+    dtype: Dtype,
+    recompute_every: int,
+    recompute_norms: bool = False,
+    device_type: str = "cuda",
+    compiled: bool = False,
+) -> MemoryEstimate:
+    """Memory of training with AdamW on one of any number of DDP ranks, whose gradients are views of its buckets.
 
     Args:
         config: the model.
         micro_batch: B, sequences of one forward and backward.
         dtype: of matrix multiplications; weights, gradients and moments are float32 in any case.
         recompute_every: as `GPT.recompute_every`.
+        recompute_norms: as `GPT.recompute_norms`.
+        device_type: attention with dropout keeps its weights on a CPU, which has no fused kernel for it.
+        compiled: the compiled loss holds a whole micro-batch's logits and their gradient. What the compiler saves
+            elsewhere is not credited.
     """
     tables = 1 if config.tie_weights else 2
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * tables
@@ -45,30 +59,78 @@ def memory_estimate(config: ModelConfig, *, micro_batch: int, dtype: Dtype, reco
     matmul = FLOAT32 if dtype == "fp32" else 2
     copies = parameters * matmul if matmul != FLOAT32 else 0  # autocast's casts of the weights
     tokens = micro_batch * config.block_size
-    block = tokens * _block_bytes_per_token(config, matmul)
-    recomputed = len(range(0, config.n_layer, recompute_every)) if recompute_every else 0
-    kept = config.n_layer - recomputed
-    # a recomputed block keeps its input, and one at a time is there whole during the backward
-    inputs = recomputed * tokens * config.n_embd * FLOAT32
-    activations = kept * block + inputs + (block if recomputed and not kept else 0)
-    rows = min(tokens, CHUNK_ROWS_GPU)
-    head = 2 * rows * config.padded_vocab_size * FLOAT32 + config.padded_vocab_size * config.n_embd * FLOAT32
     return MemoryEstimate(
         weights=parameters * FLOAT32 + copies,
         gradients=parameters * FLOAT32,
         optimizer=2 * parameters * FLOAT32,
-        activations=activations,
-        head=head,
+        activations=tokens * _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type),
+        head=_head_bytes(config, tokens, matmul, device_type, compiled),
     )
 
 
-def _block_bytes_per_token(config: ModelConfig, matmul: int) -> int:
+def _kept_per_token(
+    config: ModelConfig, matmul: int, recompute_every: int, recompute_norms: bool, device_type: str
+) -> int:
+    """Bytes that all blocks and the last norm keep per token."""
+    layers = [
+        _block_bytes_per_token(config, layer, matmul, recompute_norms, device_type) for layer in range(config.n_layer)
+    ]
+    recomputed = set(range(0, config.n_layer, recompute_every)) if recompute_every else set()
+    kept = sum(size for layer, size in enumerate(layers) if layer not in recomputed)
+    # a recomputed block keeps its input, and one at a time is there whole during the backward
+    inputs = len(recomputed) * config.n_embd * FLOAT32
+    whole = max((layers[layer] for layer in recomputed), default=0)
+    return kept + inputs + whole + _norm_bytes(config) + (config.n_embd * FLOAT32 if config.dropout else 0)
+
+
+def _head_bytes(config: ModelConfig, tokens: int, matmul: int, device_type: str, compiled: bool) -> int:
+    """The loss: hidden states and their gradient, the weight's gradient before it is added, and logits."""
+    width, vocab = config.n_embd, config.padded_vocab_size
+    if compiled:
+        logits = 2 * tokens * vocab * matmul
+    else:
+        rows = min(tokens, CHUNK_ROWS_CPU if device_type == "cpu" else CHUNK_ROWS_GPU)
+        logits = rows * vocab * (matmul if matmul == FLOAT32 else matmul + FLOAT32)
+    return logits + (2 * tokens + vocab) * width * FLOAT32
+
+
+def _norm_bytes(config: ModelConfig) -> int:
+    """A norm's input, and the normalised input where RMSNorm (plain torch operations) keeps it for its weight."""
+    return config.n_embd * FLOAT32 * (2 if config.norm == "rmsnorm" else 1)
+
+
+def _block_bytes_per_token(
+    config: ModelConfig, layer: int, matmul: int, recompute_norms: bool, device_type: str
+) -> int:
     """Bytes that one block keeps per token for its backward, in eager mode with a fused attention kernel."""
-    width, qkv = config.n_embd, (config.n_head + 2 * config.kv_heads) * config.head_size
-    norms = 2 * width * FLOAT32 + 2 * width * matmul  # inputs of both norms, and their outputs as the matmuls take them
-    turned = qkv if config.position == "rope" else 0  # rotated queries and keys beside the projected ones
-    attention = (qkv + turned) * matmul + 2 * width * matmul  # q, k, v, attention's output, what c_proj takes
-    ways = 3 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate as well
-    mlp = (ways + (config.mlp == "swiglu")) * config.hidden_size * matmul
-    dropout = 2 * width if config.dropout else 0  # masks, a byte each
-    return norms + attention + mlp + dropout
+    # the two norms, and their outputs as the matrix products take them; recomputed, the blocks' two inputs alone
+    width = config.n_embd
+    norms = 2 * width * FLOAT32 if recompute_norms else 2 * (_norm_bytes(config) + width * matmul)
+    ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after, too
+    mlp = ways * config.hidden_size * matmul
+    dropout = _dropout_bytes_per_token(config, device_type) if config.dropout else 0
+    return norms + _attention_bytes_per_token(config, layer, matmul) + mlp + dropout
+
+
+def _attention_bytes_per_token(config: ModelConfig, layer: int, matmul: int) -> int:
+    width, values = config.n_embd, config.kv_heads * config.head_size
+    compared = width + values  # queries and keys
+    kept = (width + 2 * values + width) * matmul  # q, k, v and what c_proj takes
+    if config.position == "rope" or config.qk_norm:
+        kept += compared * matmul  # as the product takes them, beside the projected ones
+    if config.qk_norm:
+        kept += compared * (matmul + (FLOAT32 if matmul != FLOAT32 else 0))  # normalised, and widened for it
+    if config.attention == "differential":
+        kept += width * (5 * matmul + FLOAT32)  # queries twice, both results, their difference and its norm
+    window = config.layer_window(layer)
+    if window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size:
+        kept += (width + 2 * values) * matmul  # block by block, each key and value twice
+    return kept
+
+
+def _dropout_bytes_per_token(config: ModelConfig, device_type: str) -> int:
+    if device_type != "cpu":
+        return 2 * config.n_embd  # masks of both residual branches, a byte each
+    heads = config.n_head * (2 if config.attention == "differential" else 1)
+    weights = 3 * heads * config.block_size * FLOAT32  # before and after dropout, and the mask
+    return weights + 2 * config.n_embd * FLOAT32
