@@ -1,0 +1,279 @@
+"""Corpora out of many files: what comes out, whatever is interrupted, and who notices what is wrong."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from data_prep.corpus import Corpus, Settings, prepare
+from data_prep.encode_pool import START_METHODS, EncodePool
+from data_prep.encode_worker import Selection, Work
+from data_prep.hub import LocalFiles
+from data_prep.preparation import chosen_for_validation
+from data_prep.token_set import TokenSet
+from data_prep.tokenization import ByteTokenizer, load_tokenizer
+from tests.helpers.parquet_files import make_source, texts, write_parquet
+
+ONE_IN = 4
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A folder of three small parquet files, and their documents."""
+    folder = tmp_path_factory.mktemp("source")
+    return folder, make_source(folder, files=3, documents=120, row_group=50)
+
+
+def settings_for(shard_tokens, val_tokens, max_tokens, files=1):
+    return Settings(shard_tokens, val_tokens, max_tokens, "text", "byte", ONE_IN, files)
+
+
+def corpus_of(folder, chosen, tokenizer=None):
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
+    return Corpus("test", {}, LocalFiles(folder, names), chosen, tokenizer or ByteTokenizer())
+
+
+def expected(documents, tokenizer, chosen):
+    """Both splits, told the plain way: one document after the other, in lists."""
+    val: list[int] = []
+    train: list[int] = []
+    for number, file in enumerate(documents):
+        for text in filter(None, file):
+            ids = [tokenizer.end_of_text_id, *tokenizer.encode(text).tolist()]
+            may_validate = chosen.validation_files is None or number < chosen.validation_files
+            if may_validate and len(val) < chosen.val_tokens and chosen_for_validation(text, ONE_IN):
+                val += ids
+            else:
+                train += ids
+    return {"train": train[: chosen.max_tokens], "val": val[: chosen.val_tokens]}
+
+
+def content(folder):
+    opened = TokenSet.open(folder, verify="full")
+    return {name: opened.split(name).read(0, len(opened.split(name))).tolist() for name in ("train", "val")}
+
+
+def folder_bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+class Interrupted(Exception):
+    pass
+
+
+class InterruptedFiles(LocalFiles):
+    """Files whose reading is broken off after so many shards, as by a signal."""
+
+    shards_left = 0
+
+    def done_with(self, index):
+        self.shards_left -= 1
+        if self.shards_left == 0:
+            raise Interrupted
+
+
+@given(
+    shard_tokens=st.integers(4_000, 40_000),
+    val_tokens=st.sampled_from([0, 1, 700, 5_000, 10**9]),
+    max_tokens=st.sampled_from([None, 1, 999, 20_000, 10**9]),
+    files=st.sampled_from([1, 2, None]),
+    stops=st.lists(st.integers(1, 8), max_size=3),
+)
+@settings(max_examples=15, deadline=None)
+def test_the_set_is_the_plain_one_whatever_the_sizes_and_stops(
+    shard_tokens, val_tokens, max_tokens, files, stops, source, tmp_path_factory
+):
+    folder, documents = source
+    out = tmp_path_factory.mktemp("out")
+    chosen = settings_for(shard_tokens, val_tokens, max_tokens, files)
+    corpus = corpus_of(folder, chosen)
+    for stop in stops:
+        broken = InterruptedFiles(folder, [file.name for file in corpus.files.listed])
+        broken.shards_left = stop
+        try:
+            prepare(replace(corpus, files=broken), out, 0, "")
+        except Interrupted:
+            assert not (out / "manifest.json").exists()
+        else:
+            break
+    prepare(corpus, out, 0, "")
+    assert content(out) == expected(documents, ByteTokenizer(), chosen)
+    sizes = [shard.tokens for shard in TokenSet.open(out).manifest.splits["train"]]
+    assert all(size == shard_tokens for size in sizes[:-1])
+    assert not list(out.glob("*.tmp")) + list(out.glob("preparing.json"))
+
+
+def test_an_interruption_costs_at_most_a_shard(source, tmp_path):
+    folder, _ = source
+    chosen = settings_for(5_000, 2_000, None)
+    corpus = corpus_of(folder, chosen)
+    broken = InterruptedFiles(folder, [file.name for file in corpus.files.listed])
+    broken.shards_left = 6
+    with pytest.raises(Interrupted):
+        prepare(replace(corpus, files=broken), tmp_path, 0, "")
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.bin")}
+    assert len(before) == 7
+    prepare(corpus, tmp_path, 0, "")
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in before} == before
+    assert len(list(tmp_path.glob("train-*.bin"))) > 7
+
+
+def test_validation_is_the_same_for_any_prefix_and_shard_size(source, tmp_path):
+    folder, _ = source
+    found = set()
+    for shard_tokens, max_tokens in [(5_000, None), (700, 1_000), (9_999, 12_345)]:
+        out = tmp_path / f"{shard_tokens}"
+        out.mkdir()
+        found.add(prepare(corpus_of(folder, settings_for(shard_tokens, 3_000, max_tokens)), out, 0, "").val_sha256)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("method", START_METHODS)
+def test_workers_and_start_methods_change_nothing(method, source, tmp_path):
+    folder, _ = source
+    corpus = corpus_of(folder, settings_for(6_000, 2_000, 50_000), load_tokenizer("gpt2"))
+    sets = []
+    for workers in (0, 3) if method == "forkserver" else (0, 1):
+        out = tmp_path / str(workers)
+        out.mkdir()
+        prepare(corpus, out, workers, method)
+        sets.append(folder_bytes(out))
+    assert sets[0] == sets[1]
+
+
+def test_a_journal_of_other_settings_or_another_source_is_refused(source, tmp_path):
+    folder, _ = source
+    copy, out = tmp_path / "copy", tmp_path / "out"
+    shutil.copytree(folder, copy)
+    out.mkdir()
+    corpus = corpus_of(copy, settings_for(5_000, 1_000, None))
+    broken = InterruptedFiles(copy, [file.name for file in corpus.files.listed])
+    broken.shards_left = 2
+    with pytest.raises(Interrupted):
+        prepare(replace(corpus, files=broken), out, 0, "")
+    with pytest.raises(UserError, match=r"another shard_tokens \(5000, now 6000\)"):
+        prepare(corpus_of(copy, settings_for(6_000, 1_000, None)), out, 0, "")
+    with pytest.raises(UserError, match="--force"):
+        prepare(corpus_of(copy, settings_for(5_000, 1_000, None), load_tokenizer("gpt2")), out, 0, "")
+    write_parquet(copy / "sample" / "10BT" / "001_00000.parquet", texts(100, seed=9))
+    with pytest.raises(UserError, match="another files"):
+        prepare(corpus_of(copy, settings_for(5_000, 1_000, None)), out, 0, "")
+
+
+def test_a_published_shard_that_was_hurt_is_noticed(source, tmp_path):
+    folder, _ = source
+    corpus = corpus_of(folder, settings_for(5_000, 0, None))
+    broken = InterruptedFiles(folder, [file.name for file in corpus.files.listed])
+    broken.shards_left = 3
+    with pytest.raises(Interrupted):
+        prepare(replace(corpus, files=broken), tmp_path, 0, "")
+    data = bytearray((tmp_path / "train-00002.bin").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "train-00002.bin").write_bytes(data)
+    with pytest.raises(UserError, match=r"train-00002\.bin is not what was written"):
+        prepare(corpus, tmp_path, 0, "")
+
+
+def work_on(path, group, rows, number=0):
+    return Work(0, str(path), path.name, group, 0, rows, "text", Selection("train"), number)
+
+
+def test_parts_come_in_order_and_what_waits_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.encode_pool.BUFFERED_BYTES", 1)
+    path = tmp_path / "d.parquet"
+    write_parquet(path, texts(2_000, seed=1), row_group=20)
+    tokenizer = ByteTokenizer()
+    with EncodePool(tokenizer, 3) as pool:
+        works = (work_on(path, group, 20, group) for group in range(100))
+        order = []
+        for part in pool.run(works):
+            order.append(part.work.unit)
+            waiting = sum(worker.buffered_bytes for worker in pool._workers)
+            assert waiting < 3 * 200_000
+    assert order == sorted(order)
+    assert set(order) == set(range(100))
+
+
+def test_a_killed_worker_ends_the_work_and_says_where(tmp_path):
+    path = tmp_path / "d.parquet"
+    write_parquet(path, texts(3_000, seed=1), row_group=1_000)
+    with EncodePool(load_tokenizer("gpt2"), 2) as pool:
+        parts = pool.run(work_on(path, number % 3, 1_000) for number in range(10_000))
+        next(parts)
+        os.kill(pool.process_ids[1], signal.SIGKILL)
+        with pytest.raises(UserError, match=r"worker 1 was killed by SIGKILL at d\.parquet, row group \d, row \d+"):
+            for _ in parts:
+                pass
+    assert not [pid for pid in pool.process_ids if psutil.pid_exists(pid)]
+
+
+def test_a_damaged_row_group_is_named(tmp_path):
+    path = tmp_path / "d.parquet"
+    write_parquet(path, texts(300, seed=1), row_group=100)
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle - 2_000 : middle + 2_000] = b"\xff" * 4_000
+    path.write_bytes(data)
+    with EncodePool(ByteTokenizer(), 2) as pool, pytest.raises(UserError, match=r"d\.parquet, row group 1, row \d+: "):
+        list(pool.run(work_on(path, group, 100) for group in range(3)))
+
+
+def test_memory_stays_small_for_a_row_group_of_any_size(tmp_path):
+    """One row group of 100 MB of text: each worker under 150 MiB of its own, the parent far under 2 GiB."""
+    path, out = tmp_path / "big" / "d.parquet", tmp_path / "out"
+    write_parquet(path, texts(1_000, seed=1, mean_words=400) * 40, row_group=1 << 20)
+    out.mkdir()
+    peak = {"parent": 0, "worker": 0}
+    stop = threading.Event()
+    me = psutil.Process()
+    before = me.memory_info().rss
+
+    def watch():
+        while not stop.wait(0.05):
+            peak["parent"] = max(peak["parent"], me.memory_info().rss - before)
+            for child in me.children(recursive=True):
+                try:
+                    peak["worker"] = max(peak["worker"], child.memory_full_info().uss)
+                except psutil.Error:
+                    continue
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        manifest = prepare(corpus_of(path.parent, settings_for(50_000_000, 1_000, None)), out, 2, START_METHODS[0])
+    finally:
+        stop.set()
+        watching.join()
+    assert manifest.total("train", "bytes") > 80 << 20
+    assert 0 < peak["worker"] < 150 << 20
+    assert peak["parent"] < 600 << 20
+    for shard in out.glob("*.bin"):
+        shard.unlink()  # half a gigabyte that pytest would keep
+
+
+def test_the_journal_is_json_without_paths(source, tmp_path):
+    folder, _ = source
+    broken = InterruptedFiles(folder, [p.relative_to(folder).as_posix() for p in folder.rglob("*.parquet")])
+    broken.shards_left = 2
+    corpus = replace(corpus_of(folder, settings_for(5_000, 1_000, None)), files=broken)
+    with pytest.raises(Interrupted):
+        prepare(corpus, tmp_path, 0, "")
+    text = (tmp_path / "preparing.json").read_text()
+    assert str(folder) not in text
+    assert len(json.loads(text)["splits"]["train"]["shards"]) == 2
+
+
+def test_nothing_to_train_on_is_one_line(tmp_path):
+    write_parquet(tmp_path / "in" / "d.parquet", ["", "", ""])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="too little text"):
+        prepare(corpus_of(tmp_path / "in", settings_for(100, 10, None)), Path(tmp_path / "out"), 0, "")
