@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,9 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("readme") / "longhaul"
     shutil.copytree(PROJECT, root, ignore=NOT_COPIED)
     (root / ".venv").symlink_to(sys.prefix)
-    make_token_set(root / "data" / "docstrings", train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
+    corpus = root / "data" / "docstrings"
+    made = make_token_set(corpus, train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
+    replace(made.manifest, source={"name": "docstrings"}).write(corpus)
     return root
 
 
