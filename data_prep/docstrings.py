@@ -12,6 +12,9 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
+import contextlib
+import hashlib
+import itertools
 import multiprocessing
 import time
 from collections.abc import Generator
@@ -80,13 +83,12 @@ def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
         ShardWriter(folder, "train", tokenizer, shard_tokens) as train,
         ShardWriter(folder, "val", tokenizer, shard_tokens) as val,
     ):
-        found = documents(source_files(distributions), arguments.workers)
-        for number, text in enumerate(found, start=1):
+        with contextlib.closing(documents(source_files(distributions), arguments.workers)) as found:
+            texts = list(itertools.islice(found, arguments.max_documents))
+        # in no package's order, so that any part of a split stands for the whole
+        for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest()):
             writer = val if chosen_for_validation(text, VALIDATION_ONE_IN) else train
             writer.write(np.concatenate([end, tokenizer.encode(text)]))
-            if number == arguments.max_documents:
-                found.close()
-                break
     source = {
         "name": SOURCE_NAME,
         "packages": {name: distribution.version for name, distribution in distributions.items()},
