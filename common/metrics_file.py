@@ -81,5 +81,5 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def record_kind(record: dict[str, Any]) -> str:
-    """`train`, `validation`, or what the record says of itself (`start`)."""
+    """`train`, `validation`, or what the record says of itself (`start`, `save`)."""
     return str(record.get("kind", "validation" if "val_loss" in record else "train"))

@@ -134,14 +134,18 @@ def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: i
     return torch.device("cpu")
 
 
+def allowed_cores() -> int:
+    """Cores that this process may run on: Slurm, containers and taskset give less than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_threads(local_world_size: int) -> int:
     """Give this rank its share of the cores the scheduler allows, so that ranks don't fight over them; return it.
 
     An explicit OMP_NUM_THREADS wins, except torchrun's own default of 1, which would waste the other cores.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     chosen = os.environ.get("OMP_NUM_THREADS")
     by_launcher = chosen == "1" and "TORCHELASTIC_RUN_ID" in os.environ
-    threads = int(chosen) if chosen and not by_launcher else max(1, allowed // local_world_size)
+    threads = int(chosen) if chosen and not by_launcher else max(1, allowed_cores() // local_world_size)
     torch.set_num_threads(threads)
     return threads

@@ -57,6 +57,7 @@ class TrainingLoop:
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
     _state_written: float = 0.0
+    _log_seconds: float = 0.0
 
     def run(self, progress: Progress) -> Outcome:
         """Train from `progress` to the last step, or until asked to stop."""
@@ -116,6 +117,7 @@ class TrainingLoop:
             "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
             "step_seconds": seconds,
             "data_wait_seconds": waited,
+            "log_seconds": self._log_seconds,  # of the step before
             "memory_gib": peak_memory_gib(self.ranks.device),
             "time": time.time(),
         }
@@ -124,7 +126,9 @@ class TrainingLoop:
         if self.config.log.sequences:
             shares = self.ranks.gather(batch.windows.ravel().tolist())
             record["sequences"] = sorted(window for share in shares for window in share)
+        logging_started = time.monotonic()
         self.recorder.step(record)
+        self._log_seconds = time.monotonic() - logging_started
         if time.monotonic() - self._state_written > STATE_SECONDS:
             self._write_state(progress, "training")
         return progress

@@ -1,6 +1,7 @@
 """Where a run came from: command, source revision, versions, machines. Named facts only, never the environment."""
 
 import json
+import os
 import platform
 import shlex
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from common.publish import write_json_whole
-from model.ranks import Ranks
+from model.ranks import Ranks, allowed_cores
 from train.config import PROJECT
 
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")
@@ -22,12 +23,20 @@ MAX_DIFF_CHARACTERS = 200_000
 
 
 def describe_rank(ranks: Ranks, threads: int) -> dict[str, Any]:
-    """This rank's machine: host, device, threads, cores it may use."""
+    """This rank's machine: host, device, threads, cores the scheduler lets it use."""
     device: dict[str, Any] = {"device": str(ranks.device)}
     if ranks.device.type == "cuda":
         properties = torch.cuda.get_device_properties(ranks.device)
         device |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
-    return {"rank": ranks.rank, "host": socket.gethostname(), **device, "threads": threads, "cpu": _cpu_name()}
+    return {
+        "rank": ranks.rank,
+        "host": socket.gethostname(),
+        **device,
+        "threads": threads,
+        "cores_allowed": allowed_cores(),
+        "cpu": _cpu_name(),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+    }
 
 
 def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -67,7 +67,7 @@ class Recorder:
 
     def _append(self, record: dict[str, Any]) -> None:
         self._metrics.append(record)
-        if self._mirror is not None and record.get("kind") != "start":
+        if self._mirror is not None and "kind" not in record:
             self._mirror.put(record)
 
     def sample(self, step: int, prompt: str, text: str) -> None:

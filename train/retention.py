@@ -49,8 +49,10 @@ class CheckpointKeeper:
                 never=self.resumed_from,
             )
             size = sum(file.stat().st_size for file in path.iterdir())
-            seconds = format_duration(time.monotonic() - started)
-            self.recorder.say(f"saved {path} ({format_bytes(size)}, {seconds})")
+            seconds = time.monotonic() - started
+            record = {"kind": "save", "step": progress.step, "save_seconds": seconds, "save_bytes": size}
+            self.recorder.note({**record, "time": time.time()})
+            self.recorder.say(f"saved {path} ({format_bytes(size)}, {format_duration(seconds)})")
 
 
 def prune(folder: Path, *, keep_last: int, keep_every_steps: int, never: Path | None) -> None:

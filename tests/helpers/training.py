@@ -82,7 +82,7 @@ def losses(folder: RunFolder) -> dict[int, float]:
 def curve(folder: RunFolder) -> list[tuple[str, ...]]:
     """Everything of a run that must not depend on how often it was interrupted."""
     keys = ("step", "loss", "grad_norm", "lr", "val_loss", "sequences")
-    records = [record for record in read_metrics(folder.metrics) if record.get("kind") != "start"]
+    records = [record for record in read_metrics(folder.metrics) if "kind" not in record]
     return [tuple(str(record.get(key)) for key in keys) for record in records]
 
 

@@ -169,3 +169,15 @@ def test_validation_and_samples_leave_the_training_curve_untouched(tmp_path: Pat
     train(1, tmp_path, tiny_arguments(tmp_path, data, "watched", *watched))
     assert losses(run_of(tmp_path, "watched")) == losses(run_of(tmp_path, "plain"))
     assert len(run_of(tmp_path, "watched").samples.read_text().splitlines()) == 40
+
+
+def test_a_finished_stable_phase_is_extended(tmp_path: Path, data: Path) -> None:
+    """Warm-up/stable/decay: a longer run goes on from a checkpoint of the stable phase as if it had been planned so."""
+    schedule = ("--schedule.kind=wsd", "--schedule.decay=5", "--run.max_steps=30")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "planned", *schedule))
+    short = ("--schedule.kind=wsd", "--schedule.decay=5", "--run.max_steps=20")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "short", *short))
+    stable = run_of(tmp_path, "short").checkpoints / "step-00000015"
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "longer", *schedule, f"--resume={stable}"))
+    planned, longer = losses(run_of(tmp_path, "planned")), losses(run_of(tmp_path, "longer"))
+    assert longer == {step: planned[step] for step in range(16, 31)}
