@@ -2,7 +2,7 @@
 
 Three ways on every device, exact and equal: everything before a query (no mask, the fused causal kernel), a dense mask,
 and block-local attention for a sliding window, which skips what the window cannot reach. On CUDA a window or documents
-go through FlexAttention instead, which skips the same blocks in one kernel.
+can go through FlexAttention instead, which skips the same blocks in one kernel.
 
 B batch, T queries, S keys, H heads, K key/value heads, D head size, W window, N blocks, P block size.
 """
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
+
+from model.flex import flex_attend, flex_mask
 
 # Below this many keys per query a block is mostly overhead (measured with bench_attention.py).
 SMALLEST_BLOCK = 64
@@ -25,15 +28,22 @@ class Visibility:
         causal: query i sees keys up to i.
         mask: boolean, True where visible: (1 or B, 1, T, S); or, with `block`, (N or B·N, 1, P, 2P).
         block: block size P of block-local attention.
+        flex: the same in FlexAttention's form; then nothing else counts.
     """
 
     causal: bool = True
     mask: Tensor | None = None
     block: int | None = None
+    flex: BlockMask | None = None
 
 
 def see_before(
-    length: int, window: int | None, document_ids: Tensor | None, device: torch.device | None = None
+    length: int,
+    window: int | None,
+    document_ids: Tensor | None,
+    device: torch.device | None = None,
+    *,
+    flex: bool = False,
 ) -> Visibility:
     """Each token sees itself and what stands before it, inside the window and inside its document.
 
@@ -42,11 +52,14 @@ def see_before(
         window: keys a query sees, its own included; None: all.
         document_ids: (B, T) integers, or None where the sequence is one document.
         device: where the masks are needed.
+        flex: use FlexAttention where there is something to skip.
     """
     if window is not None and window >= length:
         window = None
     if window is None and document_ids is None:
         return Visibility()
+    if flex:
+        return Visibility(causal=False, flex=flex_mask(length, window, document_ids, device))
     block = None if window is None else max(window, SMALLEST_BLOCK)
     if block is not None and 2 * block < length:
         return Visibility(causal=False, mask=_block_mask(length, block, window, document_ids, device), block=block)
@@ -102,6 +115,9 @@ def attend(
     Returns:
         (B, H, T, D).
     """
+    if visibility.flex is not None:
+        assert dropout == 0, "FlexAttention knows no dropout"
+        return flex_attend(q, k, v, visibility.flex, scale)
     grouped = q.shape[1] != k.shape[1]
     if visibility.block is not None:
         return _attend_in_blocks(q, k, v, visibility, dropout, scale)

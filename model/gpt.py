@@ -14,6 +14,7 @@ from model.attention_masks import see_before
 from model.cache import CacheStep, KVCache
 from model.config import ModelConfig
 from model.differential import DifferentialAttention
+from model.flex import SMALLEST_FLEX_HEAD, flex_works
 from model.loss import IGNORE_INDEX, Reduction, head_loss
 from model.mlp import MLP
 from model.norms import build_norm
@@ -202,8 +203,10 @@ class GPT(nn.Module):
         config = self.config
         rotary = rotary_angles(positions, config.score_size, config.rope_base) if config.position == "rope" else None
         length, device = tokens.shape[1], tokens.device
+        drops = self.training and config.dropout > 0
+        flex = step is None and not drops and config.head_size >= SMALLEST_FLEX_HEAD and flex_works(device)
         visibility = {
-            window: see_before(length, window, document_ids, device) if step is None else step.visibility(window)
+            window: step.visibility(window) if step else see_before(length, window, document_ids, device, flex=flex)
             for window in set(config.windows)
         }
         return AttentionContext(rotary, visibility, step)

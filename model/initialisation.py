@@ -23,12 +23,12 @@ def initialise(model: GPT, seed: int) -> None:
     """
     for name, parameter in model.named_parameters():
         values = torch.empty(parameter.shape, dtype=torch.float32)
-        _fill(values, name, _generator(seed, name), model.config)
+        _fill(values, name, parameter_generator(seed, name), model.config)
         parameter.copy_(values)
 
 
 def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelConfig) -> None:
-    if name.endswith(".bias"):
+    if name.endswith((".bias", ".lora_b")):
         values.zero_()
     elif ".lambda_" in name:
         values.normal_(0.0, 0.1, generator=generator)  # Ye et al. 2024
@@ -42,6 +42,7 @@ def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelCo
         values[config.vocab_size :] = 0.0
 
 
-def _generator(seed: int, name: str) -> torch.Generator:
+def parameter_generator(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on the seed and the parameter's name alone."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

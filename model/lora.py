@@ -1,0 +1,131 @@
+"""Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): train a small correction B·A beside each frozen matrix.
+
+B starts at zero, so that an adapted model begins as the model it adapts. R rank.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.gpt import GPT
+from model.initialisation import parameter_generator
+
+TARGETS = ("c_attn", "c_proj", "c_fc", "c_gate")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """What to adapt and how strongly.
+
+    Attributes:
+        rank: R, columns of B and rows of A.
+        alpha: the correction is scaled by alpha/rank.
+        dropout: on the input of the correction.
+        targets: last names of the linear layers to adapt: c_attn, c_proj (both of a block), c_fc, c_gate.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = TARGETS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1")
+        unknown = sorted(set(self.targets) - set(TARGETS))
+        if unknown or not self.targets:
+            raise ValueError(f"lora.targets {unknown or '()'} can't be adapted; choose from {', '.join(TARGETS)}")
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer W x + b with (alpha/R)·B A x added.
+
+    `weight` and `bias` keep their names and stay frozen; `lora_a` (R, in) and `lora_b` (out, R) are trained.
+    """
+
+    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias
+        self.lora_a = nn.Parameter(base.weight.new_empty(config.rank, base.in_features))
+        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
+        self.scale = config.alpha / config.rank
+        self.dropout = config.dropout
+        self.merged = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        out = F.linear(x, self.weight, self.bias)
+        if self.merged:
+            return out
+        narrow = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., R)
+        return out + self.scale * F.linear(narrow, self.lora_b)
+
+    @torch.no_grad()
+    def set_merged(self, merged: bool) -> None:
+        """Add the correction to the weight, or take it out again; does nothing where that is so already."""
+        if merged != self.merged:
+            self.weight.add_(self.lora_b @ self.lora_a, alpha=self.scale if merged else -self.scale)
+            self.merged = merged
+
+
+def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
+    """Freeze the model and put an adapter beside every target, in place. Its outputs do not change.
+
+    A is normal with deviation 1/R, from (seed, name) alone, the same on every rank.
+
+    Raises:
+        ValueError: the model is adapted already, or has none of the targets.
+    """
+    if any(lora_layers(model)):
+        raise ValueError("the model has adapters already: merge and drop them first")
+    targets = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.split(".")[-1] in config.targets
+    ]
+    if not targets:
+        raise ValueError(f"the model has none of lora.targets {', '.join(config.targets)}")
+    model.requires_grad_(False)
+    for name, module in targets:
+        adapter = LoraLinear(module, config)
+        values = torch.empty(adapter.lora_a.shape, dtype=torch.float32)
+        values.normal_(0.0, 1.0 / config.rank, generator=parameter_generator(seed, f"{name}.lora_a"))
+        with torch.no_grad():
+            adapter.lora_a.copy_(values)
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, adapter)
+
+
+def lora_layers(model: GPT) -> Iterator[tuple[str, LoraLinear]]:
+    """The adapted layers by name."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name, module
+
+
+def lora_tensors(model: GPT) -> dict[str, Tensor]:
+    """The adapters' parameters by name: all that training has changed."""
+    return {name: value for name, value in model.named_parameters() if ".lora_" in name}
+
+
+def set_merged(model: GPT, merged: bool) -> None:
+    """Merge all adapters into the weights (no cost at inference), or take them out again to train on."""
+    for _, layer in lora_layers(model):
+        layer.set_merged(merged)
+
+
+def drop_lora(model: GPT) -> None:
+    """Merge the adapters for good: plain linear layers of the same names, trainable again."""
+    for name, layer in list(lora_layers(model)):
+        layer.set_merged(True)
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        plain.weight, plain.bias = layer.weight, layer.bias
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, plain)
+    model.requires_grad_(True)

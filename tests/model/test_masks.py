@@ -1,0 +1,89 @@
+"""All ways to attend under a window and documents are one function: blocks, dense masks, FlexAttention."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import attention_masks
+from model.attention_masks import attend, see_before
+from tests.model.small import random_tokens, small_model
+
+
+def heads(count, length, seed):
+    return torch.randn(2, count, length, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(length, window, document_ids):
+    index = torch.arange(length)
+    distance = index[:, None] - index[None, :]
+    seen = (distance >= 0) & (distance < (window or length))
+    return seen if document_ids is None else seen & (document_ids[:, None, :, None] == document_ids[:, None, None, :])
+
+
+@given(
+    length=st.integers(1, 70),
+    window=st.one_of(st.none(), st.integers(1, 80)),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    cuts=st.one_of(st.none(), st.lists(st.integers(0, 70), max_size=5)),
+    smallest_block=st.sampled_from([1, 8, 64]),
+)
+@settings(deadline=None, max_examples=80)
+def test_blocks_equal_a_dense_mask_values_and_gradients(length, window, kv_heads, cuts, smallest_block):
+    q, k, v = (heads(n, length, seed).requires_grad_() for seed, n in enumerate((4, kv_heads, kv_heads)))
+    ids = None if cuts is None else sum((torch.arange(length) >= cut).long() for cut in [0, *cuts]).expand(2, -1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_masks, "SMALLEST_BLOCK", smallest_block)
+        visibility = see_before(length, window, ids)
+    out = attend(q, k, v, visibility)
+    groups = 4 // kv_heads
+    scores = q @ k.repeat_interleave(groups, 1).transpose(-1, -2) / 4
+    weights = scores.masked_fill(~dense(length, window, ids), -torch.inf).softmax(-1)
+    expected = weights @ v.repeat_interleave(groups, 1)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    generator = torch.Generator().manual_seed(9)
+    direction = torch.randn(out.shape, generator=generator)
+    got = torch.autograd.grad((out * direction).sum(), (q, k, v))
+    want = torch.autograd.grad((expected * direction).sum(), (q, k, v))
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_window_over_a_long_sequence_runs_in_blocks_and_full_attention_without_a_mask():
+    assert see_before(2048, 256, None).block == 256
+    assert see_before(2048, None, None) == see_before(2048, 4096, None) == attention_masks.Visibility()
+    assert see_before(300, 256, None).block is None  # two blocks would be the whole
+    mask = see_before(2048, 256, None).mask
+    assert mask is not None
+    assert mask.numel() == 2048 * 2 * 256  # not 2048²
+
+
+@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("documents", [False, True])
+@pytest.mark.parametrize("window", [None, 40])
+def test_flex_attention_sees_the_same(window, documents, kv_heads):
+    ids = (torch.arange(200) // 70).expand(2, -1) if documents else None
+    q, k, v = heads(4, 200, 0), heads(kv_heads, 200, 1), heads(kv_heads, 200, 2)
+    with torch.no_grad():
+        expected = attend(q, k, v, see_before(200, window, ids))
+        flex = see_before(200, window, ids, torch.device("cpu"), flex=True)
+        assert (flex.flex is not None) == (window is not None or documents)
+        torch.testing.assert_close(attend(q, k, v, flex), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("options", [{"n_kv_head": 2}, {"attention": "differential"}], ids=str)
+def test_flex_trains_as_the_other_paths_do(options, compiled):
+    shape = {"n_embd": 128, "block_size": 512, "window": 100, "window_pattern": "SL", "position": "rope"}
+    model = small_model(noise=0.1, **shape, **options).cuda()
+    tokens, targets = random_tokens(2, 512).cuda(), random_tokens(2, 512, seed=1).cuda()
+    ids = (torch.arange(512) // 200).expand(2, -1).cuda()
+    run = torch.compile(model) if compiled else model
+    fast = torch.autograd.grad(run(tokens, targets, document_ids=ids), list(model.parameters()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.gpt.flex_works", lambda device: False)
+        slow = torch.autograd.grad(model(tokens, targets, document_ids=ids), list(model.parameters()))
+    for a, b in zip(fast, slow, strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm() + 1e-4
