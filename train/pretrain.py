@@ -108,12 +108,13 @@ def pretrain(
     )
     machines = ranks.gather(describe_rank(ranks, threads))
     first_step = manifest["step"] if manifest else 0
+    if first_step >= config.run.max_steps:
+        if ranks.is_first:
+            print(f"{folder.path} is done: step {first_step} of {config.run.max_steps}, checkpoint {checkpoint}")
+        return 0
     if ranks.is_first:
         prepare_folder(folder, config, machines, checkpoint)
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=first_step, line_every=config.log.every_steps)
-    if first_step >= config.run.max_steps:
-        recorder.say(f"{folder.path} is done: step {first_step} of {config.run.max_steps}, checkpoint {checkpoint}")
-        return 0
     for line in [
         *describe_run(folder, config, machines, reasons),
         *describe_model(config, plan),
@@ -141,6 +142,19 @@ def prepare_folder(folder: RunFolder, config: Config, machines: list[dict[str, A
     record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
 
 
+def build_model(config: Config, ranks: Ranks) -> GPT:
+    """The model with its first weights, on this rank's device."""
+    set_determinism(config.run.deterministic, ranks.device)
+    with torch.device("meta"):
+        model = GPT(config.model.architecture())
+    model.to_empty(device=ranks.device)
+    initialise(model, config.run.seed)
+    model.recompute_every = recompute_every(config)
+    if config.run.compile:
+        compile_blocks(model)
+    return model
+
+
 def compose(
     config: Config,
     folder: RunFolder,
@@ -152,55 +166,29 @@ def compose(
     checkpoint: Path | None,
 ) -> TrainingLoop:
     """Put the run together from its parts."""
-    set_determinism(config.run.deterministic, ranks.device)
-    architecture = config.model.architecture()
-    with torch.device("meta"):
-        model = GPT(architecture)
-    model.to_empty(device=ranks.device)
-    initialise(model, config.run.seed)
-    model.recompute_every = recompute_every(config)
-    if config.run.compile:
-        compile_blocks(model)
+    model = build_model(config, ranks)
     optimizer = build_optimizer(model, config.optim)
     dtype = cast(Dtype, config.run.dtype)  # resolve has replaced auto
-    stepper = Stepper(
-        Parallel(model, ranks, dtype=dtype),
-        optimizer,
-        ranks,
-        plan,
-        dtype=dtype,
-        grad_clip=config.optim.grad_clip,
-        seed=config.run.seed,
-    )
-    length = architecture.block_size
-    validation = Windows(tokens.split("val"), length)
-    validator = Validator(
-        model,
-        validation,
-        min(validation.count, max(1, config.eval.tokens // length)),
-        ranks,
-        plan.micro_batch,
-        dtype,
-        recorder,
-    )
+    seed, clip, length = config.run.seed, config.optim.grad_clip, config.model.block_size
+    parallel = Parallel(model, ranks, dtype=dtype)
+    stepper = Stepper(parallel, optimizer, ranks, plan, dtype=dtype, grad_clip=clip, seed=seed)
+    on_gpu = ranks.device.type == "cuda"
+    train, val = (Windows(tokens.split(split), length) for split in ("train", "val"))
+    window_count = min(val.count, max(1, config.eval.tokens // length))
+    validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder)
     keeper = CheckpointKeeper(
         folder.checkpoints,
         CheckpointWriter(folder.checkpoints, ranks, model, optimizer),
         config.checkpoint,
-        {
-            "model": asdict(architecture),
-            "tokenizer": tokens.tokenizer_spec,
-            "data_identity": tokens.identity,
-            "config": as_dict(config),
-            "world_size": ranks.world_size,
-        },
+        manifest_facts(config, tokens, ranks),
         validator,
         recorder,
         resumed_from=checkpoint,
         scaler=stepper.scaler,
         deletes=ranks.is_first,
     )
-    peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if ranks.device.type == "cuda" else None
+    tokenizer = load_tokenizer(tokens.tokenizer_spec)
+    peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if on_gpu else None
     return TrainingLoop(
         config=config,
         ranks=ranks,
@@ -208,23 +196,26 @@ def compose(
         model=model,
         optimizer=optimizer,
         stepper=stepper,
-        loader=StepLoader(
-            Windows(tokens.split("train"), length),
-            plan,
-            rank=ranks.rank,
-            seed=config.run.seed,
-            pin_memory=ranks.device.type == "cuda",
-        ),
+        loader=StepLoader(train, plan, rank=ranks.rank, seed=seed, pin_memory=on_gpu),
         validator=validator,
-        samples=SampleWriter(
-            model, load_tokenizer(tokens.tokenizer_spec), config.eval, ranks, config.run.seed, recorder
-        ),
+        samples=SampleWriter(model, tokenizer, config.eval, ranks, seed, recorder),
         keeper=keeper,
         recorder=recorder,
         stop=stop,
-        flops_per_token=flops_per_token(architecture),
+        flops_per_token=flops_per_token(config.model.architecture()),
         peak_flops=peak * ranks.world_size if peak else None,
     )
+
+
+def manifest_facts(config: Config, tokens: TokenSet, ranks: Ranks) -> dict[str, Any]:
+    """What every checkpoint of the run says of it."""
+    return {
+        "model": asdict(config.model.architecture()),
+        "tokenizer": tokens.tokenizer_spec,
+        "data_identity": tokens.identity,
+        "config": as_dict(config),
+        "world_size": ranks.world_size,
+    }
 
 
 def run_to_the_end(loop: TrainingLoop, progress: Progress) -> int:

@@ -54,7 +54,7 @@ class RankGroup:
                 for process in self.processes:
                     process.kill()
                 raise TimeoutError(f"{len(running)} of {len(self.processes)} ranks still ran after {seconds} s")
-            running -= set(ended)  # type: ignore[arg-type]
+            running -= set(ended)
         for process in self.processes:
             process.join()
         return [process.exitcode for process in self.processes]  # type: ignore[misc]

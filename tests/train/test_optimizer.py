@@ -57,4 +57,4 @@ def test_the_fused_update_is_adamw() -> None:
 )
 def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        OptimConfig(**wrong)
+        OptimConfig(**wrong)  # type: ignore[arg-type]

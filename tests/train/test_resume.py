@@ -19,6 +19,7 @@ from tests.helpers.training import (
     start_ranks_training,
     tiny_arguments,
     train,
+    train_by_path,
     weights_hashes,
 )
 
@@ -79,7 +80,9 @@ def test_a_signal_to_one_rank_makes_all_save_the_same_step_and_leave(tmp_path: P
     run = run_of(tmp_path, "signalled")
     while len(losses(run)) < 3:
         assert group.processes[1].is_alive()
-    os.kill(group.processes[1].pid, getattr(signal, name))
+    pid = group.processes[1].pid
+    assert pid is not None
+    os.kill(pid, getattr(signal, name))
     assert group.join() == [0, 0]
     state = run.read_state()
     assert state is not None
@@ -154,10 +157,11 @@ def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, data: Path) 
     arguments = tiny_arguments(tmp_path, data, "finished", "--run.max_steps=3")
     train(1, tmp_path, arguments)
     run = run_of(tmp_path, "finished")
-    before = run.metrics.read_bytes()
-    train(1, tmp_path, arguments)
-    assert run.metrics.read_bytes() == before
-    assert "is done: step 3 of 3" in run.log.read_text()
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    again = train_by_path(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert "is done: step 3 of 3" in again.stdout
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     state = run.read_state()
     assert state is not None
     assert state["status"] == "done"

@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,10 +72,10 @@ def one_step(data: Path, world_size: int, micro_batch: int) -> tuple[float, floa
     parts = Parts(data, world_size, micro_batch)
     rounds = 0
 
-    def count(state: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    def count(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
         nonlocal rounds
         rounds += 1
-        summed = torch.distributed.all_reduce(bucket.buffer().div_(world_size), async_op=True).get_future()
+        summed = dist.all_reduce(bucket.buffer().div_(world_size), async_op=True).get_future()
         return summed.then(lambda future: future.value()[0])
 
     if world_size > 1:
@@ -123,7 +125,7 @@ def step_with_a_bad_rank(data: Path) -> tuple[str, bool]:
     parts = Parts(data, 2, 2)
     if parts.ranks.rank == 1:  # as a faulty GPU would
         with torch.no_grad():
-            parts.model.h[0].mlp.c_fc.weight[0, 0] = math.nan
+            parts.model.get_parameter("h.0.mlp.c_fc.weight")[0, 0] = math.nan
     before = parameters(parts.model)
     with pytest.raises(NonFiniteLoss) as caught:
         parts.stepper(parts.batch, 7)

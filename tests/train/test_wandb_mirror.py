@@ -70,7 +70,7 @@ def mirrored_steps(run: RunFolder) -> list[int]:
     steps = []
     for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
         for data in leveldb_records(path.read_bytes()):
-            record = protocol.Record()
+            record = protocol.Record()  # type: ignore[attr-defined]
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
                 items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
