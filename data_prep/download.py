@@ -4,6 +4,7 @@ import email.utils
 import hashlib
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from pathlib import Path
 import requests
 
 from common.errors import UserError
+from common.progress import format_duration
 from common.publish import fsync_folder
 
 PART_SUFFIX = ".part"
@@ -21,6 +23,7 @@ ATTEMPTS = 8  # in a row without a single new byte
 DAMAGED_ATTEMPTS = 3  # whole files with the wrong bytes
 BACKOFF_SECONDS = 1.0  # doubled at every attempt, up to
 LONGEST_BACKOFF_SECONDS = 120.0
+TOLD_SECONDS = 3.0  # longer waits are told
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -74,7 +77,7 @@ def download(
                 attempt = 0 if _size(part) > before else attempt + 1
                 if attempt >= ATTEMPTS or damaged >= DAMAGED_ATTEMPTS:
                     raise UserError(f"can't download {url}: {error}; run the same command again later") from None
-                _wait(error.seconds, attempt, stop)
+                _wait(error, error.seconds, attempt, stop)
         os.replace(part, target)
         fsync_folder(target.parent)
     except OSError as error:
@@ -152,9 +155,13 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _wait(asked: float | None, attempt: int, stop: threading.Event) -> None:
+def _wait(reason: Exception, asked: float | None, attempt: int, stop: threading.Event) -> None:
     seconds = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.75, 1.25)
-    if stop.wait(seconds if asked is None else asked):
+    if asked is not None:
+        seconds = asked
+    if seconds >= TOLD_SECONDS:
+        print(f"download: {reason}; trying again in {format_duration(seconds)}", file=sys.stderr, flush=True)
+    if stop.wait(seconds):
         raise Stopped
 
 

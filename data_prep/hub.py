@@ -21,12 +21,7 @@ from data_prep.inputs import fingerprint
 DEFAULT_ENDPOINT = "https://huggingface.co"
 POLL_SECONDS = 0.2
 _NO_ACCESS = "there is no such data set, or a token is needed (HF_TOKEN)"
-_HINTS = {
-    401: _NO_ACCESS,
-    403: _NO_ACCESS,
-    404: _NO_ACCESS,
-    "other": "try again later, or give a folder with --source DIR",
-}
+_LATER = "try again later, or give a folder with --source DIR"
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,9 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
     except UserError:
         raise
     except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "nothing"
-        raise UserError(f"{endpoint()} answers {status} for {repo}: {_HINTS.get(status, _HINTS['other'])}") from None
+        status = error.response.status_code if error.response is not None else 0
+        hint = _NO_ACCESS if status in (401, 403, 404) else _LATER
+        raise UserError(f"{endpoint()} answers {status} for {repo}: {hint}") from None
     except Exception as error:  # whatever the HTTP library of the day raises without a network
         raise UserError(
             f"{endpoint()} can't be reached ({type(error).__name__}): give a folder with the data set's parquet files "

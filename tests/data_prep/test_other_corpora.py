@@ -1,0 +1,234 @@
+"""shakespeare.py, text_files.py, inspect_shards.py, prepare_offline.py and bench_prepare.py as users run them."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep import prepare_offline
+from data_prep.token_set import TokenSet
+from data_prep.tokenization import GPT2_FILES, _packaged_gpt2_file, load_tokenizer
+from tests.helpers.http_server import Server
+from tests.helpers.parquet_files import texts, write_parquet
+from tests.helpers.token_sets import make_token_set
+
+PROJECT = Path(__file__).resolve().parents[2]
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak. naïve 😀\n" * 40
+
+
+def run(script, *options, cwd=None, **environment):
+    command = [sys.executable, str(PROJECT / "data_prep" / script), *map(str, options)]
+    inherited = {name: value for name, value in os.environ.items() if name != "TIKTOKEN_CACHE_DIR"}
+    return subprocess.run(
+        command, cwd=cwd or PROJECT.parent, capture_output=True, text=True, timeout=120, env=inherited | environment
+    )
+
+
+def tokens_of(folder, split):
+    stream = TokenSet.open(folder, verify="full").split(split)
+    return stream.read(0, len(stream))
+
+
+@pytest.mark.parametrize("kind", ["char", "gpt2", "byte"])
+def test_a_text_is_split_in_order(kind, tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    done = run("shakespeare.py", "--file", tmp_path / "text.txt", "--out", tmp_path / "set", "--tokenizer", kind)
+    assert done.returncode == 0, done.stderr
+    opened = TokenSet.open(tmp_path / "set")
+    tokenizer = load_tokenizer(opened.tokenizer_spec)
+    border = len(TEXT) * 9 // 10
+    assert tokenizer.decode(tokens_of(tmp_path / "set", "train")) == TEXT[:border]
+    assert tokenizer.decode(tokens_of(tmp_path / "set", "val")) == TEXT[border:]
+    if kind == "char":
+        assert opened.tokenizer_spec["symbols"] == "".join(sorted(set(TEXT)))
+        assert opened.manifest.tokenizer["vocab_size"] == len(set(TEXT))
+
+
+def test_tiny_shakespeare_is_the_one_everybody_trains_on(tmp_path):
+    folder = os.environ.get("LONGHAUL_TEST_DATA")
+    if not folder:
+        pytest.skip("LONGHAUL_TEST_DATA names no folder with tinyshakespeare.txt")
+    text = (Path(folder) / "tinyshakespeare.txt").read_bytes()
+    with Server(files={"/input.txt": text}) as server:
+        options = ["--out", tmp_path / "set", "--url", f"{server.url}/input.txt"]
+        done = run("shakespeare.py", *options, LONGHAUL_CACHE=str(tmp_path / "cache"))
+        assert done.returncode == 0, done.stderr
+        again = run("shakespeare.py", *options, LONGHAUL_CACHE=str(tmp_path / "cache"))
+        assert "complete already" in again.stdout
+        assert len(server.requests) == 1
+    manifest = TokenSet.open(tmp_path / "set").manifest
+    assert manifest.tokenizer["vocab_size"] == 65
+    assert (manifest.total("train", "tokens"), manifest.total("val", "tokens")) == (1_003_854, 111_540)
+
+
+def test_shakespeare_mistakes_are_one_line(tmp_path):
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9 " * 10)
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert run("shakespeare.py", "--file", tmp_path / "text.txt", "--out", tmp_path / "set").returncode == 0
+    with Server(files={"/input.txt": b"another text altogether"}) as server:
+        cases = [
+            (["--file", tmp_path / "none.txt", "--out", tmp_path / "a"], "can't read"),
+            (["--file", tmp_path / "bad.txt", "--out", tmp_path / "b"], "not UTF-8"),
+            (["--file", tmp_path / "text.txt", "--out", tmp_path / "set", "--tokenizer", "byte"], "another text"),
+            (["--out", tmp_path / "c", "--url", f"{server.url}/none"], "no such file"),
+        ]
+        for options, words in cases:
+            done = run("shakespeare.py", *options, LONGHAUL_CACHE=str(tmp_path / "cache"))
+            assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+            assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def own_texts(tmp_path):
+    """A folder with a file of every kind, and all its documents."""
+    folder = tmp_path / "texts"
+    documents = texts(200, seed=3)
+    write_parquet(folder / "a.parquet", documents[:80])
+    lines = [json.dumps({"text": text}) for text in documents[80:199]]
+    (folder / "b.jsonl").write_text("\n".join(lines))
+    (folder / "inner").mkdir()
+    (folder / "inner" / "c.md").write_text(documents[199])
+    (folder / "ignored.csv").write_text("no,text")
+    return folder, [text for text in documents if text]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "char", "byte"])
+def test_own_texts_of_every_kind(kind, own_texts, tmp_path):
+    folder, documents = own_texts
+    done = run("text_files.py", folder, "--out", tmp_path / "set", "--tokenizer", kind, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    opened = TokenSet.open(tmp_path / "set")
+    tokenizer = load_tokenizer(opened.tokenizer_spec)
+    found = []
+    for split in ("train", "val"):
+        tokens = tokens_of(tmp_path / "set", split)
+        begins = (tokens == tokenizer.end_of_text_id).nonzero()[0]
+        assert len(begins) == opened.split(split).documents > 0
+        ends = [*begins[1:], len(tokens)]
+        found += [tokenizer.decode(tokens[b + 1 : e]) for b, e in zip(begins, ends, strict=True)]
+    assert sorted(found) == sorted(documents)
+    again = run("text_files.py", folder, "--out", tmp_path / "set", "--tokenizer", kind)
+    assert "complete already" in again.stdout
+
+
+def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
+    folder, _ = own_texts
+    (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{torn\n')
+    cases = [
+        ([tmp_path / "nowhere"], "no file or folder"),
+        ([folder / "ignored.csv"], "can be read"),
+        ([folder / "b.jsonl", "--field", "body"], "no field 'body'"),
+        ([tmp_path / "broken.jsonl"], "broken.jsonl, block 0, row"),
+    ]
+    for number, (options, words) in enumerate(cases):
+        done = run("text_files.py", *options, "--out", tmp_path / f"set{number}", "--workers", 0)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_looking_into_shards(own_texts, tmp_path):
+    folder, _ = own_texts
+    assert run("text_files.py", folder, "--out", tmp_path / "set", "--workers", 0).returncode == 0
+    shown = run("inspect_shards.py", tmp_path / "set", "--plot", tmp_path / "p.png", "--json", tmp_path / "s.json")
+    assert shown.returncode == 0, shown.stderr
+    figures = json.loads((tmp_path / "s.json").read_text())
+    manifest = TokenSet.open(tmp_path / "set").manifest
+    assert figures["documents"] == manifest.total("train", "documents")
+    assert figures["mean"] * figures["documents"] == pytest.approx(manifest.total("train", "tokens"))
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    tokens = tokens_of(tmp_path / "set", "train")
+    second = load_tokenizer("gpt2").decode(tokens).split("<|endoftext|>")
+    document = run("inspect_shards.py", tmp_path / "set", "--document", 0)
+    assert document.returncode == 0
+    assert document.stdout.split("\n", 1)[1].startswith(second[1][:20])
+    missing = run("inspect_shards.py", tmp_path / "set", "--document", 99_999)
+    assert missing.returncode == 2
+    assert "there is no document 99999" in missing.stderr
+    make_token_set(tmp_path / "bytes")
+    assert run("inspect_shards.py", tmp_path / "bytes", "--split", "val", "--plot").returncode == 0
+    assert (tmp_path / "bytes" / "lengths-val.png").exists()
+
+
+def test_prepare_offline_fetches_checks_and_says_what_is_missing(tmp_path, monkeypatch):
+    cache, home = tmp_path / "cache", tmp_path / "home"
+    home.mkdir()
+    environment = {"LONGHAUL_CACHE": str(cache), "HOME": str(home), "HF_HOME": "", "XDG_CACHE_HOME": ""}
+    before = run("prepare_offline.py", "--check", **environment)
+    assert before.returncode == 1
+    assert before.stdout.count("missing ") == 3
+    assert not cache.exists()
+    examples = b'{"ctx": "stands in for the real one"}\n'
+    with Server(files={"/hellaswag_val.jsonl": examples}) as server:
+        options = ["--hellaswag-url", f"{server.url}/hellaswag_val.jsonl", "--json", tmp_path / "result.json"]
+        wrong = run("prepare_offline.py", *options, **environment)  # not the real file: its hash tells
+        assert wrong.returncode == 2
+        assert "damaged" in wrong.stderr
+        states = json.loads((tmp_path / "result.json").read_text())["states"]
+        assert list(states.values()) == ["there", "there", "missing"]
+        assert list(home.iterdir()) == []
+
+        monkeypatch.setattr(prepare_offline, "HELLASWAG_SHA256", hashlib.sha256(examples).hexdigest())
+        monkeypatch.setenv("LONGHAUL_CACHE", str(cache))
+        monkeypatch.setattr(sys, "argv", ["prepare_offline.py", *map(str, options[:2])])
+        assert prepare_offline.main() == 0
+        assert prepare_offline.hellaswag_file().read_bytes() == examples
+        prepare_offline.hellaswag_file().write_bytes(b"torn")
+        monkeypatch.setattr(sys, "argv", ["prepare_offline.py", "--check"])
+        assert prepare_offline.main() == 1
+
+
+def test_tokenizer_files_come_from_the_network_where_the_package_lacks_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    files = {f"/gpt2/{name}": _packaged_gpt2_file(name) for name in GPT2_FILES}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with Server(files=files) as server:
+        for name in GPT2_FILES:
+            prepare_offline.fetch_gpt2(name, f"{server.url}/gpt2")
+    monkeypatch.undo()
+    found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
+    assert found == set(GPT2_FILES.values())
+
+
+def test_the_benchmark_runs_and_its_writers_agree(tmp_path):
+    write_parquet(tmp_path / "in" / "d.parquet", texts(3_000, seed=0, mean_words=200))
+    assert run("fineweb.py", "--source", tmp_path / "in", "--out", tmp_path / "set", "--workers", 0).returncode == 0
+    options = [
+        "--corpus",
+        tmp_path / "set",
+        "--megabytes",
+        2,
+        "--repeats",
+        1,
+        "--workers",
+        2,
+        "--shard-tokens",
+        300_000,
+    ]
+    done = run("bench_prepare.py", *options, "--json", tmp_path / "figures.json")
+    assert done.returncode == 0, done.stderr
+    assert "the shards are the same" in done.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["tokens"] > 300_000
+    assert figures["longhaul"]["peak_memory_bytes"] > 0
+
+
+SCRIPTS = sorted(p.name for p in (PROJECT / "data_prep").glob("*.py") if "exit_on_user_error(main)" in p.read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_entry_helps_from_anywhere(script, tmp_path):
+    done = run(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout
+    assert run(script, "--no-such-option", cwd=tmp_path).returncode == 2
+
+
+def test_nothing_in_data_prep_imports_torch():
+    code = "import sys\n" + "\n".join(f"import data_prep.{name[:-3]}" for name in SCRIPTS)
+    code += "\nassert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
