@@ -25,6 +25,11 @@ OVERRIDES = {
     "make test": "-o dev-environment JOBS=1 TESTS='tests/setup/test_makefile.py -k help'",
     ".venv/bin/python data_prep/docstrings.py --out data/docstrings": "--out data/few --max-documents 200 --workers 1",
     ".venv/bin/torchrun --standalone --nproc_per_node=2 train/pretrain.py --config train/configs/smoke.yaml": FEW_STEPS,
+    ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --run.name laptop": FEW_STEPS,
+    ".venv/bin/torchrun --standalone --nproc_per_node=8 train/pretrain.py --config train/configs/gpt2-124m.yaml": (
+        "--data.path data/docstrings --model.n_layer 1 --model.n_head 1 --model.n_embd 16 --model.block_size 16 "
+        f"--batch.tokens_per_step 128 --batch.micro_batch 1 {FEW_STEPS} --eval.sample_every_steps 0"
+    ),
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --run.name faster --optim.lr 6e-3": FEW_STEPS,
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --optim.lr 6e-3 --print_config": "",
     ".venv/bin/python eval/plot_loss.py runs/smoke": "",
