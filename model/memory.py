@@ -80,7 +80,7 @@ def _kept_per_token(
     # a recomputed block keeps its input, and one at a time is there whole during the backward
     inputs = len(recomputed) * config.n_embd * FLOAT32
     whole = max((layers[layer] for layer in recomputed), default=0)
-    return kept + inputs + whole + _norm_bytes(config) + (config.n_embd * FLOAT32 if config.dropout else 0)
+    return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
 
 
 def _head_bytes(config: ModelConfig, tokens: int, matmul: int, device_type: str, compiled: bool) -> int:
@@ -94,18 +94,13 @@ def _head_bytes(config: ModelConfig, tokens: int, matmul: int, device_type: str,
     return logits + (2 * tokens + vocab) * width * FLOAT32
 
 
-def _norm_bytes(config: ModelConfig) -> int:
-    """A norm's input, and the normalised input where RMSNorm (plain torch operations) keeps it for its weight."""
-    return config.n_embd * FLOAT32 * (2 if config.norm == "rmsnorm" else 1)
-
-
 def _block_bytes_per_token(
     config: ModelConfig, layer: int, matmul: int, recompute_norms: bool, device_type: str
 ) -> int:
     """Bytes that one block keeps per token for its backward, in eager mode with a fused attention kernel."""
     # the two norms, and their outputs as the matrix products take them; recomputed, the blocks' two inputs alone
     width = config.n_embd
-    norms = 2 * width * FLOAT32 if recompute_norms else 2 * (_norm_bytes(config) + width * matmul)
+    norms = 2 * width * (FLOAT32 if recompute_norms else FLOAT32 + matmul)
     ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after, too
     mlp = ways * config.hidden_size * matmul
     dropout = _dropout_bytes_per_token(config, device_type) if config.dropout else 0
@@ -118,10 +113,8 @@ def _attention_bytes_per_token(config: ModelConfig, layer: int, matmul: int) -> 
     kept = (width + 2 * values + width) * matmul  # q, k, v and what c_proj takes
     if config.position == "rope" or config.qk_norm:
         kept += compared * matmul  # as the product takes them, beside the projected ones
-    if config.qk_norm:
-        kept += compared * (matmul + (FLOAT32 if matmul != FLOAT32 else 0))  # normalised, and widened for it
     if config.attention == "differential":
-        kept += width * (5 * matmul + FLOAT32)  # queries twice, both results, their difference and its norm
+        kept += 5 * width * matmul  # queries twice, both results, and their difference
     window = config.layer_window(layer)
     if window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size:
         kept += (width + 2 * values) * matmul  # block by block, each key and value twice

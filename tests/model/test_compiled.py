@@ -35,9 +35,9 @@ def test_training_evaluation_and_sampling_compile_once_each():
     tokens = random_tokens(2, LENGTH)
 
     def all_three():
-        compiled.train()
+        model.train()
         compiled(tokens, tokens).backward()
-        compiled.eval()
+        model.eval()
         with torch.no_grad():
             compiled(tokens, tokens)
             compiled(tokens)

@@ -58,6 +58,7 @@ def test_a_window_over_a_long_sequence_runs_in_blocks_and_full_attention_without
     assert mask.numel() == 2048 * 2 * 256  # not 2048²
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # the CPU's form is meant
 @pytest.mark.parametrize("kv_heads", [4, 1])
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("window", [None, 40])

@@ -64,7 +64,7 @@ def test_activations_are_what_a_forward_keeps(options, dtype, every, norms):
         whole = memory_estimate(
             config, micro_batch=BATCH, dtype=dtype, recompute_every=0, device_type="cpu"
         ).activations
-        tail = BATCH * LENGTH * WIDTH * 4 * (2 if config.norm == "rmsnorm" else 1)
+        tail = BATCH * LENGTH * WIDTH * 4
         estimate -= (whole - tail) // 4
     assert kept_bytes(config, dtype, every, norms) == pytest.approx(estimate, rel=0.06)
 
