@@ -1,0 +1,39 @@
+"""What the evaluation scripts begin with: a model and its tokenizer out of a run's folder or a checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
+from common.errors import UserError
+from data_prep.tokenization import Tokenizer, load_tokenizer
+from model.gpt import GPT
+from model.ranks import DeviceChoice, choose_device
+from model.weights import load_model
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode and what its checkpoint says of it."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    checkpoint: Path
+    manifest: dict[str, Any]
+
+
+def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu") -> Loaded:
+    """Load a run's newest good checkpoint, or this one. Raises UserError where there is none."""
+    checkpoint = find_checkpoint(run_or_checkpoint)
+    manifest = read_checkpoint_manifest(checkpoint)
+    return Loaded(load_model(checkpoint, device), load_tokenizer(manifest["tokenizer"]), checkpoint, manifest)
+
+
+def device_for(choice: DeviceChoice) -> torch.device:
+    """The device of an evaluation's `--device`. Raises UserError where it can't be had."""
+    try:
+        return choose_device(choice)
+    except UserError:
+        raise UserError(f"PyTorch has no {choice} here: use --device cpu") from None
