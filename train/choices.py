@@ -33,7 +33,7 @@ def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tu
     dtype, because = resolve_dtype(config.run.dtype, ranks.device)
     if config.run.dtype == "auto":
         reasons.append(f"dtype {dtype}: {because}")
-    compile_, because = _resolve_compile(config.run.compile, ranks)
+    compile_, because = resolve_compile(config.run.compile, ranks)
     if config.run.compile == "auto":
         reasons.append(f"compile {str(compile_).lower()}: {because}")
     config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
@@ -57,7 +57,7 @@ def recompute_every(config: Config) -> int:
     return {"none": 0, "full": 1, "every": config.recompute.every_blocks}[config.recompute.mode]
 
 
-def _resolve_compile(choice: bool | Literal["auto"], ranks: Ranks) -> tuple[bool, str]:
+def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks) -> tuple[bool, str]:
     """Whether to compile, and why. A toy is compiled first, on every rank: what fails there would fail in step 1.
 
     Raises UserError where compilation was asked for by `true` and can't be had.

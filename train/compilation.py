@@ -20,8 +20,8 @@ def compile_blocks(model: GPT) -> None:
 
 def trial_compilation(device: torch.device) -> str | None:
     """Compile a toy with its backward; return what went wrong, in one line, or None."""
-    layer = nn.Linear(8, 8, device=device)
     try:
+        layer = nn.Linear(8, 8, device=device)
         torch.compile(lambda x: layer(x).relu().sum())(torch.ones(4, 8, device=device)).backward()
     except Exception as error:  # whatever a compiler, a missing header or a driver comes up with
         return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,94 @@
+"""The newest whole checkpoint is found by looking, whatever else lies there."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from common.checkpoint_files import (
+    BadCheckpoint,
+    checkpoint_name,
+    find_checkpoint,
+    list_checkpoints,
+    newest_good_checkpoint,
+    verify_checkpoint,
+)
+from common.errors import UserError
+
+
+def make_checkpoint(checkpoints: Path, step: int, content: bytes = b"weights") -> Path:
+    folder = checkpoints / checkpoint_name(step)
+    folder.mkdir(parents=True)
+    (folder / "weights.safetensors").write_bytes(content)
+    files = {"weights.safetensors": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    (folder / "checkpoint.json").write_text(json.dumps({"format_version": 1, "step": step, "files": files}))
+    return folder
+
+
+def flip_a_bit(folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes(b"veights")
+
+
+def cut_short(folder: Path) -> None:
+    (folder / "weights.safetensors").write_bytes(b"weigh")
+
+
+def remove_weights(folder: Path) -> None:
+    (folder / "weights.safetensors").unlink()
+
+
+def remove_manifest(folder: Path) -> None:
+    (folder / "checkpoint.json").unlink()
+
+
+def tear_manifest(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text('{"format_version": 1, "fil')
+
+
+def make_it_foreign(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text('{"format_version": 99, "files": {}}')
+
+
+DAMAGES = {
+    flip_a_bit: "SHA-256 differs",
+    cut_short: "5 bytes instead of 7",
+    remove_weights: "is missing",
+    remove_manifest: "can't be read",
+    tear_manifest: "is damaged",
+    make_it_foreign: "has checkpoint format 99",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_passed_over_by_name_and_stays(tmp_path: Path, damage: object) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    good, bad = make_checkpoint(checkpoints, 900), make_checkpoint(checkpoints, 1000)
+    (checkpoints / ".step-00001100.tmp").mkdir()  # a save that was cut short
+    (checkpoints / "notes.txt").touch()
+    damage(bad)  # type: ignore[operator]
+    found, complaints = newest_good_checkpoint(checkpoints)
+    assert found == good
+    assert len(complaints) == 1
+    assert DAMAGES[damage] in complaints[0]  # type: ignore[index]
+    assert bad.is_dir()
+    with pytest.raises(BadCheckpoint, match=DAMAGES[damage]):  # type: ignore[index]
+        verify_checkpoint(bad)
+
+
+def test_steps_beyond_eight_digits_are_still_ordered(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000, 5):
+        make_checkpoint(tmp_path, step)
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [100_000_000, 99_999_999, 5]
+
+
+def test_an_evaluation_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
+    newest = make_checkpoint(tmp_path / "run" / "checkpoints", 20)
+    assert find_checkpoint(tmp_path / "run") == find_checkpoint(newest) == newest
+    flip_a_bit(newest)
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        find_checkpoint(newest)
+    with pytest.raises(UserError, match=r"holds no whole checkpoint \(.*SHA-256 differs"):
+        find_checkpoint(tmp_path / "run")
+    with pytest.raises(UserError, match="is not a folder"):
+        find_checkpoint(tmp_path / "nowhere")

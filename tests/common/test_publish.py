@@ -1,0 +1,103 @@
+"""Nothing stands under its final name before it is whole; mistakes are one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.progress import format_bytes, format_count, format_duration
+from common.publish import canonical_json, publish_folder, sha256_file, write_whole
+
+PROJECT = Path(__file__).resolve().parents[2]
+KILLED_WHILE_WRITING = """
+import sys
+sys.path.insert(0, {project!r})
+from common.publish import write_whole
+print("ready", flush=True)
+while True:
+    for letter in (b"a", b"b"):
+        write_whole({path!r}, letter * 3_000_000)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    seen = set()
+    for _ in range(10):
+        code = KILLED_WHILE_WRITING.format(project=str(PROJECT), path=str(path))
+        writer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        while not path.exists() or not any(tmp_path.glob("file.*.tmp")):
+            assert writer.poll() is None
+        writer.kill()
+        writer.wait()
+        content = path.read_bytes()
+        assert len(content) == 3_000_000
+        assert len(set(content)) == 1
+        seen.add(content[:1])
+    assert seen <= {b"a", b"b"}
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_whole(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\ud800")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_published_folder_is_never_replaced(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    publish_folder(tmp_path / "first", tmp_path / "final")
+    with pytest.raises(FileExistsError):
+        publish_folder(tmp_path / "second", tmp_path / "final")
+    assert (tmp_path / "final" / "file").read_text() == "first"
+
+
+def test_hashes_are_of_bytes_and_json_has_one_text(tmp_path: Path) -> None:
+    write_whole(tmp_path / "abc", b"abc")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+    assert sha256_file(tmp_path / "abc", block_bytes=2) == expected
+    assert canonical_json({"b": 1, "a": [1.5, None, "ä"]}) == '{"a":[1.5,null,"\\u00e4"],"b":1}'
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "errors"),
+    [
+        ("raise UserError('do\\n  this')", 2, ["error: do this"]),
+        ("raise KeyboardInterrupt", 130, ["interrupted"]),
+        ("return 3", 3, []),
+        ("return None", 0, []),
+    ],
+)
+def test_how_an_entry_leaves(body: str, status: int, errors: list[str]) -> None:
+    code = f"from common.errors import *\ndef main():\n    {body}\nexit_on_user_error(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()) == (status, errors)
+
+
+def test_a_broken_invariant_keeps_its_traceback() -> None:
+    code = "from common.errors import *\ndef main():\n    assert False, 'why'\nexit_on_user_error(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "AssertionError: why" in done.stderr
+    assert isinstance(UserError("x"), Exception)
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [format_duration(s) for s in (1.25, 59.94, 61, 3599.6, 3 * 3600 + 420, 200_000)] == [
+        "1.2 s",
+        "59.9 s",
+        "1 min 01 s",
+        "1 h 00 min",
+        "3 h 07 min",
+        "2 d 7 h",
+    ]
+    assert [format_count(n) for n in (7, 0.5, 12_345, 124_439_808, 1e10)] == ["7", "0.5", "12.3K", "124.4M", "10.0B"]
+    assert [format_bytes(n) for n in (512, 1536, 15 << 30)] == ["512 B", "1.5 KiB", "15.0 GiB"]

@@ -1,0 +1,84 @@
+"""Ranks add up, agree and gather; devices and threads are shared out, or it is said why not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from model.ranks import Ranks, allowed_cores, choose_device, share_threads, start_ranks
+from tests.helpers.ranks import run_ranks
+from train.choices import resolve_compile
+
+
+def talk() -> tuple[object, ...]:
+    ranks = start_ranks("cpu")
+    rank = ranks.rank
+    answers = (
+        ranks.sum([1.0, rank * 0.1]),
+        ranks.agree([0, int(rank == 1), 7 - rank]),
+        ranks.gather({"rank": rank}),
+        ranks.from_first(f"said by {rank}"),
+    )
+    ranks.close()
+    return answers
+
+
+def test_three_ranks_add_up_agree_and_gather(tmp_path: Path) -> None:
+    for sums, flags, gathered, said in run_ranks(3, tmp_path / "store", talk):
+        assert sums == pytest.approx([3.0, 0.3])
+        assert flags == [0, 1, 7]
+        assert gathered == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert said == "said by 0"
+
+
+def test_one_process_needs_no_group() -> None:
+    ranks = Ranks(0, 1, 0, 1, torch.device("cpu"))
+    assert ranks.sum([2.5]) == [2.5]
+    assert ranks.agree([3]) == [3]
+    assert ranks.gather("x") == ["x"]
+    assert ranks.from_first("y") == "y"
+    ranks.barrier()
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    # what torch would answer on a machine with 2 GPUs, of which there is none here
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert choose_device("auto", 1, 2) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match=r"4 ranks on .* sees 2 GPUs \(CUDA_VISIBLE_DEVICES=0,1\).*--nproc_per_node=2"):
+        choose_device("auto", 0, 4)
+    assert choose_device("cpu", 0, 4) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks", "expected"),
+    [
+        ({}, 1, allowed_cores()),
+        ({}, allowed_cores() * 2, 1),
+        ({"OMP_NUM_THREADS": "3"}, 1, 3),
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, allowed_cores()),  # torchrun's default, not a wish
+    ],
+)
+def test_ranks_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], ranks: int, expected: int
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    try:
+        assert share_threads(ranks) == torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a trial on CUDA fails only where there is none")
+def test_a_failed_trial_falls_back_under_auto_and_is_refused_under_true() -> None:
+    ranks = Ranks(0, 1, 0, 1, torch.device("cuda"))
+    chosen, why = resolve_compile("auto", ranks)
+    assert not chosen
+    assert why.startswith("a trial failed (")
+    with pytest.raises(UserError, match=r"run\.compile is true, but a trial failed"):
+        resolve_compile(True, ranks)
