@@ -1,0 +1,301 @@
+"""What a Longhaul model is called in Hugging Face's `transformers`: class, configuration and tensor names, both ways.
+
+Four classes of `transformers` hold what has a home there; the rest is refused by name. This module needs no
+`transformers`. V vocabulary, C width.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from model.config import ModelConfig
+
+GPT2, STARCODER2, LLAMA, MISTRAL = "GPT2LMHeadModel", "Starcoder2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
+MODEL_TYPES = {GPT2: "gpt2", STARCODER2: "starcoder2", LLAMA: "llama", MISTRAL: "mistral"}
+ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu2": "relu2", "swiglu": "silu"}
+MLPS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_new": "gelu"}
+OWN_FACTS = "longhaul"  # key of config.json for what their classes have no word for
+OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
+
+
+@dataclass(frozen=True)
+class Module:
+    """A module with a weight and perhaps a bias; theirs, one below the other, are ours.
+
+    `flip`: theirs is stored (in, out). `biased`: theirs has a bias.
+    """
+
+    ours: str
+    theirs: tuple[str, ...]
+    flip: bool = False
+    biased: bool = False
+
+
+def home_of(config: ModelConfig) -> str:
+    """The class of `transformers` that computes exactly this model.
+
+    Raises UserError naming the option that none of them has.
+    """
+    for homeless, why in (
+        (config.attention == "differential", "differential attention"),
+        (config.qk_norm, "QK-norm"),
+        (len(set(config.windows)) > 1, "windows that differ between layers (model.window_pattern)"),
+    ):
+        _refuse_if(homeless, why)
+    window = config.windows[0]
+    if config.position == "learned":
+        _refuse_if(config.norm != "layernorm", "learned positions with RMSNorm")
+        _refuse_if(config.mlp == "swiglu", "learned positions with SwiGLU")
+        _refuse_if(config.kv_heads != config.n_head, "learned positions with n_kv_head")
+        _refuse_if(window is not None, "learned positions with a window")
+        return GPT2
+    if config.norm == "layernorm":
+        _refuse_if(config.mlp == "swiglu", "rotary positions with LayerNorm and SwiGLU")
+        return STARCODER2
+    _refuse_if(config.mlp != "swiglu", f"rotary positions with RMSNorm and {config.mlp}")
+    _refuse_if(window is not None and config.bias, "biases with RMSNorm, SwiGLU and a window")
+    return LLAMA if window is None else MISTRAL
+
+
+def _refuse_if(homeless: bool, what: str) -> None:
+    if homeless:
+        raise UserError(f"no class of transformers that Longhaul exports to has {what}: this model can't be exported")
+
+
+def to_config(config: ModelConfig, end_of_text_id: int | None) -> dict[str, Any]:
+    """The contents of `config.json`. Raises UserError for a model without a home."""
+    home = home_of(config)
+    shared: dict[str, Any] = {
+        "architectures": [home],
+        "model_type": MODEL_TYPES[home],
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_weights,
+        "bos_token_id": end_of_text_id,
+        "eos_token_id": end_of_text_id,
+        "torch_dtype": "float32",
+        OWN_FACTS: {name: getattr(config, name) for name in OWN_FIELDS},
+    }
+    if home == GPT2:
+        return shared | {
+            "n_positions": config.block_size,
+            "n_embd": config.n_embd,
+            "n_layer": config.n_layer,
+            "n_head": config.n_head,
+            "n_inner": config.hidden_size,
+            "activation_function": "gelu_new" if config.mlp == "gelu" else ACTIVATIONS[config.mlp],
+            "layer_norm_epsilon": config.norm_eps,
+            "attn_pdrop": config.dropout,
+            "embd_pdrop": config.dropout,
+            "resid_pdrop": config.dropout,
+        }
+    specifics: dict[str, dict[str, Any]] = {
+        STARCODER2: {"norm_epsilon": config.norm_eps, "use_bias": config.bias, "sliding_window": config.windows[0]},
+        LLAMA: {"rms_norm_eps": config.norm_eps, "attention_bias": config.bias, "mlp_bias": config.bias},
+        MISTRAL: {"rms_norm_eps": config.norm_eps, "sliding_window": config.windows[0]},
+    }
+    return (
+        shared
+        | specifics[home]
+        | {
+            "max_position_embeddings": config.block_size,
+            "hidden_size": config.n_embd,
+            "num_hidden_layers": config.n_layer,
+            "num_attention_heads": config.n_head,
+            "num_key_value_heads": config.kv_heads,
+            "head_dim": config.head_size,
+            "intermediate_size": config.hidden_size,
+            "hidden_act": ACTIVATIONS[config.mlp],
+            "attention_dropout": config.dropout,
+            # the place of the base before transformers 5, and since
+            "rope_theta": config.rope_base,
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        }
+    )
+
+
+def from_config(values: Mapping[str, Any], biases: Mapping[str, Tensor]) -> ModelConfig:
+    """The model that a `config.json` describes.
+
+    Args:
+        biases: the folder's bias tensors; a model that was exported without biases has zeros for some of them.
+
+    Raises UserError where Longhaul has no such model.
+    """
+    home = next(iter(values.get("architectures") or []), None) or _home_of_type(values.get("model_type"))
+    if home not in MODEL_TYPES:
+        raise UserError(f"{home} can't be imported: Longhaul reads {', '.join(MODEL_TYPES)}")
+    own = values.get(OWN_FACTS) or {}
+    bias = bool(biases)
+    if own.get("bias") is False and not any(bool(tensor.any()) for tensor in biases.values()):
+        bias = False
+    shared = {
+        "vocab_size": values["vocab_size"],
+        "vocab_multiple": own.get("vocab_multiple", ModelConfig().vocab_multiple),
+        "tie_weights": values.get("tie_word_embeddings", home in (GPT2, STARCODER2)),
+        "bias": bias,
+    }
+    fields = _gpt2_fields(values) if home == GPT2 else _rotary_fields(values, home)
+    fields["dropout"] = own.get("dropout", fields["dropout"])
+    try:
+        return ModelConfig(**shared, **fields)
+    except ValueError as error:
+        raise UserError(f"Longhaul has no such model: {error}") from None
+
+
+def _home_of_type(model_type: str | None) -> str:
+    return next((home for home, its_type in MODEL_TYPES.items() if its_type == model_type), str(model_type))
+
+
+def _gpt2_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    for option, plain in (("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False)):
+        if values.get(option, plain) is not plain:
+            raise UserError(f"{option} {values[option]} can't be imported: Longhaul's attention has no such scaling")
+    return {
+        "block_size": values.get("n_positions", values.get("n_ctx", 1024)),
+        "n_layer": values["n_layer"],
+        "n_head": values["n_head"],
+        "n_embd": values["n_embd"],
+        "mlp": _mlp(values.get("activation_function", "gelu_new"), gated=False),
+        "mlp_hidden": values.get("n_inner") or 4 * values["n_embd"],
+        "norm_eps": values.get("layer_norm_epsilon", 1e-5),
+        "dropout": values.get("resid_pdrop", 0.1),
+    }
+
+
+def _rotary_fields(values: Mapping[str, Any], home: str) -> dict[str, Any]:
+    rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
+        raise UserError(f"rotary positions of kind {kind} {rope} can't be imported: Longhaul has the plain ones")
+    heads, width = values["num_attention_heads"], values["hidden_size"]
+    if (values.get("head_dim") or width // heads) * heads != width:
+        raise UserError(f"heads of {values['head_dim']} features can't be imported: Longhaul's are hidden_size / heads")
+    layernorm = home == STARCODER2
+    return {
+        "position": "rope",
+        "norm": "layernorm" if layernorm else "rmsnorm",
+        "norm_eps": values.get("norm_epsilon", 1e-5) if layernorm else values.get("rms_norm_eps", 1e-6),
+        "mlp": _mlp(values.get("hidden_act", "gelu_pytorch_tanh" if layernorm else "silu"), gated=not layernorm),
+        "mlp_hidden": values["intermediate_size"],
+        "block_size": values["max_position_embeddings"],
+        "n_layer": values["num_hidden_layers"],
+        "n_head": heads,
+        "n_kv_head": values.get("num_key_value_heads") or heads,
+        "n_embd": width,
+        "rope_base": float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+        "window": None if home == LLAMA else values.get("sliding_window", 4096 if home == MISTRAL else None),
+        "dropout": values.get("attention_dropout", 0.0),
+    }
+
+
+def _mlp(activation: str, *, gated: bool) -> str:
+    mlp = MLPS.get(activation)
+    if mlp is None or (mlp == "swiglu") != gated:
+        raise UserError(f"the activation {activation} can't be imported: Longhaul has {', '.join(MLPS)}")
+    return mlp
+
+
+def modules(config: ModelConfig, home: str) -> Iterable[Module]:
+    """Every module but embeddings and head."""
+    if home == GPT2:
+        for i in range(config.n_layer):
+            for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
+                yield Module(f"h.{i}.{name}", (f"transformer.h.{i}.{name}",), flip=".c_" in name, biased=True)
+        yield Module("ln_f", ("transformer.ln_f",), biased=True)
+        return
+    norms, linears = home == STARCODER2, config.bias and home != MISTRAL
+    mlp = {"c_fc": "up_proj", "c_gate": "gate_proj", "c_proj": "down_proj"}
+    if home == STARCODER2:
+        mlp = {"c_fc": "c_fc", "c_proj": "c_proj"}
+    for i in range(config.n_layer):
+        ours, theirs = f"h.{i}", f"model.layers.{i}"
+        yield Module(f"{ours}.ln_1", (f"{theirs}.input_layernorm",), biased=norms)
+        queries_keys_values = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
+        yield Module(f"{ours}.attn.c_attn", queries_keys_values, biased=linears)
+        yield Module(f"{ours}.attn.c_proj", (f"{theirs}.self_attn.o_proj",), biased=linears)
+        yield Module(f"{ours}.ln_2", (f"{theirs}.post_attention_layernorm",), biased=norms)
+        for name, its in mlp.items():
+            yield Module(f"{ours}.mlp.{name}", (f"{theirs}.mlp.{its}",), biased=linears)
+    yield Module("ln_f", ("model.norm",), biased=norms)
+
+
+def embeddings(config: ModelConfig, home: str) -> dict[str, str]:
+    """Our names of the tables to theirs."""
+    tables = {"wte.weight": "transformer.wte.weight" if home == GPT2 else "model.embed_tokens.weight"}
+    if home == GPT2:
+        tables["wpe.weight"] = "transformer.wpe.weight"
+    if not config.tie_weights:
+        tables["lm_head.weight"] = "lm_head.weight"
+    return tables
+
+
+def to_tensors(config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our parameters under their names, the vocabulary cropped to the tokenizer's; biases we lack are zeros."""
+    home = home_of(config)
+    theirs = {}
+    for name, its in embeddings(config, home).items():
+        theirs[its] = ours[name] if name == "wpe.weight" else ours[name][: config.vocab_size]
+    for module in modules(config, home):
+        weight = ours[f"{module.ours}.weight"]
+        sizes = _split_sizes(config, module, len(weight))
+        for its, part in zip(module.theirs, weight.split(sizes), strict=True):
+            theirs[f"{its}.weight"] = part.T if module.flip else part
+        if module.biased:
+            bias = ours.get(f"{module.ours}.bias", weight.new_zeros(len(weight)))
+            for its, part in zip(module.theirs, bias.split(sizes), strict=True):
+                theirs[f"{its}.bias"] = part
+    return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
+
+
+def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors under our names; biases they lack are zeros, as is the vocabulary's padding.
+
+    Raises UserError naming a tensor that is missing or that has no place here.
+    """
+    home, used = home_of_fields(config), set()
+
+    def take(name: str) -> Tensor:
+        used.add(name)
+        if name not in theirs:
+            raise UserError(f"the folder has no tensor {name}: are all of its files there?")
+        return theirs[name].float()
+
+    ours = {}
+    for name, its in embeddings(config, home).items():
+        table = take(its)
+        if name != "wpe.weight":
+            table = torch.cat((table, table.new_zeros(config.padded_vocab_size - len(table), table.shape[1])))
+        ours[name] = table
+    for module in modules(config, home):
+        parts = [take(f"{its}.weight") for its in module.theirs]
+        weight = torch.cat([part.T if module.flip else part for part in parts]).contiguous()
+        ours[f"{module.ours}.weight"] = weight
+        names = [f"{its}.bias" for its in module.theirs]
+        used.update(names)
+        norm = module.ours.rsplit(".", 1)[-1].startswith("ln_")
+        if config.bias and not (norm and config.norm == "rmsnorm"):
+            sizes = _split_sizes(config, module, len(weight))
+            zeros = [weight.new_zeros(size) for size in sizes]
+            biases = [take(name) if name in theirs else zero for name, zero in zip(names, zeros, strict=True)]
+            ours[f"{module.ours}.bias"] = torch.cat(biases)
+    spare = sorted(theirs.keys() - used - {"lm_head.weight"})
+    if spare:
+        raise UserError(f"the folder's tensor {spare[0]} has no place in Longhaul's model")
+    return ours
+
+
+def home_of_fields(config: ModelConfig) -> str:
+    """The class whose tensor names an imported configuration's tensors have (Mistral's are Llama's)."""
+    if config.position == "learned":
+        return GPT2
+    return STARCODER2 if config.norm == "layernorm" else LLAMA
+
+
+def _split_sizes(config: ModelConfig, module: Module, rows: int) -> list[int]:
+    if len(module.theirs) == 1:
+        return [rows]
+    return [heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)]

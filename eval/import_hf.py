@@ -1,0 +1,143 @@
+"""Import a Hugging Face model as a checkpoint, on which everything in eval/ runs.
+
+    python eval/import_hf.py path/to/gpt2 imported/gpt2
+    python eval/generate.py imported/gpt2 --prompt "Once upon a time"
+
+GPT-2 (OpenAI's own files too), Starcoder2, Llama and Mistral, from a folder with config.json and safetensors files.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from common.checkpoint_files import CHECKPOINT_MANIFEST, FORMAT_VERSION
+from common.errors import UserError, exit_on_user_error
+from common.progress import format_count
+from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file, write_json_whole
+from data_prep.tokenization import Tokenizer, load_tokenizer
+from eval.hugging_face import from_config, from_tensors
+from eval.tokenizer_files import recognise_tokenizer
+from model.config import ModelConfig
+from model.counts import parameter_count
+from model.gpt import GPT
+from model.weights import load_weights, read_tensors, save_tensors
+
+WEIGHTS_FILE = "weights-00000-of-00001.safetensors"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Import a Hugging Face model as a checkpoint.")
+    parser.add_argument("source", type=Path, help="folder with config.json and *.safetensors")
+    parser.add_argument("out", type=Path, help="the checkpoint's folder to make")
+    parser.add_argument(
+        "--tokenizer", choices=["gpt2", "byte"], help="what the model was trained with, where its files don't tell"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    out: Path = arguments.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is already there: move it away, or name another folder")
+    values, theirs = read_source(arguments.source)
+    config = from_config(values, {name: tensor for name, tensor in theirs.items() if name.endswith(".bias")})
+    tokenizer = tokenizer_of(arguments.source, arguments.tokenizer, config)
+    tensors = from_tensors(config, theirs)
+    check_shapes(config, tensors, arguments.source)
+    temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write_checkpoint(temporary, config, tokenizer, tensors, values)
+        publish_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{out}: {format_count(parameter_count(config))} parameters, {tokenizer.spec['kind']} tokenizer")
+    return 0
+
+
+def read_source(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A folder's configuration, and its tensors under the names that `transformers` gives them now.
+
+    Raises UserError where files are missing or damaged.
+    """
+    try:
+        values = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{source / 'config.json'} can't be read ({error}): give a Hugging Face model's folder"
+        ) from None
+    files = sorted(source.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{source} has no safetensors files: save the model with transformers' save_pretrained first")
+    return values, dict(map(_renamed, _without_buffers(read_tensors(files)).items()))
+
+
+def _without_buffers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the causal masks and wavelengths that older versions of `transformers` stored beside the weights."""
+    buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+    return {name: tensor for name, tensor in tensors.items() if not name.endswith(buffers)}
+
+
+def _renamed(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
+    """OpenAI's GPT-2 files lack the prefix."""
+    name, tensor = item
+    return (f"transformer.{name}" if name.startswith(("wte.", "wpe.", "h.", "ln_f.")) else name), tensor
+
+
+def tokenizer_of(source: Path, choice: str | None, config: ModelConfig) -> Tokenizer:
+    """Raises UserError where the tokenizer is none of Longhaul's, or another one than the model's."""
+    tokenizer = load_tokenizer(choice) if choice else recognise_tokenizer(source)
+    if tokenizer is None:
+        raise UserError(
+            f"the tokenizer in {source} is none of Longhaul's: give --tokenizer gpt2 or byte if the model was "
+            "trained with one of them"
+        )
+    if tokenizer.vocab_size != config.vocab_size:
+        raise UserError(
+            f"the model in {source} has {config.vocab_size} ids, its tokenizer {tokenizer.vocab_size}: they don't "
+            "belong together"
+        )
+    return tokenizer
+
+
+def check_shapes(config: ModelConfig, tensors: dict[str, Tensor], source: Path) -> None:
+    """Raises UserError where the tensors are not the configuration's."""
+    with torch.device("meta"):
+        model = GPT(config)
+    load_weights(model.to_empty(device="cpu"), tensors, source)
+
+
+def write_checkpoint(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer, tensors: dict[str, Tensor], values: dict[str, Any]
+) -> None:
+    """Weights and `checkpoint.json`, at step 0 and without optimizer state."""
+    path = folder / WEIGHTS_FILE
+    save_tensors(path, tensors)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
+        "model": asdict(config),
+        "tokenizer": tokenizer.spec,
+        "data_identity": None,
+        "imported": {"architectures": values.get("architectures"), "name": values.get("_name_or_path")},
+        "step": 0,
+        "tokens": 0,
+        "sequences": 0,
+    }
+    write_json_whole(folder / CHECKPOINT_MANIFEST, manifest)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,100 @@
+"""Longhaul's tokenizers as the files that `transformers` loads, and recognising them in such a folder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.publish import write_json_whole
+from data_prep.tokenization import END_OF_TEXT, Tokenizer, gpt2_cache_file, load_tokenizer, place_gpt2_files
+
+SPEC_FILE = "longhaul_tokenizer.json"
+
+
+def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json`, our own identity, and for GPT-2 its two vocabulary files.
+
+    Raises UserError where the `tokenizers` package, which comes with `transformers`, is missing.
+    """
+    try:
+        from tokenizers import AddedToken
+    except ImportError:
+        raise UserError("exporting a tokenizer needs transformers: pip install transformers") from None
+    kind = tokenizer.spec["kind"]
+    built = {"gpt2": _gpt2, "byte": _byte, "char": _char}[kind](tokenizer, folder)
+    end = None if tokenizer.end_of_text_id is None else END_OF_TEXT
+    if end:
+        built.add_special_tokens([AddedToken(end, special=True, normalized=False)])
+    built.save(str(folder / "tokenizer.json"))
+    settings: dict[str, Any] = {
+        "tokenizer_class": "GPT2Tokenizer" if kind == "gpt2" else "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    }
+    if end:
+        settings |= {"bos_token": end, "eos_token": end}
+    if kind == "gpt2":
+        settings["unk_token"] = end
+    write_json_whole(folder / "tokenizer_config.json", settings)
+    write_json_whole(folder / SPEC_FILE, tokenizer.spec)
+
+
+def _gpt2(tokenizer: Tokenizer, folder: Path) -> Any:
+    from tokenizers import models
+
+    place_gpt2_files()
+    shutil.copyfile(gpt2_cache_file("encoder.json"), folder / "vocab.json")
+    shutil.copyfile(gpt2_cache_file("vocab.bpe"), folder / "merges.txt")
+    return _byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")), split=True)
+
+
+def _byte(tokenizer: Tokenizer, folder: Path) -> Any:
+    from tokenizers import models, pre_tokenizers
+
+    # ByteLevel writes byte b as a printable character: itself where it is one, else the next from U+0100 on
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    shown = {byte: chr(byte) for byte in plain} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+    assert set(shown.values()) == set(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {shown[byte]: byte for byte in range(256)} | {END_OF_TEXT: 256}
+    return _byte_level(models.BPE(vocabulary, []), split=False)
+
+
+def _byte_level(model: Any, *, split: bool) -> Any:
+    from tokenizers import Tokenizer as Built
+    from tokenizers import decoders, pre_tokenizers
+
+    built = Built(model)
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+    built.decoder = decoders.ByteLevel()
+    return built
+
+
+def _char(tokenizer: Tokenizer, folder: Path) -> Any:
+    from tokenizers import Tokenizer as Built
+    from tokenizers import decoders, models
+
+    vocabulary = {symbol: number for number, symbol in enumerate(tokenizer.spec["symbols"])}
+    if tokenizer.end_of_text_id is not None:
+        vocabulary[END_OF_TEXT] = tokenizer.end_of_text_id
+    built = Built(models.BPE(vocabulary, []))
+    built.decoder = decoders.Fuse()
+    return built
+
+
+def recognise_tokenizer(folder: Path) -> Tokenizer | None:
+    """The tokenizer of a Hugging Face folder, if it is one that Longhaul has: exported by it, or GPT-2's."""
+    if (folder / SPEC_FILE).is_file():
+        return load_tokenizer(json.loads((folder / SPEC_FILE).read_text()))
+    for name, keys in (("vocab.json", []), ("tokenizer.json", ["model", "vocab"])):
+        if (folder / name).is_file():
+            vocabulary = json.loads((folder / name).read_text(encoding="utf-8"))
+            for key in keys:
+                vocabulary = vocabulary[key]
+            place_gpt2_files()
+            expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
+            if isinstance(vocabulary, dict) and {END_OF_TEXT: expected[END_OF_TEXT]} | vocabulary == expected:
+                return load_tokenizer("gpt2")
+    return None

@@ -1,0 +1,243 @@
+"""Export and import against the real classes of `transformers`, on a random grid of configurations for each."""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from data_prep.tokenization import END_OF_TEXT, CharTokenizer, load_tokenizer
+from eval import export_hf, import_hf
+from eval.hugging_face import GPT2, LLAMA, MISTRAL, STARCODER2, home_of, to_config, to_tensors
+from eval.tokenizer_files import recognise_tokenizer, write_tokenizer_files
+from model.config import PRESETS
+from model.weights import load_model
+from tests.eval.checkpoints import write_checkpoint
+from tests.model.small import small_config, small_model
+
+transformers = pytest.importorskip("transformers")
+
+PROJECT = Path(__file__).resolve().parents[2]
+CLASSES = [GPT2, STARCODER2, LLAMA, MISTRAL]
+
+
+def call(script, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+    assert script.main() == 0
+
+
+def random_options(home, seed):
+    choose = random.Random(f"{home}{seed}")
+    heads, size = choose.choice([1, 2, 4, 6]), choose.choice([4, 8, 16])
+    options: dict[str, Any] = {
+        "block_size": choose.randint(8, 40),
+        "vocab_multiple": choose.choice([1, 16, 128]),
+        "n_layer": choose.randint(1, 3),
+        "n_head": heads,
+        "n_embd": heads * size,
+        "norm_eps": choose.choice([1e-5, 1e-6]),
+        "mlp_hidden": choose.choice([None, 24, 40]),
+        "tie_weights": choose.random() < 0.5,
+        "bias": choose.random() < 0.5,
+        "dropout": choose.choice([0.0, 0.1]),
+    }
+    if home == GPT2:
+        return options | {"mlp": choose.choice(["gelu", "gelu_exact", "relu2"])}
+    options |= {"position": "rope", "rope_base": choose.choice([100.0, 10000.0, 500000.0])}
+    options["n_kv_head"] = choose.choice([None, *(d for d in (1, 2, 3, 4) if heads % d == 0)])
+    if home == STARCODER2:
+        window = choose.choice([None, 1, 5])
+        return options | {"mlp": choose.choice(["gelu", "gelu_exact", "relu2"]), "window": window}
+    options |= {"norm": "rmsnorm", "mlp": "swiglu"}
+    return options if home == LLAMA else options | {"bias": False, "window": choose.choice([1, 3, 7])}
+
+
+def plain(config):
+    """With every default written out."""
+    return dataclasses.replace(config, n_kv_head=config.kv_heads, mlp_hidden=config.hidden_size)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("home", CLASSES)
+def test_exported_logits_are_equal_and_the_round_trip_exact(home, seed, tmp_path, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path, noise=0.3, seed=seed, **random_options(home, seed))
+    model = load_model(checkpoint)
+    call(export_hf, monkeypatch, checkpoint, tmp_path / "hf")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert type(theirs).__name__ == home
+    tokens = torch.randint(0, 257, (2, model.config.block_size), generator=torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        got, expected = theirs(tokens).logits, model(tokens)[..., :257]
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+    call(import_hf, monkeypatch, tmp_path / "hf", tmp_path / "back")
+    back = load_model(tmp_path / "back", verify_hashes=True)
+    assert plain(back.config) == plain(model.config)
+    for name, parameter in model.named_parameters():
+        rows = 257 if name in ("wte.weight", "lm_head.weight") else len(parameter)
+        assert torch.equal(back.get_parameter(name)[:rows], parameter[:rows]), name
+
+
+THEIR_CONFIGS: dict[str, dict[str, Any]] = {
+    GPT2: {"n_embd": 24, "n_layer": 2, "n_head": 3, "n_positions": 20},
+    STARCODER2: {"use_bias": False, "sliding_window": 4, "norm_epsilon": 1e-6},
+    LLAMA: {"attention_bias": True, "rope_theta": 5000.0},
+    MISTRAL: {"sliding_window": None},
+}
+SHARED: dict[str, Any] = {
+    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "intermediate_size": 40, "max_position_embeddings": 20, "bos_token_id": 256, "eos_token_id": 256,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("home", CLASSES)
+def test_models_that_transformers_made_come_in_with_equal_logits(home, tmp_path, monkeypatch):
+    own = getattr(transformers, home)
+    theirs = own(own.config_class(vocab_size=257, **(SHARED if home != GPT2 else {}), **THEIR_CONFIGS[home])).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.2)
+    theirs.save_pretrained(tmp_path / "hf")
+    call(import_hf, monkeypatch, tmp_path / "hf", tmp_path / "in", "--tokenizer", "byte")
+    model = load_model(tmp_path / "in")
+    tokens = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        got, expected = model(tokens)[..., :257], theirs(tokens).logits
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    if home not in (MISTRAL, LLAMA):  # a Mistral without a window goes home as a Llama, half the biases as all
+        exported = to_tensors(model.config, dict(model.named_parameters()))
+        for name, tensor in load_file(tmp_path / "hf" / "model.safetensors").items():
+            assert torch.equal(exported[name], tensor), name
+
+
+def test_files_as_openai_published_them(tmp_path, monkeypatch):
+    """No prefix, the causal mask beside the weights, a short config.json, GPT-2's two vocabulary files."""
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=12)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    names = {name.removeprefix("transformer."): tensor.clone() for name, tensor in theirs.state_dict().items()}
+    del names["lm_head.weight"]
+    names["h.0.attn.bias"] = torch.ones(1, 1, 12, 12).tril()
+    names["h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    source = tmp_path / "gpt2"
+    source.mkdir()
+    save_file(names, source / "model.safetensors")
+    short = {"architectures": [GPT2], "model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_ctx": 12}
+    (source / "config.json").write_text(json.dumps({**short, "n_positions": 12, "vocab_size": 50257}))
+    write_tokenizer_files(load_tokenizer("gpt2"), tmp_path, 12)
+    (tmp_path / "vocab.json").rename(source / "vocab.json")
+    call(import_hf, monkeypatch, source, tmp_path / "in")
+    model = load_model(tmp_path / "in")
+    tokens = torch.randint(0, 50257, (1, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens)[..., :50257], theirs(tokens).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", ["124m", "355m", "774m", "1p3b"])
+def test_presets_have_a_home(size):
+    assert home_of(PRESETS[f"gpt2-{size}"]) == GPT2
+    assert home_of(PRESETS[f"llama-{size}"]) == LLAMA
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"attention": "differential"}, "differential"),
+        ({"qk_norm": True}, "QK-norm"),
+        ({"position": "rope", "window": 4, "window_pattern": "SL"}, "window_pattern"),
+        ({"n_kv_head": 2}, "n_kv_head"),
+        ({"window": 4}, "window"),
+        ({"norm": "rmsnorm"}, "RMSNorm"),
+        ({"mlp": "swiglu"}, "SwiGLU"),
+        ({"position": "rope", "mlp": "swiglu"}, "SwiGLU"),
+        ({"position": "rope", "norm": "rmsnorm", "mlp": "relu2"}, "relu2"),
+        ({"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "window": 4}, "biases"),
+    ],
+)
+def test_what_has_no_home_is_refused_by_name(options, names):
+    with pytest.raises(UserError, match=names):
+        home_of(small_config(**options))
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [load_tokenizer("gpt2"), load_tokenizer("byte"), CharTokenizer("añ \n😀"), CharTokenizer("ab", end_of_text=True)],
+    ids=["gpt2", "byte", "char", "char with end"],
+)
+def test_tokenizers_read_the_same_in_transformers(tokenizer, tmp_path):
+    write_tokenizer_files(tokenizer, tmp_path, 64)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    symbols = tokenizer.spec.get("symbols", "Hello  world,\n\n\tit's 1234 naïve 日本語 😀 ﬁ \u00a0 e\u0301")
+    for text in (symbols, symbols[::-1], symbols * 3):
+        ids = tokenizer.encode(text).tolist()
+        assert theirs.encode(text, add_special_tokens=False) == ids
+        assert theirs.decode(ids) == text
+    if tokenizer.end_of_text_id is not None:
+        assert theirs.convert_tokens_to_ids(END_OF_TEXT) == theirs.eos_token_id == tokenizer.end_of_text_id
+    assert recognise_tokenizer(tmp_path).spec == tokenizer.spec
+
+
+def test_gpt2_is_recognised_in_files_that_transformers_saved(tmp_path):
+    write_tokenizer_files(load_tokenizer("gpt2"), tmp_path / ".", 64)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
+    assert recognise_tokenizer(tmp_path / "saved").spec["kind"] == "gpt2"
+    assert recognise_tokenizer(tmp_path / "nothing") is None
+
+
+def test_an_export_that_differs_is_not_published(tmp_path, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path, noise=0.3)
+    honest = to_config
+
+    def with_another_activation(*arguments):
+        return honest(*arguments) | {"activation_function": "gelu"}
+
+    monkeypatch.setattr(export_hf, "to_config", with_another_activation)
+    monkeypatch.setattr(sys, "argv", ["script", str(checkpoint), str(tmp_path / "hf")])
+    with pytest.raises(UserError, match="other logits"):
+        export_hf.main()
+    assert not list(tmp_path.glob("*hf*"))
+
+
+def test_folders_in_the_way_and_foreign_models_are_refused(tmp_path, monkeypatch):
+    checkpoint = write_checkpoint(tmp_path)
+    for script, source in ((export_hf, checkpoint), (import_hf, tmp_path)):
+        monkeypatch.setattr(sys, "argv", ["script", str(source), str(checkpoint)])
+        with pytest.raises(UserError, match="already there"):
+            script.main()
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    save_file({"a": torch.zeros(1)}, foreign / "model.safetensors")
+    plain_gpt2 = to_config(small_config(), None)
+    for change, names in (
+        ({"architectures": ["BloomForCausalLM"]}, "Bloom"),
+        ({"activation_function": "relu"}, "relu"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+    ):
+        (foreign / "config.json").write_text(json.dumps(plain_gpt2 | change))
+        monkeypatch.setattr(sys, "argv", ["script", str(foreign), str(tmp_path / "in"), "--tokenizer", "byte"])
+        with pytest.raises(UserError, match=names):
+            import_hf.main()
+
+
+def test_transformers_is_imported_only_where_it_is_used():
+    code = (
+        "import sys, eval.export_hf, eval.import_hf, eval.generate; "
+        "sys.exit(bool({'transformers', 'tokenizers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120).returncode == 0
+
+
+def test_tensors_are_a_copy_of_the_model_cropped_to_the_vocabulary():
+    model = small_model(vocab_size=61, vocab_multiple=16)
+    tensors = to_tensors(model.config, dict(model.named_parameters()))
+    assert tensors["transformer.wte.weight"].shape == (61, 32)
+    assert "lm_head.weight" not in tensors
