@@ -39,7 +39,7 @@ DOCUMENT_CHARACTERS = 4_700  # FineWeb-Edu's mean
 ROW_GROUP = 1_000
 FILE_DOCUMENTS = 10_000
 CEILING_DOCUMENTS = 4_000
-SAMPLE_SECONDS = 0.05
+SAMPLE_SECONDS = 0.25
 
 
 def parse_arguments() -> argparse.Namespace:

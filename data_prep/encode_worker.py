@@ -3,7 +3,10 @@
 Tokens leave as raw arrays (2 bytes each), never as lists; text never crosses a process border.
 """
 
+import os
+import queue
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,6 +21,7 @@ from data_prep.preparation import chosen_for_validation
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
 PART_TOKENS = 1 << 20  # what a worker sends at once, about
+OUTBOX_PARTS = 6  # encoded and not yet taken by the parent: some seconds of work
 ENCODING_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, UserError, pa.ArrowException)  # damaged input
 
 
@@ -127,20 +131,33 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
         to_close.close()
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    try:
-        tokenizer, reader = load_tokenizer(spec), UnitReader()
-        while True:
+    outbox: queue.Queue[Part | str | None] = queue.Queue(OUTBOX_PARTS)
+    threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
+    tokenizer, reader = load_tokenizer(spec), UnitReader()
+    while True:
+        try:
             work: Work = connection.recv()
-            try:
-                for part in encode(work, tokenizer, reader, progress, slot):
-                    connection.send((part.rows, part.counts, part.text_bytes))
-                    connection.send_bytes(part.tokens.data.cast("B"))
-            except ConnectionError:
-                raise
-            except ENCODING_ERRORS as error:
-                connection.send(f"{type(error).__name__}: {error}")
+        except (EOFError, OSError):
+            return
+        try:
+            for part in encode(work, tokenizer, reader, progress, slot):
+                outbox.put(part)
+        except ENCODING_ERRORS as error:
+            outbox.put(f"{type(error).__name__}: {error}")
+        else:
+            outbox.put(None)
+        pa.default_memory_pool().release_unused()
+
+
+def _send_all(connection: Connection, outbox: "queue.Queue[Part | str | None]") -> None:
+    """Send what lies in the outbox, so that encoding goes on while the parent waits for the disk."""
+    try:
+        while True:
+            message = outbox.get()
+            if isinstance(message, Part):
+                connection.send((message.rows, message.counts, message.text_bytes))
+                connection.send_bytes(message.tokens.data.cast("B"))
             else:
-                connection.send(None)
-            pa.default_memory_pool().release_unused()
-    except (EOFError, ConnectionError):
-        return
+                connection.send(message)
+    except OSError:  # the parent is gone
+        os._exit(0)
