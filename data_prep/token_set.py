@@ -18,14 +18,13 @@ from common.publish import sha256_file
 from data_prep.manifest import Manifest, Shard
 from data_prep.tokenization import Ids
 
-PAGE_IN_BYTES = 64 << 10  # what a read of a few bytes can make resident (the kernel maps neighbours along)
-RESIDENT_BYTES = 128 << 20  # mapped pages are handed back after about this much
+HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make so much resident: kernels map a cached folio as a whole
 
 
 class TokenStream:
     """One split as a stream: `len(stream)` tokens, `read(start, stop)` across file borders.
 
-    Every file is opened once, here. Pages are handed back as reading goes on, so resident memory stays bounded while
+    Every file is opened once, here. Pages are handed back after every read, so that resident memory does not grow while
     the operating system's cache keeps what it can.
     """
 
@@ -38,7 +37,6 @@ class TokenStream:
         self._ends = list(itertools.accumulate(shard.tokens for shard in shards))  # first token after each shard
         _allow_open_files(len(shards))
         self._maps = [_map_file(path) for path in self._paths]
-        self._paged_bytes = 0
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -55,9 +53,10 @@ class TokenStream:
         while position < stop:
             shard_start = self._ends[index] - self._sizes[index] // self.dtype.itemsize
             end = min(stop, self._ends[index])
-            out[position - start : end - start] = self._tokens(index)[position - shard_start : end - shard_start]
+            part = slice(position - shard_start, end - shard_start)
+            out[position - start : end - start] = self._tokens(index)[part]
+            self._hand_back_pages(index, part)
             position, index = end, index + 1
-        self._hand_back_pages(out.nbytes)
         return out
 
     def _tokens(self, index: int) -> Ids:
@@ -66,13 +65,13 @@ class TokenStream:
             raise UserError(f"{self._paths[index]} changed while it was read: run data_prep/verify.py on its folder")
         return np.frombuffer(mapped, dtype=self.dtype)
 
-    def _hand_back_pages(self, read_bytes: int) -> None:
-        self._paged_bytes += read_bytes + PAGE_IN_BYTES
-        if self._paged_bytes < RESIDENT_BYTES or not hasattr(mmap, "MADV_DONTNEED"):
+    def _hand_back_pages(self, index: int, part: slice) -> None:
+        """Take what was just read out of this process's memory; it stays in the operating system's cache."""
+        if not hasattr(mmap, "MADV_DONTNEED"):  # Windows, and macOS before Python knows it
             return
-        for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)
-        self._paged_bytes = 0
+        start = part.start * self.dtype.itemsize // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        stop = min(self._sizes[index], part.stop * self.dtype.itemsize + HUGE_PAGE_BYTES)
+        self._maps[index].madvise(mmap.MADV_DONTNEED, start, stop - start)
 
 
 class TokenSet:

@@ -23,7 +23,7 @@ def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any
     return [f"run {folder.path}, {config.run.max_steps:,} steps", *ranks, *reasons]
 
 
-def describe_model(config: Config, plan: BatchPlan) -> list[str]:
+def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:
     """Size of the model, how the batch is cut up, and the memory this takes on a rank."""
     architecture = config.model.architecture()
     estimate = memory_estimate(
@@ -31,6 +31,8 @@ def describe_model(config: Config, plan: BatchPlan) -> list[str]:
         micro_batch=plan.micro_batch,
         dtype=cast(Dtype, config.run.dtype),
         recompute_every=recompute_every(config),
+        recompute_norms=config.recompute.norms,
+        device_type=device_type,
     )
     return [
         f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "

@@ -30,6 +30,7 @@ class Validator:
     micro_batch: int
     dtype: Dtype
     recorder: Recorder
+    split_documents_at: int | None = None
     latest: float | None = None
 
     def warm_up(self) -> None:
@@ -65,6 +66,7 @@ class Validator:
             window_count=window_count,
             micro_batch=self.micro_batch,
             dtype=self.dtype,
+            split_documents_at=self.split_documents_at,
         )
 
 

@@ -41,7 +41,7 @@ def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tu
     free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
     architecture = config.model.architecture()
     if config.recompute.mode == "auto":
-        fits = _fits(architecture, _least_micro_batch(config), dtype, 0, free)
+        fits = _fits(architecture, _least_micro_batch(config), dtype, 0, free, ranks.device.type)
         mode: Literal["none", "full"] = "none" if fits else "full"
         config = replace(config, recompute=replace(config.recompute, mode=mode))
         reasons.append(f"recompute {mode}: {format_bytes(free)} are free")
@@ -93,8 +93,10 @@ def _least_micro_batch(config: Config) -> int:
     return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
 
 
-def _fits(architecture: ModelConfig, micro_batch: int, dtype: Dtype, every: int, free: int) -> bool:
-    estimate = memory_estimate(architecture, micro_batch=micro_batch, dtype=dtype, recompute_every=every)
+def _fits(architecture: ModelConfig, micro_batch: int, dtype: Dtype, every: int, free: int, device_type: str) -> bool:
+    estimate = memory_estimate(
+        architecture, micro_batch=micro_batch, dtype=dtype, recompute_every=every, device_type=device_type
+    )
     return estimate.total <= MEMORY_SHARE * free
 
 
@@ -104,7 +106,7 @@ def _choose_micro_batch(config: Config, architecture: ModelConfig, dtype: Dtype,
     size = CPU_MICRO_BATCH if ranks.device.type == "cpu" else config.batch.tokens_per_step // config.model.block_size
     while True:
         size = largest_micro_batch(config.batch.tokens_per_step, config.model.block_size, ranks.world_size, size)
-        if _fits(architecture, size, dtype, every, free):
+        if _fits(architecture, size, dtype, every, free, ranks.device.type):
             return size
         if size == 1:
             raise UserError(

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data_prep.windows import Windows
+from data_prep.windows import Windows, document_ids
 from train.batch import BatchPlan
 from train.order import windows_at
 
@@ -24,6 +24,7 @@ class StepBatch:
 
     tokens: Tensor  # (A, M, T) int64
     targets: Tensor  # (A, M, T) int64, the tokens that follow
+    document_ids: Tensor | None  # (A, M, T) int64, where attention is to stay inside documents
     windows: npt.NDArray[np.int64]  # (A, M): which window of the split each sequence is
     target_count: int  # of this rank
 
@@ -31,8 +32,19 @@ class StepBatch:
 class StepLoader:
     """Whole optimizer steps of one rank."""
 
-    def __init__(self, windows: Windows, plan: BatchPlan, *, rank: int, seed: int, pin_memory: bool = False) -> None:
+    def __init__(
+        self,
+        windows: Windows,
+        plan: BatchPlan,
+        *,
+        rank: int,
+        seed: int,
+        split_documents_at: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        """Args: split_documents_at: the end-of-text id, where steps shall carry document ids."""
         assert windows.count > 0
+        self._split_documents_at = split_documents_at
         self.windows = windows
         self.plan = plan
         self._seed = seed
@@ -45,12 +57,17 @@ class StepLoader:
         """This rank's share of the step that follows `sequences_consumed` sequences."""
         plan = self.plan
         windows = windows_at(sequences_consumed, plan.sequences, self.windows.count, self._seed)[self._mine]
-        tokens = torch.from_numpy(self.windows.read(windows))
-        tokens = tokens.view(plan.accumulation, plan.micro_batch, -1)  # (A, M, T+1)
-        inputs, targets = tokens[..., :-1].contiguous(), tokens[..., 1:].contiguous()
-        if self._pin_memory:
-            inputs, targets = inputs.pin_memory(), targets.pin_memory()
-        return StepBatch(inputs, targets, windows.reshape(plan.accumulation, plan.micro_batch), targets.numel())
+        tokens = self.windows.read(windows).reshape(plan.accumulation, plan.micro_batch, -1)  # (A, M, T+1)
+        inputs, targets = self._tensor(tokens[..., :-1]), self._tensor(tokens[..., 1:])
+        documents = None
+        if self._split_documents_at is not None:
+            documents = self._tensor(document_ids(tokens[..., :-1], self._split_documents_at))
+        of_window = windows.reshape(plan.accumulation, plan.micro_batch)
+        return StepBatch(inputs, targets, documents, of_window, targets.numel())
+
+    def _tensor(self, values: npt.NDArray[np.int64]) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        return tensor.pin_memory() if self._pin_memory else tensor
 
     def steps(self, sequences_consumed: int, *, read_ahead: int = 2) -> Generator[StepBatch]:
         """Steps from there on without end, read ahead by a thread that ends with the iterator."""

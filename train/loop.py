@@ -135,7 +135,7 @@ class TrainingLoop:
 
     def _warm_up(self) -> None:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
-        self.stepper.warm_up(self.config.model.block_size)
+        self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.document_mask)
         self.validator.warm_up()
         self.ranks.barrier()
 

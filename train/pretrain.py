@@ -45,6 +45,7 @@ from train.provenance import describe_rank, record_start
 from train.recorder import Recorder
 from train.resume import changed_fields, check_same_run, choose_checkpoint
 from train.retention import CheckpointKeeper, sweep_leftovers
+from train.staging import stage
 from train.step import NonFiniteLoss, Stepper
 from train.stopping import StopRequest
 from train.wandb_mirror import WandbMirror
@@ -65,6 +66,8 @@ def main() -> int:
     threads = share_threads(ranks.local_world_size)
     if config.data.verify == "full":
         agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
+    if config.data.stage_to is not None:
+        tokens = stage(tokens, Path(config.data.stage_to), ranks)
     stop = StopRequest(folder, watch_file=ranks.is_first)
     with stop.listening():
         status = pretrain(config, options, folder, tokens, ranks, threads, stop)
@@ -91,6 +94,8 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
                 f"{tokens.folder} has {found:,} tokens in its {split} split, one step needs {needed:,}: "
                 f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
             )
+    if config.data.document_mask and tokens.tokenizer_spec["end_of_text_id"] is None:
+        raise UserError(f"data.document_mask needs documents, but {tokens.folder} marks no end of text: leave it out")
     return replace(config, model=replace(config.model, vocab_size=vocab_size))
 
 
@@ -117,7 +122,7 @@ def pretrain(
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=first_step, line_every=config.log.every_steps)
     for line in [
         *describe_run(folder, config, machines, reasons),
-        *describe_model(config, plan),
+        *describe_model(config, plan, ranks.device.type),
         *describe_data(config, tokens),
         *(f"passed over: {complaint}" for complaint in complaints),
         f"going on after step {first_step} from {checkpoint}" if checkpoint else "starting from scratch",
@@ -150,6 +155,7 @@ def build_model(config: Config, ranks: Ranks) -> GPT:
     model.to_empty(device=ranks.device)
     initialise(model, config.run.seed)
     model.recompute_every = recompute_every(config)
+    model.recompute_norms = config.recompute.norms
     if config.run.compile:
         compile_blocks(model)
     return model
@@ -175,7 +181,8 @@ def compose(
     on_gpu = ranks.device.type == "cuda"
     train, val = (Windows(tokens.split(split), length) for split in ("train", "val"))
     window_count = min(val.count, max(1, config.eval.tokens // length))
-    validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder)
+    border = tokens.tokenizer_spec["end_of_text_id"] if config.data.document_mask else None
+    validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder, border)
     keeper = CheckpointKeeper(
         folder.checkpoints,
         CheckpointWriter(folder.checkpoints, ranks, model, optimizer),
@@ -196,7 +203,7 @@ def compose(
         model=model,
         optimizer=optimizer,
         stepper=stepper,
-        loader=StepLoader(train, plan, rank=ranks.rank, seed=seed, pin_memory=on_gpu),
+        loader=StepLoader(train, plan, rank=ranks.rank, seed=seed, split_documents_at=border, pin_memory=on_gpu),
         validator=validator,
         samples=SampleWriter(model, tokenizer, config.eval, ranks, seed, recorder),
         keeper=keeper,

@@ -11,11 +11,16 @@ class DataConfig:
     Args:
         path: folder of a token set (manifest.json and shards). A relative path is looked for in the working directory,
             then in the project.
-        verify: check at the start the shards' sizes, or also their SHA-256 (full).
+        verify: check at the start the shards' sizes, or also their SHA-256 (full; reads all of the data once).
+        stage_to: a folder on a disk of every node's own, to which the shards are copied and verified before the first
+            step; where that fails the run reads them where they are, and says so.
+        document_mask: keep attention inside documents; without it a window is one text, whatever documents it holds.
     """
 
     path: str = "data/fineweb-edu"
     verify: Literal["size", "full"] = "size"
+    stage_to: str | None = None
+    document_mask: bool = False
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,12 @@ class RecomputeConfig:
         mode: none, full (every block), every (every `every_blocks`-th block), or auto: none where the estimated memory
             allows, else full.
         every_blocks: with mode every, how many blocks lie from one recomputed block to the next.
+        norms: in blocks that are kept, recompute each norm together with the projection after it.
     """
 
     mode: Literal["auto", "none", "full", "every"] = "auto"
     every_blocks: int = 2
+    norms: bool = False
 
     def __post_init__(self) -> None:
         if self.every_blocks < 1:

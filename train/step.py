@@ -54,10 +54,11 @@ class Stepper:
         self._parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == "fp16")
 
-    def warm_up(self, block_size: int) -> None:
+    def warm_up(self, block_size: int, *, document_mask: bool = False) -> None:
         """Go through a discarded step in the shapes of training: see `Parallel.warm_up`."""
         shape = (self._plan.micro_batch, block_size)
-        self._parallel.warm_up(torch.zeros(shape, dtype=torch.int64, device=self._ranks.device), self._optimizer)
+        tokens = torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
+        self._parallel.warm_up(tokens, tokens if document_mask else None, self._optimizer)
 
     def __call__(self, batch: StepBatch, step: int) -> StepResult:
         """Learn from one step's batch.
@@ -86,9 +87,11 @@ class Stepper:
         last = len(batch.tokens) - 1
         for index, (tokens, targets) in enumerate(zip(batch.tokens, batch.targets, strict=True)):
             self._seed_dropout(step, index)
+            documents = None if batch.document_ids is None else batch.document_ids[index]
             loss_sum += self._parallel.backward(
                 tokens.to(device, non_blocking=True),  # (M, T)
                 targets.to(device, non_blocking=True),  # (M, T)
+                None if documents is None else documents.to(device, non_blocking=True),  # (M, T)
                 scale=scale,
                 last=index == last,
             )

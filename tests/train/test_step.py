@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +71,7 @@ def one_step(data: Path, world_size: int, micro_batch: int) -> tuple[float, floa
     parts = Parts(data, world_size, micro_batch)
     rounds = 0
 
-    def count(state: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    def count(state: object, bucket) -> torch.futures.Future[Tensor]:
         nonlocal rounds
         rounds += 1
         summed = dist.all_reduce(bucket.buffer().div_(world_size), async_op=True).get_future()
