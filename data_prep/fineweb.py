@@ -32,7 +32,7 @@ TOKENS_PER_INPUT_BYTE = 0.36
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_output_options(parser, "fineweb")
+    add_output_options(parser, "fineweb-edu")
     source = parser.add_argument_group("source")
     source.add_argument("--source", type=Path, help="folder of parquet files to read instead of the hub's")
     source.add_argument("--repo", default=REPOSITORY, help=f"data set on the hub (default: {REPOSITORY})")
