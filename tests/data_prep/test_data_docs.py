@@ -73,4 +73,4 @@ def test_every_command_of_the_data_page_works(tmp_path):
             assert "Traceback" not in done.stderr
     made = {path.parent.name: TokenSet.open(path.parent) for path in (tmp_path / "data").glob("*/manifest.json")}
     assert len(made) >= 6
-    assert made["fineweb"].manifest.val_sha256 == made["fineweb-local"].manifest.val_sha256
+    assert made["fineweb-edu"].manifest.val_sha256 == made["fineweb-edu-local"].manifest.val_sha256

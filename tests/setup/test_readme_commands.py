@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.tokenization import ByteTokenizer
+from tests.helpers.parquet_files import make_source
 from tests.helpers.token_sets import make_token_set
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,7 @@ PATIENCE_SECONDS = 240
 
 SMALL_DEMO = "--run.max_steps 60 --eval.every_steps 30 --eval.tokens 2048 --eval.sample_tokens 4"
 FEW_STEPS = "--run.max_steps 4 --eval.tokens 256 --eval.sample_tokens 2"
+LITTLE_DATA = "--source parquet --shard-tokens 10K --val-tokens 1000 --workers 0"
 # A command of README.md: what is put at its end, for the clone of this test. Its .venv is the one that runs the tests.
 OVERRIDES = {
     "make demo": f'-o environment DEMO_OPTIONS="{SMALL_DEMO}"',
@@ -32,6 +34,12 @@ OVERRIDES = {
     ),
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --run.name faster --optim.lr 6e-3": FEW_STEPS,
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --optim.lr 6e-3 --print_config": "",
+    ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml "
+    "--config train/configs/architectures/llama.yaml": FEW_STEPS,
+    ".venv/bin/python data_prep/fineweb.py --dry-run": LITTLE_DATA,
+    ".venv/bin/python data_prep/fineweb.py": LITTLE_DATA,
+    ".venv/bin/python data_prep/verify.py data/fineweb-edu": "",
+    ".venv/bin/python data_prep/inspect_shards.py data/fineweb-edu --plot": "",
     ".venv/bin/python eval/plot_loss.py runs/smoke": "",
     ".venv/bin/python eval/summary.py runs/smoke --json runs/smoke/report/summary.json": "",
     ".venv/bin/python data_prep/verify.py data/docstrings": "",
@@ -55,6 +63,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = root / "data" / "docstrings"
     made = make_token_set(corpus, train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
     replace(made.manifest, source={"name": "docstrings"}).write(corpus)
+    make_source(root / "parquet", files=2, documents=200, row_group=50)
     return root
 
 
