@@ -102,7 +102,6 @@ class Decoding:
         ]
         self._prompts = prompts
         self._live = list(range(len(self.rows)))  # rows of the cache and of the logits, in their order
-        self._starts: list[int] = []
         self._cache: KVCache | None = None
 
     def finish(self, row: int, why: str = STOPPED) -> None:
@@ -166,20 +165,15 @@ class Decoding:
             rows = torch.tensor([row.prompt for row in self.rows], device=self._device)
             self._cache = self._cache.select(rows)
             logits = logits[rows]
-        self._starts = [self._start_of(row.tokens) for row in self.rows]
         return logits
 
     def _advance(self, tokens: Tensor) -> Tensor:
         """The live rows' next (B, V) logits after the (B, 1) tokens they just chose."""
         assert self._cache is not None
-        texts = [self.rows[index].tokens for index in self._live]
-        starts = [self._start_of(text) for text in texts]
-        # a cache counts its longest row ever: when that one has left, a new cache has room again
-        fits = self._cache.has_room(1) and (self._endless or self._cache.longest < self._model.config.block_size)
-        if starts == self._starts and fits:
+        if self._cache.has_room(1) and (self._endless or self._cache.longest < self._model.config.block_size):
             return self._model.next_logits(tokens, self._cache)
-        self._starts = starts
-        return self._prefill(texts)
+        # full: a text slides, or the longest row has left and a new cache has room for the others
+        return self._prefill([self.rows[index].tokens for index in self._live])
 
     def _prefill(self, texts: list[list[int]]) -> Tensor:
         """A new cache of what these texts still see: (B, V) logits."""
@@ -205,7 +199,6 @@ class Decoding:
         assert self._cache is not None
         places = torch.tensor(kept, device=self._device)
         self._live = [self._live[place] for place in kept]
-        self._starts = [self._starts[place] for place in kept]
         self._cache = self._cache.select(places)
         return tokens[places], None if seen is None else seen[places]
 
