@@ -49,7 +49,9 @@ class KVCache:
         chosen = object.__new__(KVCache)
         chosen.__dict__.update(self.__dict__)
         chosen.batch = len(rows)
-        chosen.lengths = None if self.lengths is None else self.lengths[rows.to(self.lengths.device)]
+        if self.lengths is not None:
+            chosen.lengths = self.lengths[rows.to(self.lengths.device)]
+            chosen.longest = int(chosen.lengths.max())
         for name in ("_keys", "_values"):
             tensors = getattr(self, name)
             setattr(chosen, name, [None if x is None else x.index_select(0, rows.to(x.device)) for x in tensors])

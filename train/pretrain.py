@@ -105,7 +105,7 @@ def pretrain(
     """Begin a run or go on with it; return the exit status. All ranks call."""
     checkpoint, complaints = agreed(ranks, lambda: choose_checkpoint(options.resume, folder))
     manifest = read_checkpoint_manifest(checkpoint) if checkpoint else None
-    config, reasons = resolve(config, manifest["config"] if manifest else None, ranks)
+    config, reasons = resolve(config, manifest.get("config") if manifest else None, ranks)
     if checkpoint:
         check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change)
     plan = plan_batch(
@@ -126,7 +126,7 @@ def pretrain(
         *describe_data(config, tokens),
         *(f"passed over: {complaint}" for complaint in complaints),
         f"going on after step {first_step} from {checkpoint}" if checkpoint else "starting from scratch",
-        *(changed_fields(manifest["config"], as_dict(config)) if manifest else []),
+        *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
     ]:
         recorder.say(line)
     if config.log.wandb and ranks.is_first:
@@ -135,7 +135,8 @@ def pretrain(
     progress = Progress()
     if checkpoint and manifest:
         progress = load_training_state(checkpoint, loop.model, loop.optimizer)
-        loop.stepper.scaler.load_state_dict(manifest["scaler"])
+        if manifest.get("scaler"):
+            loop.stepper.scaler.load_state_dict(manifest["scaler"])
     return run_to_the_end(loop, progress)
 
 

@@ -47,15 +47,16 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
     Raises UserError naming the first field that differs.
     """
     manifest = read_checkpoint_manifest(checkpoint)
-    before, now = _flat(manifest["config"]), _flat(config)
+    # an imported checkpoint says of itself only what model it is
+    before, now = _flat(manifest.get("config") or {"model": manifest["model"]}), _flat(config)
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
     for name in [*fixed, *FIXED_FIELDS]:
-        if name not in allowed and before.get(name) != now.get(name):
+        if name in before and name not in allowed and before[name] != now.get(name):
             raise UserError(
-                f"{checkpoint} was trained with {name} {json.dumps(before.get(name))}, this run has "
+                f"{checkpoint} was trained with {name} {json.dumps(before[name])}, this run has "
                 f"{json.dumps(now.get(name))}: put it back, or give --allow-change {name}, or another --run.name"
             )
-    if manifest["data_identity"] != data_identity and "data.path" not in allowed:
+    if manifest["data_identity"] not in (data_identity, None) and "data.path" not in allowed:
         raise UserError(
             f"{checkpoint} was trained on other data ({manifest['data_identity'][:12]}) than data.path holds "
             f"({data_identity[:12]}): put data.path back, or give --allow-change data.path, or another --run.name"

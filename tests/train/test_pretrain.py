@@ -164,3 +164,22 @@ def test_a_dead_rank_ends_the_run_with_its_name(tmp_path: Path, data: Path) -> N
     assert launcher.returncode != 0
     assert "Signal 9" in errors
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_a_checkpoint_of_weights_alone_is_trained_on(tmp_path: Path, data: Path) -> None:
+    """What eval/import_hf.py writes: step 0, no optimizer state, no configuration, no data."""
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "first", "--schedule.kind=constant"))
+    checkpoint = list_checkpoints(run_of(tmp_path, "first").checkpoints)[0][1]
+    for path in checkpoint.glob("optimizer-*"):
+        path.unlink()
+    manifest = json.loads((checkpoint / "checkpoint.json").read_text())
+    files = {name: facts for name, facts in manifest["files"].items() if name.startswith("weights-")}
+    kept = {key: manifest[key] for key in ("format_version", "model", "tokenizer")}
+    bare = kept | {"files": files, "data_identity": None, "step": 0, "tokens": 0, "sequences": 0}
+    (checkpoint / "checkpoint.json").write_text(json.dumps(bare))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "second", f"--resume={checkpoint}", "--run.max_steps=3"))
+    first, second = losses(run_of(tmp_path, "first")), losses(run_of(tmp_path, "second"))
+    assert sorted(second) == [1, 2, 3]
+    assert second[1] < first[1] - 1  # it knows what the first run learnt
+    other = train_by_path(*tiny_arguments(tmp_path, data, "third", f"--resume={checkpoint}", "--model.n_layer=3"))
+    assert "model.n_layer 2, this run has 3" in refusal(other)
