@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.checkpoint_files import (
@@ -21,11 +20,13 @@ from common.checkpoint_files import (
     FORMAT_VERSION,
     BadCheckpoint,
     checkpoint_name,
+    read_checkpoint_manifest,
     verify_checkpoint,
 )
 from common.errors import UserError
-from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder, sha256_file, write_json_whole
+from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file, write_json_whole
 from model.ranks import Ranks
+from model.weights import save_tensors
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
@@ -86,16 +87,14 @@ class CheckpointWriter:
         """
         final = self._folder / checkpoint_name(progress.step)
         temporary = self._folder / f".{final.name}{TEMPORARY_SUFFIX}"
-        if self.ranks.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.ranks.barrier()
-        shares = self.ranks.gather(self._write_share(temporary))
-        failures = [share for share in shares if isinstance(share, str)]
-        if not failures and self.ranks.is_first:
-            files = {name: entry for share in shares for name, entry in share.items()}
-            failures = self._publish(temporary, final, {"files": files, **facts, **vars(progress)})
-        failures = self.ranks.from_first(failures)
+        failures = self.ranks.from_first(_make_folder(temporary) if self.ranks.is_first else None)
+        if not failures:
+            shares = self.ranks.gather(self._write_share(temporary))
+            failures = [share for share in shares if isinstance(share, str)]
+            if not failures and self.ranks.is_first:
+                files = {name: entry for share in shares for name, entry in share.items()}
+                failures = self._publish(temporary, final, {"files": files, **facts, **vars(progress)})
+            failures = self.ranks.from_first(failures)
         if failures:
             raise UserError(f"step {progress.step} could not be saved: {failures[0]} (earlier checkpoints are intact)")
         return final
@@ -109,8 +108,7 @@ class CheckpointWriter:
         for kind, tensors in ((WEIGHTS, weights), (OPTIMIZER, state)):
             path = folder / f"{kind}-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
             try:
-                save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
-                fsync_file(path)
+                save_tensors(path, tensors)
                 entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
             except (OSError, SafetensorError) as error:
                 return f"{path}: {error}"
@@ -129,6 +127,16 @@ class CheckpointWriter:
         return []
 
 
+def _make_folder(temporary: Path) -> list[str]:
+    """Make an empty folder for a save; return what went wrong."""
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        return [f"{temporary}: {error.strerror}"]
+    return []
+
+
 def _is_whole(checkpoint: Path) -> bool:
     try:
         verify_checkpoint(checkpoint)
@@ -142,7 +150,7 @@ def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.opt
 
     Raises UserError naming the first tensor that is missing, superfluous or of another shape.
     """
-    manifest = verify_checkpoint(checkpoint, hashes=False)
+    manifest = read_checkpoint_manifest(checkpoint)
     parameters = named_parameters(model)
     _fill_weights(checkpoint, parameters)
     index = {name: number for number, name in enumerate(_names_in_optimizer_order(model, optimizer))}
@@ -192,4 +200,4 @@ def _tensors(checkpoint: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     yield name, file.get_tensor(name)
         except SafetensorError as error:
-            raise BadCheckpoint(f"{path} can't be read: {error}") from None
+            raise UserError(f"{path} can't be read: {error}") from None

@@ -43,6 +43,10 @@ OVERRIDES = {
     ".venv/bin/python eval/plot_loss.py runs/smoke": "",
     ".venv/bin/python eval/summary.py runs/smoke --json runs/smoke/report/summary.json": "",
     ".venv/bin/python data_prep/verify.py data/docstrings": "",
+    '.venv/bin/python eval/generate.py runs/demo --prompt "Return a new array with" --preset conservative '
+    "--max-tokens 40": "",
+    ".venv/bin/python eval/export_hf.py runs/demo exports/demo": "",
+    ".venv/bin/python eval/import_hf.py exports/demo exports/back": "",
 }
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="README's commands are those of Linux")
