@@ -18,6 +18,7 @@ from common.publish import sha256_file
 from data_prep.manifest import Manifest, Shard
 from data_prep.tokenization import Ids
 
+PROJECT = Path(__file__).resolve().parents[1]
 HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make so much resident: kernels map a cached folio as a whole
 
 
@@ -72,6 +73,12 @@ class TokenStream:
         start = part.start * self.dtype.itemsize // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
         stop = min(self._sizes[index], part.stop * self.dtype.itemsize + HUGE_PAGE_BYTES)
         self._maps[index].madvise(mmap.MADV_DONTNEED, start, stop - start)
+
+
+def find_token_set(path: Path | str) -> Path:
+    """A set's folder as a configuration names it: a relative path in the working directory, or else in the project."""
+    here = Path(path)
+    return here if here.is_absolute() or here.exists() else PROJECT / here
 
 
 class TokenSet:

@@ -27,9 +27,8 @@ from common.metrics_file import read_json_lines, read_metrics, record_kind
 from common.progress import format_count, format_duration
 from common.publish import write_json_whole
 from common.run_folder import RunFolder
-from data_prep.token_set import TokenSet, TokenStream
+from data_prep.token_set import TokenSet, TokenStream, find_token_set
 
-PROJECT = Path(__file__).resolve().parents[1]
 CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample
 
@@ -50,6 +49,7 @@ class Summary:
     unigram_entropy: float
     margin: float  # unigram_entropy - val_loss
     tokens_per_second: float  # median over steps
+    val_sha256: str  # of the validation split: equal hashes, comparable losses
     training_seconds: float  # in steps; without validation, saving and pauses
 
 
@@ -95,7 +95,8 @@ def summarise(folder: RunFolder) -> Summary:
     if val_loss is None:
         raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train anew")
     config = read_config(folder)
-    entropy = unigram_entropy(validation_split(config["data"]["path"]))
+    tokens = TokenSet.open(find_token_set(config["data"]["path"]))
+    entropy = unigram_entropy(tokens.split("val"))
     state = folder.read_state() or {}
     return Summary(
         run=str(folder.path),
@@ -111,6 +112,7 @@ def summarise(folder: RunFolder) -> Summary:
         margin=entropy - val_loss,
         tokens_per_second=statistics.median(record["tokens_per_second"] for record in train),
         training_seconds=training_seconds(train),
+        val_sha256=tokens.manifest.val_sha256,
     )
 
 
@@ -121,12 +123,6 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{folder.config} can't be read ({error.strerror}): is this a run's folder?") from None
     return content
-
-
-def validation_split(path: str) -> TokenStream:
-    """The validation tokens of the set that a run names: a relative path is looked for here, then in the project."""
-    here = Path(path)
-    return TokenSet.open(here if here.exists() else PROJECT / path).split("val")
 
 
 def unigram_entropy(stream: TokenStream) -> float:
@@ -152,6 +148,7 @@ def print_figures(summary: Summary) -> None:
     latest = "" if summary.val_step == summary.step else f" (at step {summary.val_step:,})"
     print(f"{summary.run}: {summary.status}, step {summary.step:,} of {summary.max_steps:,}")
     print(f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{latest}")
+    print(f"  validation set    sha256 {summary.val_sha256}")
     print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
     print(f"  margin            {summary.margin:.3f} nats")
     print(

@@ -50,4 +50,5 @@ def describe_data(config: Config, tokens: TokenSet) -> list[str]:
     return [
         f"data: {tokens.folder}, {available:,} training tokens; "
         f"the run reads {needed:,}, {needed / available:.2f} epochs",
+        f"validation set sha256 {tokens.manifest.val_sha256}",
     ]

@@ -30,6 +30,7 @@ class Validator:
     micro_batch: int
     dtype: Dtype
     recorder: Recorder
+    data_sha256: str  # of the whole validation split: equal hashes, comparable losses
     split_documents_at: int | None = None
     latest: float | None = None
 
@@ -49,6 +50,7 @@ class Validator:
             "val_loss": result.loss,
             "val_tokens": result.tokens,
             "val_seconds": seconds,
+            "val_sha256": self.data_sha256,
             "time": time.time(),
         }
         self.recorder.note(record)

@@ -130,12 +130,6 @@ def read_config(arguments: list[str] | None = None) -> tuple[Config, Options]:
     return config, Options(str(parsed.resume), list(parsed.allow_change), bool(parsed.print_config))
 
 
-def find_data(path: str) -> Path:
-    """`data.path`: as it stands, or else in the project, so that the shipped configurations work from anywhere."""
-    here = Path(path)
-    return here if here.is_absolute() or here.exists() else PROJECT / here
-
-
 def as_dict(config: Config) -> dict[str, Any]:
     return asdict(config)
 

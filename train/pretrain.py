@@ -22,7 +22,7 @@ from common.checkpoint_files import read_checkpoint_manifest
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_whole
 from common.run_folder import RunFolder
-from data_prep.token_set import TokenSet
+from data_prep.token_set import TokenSet, find_token_set
 from data_prep.tokenization import load_tokenizer
 from data_prep.windows import Windows
 from model.counts import flops_per_token, peak_flops
@@ -36,7 +36,7 @@ from train.between import SampleWriter, Validator
 from train.checkpoint import CheckpointWriter, Progress, load_training_state
 from train.choices import recompute_every, resolve, set_determinism
 from train.compilation import compile_blocks
-from train.config import Config, Options, as_dict, find_data, read_config, to_yaml
+from train.config import Config, Options, as_dict, read_config, to_yaml
 from train.loader import StepLoader
 from train.loop import TrainingLoop
 from train.optimizer import build_optimizer
@@ -59,7 +59,7 @@ def main() -> int:
     if options.print_config:
         print(to_yaml(config), end="")
         return 0
-    tokens = TokenSet.open(find_data(config.data.path))
+    tokens = TokenSet.open(find_token_set(config.data.path))
     config = fit_to_data(config, tokens)
     folder = RunFolder(Path(config.run.root) / str(config.run.name))
     ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
@@ -183,7 +183,8 @@ def compose(
     train, val = (Windows(tokens.split(split), length) for split in ("train", "val"))
     window_count = min(val.count, max(1, config.eval.tokens // length))
     border = tokens.tokenizer_spec["end_of_text_id"] if config.data.document_mask else None
-    validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder, border)
+    sha256 = tokens.manifest.val_sha256
+    validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder, sha256, border)
     keeper = CheckpointKeeper(
         folder.checkpoints,
         CheckpointWriter(folder.checkpoints, ranks, model, optimizer),
