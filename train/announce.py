@@ -17,7 +17,7 @@ def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any
     """Where it writes, what every rank runs on, and why each `auto` was decided as it was."""
     ranks = [
         f"rank {m['rank']} on {m['host']}: {m['device']} ({m.get('gpu', m['cpu'])}), "
-        f"{m['threads']} threads on {m['cores_allowed']} cores"
+        f"{m['threads']} thread{'' if m['threads'] == 1 else 's'} on {m['cores_allowed']} cores"
         for m in machines
     ]
     return [f"run {folder.path}, {config.run.max_steps:,} steps", *ranks, *reasons]

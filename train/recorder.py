@@ -1,6 +1,7 @@
 """What a run tells while it goes on: `metrics.jsonl` is the record, terminal and log are views of it."""
 
 import json
+import os
 import sys
 import time
 from typing import Any
@@ -42,10 +43,13 @@ class Recorder:
         if not self._active:
             return
         self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
+        try:
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stdout)
+            else:
+                print(text, flush=True)
+        except OSError:  # the terminal or the pipe's reader is gone: the run goes on without
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def step(self, record: dict[str, Any]) -> None:
         """Record a training step."""

@@ -183,3 +183,15 @@ def test_a_checkpoint_of_weights_alone_is_trained_on(tmp_path: Path, data: Path)
     assert second[1] < first[1] - 1  # it knows what the first run learnt
     other = train_by_path(*tiny_arguments(tmp_path, data, "third", f"--resume={checkpoint}", "--model.n_layer=3"))
     assert "model.n_layer 2, this run has 3" in refusal(other)
+
+
+def test_a_run_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path, data: Path) -> None:
+    command = [sys.executable, str(PRETRAIN), *tiny_arguments(tmp_path, data, "unread", "--log.every_steps=1")]
+    trainer = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    while "step 2/20" not in trainer.stdout.readline():
+        assert trainer.poll() is None
+    trainer.stdout.close()  # as `| head` does
+    assert trainer.wait(timeout=60) == 0
+    assert max(losses(run_of(tmp_path, "unread"))) == 20
+    assert "step 20/20" in run_of(tmp_path, "unread").log.read_text()
