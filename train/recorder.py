@@ -59,7 +59,10 @@ class Recorder:
         if self._started is None:
             self._started, self._first_step = time.monotonic(), record["step"]  # the first step is not typical
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+            figures = [f"loss {record['loss']:.3f}", f"{format_count(record['tokens_per_second'])} tokens/s"]
+            if record["mfu"] is not None:
+                figures.append(f"MFU {record['mfu']:.1%}")
+            self._bar.set_postfix_str(", ".join(figures), refresh=False)
             self._bar.update(record["step"] - self._bar.n)
         if record["step"] % self._line_every == 0 or record["step"] == self._max_steps:
             self.say(self._line(record))
