@@ -195,3 +195,30 @@ def test_a_run_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path, data: 
     assert trainer.wait(timeout=60) == 0
     assert max(losses(run_of(tmp_path, "unread"))) == 20
     assert "step 20/20" in run_of(tmp_path, "unread").log.read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminals are Unix's")
+def test_on_a_terminal_there_is_a_bar_with_loss_rate_and_eta(tmp_path: Path, data: Path) -> None:
+    import pty
+    import termios
+
+    controller, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (40, 140))
+    command = [sys.executable, str(PRETRAIN), *tiny_arguments(tmp_path, data, "seen")]
+    trainer = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            part = os.read(controller, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        shown += part
+    assert trainer.wait(timeout=60) == 0
+    text = shown.decode()
+    assert "20/20 [" in text  # steps, time passed and left
+    assert "tokens/s" in text.split("20/20 [")[-1]
+    assert "loss " in text.split("20/20 [")[-1]
+    assert "step 20/20 | loss" in run_of(tmp_path, "seen").log.read_text()
