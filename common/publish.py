@@ -17,10 +17,6 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-def sha256_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def sha256_file(path: Path | str, block_bytes: int = 1 << 20) -> str:
     """SHA-256 of a file's bytes in hexadecimal."""
     digest = hashlib.sha256()

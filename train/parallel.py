@@ -18,7 +18,7 @@ class ReplicasDiffer(Exception):
 
 
 def check_replicas(ranks: Ranks, model: nn.Module) -> None:
-    """Compare the bits of all parameters over ranks.
+    """Compare checksums (sums of the bits, as integers) of all parameters over ranks.
 
     Raises ReplicasDiffer on all ranks, naming those that differ from rank 0.
     """

@@ -63,7 +63,10 @@ class Recorder:
             if record["mfu"] is not None:
                 figures.append(f"MFU {record['mfu']:.1%}")
             self._bar.set_postfix_str(", ".join(figures), refresh=False)
-            self._bar.update(record["step"] - self._bar.n)
+            try:
+                self._bar.update(record["step"] - self._bar.n)
+            except OSError:  # the terminal is gone
+                self._bar = None
         if record["step"] % self._line_every == 0 or record["step"] == self._max_steps:
             self.say(self._line(record))
 

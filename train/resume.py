@@ -16,8 +16,8 @@ FIXED_FIELDS = ("run.seed", "batch.tokens_per_step")
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from (None for a new run), and complaints about newer ones that are damaged.
 
-    Raises UserError where `resume` is a path without a whole checkpoint, or `never` for a run that has some, or `auto`
-    for a run all of whose checkpoints are damaged.
+    Raises UserError where `resume` is a path without a whole checkpoint, or to one of the run's own but the newest, or
+    `never` for a run that has some, or `auto` for a run all of whose checkpoints are damaged.
     """
     existing = list_checkpoints(folder.checkpoints)
     if resume == "never":
@@ -28,7 +28,14 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
             )
         return None, []
     if resume != "auto":
-        return find_checkpoint(resume), []
+        chosen = find_checkpoint(resume)
+        if existing and chosen.resolve().parent == folder.checkpoints.resolve() and chosen.name != existing[0][1].name:
+            # going on behind them, the run would have two futures, and a restart would take the wrong one
+            raise UserError(
+                f"{folder.path} has newer checkpoints than {chosen.name}: --run.name NAME branches from it into a run "
+                f"of its own, or move {existing[0][1].name} and what else is newer away"
+            )
+        return chosen, []
     checkpoint, complaints = newest_good_checkpoint(folder.checkpoints)
     if checkpoint is None and existing:
         raise UserError(

@@ -142,6 +142,8 @@ def test_a_run_branches_into_a_new_name(tmp_path: Path, data: Path) -> None:
     checkpoint = run_of(tmp_path, "trunk").checkpoints / "step-00000015"
     branch = tiny_arguments(tmp_path, data, "branch", "--schedule.kind=constant", f"--resume={checkpoint}")
     train(1, tmp_path, branch)
+    behind = tiny_arguments(tmp_path, data, "trunk", "--schedule.kind=constant", f"--resume={checkpoint}")
+    assert "has newer checkpoints than step-00000015: --run.name NAME branches" in refusal(train_by_path(*behind))
     trunk = losses(run_of(tmp_path, "trunk"))
     assert losses(run_of(tmp_path, "branch")) == {step: trunk[step] for step in range(16, 21)}
 

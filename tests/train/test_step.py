@@ -155,3 +155,16 @@ def test_clipping_scales_to_the_limit(data: Path) -> None:
     assert result.grad_norm > 0.1  # as it was before clipping
     change = math.sqrt(sum(((before[name] - p) ** 2).sum().item() for name, p in parameters(model).items()))
     assert change == pytest.approx(0.01, rel=1e-3)
+
+
+def test_dropout_is_another_in_every_step_and_micro_batch_and_depends_on_nothing_else(data: Path) -> None:
+    stepper = Parts(data, 1, 2).stepper
+    seeds = {}
+    for step in (1, 2):
+        for index in (0, 1):
+            stepper._seed_dropout(step, index)
+            seeds[step, index] = torch.initial_seed()
+    assert len(set(seeds.values())) == 4
+    torch.manual_seed(99)  # whatever was drawn before
+    stepper._seed_dropout(2, 1)
+    assert torch.initial_seed() == seeds[2, 1]
