@@ -55,6 +55,12 @@ def test_fp16_learns_and_its_overflow_steps_are_no_faults(tmp_path: Path, data: 
     expected, found = losses(run_of(tmp_path, "fp32")), losses(half)
     assert len(found) == 20
     assert found[1] == pytest.approx(expected[1], abs=0.01)
+    norms = [
+        {record["step"]: record["grad_norm"] for record in read_metrics(run.metrics) if "grad_norm" in record}
+        for run in (run_of(tmp_path, "fp32"), half)
+    ]
+    first = min(set(range(1, 21)) - set(skipped))  # the weights are still the first ones
+    assert norms[1][first] == pytest.approx(norms[0][1], rel=0.2)  # what clipping sees carries no loss scale
     # the scale starts at 65,536: what overflows is left out and the scale halved, so the run lags by those steps
     assert len(skipped) < 10
     assert found[20] < expected[1] - 1

@@ -201,3 +201,19 @@ def test_a_save_that_fails_stops_all_ranks_with_one_line_and_keeps_what_was_save
     (run.checkpoints / ".step-00000010.tmp").unlink()
     train(2, tmp_path, arguments)
     assert max(losses(run)) == 20
+
+
+def test_gradients_in_several_buckets_add_up_in_the_same_order_after_a_resume(tmp_path: Path, data: Path) -> None:
+    """From 3 ranks on the order matters, and DDP settles it only after its first backward."""
+    more = (
+        "--model.n_embd=256",
+        "--batch.tokens_per_step=384",
+        "--schedule.kind=constant",
+        "--checkpoint.every_steps=0",
+    )
+    train(3, tmp_path, tiny_arguments(tmp_path, data, "calm", *more, "--run.max_steps=6"))
+    train(3, tmp_path, tiny_arguments(tmp_path, data, "halved", *more, "--run.max_steps=3"))
+    train(3, tmp_path, tiny_arguments(tmp_path, data, "halved", *more, "--run.max_steps=6"))
+    assert losses(run_of(tmp_path, "halved")) == losses(run_of(tmp_path, "calm"))
+    ends = [list_checkpoints(run_of(tmp_path, name).checkpoints)[0][1] for name in ("calm", "halved")]
+    assert weights_hashes(ends[0]) == weights_hashes(ends[1])
