@@ -11,7 +11,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean environment dev-environment
+.PHONY: help demo test test-slurm lint format clean environment dev-environment
 
 PYTHON ?=
 TORCH ?=
@@ -32,7 +32,7 @@ LAUNCH = $(if $(filter 1,$(RANKS)),$(BIN)/python,$(TORCHRUN))
 
 help:  ## show this
 	@echo "make TARGET [VARIABLE=value …]"
-	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
 	@echo "variables:"
 	@sed -n 's/^#   /  /p' Makefile
 
@@ -42,8 +42,11 @@ demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot,
 	$(BIN)/python eval/plot_loss.py runs/demo
 	$(BIN)/python eval/summary.py runs/demo --require-margin 1.0
 
-test: dev-environment  ## the whole test suite (TESTS= for a part)
-	$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+test: dev-environment  ## the test suite (TESTS= for a part)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slurm" $(TESTS)
+
+test-slurm: dev-environment  ## the tests on a Slurm cluster of this machine's own (root; slurm-wlm munge iproute2)
+	$(BIN)/python -m pytest -m slurm $(or $(TESTS),tests/slurm)
 
 lint: dev-environment  ## style, types, shell scripts
 	$(BIN)/ruff check .

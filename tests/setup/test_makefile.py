@@ -91,6 +91,7 @@ def test_help_names_every_target_and_variable() -> None:
     for word in (
         "demo",
         "test",
+        "test-slurm",
         "lint",
         "clean",
         "help",
