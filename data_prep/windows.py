@@ -23,20 +23,23 @@ def document_ids(tokens: npt.NDArray[np.int64], end_of_text_id: int) -> npt.NDAr
 
 
 class Windows:
-    """A stream cut into windows of T inputs and their T targets; window i begins at token i·T.
+    """A stream cut into windows of T inputs and their T targets; window i begins at token i·stride.
 
-    Each token is a target once, except the stream's first and the fewer than T at its end that fill no window.
+    With stride T, the default, each token is a target once, except the stream's first and the fewer than T at its end
+    that fill no window. With a smaller one windows overlap: with stride 1 every token begins a window.
     """
 
-    def __init__(self, stream: Tokens, block_size: int) -> None:
+    def __init__(self, stream: Tokens, block_size: int, stride: int | None = None) -> None:
         self._stream = stream
         self.block_size = block_size
-        self.count = max(0, (len(stream) - 1) // block_size)
+        self.stride = block_size if stride is None else stride
+        assert 1 <= self.stride <= block_size, f"stride {stride}: tokens between windows would never be read"
+        self.count = max(0, (len(stream) - 1 - block_size) // self.stride + 1)
 
     def read(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Windows (n,) to their tokens (n, T+1) int64; a window's last token is its last target."""
         tokens = np.empty((len(windows), self.block_size + 1), dtype=np.int64)
         for row, window in zip(tokens, windows, strict=True):
-            start = int(window) * self.block_size
+            start = int(window) * self.stride
             row[:] = self._stream.read(start, start + self.block_size + 1)
         return tokens

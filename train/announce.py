@@ -5,6 +5,7 @@ from typing import Any, cast
 from common.progress import format_bytes, format_count
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet
+from data_prep.windows import Windows
 from model.counts import flops_per_token, parameter_count
 from model.memory import memory_estimate
 from model.precision import Dtype
@@ -47,8 +48,12 @@ def describe_data(config: Config, tokens: TokenSet) -> list[str]:
     """How much text there is and how often the run reads it."""
     available = len(tokens.split("train"))
     needed = config.run.max_steps * config.batch.tokens_per_step
+    times = f"{needed / available:.2f} epochs"
+    if config.data.stride is not None:
+        windows = Windows(tokens.split("train"), config.model.block_size, config.data.stride).count
+        epochs = needed / config.model.block_size / windows
+        times = f"{epochs:.2f} epochs of {windows:,} windows, one at every {config.data.stride} tokens"
     return [
-        f"data: {tokens.folder}, {available:,} training tokens; "
-        f"the run reads {needed:,}, {needed / available:.2f} epochs",
+        f"data: {tokens.folder}, {available:,} training tokens; the run reads {needed:,}, {times}",
         f"validation set sha256 {tokens.manifest.val_sha256}",
     ]

@@ -62,6 +62,13 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        if self.data.stride is not None and self.data.stride > self.model.block_size:
+            raise ValueError(
+                f"data.stride {self.data.stride} would leave out the tokens between windows of model.block_size "
+                f"{self.model.block_size}: give at most that"
+            )
+
 
 @dataclass(frozen=True)
 class Options:

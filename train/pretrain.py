@@ -180,7 +180,7 @@ def compose(
     parallel = Parallel(model, ranks, dtype=dtype)
     stepper = Stepper(parallel, optimizer, ranks, plan, dtype=dtype, grad_clip=clip, seed=seed)
     on_gpu = ranks.device.type == "cuda"
-    train, val = (Windows(tokens.split(split), length) for split in ("train", "val"))
+    train, val = Windows(tokens.split("train"), length, config.data.stride), Windows(tokens.split("val"), length)
     window_count = min(val.count, max(1, config.eval.tokens // length))
     border = tokens.tokenizer_spec["end_of_text_id"] if config.data.document_mask else None
     sha256 = tokens.manifest.val_sha256

@@ -10,7 +10,7 @@ from common.run_folder import RunFolder
 
 # What makes another run of it: these sections and fields must not change unnoticed.
 FIXED_SECTIONS = ("model",)
-FIXED_FIELDS = ("run.seed", "batch.tokens_per_step")
+FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
 
 
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:

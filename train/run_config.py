@@ -15,12 +15,20 @@ class DataConfig:
         stage_to: a folder on a disk of every node's own, to which the shards are copied and verified before the first
             step; where that fails the run reads them where they are, and says so.
         document_mask: keep attention inside documents; without it a window is one text, whatever documents it holds.
+        stride: a training window begins at every so many tokens; null: at every model.block_size, so that an epoch
+            reads each token once. With less, windows overlap and an epoch is longer; 1 begins one at every token.
+            Validation never overlaps.
     """
 
     path: str = "data/fineweb-edu"
     verify: Literal["size", "full"] = "size"
     stage_to: str | None = None
     document_mask: bool = False
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stride is not None and self.stride < 1:
+            raise ValueError(f"data.stride is {self.stride}: give 1 token or more, or null for model.block_size")
 
 
 @dataclass(frozen=True)
