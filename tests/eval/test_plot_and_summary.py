@@ -15,7 +15,7 @@ from PIL import Image
 
 from common.metrics_file import MetricsFile
 from common.run_folder import RunFolder
-from eval.plot_loss import smooth
+from eval.reporting.curves import smooth
 from eval.summary import unigram_entropy
 from tests.helpers.token_sets import make_token_set
 

@@ -1,0 +1,232 @@
+"""`metrics.jsonl` as columns, for reading a million steps in one pass and for following a run that is going.
+
+What holds and what a resume made void is told as in `common.metrics_file.read_metrics`. Beside that the table keeps
+what `read_metrics` drops: every start, and how much work was lost and done again.
+"""
+
+import bisect
+import json
+import math
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+
+TRAIN_COLUMNS = (
+    "step",
+    "tokens",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens_per_second",
+    "mfu",
+    "step_seconds",
+    "data_wait_seconds",
+    "memory_gib",
+    "time",
+)
+BLOCK_BYTES = 1 << 20
+OWN_SECONDS = ("step_seconds", "val_seconds", "hellaswag_seconds", "save_blocked_seconds", "save_seconds")
+
+
+@dataclass
+class Life:
+    """One process's part of a run, from its start to its last record. Times in seconds since the epoch."""
+
+    step: int  # steps done when it began
+    start: float
+    end: float
+    world_size: int | None
+    starting_seconds: float | None = None  # from the start to the beginning of its first piece of work
+
+
+@dataclass
+class Lost:
+    """Work that a resume made void, because no checkpoint held it: done once for nothing."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class MetricsTable:
+    """The records of one file that hold, in columns; `update` reads on where the last one ended."""
+
+    path: Path
+    events: list[dict[str, Any]] = field(default_factory=list)  # validations, saves and the like, by step
+    lives: list[Life] = field(default_factory=list)
+    lost: Lost = field(default_factory=Lost)
+    _columns: dict[str, "array[float]"] = field(default_factory=lambda: {key: array("d") for key in TRAIN_COLUMNS})
+    _offset: int = 0
+
+    def __len__(self) -> int:
+        return len(self._columns["step"])
+
+    def column(self, key: str) -> Values:
+        """One value a training step, float64, NaN where it is missing or was not finite (null)."""
+        return np.array(self._columns[key], dtype=np.float64)
+
+    def tail(self, key: str, count: int) -> Values:
+        """The last `count` values of a column."""
+        return np.array(self._columns[key][-count:], dtype=np.float64)
+
+    def of_kind(self, key: str) -> list[dict[str, Any]]:
+        """The other records that hold `key`, such as `val_loss`, by step."""
+        return [event for event in self.events if key in event]
+
+    def update(self) -> bool:
+        """Read what has been appended since, whole lines only; say whether there was anything."""
+        try:
+            size = os.stat(self.path).st_size
+        except FileNotFoundError:
+            size = 0
+        if size < self._offset:  # another file has taken its place
+            vars(self).update(vars(MetricsTable(self.path)))
+        before = self._offset
+        if size > self._offset:
+            for records in self._new_records():
+                self._add(records)
+        return self._offset != before
+
+    def _new_records(self) -> Iterator[list[dict[str, Any]]]:
+        with open(self.path, "rb") as file:
+            file.seek(self._offset)
+            rest = b""
+            while block := file.read(BLOCK_BYTES):
+                end = block.rfind(b"\n") + 1
+                if end == 0:
+                    rest += block
+                    continue
+                whole, rest = rest + block[:end], block[end:]
+                self._offset += len(whole)
+                yield _parse(whole)
+
+    def _add(self, records: list[dict[str, Any]]) -> None:
+        """Take in records in the order of the file."""
+        steps = self._columns["step"]
+        plain: list[dict[str, Any]] = []
+        last = steps[-1] if steps else -math.inf
+        for record in records:
+            step = record.get("step")
+            if not isinstance(step, int):
+                continue
+            if "loss" in record and step > last and self.lives:
+                plain.append(record)  # the common case, by the block
+                last = step
+                continue
+            self._append(plain)
+            plain = []
+            self._add_uncommon(record, step)
+            last = steps[-1] if steps else -math.inf
+        self._append(plain)
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
+        if not records:
+            return
+        for key, column in self._columns.items():
+            values = [record.get(key) for record in records]
+            column.frombytes(_as_numbers(values).tobytes())
+        self._note_time(records[0])
+        self._note_time(records[-1])
+
+    def _add_uncommon(self, record: dict[str, Any], step: int) -> None:
+        """A record that is no training step, or one that goes back."""
+        if record.get("kind") == "start" or not self.lives:
+            self._begin_life(record, step)
+        if record.get("kind") == "start":
+            self._void(step)
+            return
+        if "loss" in record:
+            self._void(step - 1)
+            self._append([record])
+            return
+        if "val_loss" in record:
+            self._void(step)
+        self._note_time(record)
+        kind = _event_kind(record)
+        position = bisect.bisect_right(self.events, step, key=lambda event: event["step"])
+        for index in range(position - 1, -1, -1):
+            if self.events[index]["step"] != step:
+                break
+            if _event_kind(self.events[index]) == kind:
+                del self.events[index]
+                position -= 1
+                break
+        self.events.insert(position, record)
+
+    def _begin_life(self, record: dict[str, Any], step: int) -> None:
+        time = record.get("time")
+        time = float(time) if isinstance(time, int | float) else (self.lives[-1].end if self.lives else math.nan)
+        own = 0.0 if record.get("kind") == "start" else _own_seconds(record)
+        self.lives.append(Life(step, time - own, time, record.get("world_size")))
+
+    def _note_time(self, record: dict[str, Any]) -> None:
+        time = record.get("time")
+        if not isinstance(time, int | float):
+            return
+        life = self.lives[-1]
+        if life.starting_seconds is None:
+            life.starting_seconds = max(0.0, time - life.start - _own_seconds(record))
+        if not life.end >= time:
+            life.end = float(time)
+
+    def _void(self, step: int) -> None:
+        """Drop every record of a later step."""
+        keep = bisect.bisect_right(self._columns["step"], step)
+        if keep < len(self):
+            self.lost.steps += len(self) - keep
+            self.lost.seconds += float(np.nansum(self.tail("step_seconds", len(self) - keep)))
+            for column in self._columns.values():
+                del column[keep:]
+        while self.events and self.events[-1]["step"] > step:
+            self.lost.seconds += _own_seconds(self.events.pop())
+
+
+def read_metrics_table(path: Path) -> MetricsTable:
+    """The whole of a metrics file; an empty table where there is none."""
+    table = MetricsTable(path)
+    table.update()
+    return table
+
+
+def _event_kind(record: dict[str, Any]) -> str:
+    for key in ("val_loss", "hellaswag_acc_norm"):
+        if key in record:
+            return key
+    return str(record.get("kind"))
+
+
+def _own_seconds(record: dict[str, Any]) -> float:
+    """How long the work took that a record is about."""
+    for key in OWN_SECONDS:
+        if isinstance(record.get(key), int | float):
+            return float(record[key])
+    return 0.0
+
+
+def _parse(lines: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of whole lines; torn and foreign lines are passed over."""
+    try:  # all at once takes two thirds of the time. A torn line leaves a brace open, which never fits a later one.
+        found = json.loads(b"[" + lines[:-1].replace(b"\n", b",") + b"]")
+    except ValueError:
+        found = []
+        for line in lines.splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return [record for record in found if isinstance(record, dict)]
+
+
+def _as_numbers(values: list[Any]) -> Values:
+    try:
+        return np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):  # something that is no number
+        return np.array([value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64)

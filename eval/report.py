@@ -1,0 +1,76 @@
+"""Make a report of a run, or of several laid over each other: one HTML file and its pictures.
+
+    python eval/report.py runs/demo
+    python eval/report.py runs/short runs/long --out reports/lengths --json lengths.json
+
+Works on a run that is still going. The page needs no network and no JavaScript.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import UserError, exit_on_user_error
+from common.progress import format_duration
+from common.publish import write_json_whole, write_whole
+from eval.reporting import figures
+from eval.reporting.comparison import run_row
+from eval.reporting.key_figures import differences, key_figures
+from eval.reporting.page import page
+from eval.reporting.run_data import RunData, load_runs
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Make a report of runs: one HTML file and its pictures.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, still going or done")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: the first run's report/)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the key figures to this file as well")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    started = time.monotonic()
+    runs = load_runs(arguments.runs)
+    out: Path = arguments.out or runs[0].folder.report
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} can't be made ({error.strerror}): give another folder with --out") from None
+    pictures = draw_all(runs)
+    for name, picture in pictures.items():
+        write_whole(out / name, picture)
+    path = out / "report.html"
+    write_whole(path, page(runs, pictures, time.time()))
+    if arguments.json:
+        write_json_whole(arguments.json, as_json(runs))
+    steps = sum(len(run.table) for run in runs)
+    print(f"{path}: {steps:,} steps, {len(pictures)} pictures, in {format_duration(time.monotonic() - started)}")
+    return 0
+
+
+def draw_all(runs: Sequence[RunData]) -> dict[str, bytes]:
+    """Every picture that the runs have figures for, by file name, in the order of the page."""
+    pictures = figures.loss_pictures(runs)
+    pictures |= figures.quantity_pictures(runs)
+    hellaswag = figures.hellaswag_picture(runs)
+    if hellaswag:
+        pictures["hellaswag.png"] = hellaswag
+    pictures["time.png"] = figures.time_picture(runs)
+    return pictures
+
+
+def as_json(runs: Sequence[RunData]) -> dict[str, object]:
+    return {
+        "runs": [key_figures(run).as_json() | {"data": run_row(run).data} for run in runs],
+        "differences": dict(differences(runs)),
+    }
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

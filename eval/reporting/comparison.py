@@ -1,0 +1,129 @@
+"""The table of published models with runs of this project beside them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.progress import format_count
+from eval.reporting.key_figures import key_figures
+from eval.reporting.references import HELLASWAG_EXAMPLES, REFERENCES
+from eval.reporting.run_data import RunData
+
+HEADINGS = ("model", "parameters", "training data", "tokens", "RoPE", "train loss", "val. loss", "on", "HellaSwag")
+NUMBERS = {1, 3, 5, 6, 8}  # columns that are set at the right
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model. Losses in nats per token, HellaSwag as acc_norm; None where there is no figure."""
+
+    model: str
+    ours: bool
+    parameters: int | None
+    data: str
+    tokens: float
+    rope: bool | None
+    train_loss: float | None
+    val_loss: float | None
+    val_data: str | None
+    hellaswag_acc_norm: float | None
+    hellaswag_examples: int | None
+    source: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def cells(self) -> list[str]:
+        """As people read it, in the order of `HEADINGS`."""
+        swag = "" if self.hellaswag_acc_norm is None else f"{self.hellaswag_acc_norm:.4f}"
+        if swag and self.hellaswag_examples not in (None, HELLASWAG_EXAMPLES):
+            swag += f" (of {self.hellaswag_examples:,})"
+        return [
+            self.model,
+            "" if self.parameters is None else format_count(self.parameters),
+            self.data,
+            format_count(self.tokens).replace(".0", ""),
+            {True: "yes", False: "no", None: ""}[self.rope],
+            *("" if loss is None else f"{loss:.{4 if self.ours else 2}f}" for loss in (self.train_loss,)),
+            "" if self.val_loss is None else f"{self.val_loss:.4f}".removesuffix("00"),
+            self.val_data or "",
+            swag,
+        ]
+
+
+def reference_rows() -> list[Row]:
+    """The published models."""
+    return [
+        Row(
+            model=reference.model,
+            ours=False,
+            parameters=reference.parameters,
+            data=reference.data,
+            tokens=reference.tokens,
+            rope=reference.rope,
+            train_loss=reference.train_loss,
+            val_loss=reference.val_loss,
+            val_data=reference.val_data,
+            hellaswag_acc_norm=reference.hellaswag,
+            hellaswag_examples=None if reference.hellaswag is None else HELLASWAG_EXAMPLES,
+            source=reference.source,
+        )
+        for reference in REFERENCES
+    ]
+
+
+def run_row(run: RunData) -> Row:
+    """A run, with what was measured in it and nothing else."""
+    figures = key_figures(run)
+    data = Path(str(run.section("data").get("path", "unknown"))).name
+    shortened = f" {figures.val_sha256[:8]}" if figures.val_sha256 else ""
+    return Row(
+        model=run.name,
+        ours=True,
+        parameters=figures.parameters,
+        data=data,
+        tokens=figures.tokens,
+        rope=None if run.model is None else run.model.position == "rope",
+        train_loss=figures.train_loss,
+        val_loss=figures.val_loss,
+        val_data=None if figures.val_loss is None else f"{data}{shortened}",
+        hellaswag_acc_norm=figures.hellaswag_acc_norm,
+        hellaswag_examples=figures.hellaswag_examples,
+        source=str(run.folder.path),
+    )
+
+
+def rows_with(runs: Sequence[RunData]) -> list[Row]:
+    """The published models, then the runs."""
+    return reference_rows() + [run_row(run) for run in runs]
+
+
+def as_text(rows: Sequence[Row]) -> str:
+    """A table for the terminal, a line between others' models and these runs."""
+    cells = [list(HEADINGS), *(row.cells() for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
+
+    def line(texts: list[str]) -> str:
+        padded = [
+            text.rjust(width) if column in NUMBERS else text.ljust(width)
+            for column, (text, width) in enumerate(zip(texts, widths, strict=True))
+        ]
+        return "  ".join(padded).rstrip()
+
+    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
+    lines = [line(cells[0]), rule, *(line(row.cells()) for row in rows if not row.ours)]
+    ours = [line(row.cells()) for row in rows if row.ours]
+    return "\n".join([*lines, rule, *ours] if ours else lines)
+
+
+def as_markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown, these runs in bold."""
+    marks = ["---:" if column in NUMBERS else "---" for column in range(len(HEADINGS))]
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "|".join(marks) + "|"]
+    for row in rows:
+        cells = [cell.replace("|", "\\|") for cell in row.cells()]
+        if row.ours:
+            cells[0] = f"**{cells[0]}**"
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,128 @@
+"""What every picture of a report has in common: style, axes, sizes, and PNGs of few bytes.
+
+Colours are Okabe and Ito's, which the colour-blind can tell apart. However many steps a run has, a curve has at most
+two points for each of `BUCKETS` parts of its x axis.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+from PIL import Image
+
+from common.metrics_table import Values
+from common.progress import format_count
+from eval.reporting.curves import thin_out
+from eval.reporting.run_data import RunData
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+TRAINING, VALIDATION, GREY = COLORS[0], COLORS[1], "#666666"
+BUCKETS = 600  # parts of the x axis; a panel is about as many pixels wide on a screen
+SIZE_INCHES, DPI, PALETTE = (5.6, 3.6), 170, 128
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "axes.xmargin": 0.01,
+}
+
+
+@dataclass(frozen=True)
+class AxisKind:
+    """What a curve is drawn against."""
+
+    key: str
+    label: str
+    logarithmic: bool = False
+
+
+STEPS, TOKENS = AxisKind("steps", "steps"), AxisKind("tokens", "training tokens")
+FLOPS, HOURS = AxisKind("flops", "training FLOPs", logarithmic=True), AxisKind("hours", "hours of running")
+LOSS_AXES = (STEPS, TOKENS, FLOPS, HOURS)
+
+
+def position(run: RunData, axis: AxisKind, steps: Values, tokens: Values, times: Values) -> Values | None:
+    """Where records lie on an axis; None where the run does not tell (FLOPs without its configuration)."""
+    if axis is STEPS:
+        return steps
+    if axis is TOKENS:
+        return tokens
+    if axis is HOURS:
+        return np.maximum.accumulate(run.hours(times))
+    return None if run.flops_per_token is None else tokens * run.flops_per_token
+
+
+def train_position(run: RunData, axis: AxisKind) -> Values | None:
+    return position(run, axis, *(run.table.column(key) for key in ("step", "tokens", "time")))
+
+
+def event_position(run: RunData, axis: AxisKind, key: str) -> Values | None:
+    return position(run, axis, *(run.event_column(key, value) for value in ("step", "tokens", "time")))
+
+
+def draw(paint: Callable[[Axes], None], title: str, *, size: tuple[float, float] = SIZE_INCHES) -> bytes:
+    """One panel as a PNG: `paint` draws it, the legend goes below the axes, where it hides nothing."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        paint(axes)
+        axes.set_title(title)
+        handles, labels = axes.get_legend_handles_labels()
+        if labels:
+            columns = max(1, min(len(labels), int(62 / (6 + max(map(len, labels))))))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+        return to_png(figure)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The picture with a palette: a third of the bytes, and nobody sees the difference in line drawings."""
+    drawn, picture = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI, facecolor="white")
+    Image.open(drawn).convert("RGB").quantize(PALETTE).save(picture, format="png", optimize=True)
+    return picture.getvalue()
+
+
+def style_of(index: int) -> dict[str, Any]:
+    """Colour and, after the colours have run out, line style of a run."""
+    return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":")[index // len(COLORS) % 3]}
+
+
+def short(name: str, length: int = 28) -> str:
+    """A name that fits a legend, its middle left out."""
+    half = (length - 1) // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
+def plain(number: float) -> str:
+    """A tick's text: 200K, not 200.0K; 1e+17 where counts have no letter any more."""
+    if abs(number) >= 1e15:
+        return f"{number:.0e}".replace("e+", "e")
+    return format_count(round(number, 6)).replace(".0", "") if abs(number) >= 1000 else f"{number:g}"
+
+
+def set_x(axes: Axes, axis: AxisKind) -> None:
+    axes.set_xlabel(axis.label)
+    if axis.logarithmic:
+        axes.set_xscale("log")
+    elif axis is not HOURS:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: plain(value)))
+
+
+def thinned(x: Values, y: Values, axis: AxisKind) -> tuple[Values, Values]:
+    """`thin_out` by the axis as it is drawn; a logarithmic one has no place for 0."""
+    if not axis.logarithmic:
+        return thin_out(x, y, BUCKETS)
+    log_x, y = thin_out(np.log10(x[x > 0]), y[x > 0], BUCKETS)
+    return 10**log_x, y

@@ -1,0 +1,218 @@
+"""The pictures of a report, of one run or several laid over each other, as PNGs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from common.metrics_table import Values
+from common.progress import format_duration
+from eval.reporting import drawing
+from eval.reporting.curves import smooth, thin_out
+from eval.reporting.drawing import BUCKETS, FLOPS, GREY, LOSS_AXES, STEPS, TOKENS, AxisKind, draw, short, style_of
+from eval.reporting.references import CHANCE, HELLASWAG_EXAMPLES, lines_for
+from eval.reporting.run_data import RunData
+from eval.reporting.time_spent import LABELS, time_spent
+
+PART_COLORS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#DDDDDD")
+CUT_FRACTION = 0.03  # of a run, at its beginning, whose loss may lie above the picture
+
+
+def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
+    """Training loss smoothed, over the raw one where there is but one run, and validation loss."""
+    tops, lows, first = [], [], 0.0
+    for index, run in enumerate(runs):
+        x = drawing.train_position(run, axis)
+        if x is None:
+            continue
+        loss = run.table.column("loss")
+        curve = smooth(loss, max(1, len(loss) // 60))
+        alone = len(runs) == 1
+        look = {"color": drawing.TRAINING, "linestyle": "-"} if alone else style_of(index)
+        if alone:
+            axes.plot(*drawing.thinned(x, loss, axis), color=drawing.TRAINING, alpha=0.25, linewidth=0.8)
+        label = "training, smoothed" if alone else short(run.name)
+        axes.plot(*drawing.thinned(x, curve, axis), linewidth=1.6, label=label, **look)
+        validated = drawing.event_position(run, axis, "val_loss")
+        val_loss = run.event_column("val_loss", "val_loss")
+        if validated is not None and len(validated):
+            look = {**look, "color": drawing.VALIDATION} if alone else {**look, "linestyle": ":"}
+            marker = "o" if len(validated) <= 60 else ""
+            axes.plot(*drawing.thinned(validated, val_loss, axis), marker=marker, markersize=3.5, linewidth=1.3,
+                      label="validation" if alone else None, **look)  # fmt: skip
+            if alone and np.isfinite(val_loss[-1]):
+                axes.annotate(f"{val_loss[-1]:.3f}", (validated[-1], val_loss[-1]), (0, 7), ha="right", fontsize=9,
+                              textcoords="offset points", color=drawing.VALIDATION)  # fmt: skip
+        later = np.concatenate([curve[int(len(curve) * CUT_FRACTION) :], loss[-max(1, len(loss) // 2) :]])
+        tops.append(np.nanmax(later) if np.isfinite(later).any() else np.nan)
+        everything = np.concatenate([curve, val_loss])
+        lows.append(np.nanmin(everything) if np.isfinite(everything).any() else np.nan)
+        first = max(first, float(np.nanmax(everything)) if np.isfinite(everything).any() else 0.0)
+    drawing.set_x(axes, axis)
+    axes.set_ylabel("loss (nats per token)")
+    if not axis.logarithmic:
+        cut_top(axes, min(lows, default=np.nan), max(tops, default=np.nan), first)
+
+
+def cut_top(axes: Axes, low: float, high: float, first: float) -> None:
+    """Leave the first steep fall out of the picture where it would flatten all the rest, and say so."""
+    if not (np.isfinite(low) and np.isfinite(high)) or first <= high + 0.5 * (high - low):
+        return
+    margin = 0.05 * (high - low) or 0.05
+    axes.set_ylim(low - margin, high + margin)
+    axes.text(
+        0.99, 0.97, f"begins at {first:.2f}, above the picture", transform=axes.transAxes, ha="right", va="top",
+        fontsize=8, color=GREY,
+    )  # fmt: skip
+
+
+def mark_restarts(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
+    """A tick at the foot of the axes wherever a run went on after a stop."""
+    for index, run in enumerate(runs):
+        lives = run.table.lives[1:]
+        if not lives:
+            continue
+        steps = np.array([life.step for life in lives], dtype=np.float64)
+        times = np.array([life.start for life in lives])
+        x = drawing.position(run, axis, steps, steps * run.tokens_per_step, times)
+        if x is None or (axis.logarithmic and not (x > 0).any()):
+            continue
+        x = x[x > 0] if axis.logarithmic else x
+        color = "black" if len(runs) == 1 else style_of(index)["color"]
+        label = f"restart ({len(lives)})" if len(runs) == 1 else None
+        axes.plot(x, np.zeros(len(x)), "|", color=color, markersize=12, markeredgewidth=1.3, label=label,
+                  transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
+
+
+def loss_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
+    """Loss against each axis that the runs tell of, by file name."""
+
+    def painter(axis: AxisKind) -> Callable[[Axes], None]:
+        def paint(axes: Axes) -> None:
+            loss_panel(axes, runs, axis)
+            mark_restarts(axes, runs, axis)
+
+        return paint
+
+    told = [axis for axis in LOSS_AXES if axis is not FLOPS or any(run.flops_per_token for run in runs)]
+    return {f"loss-{axis.key}.png": draw(painter(axis), f"Loss against {axis.label}") for axis in told}
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """Something recorded at every step."""
+
+    key: str
+    title: str
+    label: str
+    scale: float = 1.0
+    logarithmic: bool = False
+    smoothed: bool = True
+
+
+QUANTITIES = (
+    Quantity("lr", "Learning rate", "learning rate", smoothed=False),
+    Quantity("grad_norm", "Gradient norm, before clipping", "norm", logarithmic=True),
+    Quantity("tokens_per_second", "Throughput", "tokens per second"),
+    Quantity("mfu", "Model FLOPs utilisation (PaLM's convention)", "MFU (%)", scale=100.0),
+    Quantity("memory_gib", "Peak memory of a process", "GiB", smoothed=False),
+)
+
+
+def quantity_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
+    """Each quantity that any of the runs recorded, against steps."""
+    pictures = {}
+    for quantity in QUANTITIES:
+        columns = [run.table.column(quantity.key) * quantity.scale for run in runs]
+        if any(np.isfinite(column).any() for column in columns):
+            paint = partial(quantity_panel, runs=runs, quantity=quantity, columns=columns)
+            pictures[f"step-{quantity.key.replace('_', '-')}.png"] = draw(paint, quantity.title)
+    return pictures
+
+
+def quantity_panel(axes: Axes, runs: Sequence[RunData], quantity: Quantity, columns: list[Values]) -> None:
+    for index, (run, values) in enumerate(zip(runs, columns, strict=True)):
+        steps = run.table.column("step")
+        look = style_of(index)
+        label = short(run.name) if len(runs) > 1 else None
+        if quantity.smoothed:
+            if len(runs) == 1:
+                axes.plot(*thin_out(steps, values, BUCKETS), linewidth=0.8, alpha=0.3, **look)
+            values = smooth(values, max(1, len(values) // 60))
+        axes.plot(*thin_out(steps, values, BUCKETS), linewidth=1.6, label=label, **look)
+    drawing.set_x(axes, STEPS)
+    axes.set_ylabel(quantity.label)
+    if quantity.key == "grad_norm":
+        clips = {run.section("optim").get("grad_clip") for run in runs}
+        for clip in [clip for clip in clips if clip]:
+            axes.axhline(clip, color=GREY, linestyle="--", linewidth=1, label=f"clipped to {clip:g}")
+    if quantity.logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 300 else (1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.plain(value)))
+
+
+def hellaswag_picture(runs: Sequence[RunData]) -> bytes | None:
+    """HellaSwag during training against tokens, with what GPT-2 and GPT-3 of the nearest size reach; None without."""
+    if not any(run.table.of_kind("hellaswag_acc_norm") for run in runs):
+        return None
+    references = lines_for(max(run.parameters or 0 for run in runs) or None)
+
+    def paint(axes: Axes) -> None:
+        for index, run in enumerate(runs):
+            tokens = run.event_column("hellaswag_acc_norm", "tokens")
+            values = run.event_column("hellaswag_acc_norm", "hellaswag_acc_norm")
+            if len(tokens):
+                axes.plot(tokens, values, "o-", markersize=3.5, linewidth=1.4, label=short(run.name),
+                          color=style_of(index)["color"])  # fmt: skip
+        for reference, dashes in zip(references, ("--", "-."), strict=False):
+            axes.axhline(reference.hellaswag or np.nan, color=GREY, linestyle=dashes, linewidth=1.2,
+                         label=f"{reference.model}: {reference.hellaswag:.4g}")  # fmt: skip
+        axes.axhline(CHANCE, color=GREY, linestyle=":", linewidth=1.2, label=f"chance: {CHANCE:g}")
+        drawing.set_x(axes, TOKENS)
+        axes.set_ylabel("acc_norm")
+
+    return draw(paint, f"HellaSwag, completion style ({hellaswag_examples(runs)} examples)")
+
+
+def hellaswag_examples(runs: Sequence[RunData]) -> str:
+    """On how many examples the runs were measured, as people read it."""
+    found = {event.get("hellaswag_examples") for run in runs for event in run.table.of_kind("hellaswag_acc_norm")}
+    counts = sorted(count for count in found if isinstance(count, int))
+    if not counts:
+        return "unknown number of"
+    text = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return text if counts == [HELLASWAG_EXAMPLES] else f"{text} of {HELLASWAG_EXAMPLES:,}"
+
+
+def time_picture(runs: Sequence[RunData]) -> bytes:
+    """Where each run's time went, a bar a run."""
+    spent = [time_spent(run.table) for run in runs]
+
+    def paint(axes: Axes) -> None:
+        left = np.zeros(len(runs))
+        for (part, label), color in zip(LABELS.items(), PART_COLORS, strict=True):
+            shares = np.array([100 * entry.parts[part] / entry.total if entry.total else 0.0 for entry in spent])
+            if shares.max() < 0.05:
+                continue
+            bars = axes.barh([short(run.name, 20) for run in runs], shares, left=left, color=color, label=label,
+                             edgecolor="white", linewidth=0.5, height=0.6)  # fmt: skip
+            texts = [f"{share:.0f} %" if share >= 7 else "" for share in shares]
+            dark = color in ("#0072B2", "#009E73", "#D55E00")
+            axes.bar_label(bars, texts, label_type="center", fontsize=9, color="white" if dark else "black")
+            left += shares
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of the time from the first start to the last record")
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+
+    total = format_duration(spent[0].total) if len(runs) == 1 else f"{len(runs)} runs"
+    return draw(paint, f"Where the time went ({total})", size=(drawing.SIZE_INCHES[0], 2.3 + 0.3 * len(runs)))

@@ -1,0 +1,108 @@
+"""The figures of a run that its curves end in."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.reporting.run_data import RunData
+from eval.reporting.time_spent import TimeSpent, time_spent
+
+LAST_FRACTION = 0.02  # of the steps, over which the final training loss is the mean
+
+
+@dataclass(frozen=True)
+class KeyFigures:
+    """Losses in nats per token, times in seconds; None where the run does not tell."""
+
+    run: str
+    status: str
+    step: int
+    max_steps: int | None
+    tokens: int
+    parameters: int | None
+    flops: float | None
+    train_loss: float | None  # mean over the last steps
+    train_loss_steps: int  # how many
+    val_loss: float | None  # the last one
+    val_step: int | None
+    best_val_loss: float | None
+    best_val_step: int | None
+    val_sha256: str | None
+    hellaswag_acc_norm: float | None  # the last one
+    hellaswag_examples: int | None
+    tokens_per_second: float | None  # median over steps
+    mfu: float | None  # median over steps
+    memory_gib: float | None  # largest
+    starts: int
+    steps_done_again: int
+    seconds: TimeSpent
+
+    @property
+    def perplexity(self) -> float | None:
+        return None if self.val_loss is None else math.exp(min(self.val_loss, 700.0))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"perplexity": self.perplexity}
+
+
+def key_figures(run: RunData) -> KeyFigures:
+    """What came out of a run so far."""
+    table = run.table
+    step, tokens = (int(table.tail(key, 1)[0]) for key in ("step", "tokens"))
+    last_steps = max(1, round(len(table) * LAST_FRACTION))
+    validations = [event for event in table.of_kind("val_loss") if event["val_loss"] is not None]
+    best = min(validations, key=lambda event: float(event["val_loss"]), default={})
+    last = validations[-1] if validations else {}
+    swag = table.of_kind("hellaswag_acc_norm")[-1:] or [{}]
+    return KeyFigures(
+        run=run.name,
+        status=run.status,
+        step=step,
+        max_steps=run.max_steps,
+        tokens=tokens,
+        parameters=run.parameters,
+        flops=float(tokens) * run.flops_per_token if run.flops_per_token else None,
+        train_loss=_over(np.mean, run, "loss", last_steps),
+        train_loss_steps=last_steps,
+        val_loss=last.get("val_loss"),
+        val_step=last.get("step"),
+        best_val_loss=best.get("val_loss"),
+        best_val_step=best.get("step"),
+        val_sha256=last.get("val_sha256"),
+        hellaswag_acc_norm=swag[0].get("hellaswag_acc_norm"),
+        hellaswag_examples=swag[0].get("hellaswag_examples"),
+        tokens_per_second=_over(np.median, run, "tokens_per_second"),
+        mfu=_over(np.median, run, "mfu"),
+        memory_gib=_over(np.max, run, "memory_gib"),
+        starts=len(table.lives),
+        steps_done_again=table.lost.steps,
+        seconds=time_spent(table),
+    )
+
+
+def _over(reduce: Any, run: RunData, key: str, last: int | None = None) -> float | None:
+    """A reduction over a column's finite values, or None where there are none."""
+    values = run.table.column(key) if last is None else run.table.tail(key, last)
+    values = values[np.isfinite(values)]
+    return float(reduce(values)) if len(values) else None
+
+
+def differences(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
+    """(option, its value in each run) of every configuration option that is not the same in all runs."""
+    flat = [_flatten(run.config) for run in runs]
+    names = sorted(set().union(*flat))
+    rows = [(name, [values.get(name, "–") for values in flat]) for name in names]
+    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,192 @@
+"""The sections of a report's page that are more than pictures, as HTML; empty where the runs have nothing for them."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.progress import format_duration
+from eval.reporting.comparison import HEADINGS, NUMBERS, rows_with
+from eval.reporting.html_parts import code, folded, table, text
+from eval.reporting.key_figures import KeyFigures
+from eval.reporting.references import NOTES
+from eval.reporting.run_data import RunData, format_time
+from eval.reporting.time_spent import LABELS
+
+SHOWN_STEPS = 12  # of samples, spread over the run
+SHOWN_STARTS = 60
+SHOWN_CHARACTERS = 1_000
+
+
+def loss_note(runs: Sequence[RunData]) -> str:
+    """What the curves are, and on which data the validation losses were measured."""
+    drawn = "The dotted lines are validation losses. " if len(runs) > 1 else ""
+    found = {event.get("val_sha256") for run in runs for event in run.table.of_kind("val_loss")} - {None}
+    if not found:
+        data = ""
+    elif len(found) == 1:
+        data = f"Validation set: SHA-256 {text(next(iter(found)))}."
+    else:
+        data = "<b>The validation sets are not the same: these validation losses can't be compared.</b>"
+    flops = "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention)."
+    return f'<p class="soft">{drawn}Hours leave out the time between a stop and the next start. {flops} {data}</p>'
+
+
+def steps_note(runs: Sequence[RunData]) -> str:
+    if any(event == event for run in runs for event in run.table.tail("mfu", 1)):
+        return ""
+    return '<p class="soft">No MFU: the peak speed of this device is not known.</p>'
+
+
+def comparison(runs: Sequence[RunData]) -> str:
+    """The ancestors' table with these runs below."""
+    rows = rows_with(runs)
+    ours = [index for index, row in enumerate(rows) if row.ours]
+    measured = any(run.table.of_kind("hellaswag_acc_norm") for run in runs)
+    missing = "" if measured else '<p class="soft">HellaSwag was not measured during training.</p>'
+    notes = "".join(f'<p class="soft">{text(note)}</p>' for note in NOTES)
+    return missing + table(HEADINGS, [row.cells() for row in rows], numbers=NUMBERS, marked=ours) + notes
+
+
+def time_table(figures: Sequence[KeyFigures]) -> str:
+    parts = [part for part in LABELS if any(figure.seconds.parts[part] >= 0.05 for figure in figures)]
+    rows = [
+        [
+            LABELS[part],
+            *(
+                f"{format_duration(figure.seconds.parts[part])} "
+                f"({figure.seconds.parts[part] / max(figure.seconds.total, 1e-9):.1%})"
+                for figure in figures
+            ),
+        ]
+        for part in parts
+    ]
+    rows.append(["from the first start to the last record", *(format_duration(f.seconds.total) for f in figures)])
+    return table(["", *(figure.run for figure in figures)], rows, numbers=range(1, len(figures) + 1))
+
+
+def starts(runs: Sequence[RunData]) -> str:
+    """Every start: when, from which step, on how many ranks and where."""
+    body = ""
+    for run in runs:
+        lives = run.table.lives
+        hosts = [_hosts(start) for start in run.starts]
+        hosts = hosts if len(hosts) == len(lives) else [""] * len(lives)  # a start that never came to a step
+        rows = []
+        for index, life in enumerate(lives):
+            before = lives[index - 1] if index else None
+            down = format_duration(max(0.0, life.start - before.end)) if before else ""
+            cells = [
+                str(index + 1),
+                format_time(life.start),
+                f"{life.step:,}",
+                str(life.world_size or ""),
+                hosts[index],
+            ]
+            rows.append([*cells, format_duration(max(0.0, life.end - life.start)), down])
+        headings = ("start", "time", "after step", "ranks", "hosts", "ran for", "stopped before")
+        lost = run.table.lost
+        again = (
+            f" {lost.steps:,} steps were lost and done again ({format_duration(lost.seconds)})." if lost.steps else ""
+        )
+        said = f"{len(lives)} start{'s' if len(lives) > 1 else ''}.{again}"
+        left_out = len(rows) - SHOWN_STARTS
+        said += f" The last {SHOWN_STARTS} of them:" if left_out > 0 else ""
+        shown = table(headings, rows[-SHOWN_STARTS:], numbers=(0, 2, 3, 5, 6))
+        body += f"<h3>{text(run.name)}</h3><p>{said}</p>{shown}" if len(runs) > 1 else f"<p>{said}</p>{shown}"
+    return body
+
+
+def _hosts(start: dict[str, Any]) -> str:
+    ranks = [rank for rank in start.get("ranks") or [] if isinstance(rank, dict)]
+    hosts = list(dict.fromkeys(str(rank.get("host")) for rank in ranks))
+    devices = list(dict.fromkeys(str(rank.get("gpu") or rank.get("cpu")) for rank in ranks))
+    return f"{', '.join(hosts)} ({', '.join(devices)})" if hosts else ""
+
+
+def samples(runs: Sequence[RunData]) -> str:
+    """What the models wrote, of steps spread over the run, the newest first."""
+    body = ""
+    for run in runs:
+        latest = {
+            (sample["step"], str(sample.get("prompt"))): sample for sample in run.samples
+        }  # a resume repeats some
+        steps = sorted({step for step, _ in latest})
+        if len(steps) > SHOWN_STEPS:
+            last = len(steps) - 1
+            steps = sorted({steps[round(index * last / (SHOWN_STEPS - 1))] for index in range(SHOWN_STEPS)})
+        for position, step in enumerate(reversed(steps)):
+            written = [sample for (at, _), sample in latest.items() if at == step]
+            texts = "".join(
+                f'<pre class="text"><em>{text(sample.get("prompt", ""))}</em>{text(_shown(sample))}</pre>'
+                for sample in written
+            )
+            heading = f"{run.name}, step {step:,}" if len(runs) > 1 else f"step {step:,}"
+            body += f"<h3>{text(heading)}</h3>{texts}" if position == 0 else folded(heading, texts)
+    return body
+
+
+def _shown(sample: dict[str, Any]) -> str:
+    content = str(sample.get("text", ""))
+    return content if len(content) <= SHOWN_CHARACTERS else content[:SHOWN_CHARACTERS] + "…"
+
+
+def configurations(runs: Sequence[RunData]) -> str:
+    """Each run's whole configuration, to unfold."""
+    dumped = [
+        (run, yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=110)) for run in runs if run.config
+    ]
+    return "".join(
+        folded(f"{run.name}: config.yaml" if len(runs) > 1 else "the whole config.yaml", code(content))
+        for run, content in dumped
+    )
+
+
+def provenance(runs: Sequence[RunData]) -> str:
+    """Command, revision, versions and machines of each run's first start, and the commands that repeat it."""
+    body = ""
+    for run in runs:
+        heading = f"<h3>{text(run.name)}</h3>" if len(runs) > 1 else ""
+        body += heading + (_origin(run) if run.starts else '<p class="soft">No provenance.json in this folder.</p>')
+        body += _again(run)
+    return body
+
+
+def _origin(run: RunData) -> str:
+    first, last = run.starts[0], run.starts[-1]
+    revisions = list(dict.fromkeys(str(start.get("revision")) for start in run.starts))
+    changed = any(start.get("diff") for start in run.starts)
+    packages = last.get("packages")
+    versions = (
+        ", ".join(f"{name} {version}" for name, version in packages.items()) if isinstance(packages, dict) else ""
+    )
+    rows = [
+        ["command", str(first.get("command", ""))],
+        ["git revision", ", then ".join(revisions) + (" with uncommitted changes, below" if changed else "")],
+        ["first start", f"{first.get('time', '')} on {_hosts(first)}"],
+        ["platform", f"Python {last.get('python', '')}, {last.get('platform', '')}, CUDA {last.get('cuda') or 'none'}"],
+        ["packages", versions],
+        ["folder", str(run.folder.path)],
+    ]
+    return table(["", ""], rows) + (
+        folded("uncommitted changes", code(str(first["diff"]))) if first.get("diff") else ""
+    )
+
+
+def _again(run: RunData) -> str:
+    """Commands that train the same run under another name, from the resolved configuration."""
+    first = run.starts[0] if run.starts else {}
+    lines = [f"git checkout {first['revision']}"] if first.get("revision") else []
+    if first.get("diff"):
+        lines.append("git apply changes.patch   # the uncommitted changes, saved from above")
+    data = run.section("data").get("path")
+    if data:
+        lines.append(f"# the token set {data} must be there: python data_prep/verify.py {shlex.quote(str(data))}")
+    ranks = run.table.lives[0].world_size or 1
+    launch = "python" if ranks == 1 else f"torchrun --standalone --nproc_per_node={ranks}"
+    config = Path(run.folder.path) / run.folder.config.name
+    again = shlex.quote(f"{run.folder.path.resolve().name}-again")
+    lines.append(f"{launch} train/pretrain.py --config {shlex.quote(str(config))} --run.name {again}")
+    return "<h3>Again</h3>" + code("\n".join(lines))

@@ -1,0 +1,244 @@
+"""The report as a user makes it, read back from its file and, where there is one, through a browser."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from common.metrics_file import MetricsFile
+from common.run_folder import RunFolder
+from eval.reporting import drawing, figures
+from eval.reporting.key_figures import key_figures
+from eval.reporting.run_data import RunData, load_run, load_runs
+from eval.reporting.time_spent import time_spent
+from tests.helpers.recorded_runs import recorded_run, train_record, write_run
+from tests.helpers.training import PROJECT
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+TRAINING_BLUE = (0x00, 0x72, 0xB2)
+
+
+def run_script(name: str, *arguments: object, cwd: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, str(PROJECT / "eval" / name), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, env=environment)
+
+
+class Links(HTMLParser):
+    """What a page refers to, and the elements it is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+
+def browse(page: Path, folder: Path, *options: str) -> str:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--hide-scrollbars", *options, page.as_uri()], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run that was interrupted twice, and its report's text."""
+    root = tmp_path_factory.mktemp("report")
+    run = recorded_run(root, "twice", lives=[(0, 25), (20, 32), (30, 40)], hellaswag=True)
+    with open(run.metrics, "ab") as file:
+        file.write(b'{"step": 41, "lo')
+    done = run_script("report.py", "runs/twice", "--json", "figures.json", cwd=root)
+    assert done.returncode == 0, done.stderr
+    return root, (run.report / "report.html").read_text()
+
+
+def test_the_page_needs_nothing_else(reported: tuple[Path, str]) -> None:
+    """Nothing is fetched: everything it refers to is inside it, and there is nothing that could fetch."""
+    links = Links()
+    links.feed(reported[1])
+    assert len(links.references) > 10
+    assert all(reference.startswith(("data:", "#")) for reference in links.references)
+    assert not links.tags & {"script", "iframe", "object", "embed", "base"}
+    style = re.findall(r"<style>(.*?)</style>", reported[1], flags=re.DOTALL)
+    assert len(style) == 1 and "url(" not in style[0] and "@import" not in style[0]
+
+
+def test_the_page_tells_what_happened(reported: tuple[Path, str]) -> None:
+    text = reported[1]
+    for expected in (
+        "40 of 100",
+        "3 starts",
+        "7 steps were lost and done again",
+        "node7",
+        "git checkout 0123abcd",
+        "torchrun --standalone --nproc_per_node=2 train/pretrain.py --config runs/twice/config.yaml",
+        "upon step 20 &lt;script&gt;",
+        "ab12" * 16,
+        "Arcane 124M",
+        "0.2900 (of 400)",
+    ):
+        assert expected in text, expected
+
+
+def test_pictures_lie_beside_the_page(reported: tuple[Path, str]) -> None:
+    folder = reported[0] / "runs" / "twice" / "report"
+    names = {path.name for path in folder.glob("*.png")}
+    wanted = {f"loss-{axis}.png" for axis in ("steps", "tokens", "flops", "hours")}
+    wanted |= {"step-lr.png", "step-grad-norm.png", "step-tokens-per-second.png", "step-memory-gib.png"}
+    assert names == wanted | {"hellaswag.png", "time.png"}
+    for path in folder.glob("*.png"):
+        with Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) > 300
+
+
+def test_figures_as_json(reported: tuple[Path, str]) -> None:
+    (figures_of_run,) = json.loads((reported[0] / "figures.json").read_text())["runs"]
+    assert figures_of_run["val_loss"] == pytest.approx(2.6)
+    assert (figures_of_run["starts"], figures_of_run["steps_done_again"]) == (3, 7)
+    assert figures_of_run["seconds"]["stopped"] == pytest.approx(120.0)
+
+
+def test_where_the_time_went(tmp_path: Path) -> None:
+    """The arithmetic of tests/helpers/recorded_runs.py: 40 steps count, 5 + 3 were lost, a validation among them."""
+    run = recorded_run(tmp_path, "twice", lives=[(0, 25), (20, 32), (29, 40)])
+    spent = time_spent(load_run(run.path).table)
+    assert spent.compute == pytest.approx(40 * 0.75)
+    assert spent.data == pytest.approx(40 * 0.25)
+    assert spent.validation == pytest.approx(4 * 2.0)
+    assert spent.save == pytest.approx(4 * 0.5)
+    assert spent.starting == pytest.approx(3 * 5.0)
+    assert spent.done_again == pytest.approx(5 + 3 + 2.0 + 0.5)
+    assert spent.stopped == pytest.approx(2 * 60.0)
+    assert spent.other == pytest.approx(0.0, abs=1e-3)
+    assert spent.total == pytest.approx(sum(spent.parts.values()))
+
+
+def test_a_save_beside_training_costs_what_it_blocked(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, "async", lives=[(0, 9)])
+    metrics = MetricsFile(run.metrics)
+    metrics.append({"kind": "save", "step": 9, "save_seconds": 50.0, "save_blocked_seconds": 0.5, "time": 1.7e9 + 90})
+    metrics.close()
+    assert time_spent(load_run(run.path).table).save == 0.5
+
+
+def test_hours_leave_out_the_stops(tmp_path: Path) -> None:
+    run = load_run(recorded_run(tmp_path, "once", lives=[(0, 9), (5, 9)]).path)
+    hours = run.hours(run.table.column("time")) * 3600
+    # 5 s to start, 5 steps; the first life's other 4 steps, and 5 s to start again, are time too
+    assert hours.tolist() == pytest.approx([6, 7, 8, 9, 10, 20, 21, 22, 23])
+
+
+def test_runs_are_laid_over_each_other_with_what_differs(tmp_path: Path) -> None:
+    recorded_run(tmp_path, "slow", lives=[(0, 30)])
+    recorded_run(tmp_path, "fast", lives=[(0, 40)], learning_rate=4e-3, end_loss=1.5)
+
+    done = run_script("report.py", "runs/slow", "runs/fast", "--out", "both", "--json", "both.json", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "both.json").read_text())
+    assert found["differences"] == {"optim.lr": [1e-3, 4e-3], "run.name": ["slow", "fast"]}
+    text = (tmp_path / "both" / "report.html").read_text()
+    assert "What differs" in text and "optim.lr" in text
+    with Image.open(tmp_path / "both" / "loss-steps.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"), dtype=int)
+    for color in drawing.COLORS[:2]:
+        wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        assert (np.abs(pixels - wanted).max(axis=-1) < 30).sum() > 200, "each run has its own colour"
+
+
+def test_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        recorded_run(tmp_path / root, "seed", lives=[(0, 3)])
+    runs = load_runs([tmp_path / root / "runs" / "seed" for root in ("a", "b")])
+    assert [run.name for run in runs] == ["a/runs/seed", "b/runs/seed"]
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    """One step, a loss that is no number, no state, no configuration, no validation."""
+    folder = RunFolder(tmp_path / "young")
+    folder.path.mkdir()
+    metrics = MetricsFile(folder.metrics)
+    metrics.append({"kind": "start", "step": 0, "time": 1.0})
+    metrics.append(train_record(1, 3.0, float("nan")))
+    metrics.close()
+
+    done = run_script("report.py", "young", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert not (folder.report / "loss-flops.png").exists()
+    assert "holds no state" in (folder.report / "report.html").read_text()
+    assert key_figures(load_run(folder.path)).train_loss is None
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "begun"])
+def test_a_folder_that_is_no_run_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "metrics.jsonl").write_text('{"kind": "start", "step": 0, "time": 1.0}\n')
+
+    done = run_script("report.py", name, cwd=tmp_path)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / name / "report").exists()
+
+
+def long_run(folder: Path, steps: int) -> RunData:
+    """A run of many steps, its file written at once, with 3,000 validations."""
+    write_run(RunFolder(folder), lives=[(0, 2)])
+    lines = [json.dumps(train_record(step, 1e9 + step, 3.0 + step % 7)) for step in range(1, steps + 1)]
+    every = steps // 3000
+    lines[every - 1 :: every] = [
+        f'{line}\n{{"step": {step}, "tokens": {step * 1000}, "val_loss": 3.1, "time": {1e9 + step}}}'
+        for step, line in zip(range(every, steps + 1, every), lines[every - 1 :: every], strict=True)
+    ]
+    RunFolder(folder).metrics.write_text("\n".join(lines) + "\n")
+    return load_run(folder)
+
+
+@pytest.mark.parametrize("axis", drawing.LOSS_AXES, ids=lambda axis: axis.key)
+def test_the_points_of_a_picture_are_bounded(tmp_path: Path, axis: drawing.AxisKind) -> None:
+    run = long_run(tmp_path / "long", 30_000)
+    axes: Axes = Figure().add_subplot()
+
+    figures.loss_panel(axes, [run], axis)
+
+    drawn = [len(np.asarray(line.get_xdata())) for line in axes.get_lines()]
+    assert len(drawn) == 3
+    assert all(500 < points <= 2 * drawing.BUCKETS for points in drawn), drawn
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_in_a_browser(reported: tuple[Path, str], tmp_path: Path) -> None:
+    """The page's text is there after layout, its pictures are painted, nothing is wider than a telephone."""
+    page = reported[0] / "runs" / "twice" / "report" / "report.html"
+    dom = browse(page, tmp_path, "--dump-dom")
+    assert "7 steps were lost and done again" in dom and "upon step 20" in dom
+    for width in (1280, 500):
+        shot = tmp_path / f"{width}.png"
+        browse(page, tmp_path, f"--screenshot={shot}", f"--window-size={width},2600")
+        with Image.open(io.BytesIO(shot.read_bytes())) as picture:
+            pixels = np.asarray(picture.convert("RGB"), dtype=int)
+        assert pixels.shape == (2600, width, 3)
+        blue = np.abs(pixels - np.array(TRAINING_BLUE)).max(axis=-1) < 40
+        assert blue.sum() > 500, "the training curves"
+        assert np.ptp(np.nonzero(blue)[1]) > 0.5 * width, "as wide as the screen"

@@ -1,0 +1,91 @@
+"""Folders of runs as the trainer leaves them, made in an instant: a second a step, known times."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.metrics_file import MetricsFile
+from common.run_folder import RunFolder
+
+BEGIN = 1_700_000_000.0
+TOKENS_PER_STEP = 1_000
+START_SECONDS, PAUSE_SECONDS, VALIDATION_SECONDS, WAIT_SECONDS, SAVE_SECONDS = 5.0, 60.0, 2.0, 0.25, 0.5
+MODEL = {"vocab_size": 257, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rope"}
+
+
+def train_record(step: int, now: float, loss: float, **more: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "tokens": step * TOKENS_PER_STEP,
+        "loss": loss,
+        "lr": 1e-3,
+        "grad_norm": 0.5,
+        "tokens_per_second": TOKENS_PER_STEP / 1.0,
+        "mfu": None,
+        "step_seconds": 1.0,
+        "data_wait_seconds": WAIT_SECONDS,
+        "memory_gib": 0.5,
+        "time": now,
+        **more,
+    }
+
+
+def write_run(
+    folder: RunFolder,
+    *,
+    lives: Sequence[tuple[int, int]] = ((0, 40),),
+    validate_every: int = 10,
+    learning_rate: float = 1e-3,
+    end_loss: float = 2.0,
+    hellaswag: bool = False,
+) -> None:
+    """A run of several lives, each (steps done when it began, last step): 5 s to start, 60 s from one to the next.
+
+    A step takes 1 s, 0.25 of them waiting for data; each validation 2 s with a save of 0.5 s after it.
+    """
+    folder.path.mkdir(parents=True, exist_ok=True)
+    config = {"model": MODEL, "data": {"path": "data/tiny"}, "optim": {"lr": learning_rate, "grad_clip": 1.0}}
+    folder.config.write_text(yaml.safe_dump({**config, "run": {"name": folder.path.name, "max_steps": 100}}))
+    metrics, now = MetricsFile(folder.metrics), BEGIN
+    for first, last in lives:
+        metrics.append({"kind": "start", "step": first, "world_size": 2, "time": now})
+        now += START_SECONDS
+        for step in range(first + 1, last + 1):
+            now += 1.0
+            metrics.append(train_record(step, now, end_loss + 4.0 / step))
+            if step % validate_every == 0:
+                tokens = step * TOKENS_PER_STEP
+                now += VALIDATION_SECONDS
+                validation = {
+                    "step": step,
+                    "tokens": tokens,
+                    "val_loss": end_loss + 0.5 + 4.0 / step,
+                    "val_sha256": "ab12" * 16,
+                }
+                metrics.append({**validation, "val_seconds": VALIDATION_SECONDS, "time": now})
+                if hellaswag:
+                    score = {"hellaswag_acc_norm": 0.25 + step / 1000, "hellaswag_examples": 400}
+                    metrics.append({"kind": "hellaswag", "step": step, "tokens": tokens, **score, "time": now})
+                now += SAVE_SECONDS
+                metrics.append({"kind": "save", "step": step, "save_seconds": SAVE_SECONDS, "time": now})
+        now += PAUSE_SECONDS
+    metrics.close()
+    starts = [{"time": "2026-01-01", "command": "python train/pretrain.py", "revision": "0123abcd", "diff": None,
+               "python": "3.11.7", "packages": {"torch": "2.13.0"}, "ranks": [{"host": "node7", "cpu": "Fast CPU"}]}
+              for _ in lives]  # fmt: skip
+    folder.provenance.write_text(json.dumps({"starts": starts}))
+    samples = MetricsFile(folder.samples)
+    for step in (10, 20):
+        samples.append({"step": step, "prompt": "Once", "text": f" upon step {step} <script>alert(1)</script>"})
+    samples.close()
+    folder.write_state("done", reason="all steps done", step=lives[-1][1], tokens=lives[-1][1] * TOKENS_PER_STEP)
+
+
+def recorded_run(root: Path, name: str, **options: Any) -> RunFolder:
+    """`write_run` in root/runs/name."""
+    folder = RunFolder(root / "runs" / name)
+    write_run(folder, **options)
+    return folder
