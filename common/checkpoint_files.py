@@ -4,13 +4,14 @@ A checkpoint is a folder `step-00001000` whose `checkpoint.json` lists every oth
 good when all of that holds. The newest good one is found by looking.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.publish import sha256_file
+from common.publish import canonical_json, sha256_file
 from common.run_folder import RunFolder
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
@@ -56,7 +57,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
-    """Check every listed file's size, and its SHA-256 if `hashes`; return the manifest.
+    """Check every listed file's size, and its SHA-256 if `hashes`; return the manifest. Adapters' base is checked too.
 
     Raises BadCheckpoint naming the first file that is missing, short or changed.
     """
@@ -73,7 +74,31 @@ def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any
         for name, expected in manifest["files"].items():
             if sha256_file(checkpoint / name) != expected["sha256"]:
                 raise BadCheckpoint(f"{checkpoint / name} has changed since it was written (SHA-256 differs)")
+    if manifest.get("lora") is not None:
+        base = base_folder(checkpoint, manifest)
+        if not (base / CHECKPOINT_MANIFEST).exists():
+            raise BadCheckpoint(
+                f"{checkpoint} holds adapters alone and {base}, beside which they work, is missing: copy the run's "
+                "folder whole"
+            )
+        if sha256_file(base / CHECKPOINT_MANIFEST) != manifest["base"]["sha256"]:
+            raise BadCheckpoint(f"{base} is another base than the one the adapters of {checkpoint} were trained on")
+        verify_checkpoint(base, hashes=hashes)
     return manifest
+
+
+def base_folder(checkpoint: Path, manifest: dict[str, Any]) -> Path:
+    """The weights that a checkpoint's adapters were trained beside: a checkpoint of its own in the same run."""
+    return checkpoint.resolve().parent / str(manifest["base"]["folder"])
+
+
+def weights_identity(manifest: dict[str, Any]) -> str:
+    """SHA-256 of what a checkpoint's model is: its configuration and the hashes of its weights, of its base's too."""
+    weights = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith("weights-")}
+    content = {"model": manifest["model"], "weights": weights, "lora": manifest.get("lora")}
+    if manifest.get("lora") is not None:
+        content["base"] = manifest["base"]["sha256"]
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def newest_good_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:

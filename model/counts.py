@@ -78,7 +78,7 @@ def _linear_parameters(config: ModelConfig, inputs: int, outputs: int) -> int:
     return inputs * outputs + (outputs if config.bias else 0)
 
 
-def flops_per_token(config: ModelConfig, length: int | None = None) -> int:
+def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters: int | None = None) -> int:
     """FLOPs of forward and backward per token by PaLM's convention (Chowdhery et al. 2022, appendix B).
 
     6N + 12·H·D·S per layer. N holds what takes part in a matrix product once per token: a tied embedding once, the
@@ -88,6 +88,8 @@ def flops_per_token(config: ModelConfig, length: int | None = None) -> int:
     Args:
         config: the model.
         length: T; None: the model's block size.
+        adapters: parameters of adapters beside a frozen model, whose N weights then earn 4N: no gradients are computed
+            for them. None: all weights are trained.
     """
     length = config.block_size if length is None else length
     active = parameter_count(config)
@@ -97,7 +99,8 @@ def flops_per_token(config: ModelConfig, length: int | None = None) -> int:
         active -= config.vocab_size * config.n_embd
     keys = sum(length if window is None else min(length, window) for window in config.windows)
     products = 6 * config.n_head * (config.head_size + _value_products(config) * config.head_size)
-    return 6 * active + products * keys
+    weights = 6 * active if adapters is None else 4 * active + 6 * adapters
+    return weights + products * keys
 
 
 def _value_products(config: ModelConfig) -> int:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import parameter_generator
 
@@ -100,6 +101,19 @@ def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
             adapter.lora_a.copy_(values)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, adapter)
+
+
+def adapter_count(model: ModelConfig, config: LoraConfig) -> int:
+    """Parameters of the adapters that `add_lora` would make."""
+    width, hidden = model.n_embd, model.hidden_size
+    queries_keys_values = width + 2 * model.kv_heads * model.head_size
+    sides = {  # inputs and outputs together, of all matrices of a block with this name
+        "c_attn": width + queries_keys_values,
+        "c_proj": 2 * width + (hidden + width),
+        "c_fc": width + hidden,
+        "c_gate": width + hidden if model.mlp == "swiglu" else 0,
+    }
+    return config.rank * model.n_layer * sum(sides[target] for target in set(config.targets))
 
 
 def lora_layers(model: GPT) -> Iterator[tuple[str, LoraLinear]]:

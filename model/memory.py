@@ -40,6 +40,7 @@ def memory_estimate(
     recompute_norms: bool = False,
     device_type: str = "cuda",
     compiled: bool = False,
+    adapters: int | None = None,
 ) -> MemoryEstimate:
     """Memory of training with AdamW on one of any number of DDP ranks, whose gradients are views of its buckets.
 
@@ -52,6 +53,8 @@ def memory_estimate(
         device_type: attention with dropout keeps its weights on a CPU, which has no fused kernel for it.
         compiled: the compiled loss holds a whole micro-batch's logits and their gradient. What the compiler saves
             elsewhere is not credited.
+        adapters: parameters of adapters, where they alone are trained; None: all weights are. What a frozen model's
+            blocks keep is taken to be the same.
     """
     tables = 1 if config.tie_weights else 2
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * tables
@@ -59,10 +62,11 @@ def memory_estimate(
     matmul = FLOAT32 if dtype == "fp32" else 2
     copies = parameters * matmul if matmul != FLOAT32 else 0  # autocast's casts of the weights
     tokens = micro_batch * config.block_size
+    trained = parameters if adapters is None else adapters
     return MemoryEstimate(
-        weights=parameters * FLOAT32 + copies,
-        gradients=parameters * FLOAT32,
-        optimizer=2 * parameters * FLOAT32,
+        weights=(parameters + (adapters or 0)) * FLOAT32 + copies,
+        gradients=trained * FLOAT32,
+        optimizer=2 * trained * FLOAT32,
         activations=tokens * _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type),
         head=_head_bytes(config, tokens, matmul, device_type, compiled),
     )

@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.checkpoint_files import BadCheckpoint, verify_checkpoint
+from common.checkpoint_files import BadCheckpoint, base_folder, read_checkpoint_manifest, verify_checkpoint
 from common.errors import UserError
 from common.publish import fsync_file
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.lora import LoraConfig, add_lora, drop_lora, lora_tensors
 
 WEIGHTS_PREFIX = "weights-"
 SUFFIX = ".safetensors"
@@ -67,7 +68,10 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> N
     Raises:
         UserError: missing, unknown or misshapen tensors, named with `source`.
     """
-    parameters = dict(model.named_parameters())
+    _fill(dict(model.named_parameters()), tensors, source)
+
+
+def _fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
     missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
     if missing or unknown:
         raise UserError(f"{source} does not hold this model: missing {missing[:3]}, unknown {unknown[:3]}")
@@ -80,7 +84,7 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> N
 
 
 def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False) -> GPT:
-    """The model of a checkpoint's folder, in evaluation mode.
+    """The model of a checkpoint's folder, in evaluation mode; adapters are merged into the base they were trained on.
 
     Args:
         checkpoint: a folder with `checkpoint.json` and weights of any number of ranks.
@@ -98,6 +102,17 @@ def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_h
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device=device)
-    files = sorted(name for name in manifest["files"] if name.startswith(WEIGHTS_PREFIX) and name.endswith(SUFFIX))
-    load_weights(model, read_tensors(checkpoint / name for name in files), checkpoint)
+    if manifest.get("lora") is None:
+        load_weights(model, _weights_of(checkpoint, manifest), checkpoint)
+        return model.eval()
+    base = base_folder(checkpoint, manifest)
+    load_weights(model, _weights_of(base, read_checkpoint_manifest(base)), base)
+    add_lora(model, LoraConfig(**manifest["lora"] | {"targets": tuple(manifest["lora"]["targets"])}), seed=0)
+    _fill(lora_tensors(model), _weights_of(checkpoint, manifest), checkpoint)
+    drop_lora(model)
     return model.eval()
+
+
+def _weights_of(checkpoint: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
+    files = sorted(name for name in manifest["files"] if name.startswith(WEIGHTS_PREFIX) and name.endswith(SUFFIX))
+    return read_tensors(checkpoint / name for name in files)

@@ -34,10 +34,12 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
         recompute_every=recompute_every(config),
         recompute_norms=config.recompute.norms,
         device_type=device_type,
+        adapters=config.adapter_count(),
     )
+    flops = flops_per_token(architecture, adapters=config.adapter_count())
     return [
         f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "
-        f"{architecture.n_embd}, {format_count(flops_per_token(architecture))}FLOPs per token",
+        f"{architecture.n_embd}, {format_count(flops)}FLOPs per token",
         f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
         f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
         f"estimated memory per rank: {format_bytes(estimate.total)}",

@@ -52,8 +52,8 @@ def owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by name; a tied tensor stands once."""
-    return dict(model.named_parameters())
+    """What training changes, by name: not what is frozen beside adapters. A tied tensor stands once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

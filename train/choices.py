@@ -7,7 +7,6 @@ import torch
 
 from common.errors import UserError
 from common.progress import format_bytes
-from model.config import ModelConfig
 from model.memory import memory_estimate
 from model.precision import Dtype, resolve_dtype
 from model.ranks import Ranks
@@ -39,14 +38,13 @@ def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tu
     config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
     # the smallest answer of all ranks, so that they agree on uneven machines
     free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
-    architecture = config.model.architecture()
     if config.recompute.mode == "auto":
-        fits = _fits(architecture, _least_micro_batch(config), dtype, 0, free, ranks.device.type)
+        fits = _fits(config, _least_micro_batch(config), dtype, 0, free, ranks.device.type)
         mode: Literal["none", "full"] = "none" if fits else "full"
         config = replace(config, recompute=replace(config.recompute, mode=mode))
         reasons.append(f"recompute {mode}: {format_bytes(free)} are free")
     if config.batch.micro_batch == "auto":
-        micro_batch = _choose_micro_batch(config, architecture, dtype, free, ranks)
+        micro_batch = _choose_micro_batch(config, dtype, free, ranks)
         config = replace(config, batch=replace(config.batch, micro_batch=micro_batch))
         reasons.append(f"micro_batch {micro_batch}: {format_bytes(free)} are free")
     return config, reasons
@@ -93,20 +91,25 @@ def _least_micro_batch(config: Config) -> int:
     return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
 
 
-def _fits(architecture: ModelConfig, micro_batch: int, dtype: Dtype, every: int, free: int, device_type: str) -> bool:
+def _fits(config: Config, micro_batch: int, dtype: Dtype, every: int, free: int, device_type: str) -> bool:
     estimate = memory_estimate(
-        architecture, micro_batch=micro_batch, dtype=dtype, recompute_every=every, device_type=device_type
+        config.model.architecture(),
+        micro_batch=micro_batch,
+        dtype=dtype,
+        recompute_every=every,
+        device_type=device_type,
+        adapters=config.adapter_count(),
     )
     return estimate.total <= MEMORY_SHARE * free
 
 
-def _choose_micro_batch(config: Config, architecture: ModelConfig, dtype: Dtype, free: int, ranks: Ranks) -> int:
+def _choose_micro_batch(config: Config, dtype: Dtype, free: int, ranks: Ranks) -> int:
     """The largest micro-batch that divides the step and whose estimate fits."""
     every = recompute_every(config)
     size = CPU_MICRO_BATCH if ranks.device.type == "cpu" else config.batch.tokens_per_step // config.model.block_size
     while True:
         size = largest_micro_batch(config.batch.tokens_per_step, config.model.block_size, ranks.world_size, size)
-        if _fits(architecture, size, dtype, every, free, ranks.device.type):
+        if _fits(config, size, dtype, every, free, ranks.device.type):
             return size
         if size == 1:
             raise UserError(

@@ -6,15 +6,16 @@ Precedence, lowest first: defaults, `model.preset`, the YAML file, the command l
 import difflib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser
 
 from common.errors import UserError
+from common.run_folder import RunFolder
 from model.config import PRESETS, ModelConfig, preset_config
 from train.batch import BatchConfig
 from train.optimizer import OptimConfig
@@ -69,6 +70,13 @@ class Config:
                 f"{self.model.block_size}: give at most that"
             )
 
+    def adapter_count(self) -> int | None:
+        """Parameters trained beside a frozen model; None where all weights are trained, as in pre-training."""
+        return None
+
+
+Kind = TypeVar("Kind", bound=Config)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -86,14 +94,37 @@ class _Parser(ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def build_parser() -> ArgumentParser:
+@dataclass(frozen=True)
+class Command(Generic[Kind]):
+    """An entry that trains: how its command line is read.
+
+    base_of: finds the model that a run in this folder begins with, whose configuration is then the default.
+    """
+
+    kind: type[Kind]
+    prog: str
+    description: str
+    default_config: Path
+    base_of: Callable[[RunFolder], ModelConfig] | None = None
+
+
+PRETRAIN = Command(
+    Config,
+    prog="pretrain.py",
+    description="Pre-train a GPT. Start it again with the same command line and it goes on where it stopped.",
+    default_config=DEFAULT_CONFIG,
+)
+
+
+def build_parser(command: Command[Any] = PRETRAIN) -> ArgumentParser:
     parser = _Parser(
-        prog="pretrain.py",
-        description="Pre-train a GPT. Start it again with the same command line and it goes on where it stopped.",
+        prog=command.prog,
+        description=command.description,
         default_env=False,
         print_config=None,  # its own would show resume as if it were configuration
     )
-    parser.add_argument("--config", action="config", help=f"YAML file; default {DEFAULT_CONFIG.relative_to(PROJECT)}")
+    file = command.default_config.relative_to(PROJECT)
+    parser.add_argument("--config", action="config", help=f"YAML file; default {file}")
     parser.add_argument("--print_config", action="store_true", help="show the resulting configuration and leave")
     parser.add_argument(
         "--resume",
@@ -107,29 +138,39 @@ def build_parser() -> ArgumentParser:
         metavar="SECTION.KEY",
         help="let a resumed run differ from its checkpoint in this field; may be repeated",
     )
-    parser.add_class_arguments(Config, nested_key=None)
+    parser.add_class_arguments(command.kind, nested_key=None)
     return parser
 
 
 def read_config(arguments: list[str] | None = None) -> tuple[Config, Options]:
+    """`read_command` of train/pretrain.py."""
+    return read_command(PRETRAIN, arguments)
+
+
+def read_command(command: Command[Kind], arguments: list[str] | None = None) -> tuple[Kind, Options]:
     """Parse a command line (default: this process's).
 
     Raises UserError in one line for an unknown key (naming the nearest), a wrong type or an impossible combination.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     files, others = _split_config_files(arguments)
-    files = files or [str(DEFAULT_CONFIG)]
-    contents = [_read_yaml(Path(file)) for file in files]
-    _check_names(others)
-    parser = build_parser()
-    preset = _preset_named(contents, others)
-    if preset is not None:
-        parser.set_defaults({f"model.{key}": value for key, value in asdict(PRESETS[preset]).items()})
+    files = files or [str(command.default_config)]
+    known = set(field_names(command.kind))
+    contents = [_read_yaml(Path(file), known) for file in files]
+    _check_names(others, known)
+    parser = build_parser(command)
+    model = PRESETS.get(str(_named("model.preset", contents, others)))
+    if model is None and command.base_of is not None and not {"--help", "-h"} & set(others):
+        root = _named("run.root", contents, others) or RunConfig().root
+        name = _named("run.name", contents, others) or Path(files[-1]).stem
+        model = command.base_of(RunFolder(Path(root) / name))
+    if model is not None:
+        parser.set_defaults({f"model.{key}": value for key, value in asdict(model).items()})
     # files first: what stands on the command line wins, wherever on it the files are named
     parsed = parser.parse_args([*(f"--config={file}" for file in files), *others])
     try:
         sections = parser.instantiate(parsed)
-        config = Config(**{section.name: getattr(sections, section.name) for section in fields(Config)})
+        config = command.kind(**{item.name: getattr(sections, item.name) for item in fields(command.kind)})
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
     if config.run.name is None:
@@ -171,7 +212,7 @@ def _split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
     """A configuration file, its keys checked. Raises UserError naming the file."""
     try:
         content = yaml.safe_load(path.read_text()) or {}
@@ -181,7 +222,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"configuration {path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"configuration {path} must hold sections such as model: and data:")
-    known = set(field_names())
     sections = {name.split(".")[0] for name in known}
     for section, values in content.items():
         if section not in sections:
@@ -194,9 +234,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_names(arguments: list[str]) -> None:
+def _check_names(arguments: list[str], fields_known: set[str]) -> None:
     """Meet a misspelt option with the nearest name, which the parser would not give."""
-    known = {f"--{name}" for name in field_names()}
+    known = {f"--{name}" for name in fields_known}
     known |= {"--help", "--print_config", "--resume", "--allow-change"}
     for argument in arguments:
         name = argument.split("=")[0]
@@ -209,14 +249,15 @@ def _nearest(name: str, known: set[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
-def _preset_named(contents: list[dict[str, Any]], arguments: list[str]) -> str | None:
-    """The preset that files and command line settle on; a wrong name is left to the parser to refuse."""
-    preset = None
+def _named(option: str, contents: list[dict[str, Any]], arguments: list[str]) -> str | None:
+    """What files and command line settle on for an option, before it is parsed."""
+    section, key = option.split(".")
+    value = None
     for content in contents:
-        preset = content.get("model", {}).get("preset", preset)
+        value = content.get(section, {}).get(key, value)
     for argument, following in itertools.pairwise([*arguments, ""]):
-        if argument == "--model.preset":
-            preset = following
-        elif argument.startswith("--model.preset="):
-            preset = argument.removeprefix("--model.preset=")
-    return preset if preset in PRESETS else None
+        if argument == f"--{option}":
+            value = following
+        elif argument.startswith(f"--{option}="):
+            value = argument.removeprefix(f"--{option}=")
+    return None if value is None else str(value)

@@ -56,6 +56,7 @@ class TrainingLoop:
     stop: StopRequest
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
+    untrained: bool = True  # its first loss should be that of a model that knows nothing
     _state_written: float = 0.0
     _log_seconds: float = 0.0
 
@@ -69,7 +70,8 @@ class TrainingLoop:
         self._warm_up()
         if progress.step == 0:
             self.validator.validate(progress)
-            self._check_first_loss()
+            if self.untrained:
+                self._check_first_loss()
         gc.collect()
         gc.disable()  # a collection in the middle of a step would make the other ranks wait
         batches = self.loader.steps(progress.sequences)

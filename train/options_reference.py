@@ -6,13 +6,16 @@ python train/options_reference.py --check  # exit status 1 where the file is out
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import exit_on_user_error
-from train.config import PROJECT, build_parser
+from train.config import PROJECT, build_parser, field_names
+from train.finetune import finetune_command
+from train.finetune_config import FinetuneConfig
 
 REFERENCE = PROJECT / "docs" / "options.md"
 HEAD = """# Options of `train/pretrain.py`
@@ -23,16 +26,30 @@ Written by `python train/options_reference.py` from the program itself. Every op
 """
 
 
+FINETUNE_HEAD = """# Options of `train/finetune.py`
+
+All of the above (of `model` only `dropout` and `block_size`: the model is the base's), a default file of its own
+(`train/configs/finetune.yaml`), and:
+"""
+
+
 def reference() -> str:
     """The whole page, as Markdown."""
-    parts = [HEAD]
-    for group in build_parser()._action_groups:
+    parts = [HEAD, *_sections(build_parser())]
+    own = {name.split(".")[0] for name in field_names(FinetuneConfig)} - {name.split(".")[0] for name in field_names()}
+    parts.append(FINETUNE_HEAD)
+    parts += [part for part in _sections(build_parser(finetune_command(""))) if part.split("`")[1] in own]
+    return "\n".join(parts)
+
+
+def _sections(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """A table per group of options."""
+    for group in parser._action_groups:
         rows = [row for action in group._group_actions if (row := _row(action))]
         if rows:
             section = next((name.split(".")[0].strip("| `-") for name in rows if "." in name.split("`")[1]), None)
             title = f"`{section}`: {str(group.title).rstrip(':.')}" if section else "Beside the configuration"
-            parts.append(f"## {title}\n\n| option | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n")
-    return "\n".join(parts)
+            yield f"## {title}\n\n| option | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def _row(action: argparse.Action) -> str | None:

@@ -31,6 +31,7 @@ from model.initialisation import initialise
 from model.precision import Dtype
 from model.ranks import Ranks, share_threads, start_ranks
 from train.announce import describe_data, describe_model, describe_run
+from train.base import Base
 from train.batch import BatchPlan, plan_batch
 from train.between import SampleWriter, Validator
 from train.checkpoint import CheckpointWriter, Progress, load_training_state
@@ -55,11 +56,17 @@ Decision = TypeVar("Decision")
 
 @record
 def main() -> int:
-    config, options = read_config()
+    return start(*read_config())
+
+
+def start(config: Config, options: Options, base: Base | None = None) -> int:
+    """Open the data, meet the other ranks and train; return the exit status. A fine-tuning begins with `base`."""
     if options.print_config:
         print(to_yaml(config), end="")
         return 0
     tokens = TokenSet.open(find_token_set(config.data.path))
+    if base is not None:
+        base.check_tokens(tokens)
     config = fit_to_data(config, tokens)
     folder = RunFolder(Path(config.run.root) / str(config.run.name))
     ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
@@ -70,7 +77,7 @@ def main() -> int:
         tokens = stage(tokens, Path(config.data.stage_to), ranks)
     stop = StopRequest(folder, watch_file=ranks.is_first)
     with stop.listening():
-        status = pretrain(config, options, folder, tokens, ranks, threads, stop)
+        status = pretrain(config, options, folder, tokens, ranks, threads, stop, base)
         ranks.close()
     return status
 
@@ -100,13 +107,22 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
 
 
 def pretrain(
-    config: Config, options: Options, folder: RunFolder, tokens: TokenSet, ranks: Ranks, threads: int, stop: StopRequest
+    config: Config,
+    options: Options,
+    folder: RunFolder,
+    tokens: TokenSet,
+    ranks: Ranks,
+    threads: int,
+    stop: StopRequest,
+    base: Base | None = None,
 ) -> int:
     """Begin a run or go on with it; return the exit status. All ranks call."""
     checkpoint, complaints = agreed(ranks, lambda: choose_checkpoint(options.resume, folder))
     manifest = read_checkpoint_manifest(checkpoint) if checkpoint else None
     config, reasons = resolve(config, manifest.get("config") if manifest else None, ranks)
-    if checkpoint:
+    if checkpoint and manifest:
+        if base is not None:
+            base.check_checkpoint(checkpoint, manifest)
         check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change)
     plan = plan_batch(
         config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
@@ -117,21 +133,22 @@ def pretrain(
         if ranks.is_first:
             print(f"{folder.path} is done: step {first_step} of {config.run.max_steps}, checkpoint {checkpoint}")
         return 0
-    if ranks.is_first:
-        prepare_folder(folder, config, machines, checkpoint)
+    agreed(ranks, lambda: prepare_folder(folder, config, machines, checkpoint, base))
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=first_step, line_every=config.log.every_steps)
     for line in [
         *describe_run(folder, config, machines, reasons),
         *describe_model(config, plan, ranks.device.type),
         *describe_data(config, tokens),
         *(f"passed over: {complaint}" for complaint in complaints),
-        f"going on after step {first_step} from {checkpoint}" if checkpoint else "starting from scratch",
+        f"going on after step {first_step} from {checkpoint}" if checkpoint else f"starting from {base or 'scratch'}",
         *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
     ]:
         recorder.say(line)
     if config.log.wandb and ranks.is_first:
         recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
-    loop = compose(config, folder, tokens, ranks, plan, recorder, stop, checkpoint)
+    loop = compose(config, folder, tokens, ranks, plan, recorder, stop, checkpoint, base)
+    for line in base.describe(loop.model) if base else []:
+        recorder.say(line)
     progress = Progress()
     if checkpoint and manifest:
         progress = load_training_state(checkpoint, loop.model, loop.optimizer)
@@ -140,21 +157,28 @@ def pretrain(
     return run_to_the_end(loop, progress)
 
 
-def prepare_folder(folder: RunFolder, config: Config, machines: list[dict[str, Any]], checkpoint: Path | None) -> None:
+def prepare_folder(
+    folder: RunFolder, config: Config, machines: list[dict[str, Any]], checkpoint: Path | None, base: Base | None
+) -> None:
     """Make the run's folder and write down what is about to be run. One rank calls."""
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder.checkpoints)
+    if base is not None:
+        base.keep(folder.checkpoints, config.model.architecture())
     write_whole(folder.config, to_yaml(config))
     record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
 
 
-def build_model(config: Config, ranks: Ranks) -> GPT:
+def build_model(config: Config, ranks: Ranks, folder: RunFolder, base: Base | None, *, resumed: bool) -> GPT:
     """The model with its first weights, on this rank's device."""
     set_determinism(config.run.deterministic, ranks.device)
     with torch.device("meta"):
         model = GPT(config.model.architecture())
     model.to_empty(device=ranks.device)
-    initialise(model, config.run.seed)
+    if base is not None:
+        base.fill(model, folder.checkpoints, config.run.seed, resumed=resumed)
+    else:
+        initialise(model, config.run.seed)
     model.recompute_every = recompute_every(config)
     model.recompute_norms = config.recompute.norms
     if config.run.compile:
@@ -171,9 +195,10 @@ def compose(
     recorder: Recorder,
     stop: StopRequest,
     checkpoint: Path | None,
+    base: Base | None = None,
 ) -> TrainingLoop:
     """Put the run together from its parts."""
-    model = build_model(config, ranks)
+    model = build_model(config, ranks, folder, base, resumed=checkpoint is not None)
     optimizer = build_optimizer(model, config.optim)
     dtype = cast(Dtype, config.run.dtype)  # resolve has replaced auto
     seed, clip, length = config.run.seed, config.optim.grad_clip, config.model.block_size
@@ -189,7 +214,7 @@ def compose(
         folder.checkpoints,
         CheckpointWriter(folder.checkpoints, ranks, model, optimizer),
         config.checkpoint,
-        manifest_facts(config, tokens, ranks),
+        manifest_facts(config, tokens, ranks) | (base.facts(folder.checkpoints) if base else {}),
         validator,
         recorder,
         resumed_from=checkpoint,
@@ -211,8 +236,9 @@ def compose(
         keeper=keeper,
         recorder=recorder,
         stop=stop,
-        flops_per_token=flops_per_token(config.model.architecture()),
+        flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,
+        untrained=base is None and checkpoint is None,
     )
 
 

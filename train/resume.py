@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.run_folder import RunFolder
 
 # What makes another run of it: these sections and fields must not change unnoticed.
-FIXED_SECTIONS = ("model",)
+FIXED_SECTIONS = ("model", "lora")
 FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
 
 
@@ -54,6 +54,8 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
     Raises UserError naming the first field that differs.
     """
     manifest = read_checkpoint_manifest(checkpoint)
+    if manifest.get("lora") is not None and "lora" not in config:
+        raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: go on with train/finetune.py")
     # an imported checkpoint says of itself only what model it is
     before, now = _flat(manifest.get("config") or {"model": manifest["model"]}), _flat(config)
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from common.errors import UserError
 from tests.helpers.training import PRETRAIN, PROJECT, train_by_path
-from train.config import DEFAULT_CONFIG, Config, as_dict, field_names, read_config, to_yaml
+from train import config as config_of
+from train.config import DEFAULT_CONFIG, Command, Config, as_dict, field_names, read_command, read_config, to_yaml
+from train.finetune import finetune_command
 
 
 def write(folder: Path, text: str) -> str:
@@ -115,7 +119,10 @@ def test_every_shipped_configuration_is_valid_and_survives_a_round_trip(tmp_path
     files = sorted((PROJECT / "train" / "configs").glob("**/*.yaml"))
     assert {"smoke", "demo", "gpt2-124m"} <= {file.stem for file in files}
     for file in files:
-        config, _ = read_config([f"--config={file}"])
+        command: Command[Any] = config_of.PRETRAIN
+        if file.stem == "finetune":
+            command = replace(finetune_command(""), base_of=None)
+        config, _ = read_command(command, [f"--config={file}"])
         assert yaml.safe_load(to_yaml(config)) == as_dict(config)
 
 

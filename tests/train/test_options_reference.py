@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 from tests.helpers.training import PROJECT
-from train.config import Config, field_names
+from train.config import field_names
+from train.finetune_config import FinetuneConfig
 from train.options_reference import REFERENCE, reference
 
 
@@ -13,7 +14,7 @@ def test_the_page_is_up_to_date_and_names_every_option_with_words() -> None:
     text = REFERENCE.read_text()
     assert text == reference(), "run: python train/options_reference.py"
     rows = dict(re.findall(r"^\| `--([a-z0-9_.]+)` \|[^|]*\| (.*) \|$", text, re.MULTILINE))
-    assert set(field_names(Config)) <= set(rows)
+    assert set(field_names(FinetuneConfig)) <= set(rows)
     assert all(len(words) > 5 for words in rows.values())
 
 

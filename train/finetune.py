@@ -1,0 +1,63 @@
+"""Go on training a checkpoint, our own or an imported one, on other data: with adapters (LoRA) or all of its weights.
+
+    python train/finetune.py runs/demo --data.path data/mine --run.name demo-mine
+    torchrun --nproc_per_node=8 train/finetune.py imported/gpt2 --config train/configs/finetune.yaml --lora.rank 16
+
+The same command line continues the same run. Everything in eval/ takes the run's folder; adapters are merged there.
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from common.errors import UserError, exit_on_user_error
+from common.run_folder import RunFolder
+from model.config import ModelConfig
+from train.base import find_base, with_adapters
+from train.config import PROJECT, Command, read_command
+from train.finetune_config import FinetuneConfig, check_targets, fit_to_base
+from train.pretrain import start
+
+USAGE = "python train/finetune.py RUN_OR_CHECKPOINT [--config FILE] [--section.key value …]"
+
+
+@record
+def main() -> int:
+    given, arguments = split_base(sys.argv[1:])
+    command = finetune_command(given)
+    config, options = read_command(command, arguments)
+    folder = RunFolder(Path(config.run.root) / str(config.run.name))
+    base = find_base(given, folder)
+    fit_to_base(config.model, base.model)
+    check_targets(config.lora, base.model)
+    return start(config, options, with_adapters(base, config.lora.adapters()))
+
+
+def split_base(arguments: list[str]) -> tuple[str, list[str]]:
+    """The first argument and the others. Raises UserError where it is no folder's name."""
+    if {"--help", "-h"} & set(arguments):
+        return "", ["--help"]
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"say first what to go on from: {USAGE}")
+    return arguments[0], arguments[1:]
+
+
+def finetune_command(given: str) -> Command[FinetuneConfig]:
+    def base_model(folder: RunFolder) -> ModelConfig:
+        return find_base(given, folder).model
+
+    return Command(
+        FinetuneConfig,
+        prog="finetune.py RUN_OR_CHECKPOINT",
+        description="Go on training a checkpoint (our own or an imported one) with adapters, or all of its weights.",
+        default_config=PROJECT / "train" / "configs" / "finetune.yaml",
+        base_of=base_model,
+    )
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
