@@ -7,7 +7,7 @@ from typing import Any
 
 from common.progress import format_count
 from eval.reporting.key_figures import key_figures
-from eval.reporting.references import HELLASWAG_EXAMPLES, REFERENCES
+from eval.reporting.references import GPT3, HELLASWAG_EXAMPLES, REFERENCES
 from eval.reporting.run_data import RunData
 
 HEADINGS = ("model", "parameters", "training data", "tokens", "RoPE", "train loss", "val. loss", "on", "HellaSwag")
@@ -36,7 +36,8 @@ class Row:
 
     def cells(self) -> list[str]:
         """As people read it, in the order of `HEADINGS`."""
-        swag = "" if self.hellaswag_acc_norm is None else f"{self.hellaswag_acc_norm:.4f}"
+        digits = 3 if self.source == GPT3 else 4  # as published
+        swag = "" if self.hellaswag_acc_norm is None else f"{self.hellaswag_acc_norm:.{digits}f}"
         if swag and self.hellaswag_examples not in (None, HELLASWAG_EXAMPLES):
             swag += f" (of {self.hellaswag_examples:,})"
         return [
@@ -45,7 +46,7 @@ class Row:
             self.data,
             format_count(self.tokens).replace(".0", ""),
             {True: "yes", False: "no", None: ""}[self.rope],
-            *("" if loss is None else f"{loss:.{4 if self.ours else 2}f}" for loss in (self.train_loss,)),
+            "" if self.train_loss is None else f"{self.train_loss:.4f}".removesuffix("00"),
             "" if self.val_loss is None else f"{self.val_loss:.4f}".removesuffix("00"),
             self.val_data or "",
             swag,

@@ -81,7 +81,9 @@ def draw(paint: Callable[[Axes], None], title: str, *, size: tuple[float, float]
         axes.set_title(title)
         handles, labels = axes.get_legend_handles_labels()
         if labels:
-            columns = max(1, min(len(labels), int(62 / (6 + max(map(len, labels))))))
+            room = 66 * size[0] / SIZE_INCHES[0]  # in characters, of which a line's sample takes six
+            one_row = sum(len(label) + 6 for label in labels) <= room
+            columns = len(labels) if one_row else max(1, int(room / (6 + max(map(len, labels)))))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         return to_png(figure)
 

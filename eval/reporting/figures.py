@@ -45,7 +45,8 @@ def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
                       label="validation" if alone else None, **look)  # fmt: skip
             if alone and np.isfinite(val_loss[-1]):
                 axes.annotate(f"{val_loss[-1]:.3f}", (validated[-1], val_loss[-1]), (0, 7), ha="right", fontsize=9,
-                              textcoords="offset points", color=drawing.VALIDATION)  # fmt: skip
+                              textcoords="offset points", color=drawing.VALIDATION,
+                              bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1})  # fmt: skip
         later = np.concatenate([curve[int(len(curve) * CUT_FRACTION) :], loss[-max(1, len(loss) // 2) :]])
         tops.append(np.nanmax(later) if np.isfinite(later).any() else np.nan)
         everything = np.concatenate([curve, val_loss])

@@ -31,7 +31,7 @@ class KeyFigures:
     best_val_loss: float | None
     best_val_step: int | None
     val_sha256: str | None
-    hellaswag_acc_norm: float | None  # the last one
+    hellaswag_acc_norm: float | None  # of the trained model where that was measured, else the last one of training
     hellaswag_examples: int | None
     tokens_per_second: float | None  # median over steps
     mfu: float | None  # median over steps
@@ -56,7 +56,7 @@ def key_figures(run: RunData) -> KeyFigures:
     validations = [event for event in table.of_kind("val_loss") if event["val_loss"] is not None]
     best = min(validations, key=lambda event: float(event["val_loss"]), default={})
     last = validations[-1] if validations else {}
-    swag = table.of_kind("hellaswag_acc_norm")[-1:] or [{}]
+    hellaswag = _hellaswag(run)
     return KeyFigures(
         run=run.name,
         status=run.status,
@@ -72,8 +72,8 @@ def key_figures(run: RunData) -> KeyFigures:
         best_val_loss=best.get("val_loss"),
         best_val_step=best.get("step"),
         val_sha256=last.get("val_sha256"),
-        hellaswag_acc_norm=swag[0].get("hellaswag_acc_norm"),
-        hellaswag_examples=swag[0].get("hellaswag_examples"),
+        hellaswag_acc_norm=hellaswag[0],
+        hellaswag_examples=hellaswag[1],
         tokens_per_second=_over(np.median, run, "tokens_per_second"),
         mfu=_over(np.median, run, "mfu"),
         memory_gib=_over(np.max, run, "memory_gib"),
@@ -81,6 +81,15 @@ def key_figures(run: RunData) -> KeyFigures:
         steps_done_again=table.lost.steps,
         seconds=time_spent(table),
     )
+
+
+def _hellaswag(run: RunData) -> tuple[float | None, int | None]:
+    """acc_norm and the number of examples: of report/hellaswag.json, else of the last record of training."""
+    measured = run.hellaswag
+    if isinstance(measured.get("acc_norm"), float) and isinstance(measured.get("examples"), int):
+        return measured["acc_norm"], measured["examples"]
+    last = (run.table.of_kind("hellaswag_acc_norm") or [{}])[-1]
+    return last.get("hellaswag_acc_norm"), last.get("hellaswag_examples")
 
 
 def _over(reduce: Any, run: RunData, key: str, last: int | None = None) -> float | None:

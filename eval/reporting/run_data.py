@@ -33,6 +33,7 @@ class RunData:
     starts: list[dict[str, Any]]  # of provenance.json, one a start
     state: dict[str, Any]
     samples: list[dict[str, Any]]
+    hellaswag: dict[str, Any]  # what eval/hellaswag.py wrote to report/hellaswag.json
 
     @cached_property
     def model(self) -> ModelConfig | None:
@@ -113,6 +114,7 @@ def load_run(path: Path, name: str | None = None) -> RunData:
         _read_starts(folder),
         read_state_leniently(folder),
         [sample for sample in read_json_lines(folder.samples) if isinstance(sample.get("step"), int)],
+        _read_object(folder.report / "hellaswag.json"),
     )
 
 
@@ -134,11 +136,17 @@ def read_state_leniently(folder: RunFolder) -> dict[str, Any]:
 
 
 def _read_starts(folder: RunFolder) -> list[dict[str, Any]]:
+    starts = _read_object(folder.provenance).get("starts")
+    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none that can be read."""
     try:
-        starts = json.loads(folder.provenance.read_text(encoding="utf-8"))["starts"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [start for start in starts if isinstance(start, dict)]
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def format_time(seconds: float | None) -> str:

@@ -1,0 +1,44 @@
+"""Put runs beside GPT-2, GPT-3 and Arcane: model, data, tokens, RoPE, losses, HellaSwag.
+
+    python eval/compare.py
+    python eval/compare.py runs/gpt2-124m runs/llama-124m --markdown
+
+Without runs, the published models stand alone. Of a run only what was measured in it is shown, as far as it has come.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import exit_on_user_error
+from common.publish import write_json_whole
+from eval.reporting.comparison import as_markdown, as_text, rows_with
+from eval.reporting.references import NOTES
+from eval.reporting.run_data import load_runs
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Put runs beside GPT-2, GPT-3 and Arcane.")
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN", help="folders of runs, still going or done")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    rows = rows_with(load_runs(arguments.runs))
+    print(as_markdown(rows) if arguments.markdown else as_text(rows))
+    print()
+    for note in NOTES:
+        print(note + ("\n" if arguments.markdown else ""))
+    if arguments.json:
+        write_json_whole(arguments.json, {"models": [row.as_json() for row in rows], "notes": NOTES})
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

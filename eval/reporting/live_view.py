@@ -1,0 +1,250 @@
+"""What the live view shows of a run: lines of text for a terminal of any size."""
+
+import json
+import math
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.metrics_table import MetricsTable
+from common.progress import format_count, format_duration
+from common.run_folder import RunFolder
+from eval.reporting.curves import smooth
+from eval.reporting.run_data import read_configuration, read_state_leniently
+from eval.reporting.terminal_plot import plot
+
+RATE_STEPS = 200  # newest steps that rates and ETA are taken from
+SILENT_SECONDS = 120.0  # without news that a running run is called silent after, or 20 steps if those take longer
+SAMPLE_BYTES = 1 << 16  # read from the end of the samples
+STATUS_COLORS = {"done": "32", "failed": "31", "preempted": "33", "running": "36"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the terminal can show."""
+
+    unicode: bool
+    color: bool
+
+    def paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.color and text else text
+
+
+@dataclass
+class LiveRun:
+    """A run that is looked at again and again."""
+
+    folder: RunFolder
+    table: MetricsTable
+    state: dict[str, Any] = field(default_factory=dict)
+    max_steps: int | None = None
+    sample: dict[str, Any] = field(default_factory=dict)
+    _config_time: float = -1.0
+
+    def refresh(self) -> None:
+        """Read what is new. Files that are missing or half written are passed over until the next time."""
+        self.table.update()
+        self.state = read_state_leniently(self.folder)
+        try:
+            changed = self.folder.config.stat().st_mtime
+        except OSError:
+            changed = -1.0
+        if changed != self._config_time:
+            self._config_time = changed
+            section = read_configuration(self.folder).get("run")
+            steps = section.get("max_steps") if isinstance(section, dict) else None
+            self.max_steps = steps if isinstance(steps, int) else None
+        self.sample = _last_sample(self.folder.samples) or self.sample
+
+
+def _last_sample(path: Path) -> dict[str, Any]:
+    """The last whole line of the samples, from the end of the file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - SAMPLE_BYTES))
+            lines = file.read().split(b"\n")[:-1]
+    except OSError:
+        return {}
+    for line in reversed(lines):
+        try:
+            sample = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(sample, dict) and "text" in sample:
+            return sample
+    return {}
+
+
+def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list[str]:
+    """At most `height` lines of at most `width` characters each (colours not counted).
+
+    Args:
+        now: seconds since the epoch.
+    """
+    lines = [_title(run, width, look, now)]
+    if len(run.table) == 0:
+        return [*lines, _fit("no training step yet: waiting for the first one", width, look)][:height]
+    lines += [_fit(line, width, look) for line in (_progress(run, width, look, now), _figures(run), _evaluations(run))]
+    lines = [line for line in lines if line]
+    sample = _sample_lines(run, width, look, 3 if height >= 20 else 1 if height >= 10 else 0)
+    room = height - len(lines) - len(sample)
+    lines += _plots(run, width, room, look) + sample
+    return lines[:height]
+
+
+def _fit(text: str, width: int, look: Look) -> str:
+    text = "".join(character if character.isprintable() else " " for character in text)
+    text = text if look.unicode else text.encode("ascii", "replace").decode()
+    mark = "…" if look.unicode else "~"
+    return text if len(text) <= width else text[: max(0, width - 1)] + mark
+
+
+def _title(run: LiveRun, width: int, look: Look, now: float) -> str:
+    name = run.folder.path.resolve().name
+    status = str(run.state.get("status", "no state"))
+    said = [name, f"{status}: {run.state.get('reason', '')}" if run.state else status]
+    if run.state.get("host"):
+        said.append(f"on {run.state['host']}")
+    if run.state.get("job_id"):
+        said.append(f"job {run.state['job_id']}")
+    restarts = len(run.table.lives) - 1
+    if restarts > 0:
+        said.append(f"{restarts} restart{'s' if restarts > 1 else ''}")
+    said += [warning] if (warning := _warning(run, now)) else []
+    fitted = _fit("  ".join(said), width, look)
+    color = "31" if warning else STATUS_COLORS.get(status, "0")
+    return look.paint(fitted, f"1;{color}")
+
+
+def _warning(run: LiveRun, now: float) -> str:
+    """What speaks against a run that calls itself running."""
+    if run.state.get("status") != "running":
+        return ""
+    pid = run.state.get("pid")
+    if run.state.get("host") == socket.gethostname() and isinstance(pid, int) and not _alive(pid):
+        return f"BUT ITS PROCESS {pid} IS GONE"
+    last = run.table.lives[-1].end if run.table.lives else math.nan
+    limit = max(SILENT_SECONDS, 20 * _mean(run, "step_seconds"))
+    return f"NO NEWS FOR {format_duration(now - last)}" if now - last > limit else ""
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _mean(run: LiveRun, key: str) -> float:
+    """Over the newest steps' finite values; 0 without any."""
+    values = run.table.tail(key, RATE_STEPS)
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else 0.0
+
+
+def seconds_per_step(table: MetricsTable) -> float | None:
+    """Of the newest steps since the last start, with validations and saves between them; None for fewer than two."""
+    times = table.tail("time", RATE_STEPS)
+    times = times[times >= table.lives[-1].start] if table.lives else times
+    return float((times[-1] - times[0]) / (len(times) - 1)) if len(times) > 1 else None
+
+
+def _progress(run: LiveRun, width: int, look: Look, now: float) -> str:
+    step = int(run.table.tail("step", 1)[0])
+    tokens = format_count(run.table.tail("tokens", 1)[0])
+    if not run.max_steps:
+        return f"step {step:,}, {tokens} tokens"
+    share = min(1.0, step / run.max_steps)
+    text = f"step {step:,} of {run.max_steps:,} ({share:.1%}), {tokens} tokens"
+    seconds = seconds_per_step(run.table)
+    if seconds is not None and step < run.max_steps and run.state.get("status") in (None, "running"):
+        left = max(0.0, (run.max_steps - step) * seconds - max(0.0, now - run.table.lives[-1].end))
+        text += f", ETA {format_duration(left)}"
+    room = min(40, width - len(text) - 3)
+    if room < 8:
+        return text
+    full, empty = ("█", "░") if look.unicode else ("#", ".")
+    done = round(share * room)
+    return f"{full * done}{empty * (room - done)}  {text}"
+
+
+def _figures(run: LiveRun) -> str:
+    table = run.table
+    last = {key: float(table.tail(key, 1)[0]) for key in ("lr", "grad_norm", "memory_gib")}
+    parts = [f"loss {_mean_of_last_losses(table):.4f}", f"lr {last['lr']:.3g}", f"norm {last['grad_norm']:.2f}"]
+    parts.append(f"{format_count(_mean(run, 'tokens_per_second'))} tokens/s")
+    mfu, step_seconds = _mean(run, "mfu"), _mean(run, "step_seconds")
+    parts += [f"MFU {mfu:.1%}"] if mfu else []
+    if step_seconds:
+        parts.append(
+            f"{format_duration(step_seconds)} a step, {_mean(run, 'data_wait_seconds') / step_seconds:.1%} data"
+        )
+    parts += [f"{last['memory_gib']:.2f} GiB"] if math.isfinite(last["memory_gib"]) else []
+    return "  ".join(parts)
+
+
+def _mean_of_last_losses(table: MetricsTable) -> float:
+    losses = table.tail("loss", 20)
+    return float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
+
+
+def _evaluations(run: LiveRun) -> str:
+    parts = []
+    validations = [event for event in run.table.of_kind("val_loss") if event["val_loss"] is not None]
+    if validations:
+        shown = ", ".join(f"{event['val_loss']:.4f}" for event in validations[-4:])
+        parts.append(f"validation {shown} (step {validations[-1]['step']:,})")
+    swag = run.table.of_kind("hellaswag_acc_norm")
+    if swag and swag[-1]["hellaswag_acc_norm"] is not None:
+        parts.append(f"HellaSwag {swag[-1]['hellaswag_acc_norm']:.4f}")
+    saves = run.table.of_kind("save_seconds")
+    if saves:
+        parts.append(f"saved at step {saves[-1]['step']:,}")
+    return "  ".join(parts)
+
+
+def _plots(run: LiveRun, width: int, height: int, look: Look) -> list[str]:
+    """Loss, and tokens per second beside it where the terminal is wide, below it where it is high."""
+    if height < 4 or width < 24:
+        return []
+    loss, rate = (run.table.column(key) for key in ("loss", "tokens_per_second"))
+    loss, rate = (smooth(values, len(values) // 100) for values in (loss, rate))
+    if width >= 100:
+        left = width * 3 // 5
+        first = _titled("loss", plot(loss, left - 2, height - 1, braille=look.unicode), left - 2)
+        second = _titled(
+            "tokens/s", plot(rate, width - left, height - 1, braille=look.unicode, label=format_count), width - left
+        )
+        pairs = zip(first or [""] * height, second or [""] * height, strict=False)
+        return [_colored(f"{a:{left}}{b}".rstrip(), look) for a, b in pairs]
+    parts = [("loss", loss, "{:.4g}".format)] + ([("tokens/s", rate, format_count)] if height >= 14 else [])
+    lines: list[str] = []
+    for title, values, label in parts:
+        share = height // len(parts)
+        lines += _titled(title, plot(values, width, share - 1, braille=look.unicode, label=label), width)
+    return [_colored(line, look) for line in lines]
+
+
+def _titled(title: str, lines: list[str], width: int) -> list[str]:
+    return [title[:width], *lines] if lines else []
+
+
+def _colored(line: str, look: Look) -> str:
+    return look.paint(line, "36")
+
+
+def _sample_lines(run: LiveRun, width: int, look: Look, count: int) -> list[str]:
+    if not run.sample or count == 0:
+        return []
+    text = f"sample, step {run.sample.get('step', '?')}: {run.sample.get('prompt', '')}|{run.sample['text']}"
+    text = " ".join(text.split())
+    ends = [(row + 1) * width if row < count - 1 else len(text) for row in range(count)]
+    rows = [_fit(text[row * width : end], width, look) for row, end in enumerate(ends)]
+    return [row for row in rows if row]

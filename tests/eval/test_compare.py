@@ -1,0 +1,85 @@
+"""The table of published models: the figures as their sources give them, and of runs only what was measured."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.config import PRESETS
+from model.counts import parameter_count
+from tests.eval.test_report import run_script
+from tests.helpers.recorded_runs import recorded_run
+
+# by name, tokens and validation data: HellaSwag and validation loss, as the sources print them
+PUBLISHED = {
+    ("GPT-2 124M", 100e9, "FineWeb"): (0.2945, 3.4250),
+    ("GPT-2 124M", 100e9, "FineWeb-Edu"): (0.2945, 3.2924),
+    ("GPT-2 1.56B", 100e9, "FineWeb"): (0.4889, 2.8313),
+    ("GPT-3 125M", 300e9, None): (0.337, None),
+    ("GPT-3 1.3B", 300e9, None): (0.547, None),
+    ("Arcane 124M", 10e9, "its own"): (0.3083, 3.00),
+    ("Arcane 1.3B", 20e9, None): (0.3881, None),
+}
+
+
+def test_the_published_models_stand_alone(tmp_path: Path) -> None:
+    done = run_script("compare.py", "--json", "models.json", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "models.json").read_text())["models"]
+    found = {
+        (row["model"], row["tokens"], row["val_data"]): (row["hellaswag_acc_norm"], row["val_loss"]) for row in rows
+    }
+    assert PUBLISHED.items() <= found.items()
+    assert not any(row["ours"] for row in rows)
+    assert all(row["source"].startswith(("https://github.com/", "Brown et al. 2020")) for row in rows)
+    gpt2 = next(row for row in rows if row["model"] == "GPT-2 124M")
+    assert gpt2["parameters"] == parameter_count(PRESETS["gpt2-124m"])
+
+
+def test_a_run_stands_beside_them_with_what_was_measured(tmp_path: Path) -> None:
+    recorded_run(tmp_path, "measured", hellaswag=True)
+    recorded_run(tmp_path, "unmeasured", lives=[(0, 5)])
+
+    done = run_script("compare.py", "runs/measured", "runs/unmeasured", "--json", "models.json", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    measured, unmeasured = [row for row in json.loads((tmp_path / "models.json").read_text())["models"] if row["ours"]]
+    assert measured["val_loss"] == pytest.approx(2.6)
+    assert measured["val_data"] == "tiny ab12ab12", "on which data, and which part of it"
+    assert measured["hellaswag_acc_norm"] == pytest.approx(0.29)
+    assert measured["rope"] is True
+    for key in ("val_loss", "val_data", "hellaswag_acc_norm"):
+        assert unmeasured[key] is None
+    lines = done.stdout.splitlines()
+    assert "0.2900 (of 400)" in next(line for line in lines if line.startswith("measured"))
+    assert len(next(line for line in lines if line.startswith("unmeasured")).split()) == 6
+    assert len({line.index("FineWeb-Edu") for line in lines if line.startswith("Arcane 1")}) == 1, (
+        "columns stand straight"
+    )
+
+
+def test_the_trained_models_score_on_all_examples_holds(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, "tested", hellaswag=True)
+    run.report.mkdir()
+    (run.report / "hellaswag.json").write_text(json.dumps({"acc_norm": 0.3111, "acc": 0.29, "examples": 10_042}))
+
+    done = run_script("compare.py", "runs/tested", cwd=tmp_path)
+
+    assert next(line for line in done.stdout.splitlines() if line.startswith("tested")).endswith(" 0.3111")
+
+
+def test_as_markdown(tmp_path: Path) -> None:
+    recorded_run(tmp_path, "a|b")
+
+    done = run_script("compare.py", "runs/a|b", "--markdown", cwd=tmp_path)
+
+    rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert {line.replace("\\|", "").count("|") for line in rows} == {10}
+    assert rows[-1].startswith("| **a\\|b** |")
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
+    done = run_script("compare.py", "nowhere", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
