@@ -243,7 +243,7 @@ def test_a_plot_puts_values_at_their_height() -> None:
     assert [line.rindex("*") for line in rising] == sorted((line.rindex("*") for line in rising), reverse=True)
     assert rising[0].startswith("   975.5|") and rising[-1][9] == "*"
     dots = plot(np.array([0.0, 1.0]), 9 + 4, 2, braille=True)
-    assert [line[9:] for line in dots] == ["⠀⠀⡏⠉", "⣀⣀⡇"]
+    assert [line[9:] for line in dots] == ["⠀⠀⡏⠉", "⣀⣀⠇"]
 
 
 def test_bucket_means_are_means() -> None:
