@@ -88,3 +88,21 @@ def test_flex_trains_as_the_other_paths_do(options, compiled):
         slow = torch.autograd.grad(model(tokens, targets, document_ids=ids), list(model.parameters()))
     for a, b in zip(fast, slow, strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm() + 1e-4
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_on_a_cpu_short_sequences_train_in_float32_under_bf16(short):
+    length = 16 if short else 2 * attention_masks.LARGEST_WIDENED // 16
+
+    def outcome(dtype, autocast):
+        parts = [heads(2, length, seed).bfloat16().to(dtype).requires_grad_() for seed in range(3)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = attend(*parts, see_before(length, None, None))
+        out.float().square().sum().backward()
+        return [out.detach(), *(part.grad for part in parts)]
+
+    lowered, wide = outcome(torch.bfloat16, True), outcome(torch.float32, False)
+    assert {tensor.dtype for tensor in lowered} == {torch.bfloat16}
+    assert lowered[0].equal(wide[0].bfloat16()) == short
+    for tensor, exact in zip(lowered, wide, strict=True):
+        torch.testing.assert_close(tensor.float(), exact, rtol=0.05, atol=0.05)

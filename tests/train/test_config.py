@@ -72,6 +72,12 @@ def test_without_a_file_it_is_the_124m_run_on_fineweb_edu() -> None:
         ("batch: {micro_batch: some}", "batch.micro_batch"),
         ("schedule: {warmup: 2.5}", "schedule.warmup is 2.5"),
         ("run: {name: a/b}", "run.name is 'a/b'"),
+        ("data: {stride: 0}", "data.stride is 0"),
+        ("data: {stride: 0.5}", "data.stride"),
+        (
+            "data: {stride: 2000}",
+            "data.stride 2000 would leave out the tokens between windows of model.block_size 1024",
+        ),
     ],
 )
 def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: str) -> None:

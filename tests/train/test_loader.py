@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data_prep.windows import Windows
@@ -87,6 +87,40 @@ def test_shards_shorter_than_a_window(tmp_path: Path, shard_tokens: int) -> None
     tokens = make_token_set(tmp_path, train_tokens=103, val_tokens=20, shard_tokens=shard_tokens).split("train")
     windows = Windows(tokens, 10)
     assert np.array_equal(windows.read(np.arange(10))[:, :-1].ravel(), tokens.read(0, 100))
+
+
+@settings(max_examples=60)
+@given(
+    tokens=st.integers(2, 90),
+    block_size=st.integers(1, 12),
+    stride=st.integers(1, 12),
+    sequences=st.integers(1, 9),
+    consumed=st.integers(0, 400),
+)
+def test_windows_that_overlap_begin_at_every_stride_and_each_comes_once_an_epoch(
+    tokens: int, block_size: int, stride: int, sequences: int, consumed: int
+) -> None:
+    assume(stride <= block_size < tokens)
+    windows = Windows(Counting(tokens), block_size, stride)
+    starts = [start for start in range(0, tokens, stride) if start + block_size < tokens]
+    assert windows.count == len(starts)
+    loader = StepLoader(windows, BatchPlan(sequences, sequences, 1, 1), rank=0, seed=2)
+    steps = -(-3 * windows.count // sequences)
+    begun = np.concatenate([loader.step_at(step * sequences).tokens[0, :, 0] for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(begun[epoch * len(starts) : (epoch + 1) * len(starts)]) == starts
+    consumed = min(consumed, (steps - 1) * sequences)  # asked for at once, it is what walking there gives
+    batch = loader.step_at(consumed)
+    assert batch.tokens[0, :, 0].tolist() == begun[consumed : consumed + sequences].tolist()
+    assert batch.tokens[0].tolist() == [list(range(start, start + block_size)) for start in batch.tokens[0, :, 0]]
+    assert batch.targets.equal(batch.tokens + 1)
+
+
+def test_billions_of_overlapping_windows_cost_nothing() -> None:
+    windows = Windows(Counting(4 * 10**9), 1024, 1)
+    assert windows.count == 4 * 10**9 - 1024
+    batch = StepLoader(windows, BatchPlan(4, 4, 1, 1), rank=0, seed=0).step_at(3 * 10**9)
+    assert batch.tokens[0, :, 0].tolist() == batch.windows[0].tolist()
 
 
 def test_reading_ahead_gives_what_asking_gives_and_ends_with_the_iterator() -> None:

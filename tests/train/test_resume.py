@@ -217,3 +217,20 @@ def test_gradients_in_several_buckets_add_up_in_the_same_order_after_a_resume(tm
     assert losses(run_of(tmp_path, "halved")) == losses(run_of(tmp_path, "calm"))
     ends = [list_checkpoints(run_of(tmp_path, name).checkpoints)[0][1] for name in ("calm", "halved")]
     assert weights_hashes(ends[0]) == weights_hashes(ends[1])
+
+
+def test_a_run_over_overlapping_windows_goes_on_as_if_undisturbed(tmp_path: Path, data: Path) -> None:
+    more = ("--data.stride=1", "--schedule.kind=constant")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "calm", *more, "--run.max_steps=10"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "stopped", *more, "--run.max_steps=5"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "stopped", *more, "--run.max_steps=10"))
+    calm = run_of(tmp_path, "calm")
+    assert curve(run_of(tmp_path, "stopped")) == curve(calm)
+    read = [window for record in read_metrics(calm.metrics) for window in record.get("sequences", [])]
+    assert len(set(read)) == len(read) == 320  # of 1,985 windows
+    assert max(read) > 2_001 // 16  # more windows than fit side by side
+
+    arguments = tiny_arguments(tmp_path, data, "stopped", "--data.stride=2", "--run.max_steps=15")
+    refused = train_by_path(*arguments)
+    assert refused.returncode == 2
+    assert "was trained with data.stride 1, this run has 2" in refused.stderr
