@@ -95,11 +95,11 @@ def test_on_a_cpu_short_sequences_train_in_float32_under_bf16(short):
     length = 16 if short else 2 * attention_masks.LARGEST_WIDENED // 16
 
     def outcome(dtype, autocast):
-        parts = [heads(2, length, seed).bfloat16().to(dtype).requires_grad_() for seed in range(3)]
+        q, k, v = (heads(2, length, seed).bfloat16().to(dtype).requires_grad_() for seed in range(3))
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            out = attend(*parts, see_before(length, None, None))
+            out = attend(q, k, v, see_before(length, None, None))
         out.float().square().sum().backward()
-        return [out.detach(), *(part.grad for part in parts)]
+        return [out.detach(), q.grad, k.grad, v.grad]
 
     lowered, wide = outcome(torch.bfloat16, True), outcome(torch.float32, False)
     assert {tensor.dtype for tensor in lowered} == {torch.bfloat16}
