@@ -12,6 +12,8 @@ from common.errors import UserError
 from common.publish import write_json_whole
 
 Status = Literal["running", "preempted", "done", "failed"]
+Stop = Literal["signal", "file", "deadline", "launcher"]
+Failure = Literal["exception", "lost_rank"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,15 @@ class RunFolder:
         """Its appearance asks the run to save and stop at the next step."""
         return self.path / "STOP"
 
+    @property
+    def lock(self) -> Path:
+        """Whose run this is at the moment."""
+        return self.path / "lock"
+
+    def rank_file(self, rank: int) -> Path:
+        """The heartbeat of one rank: where it is, and how much memory it holds."""
+        return self.path / "ranks" / f"rank-{rank:05d}.json"
+
     def read_state(self) -> dict[str, Any] | None:
         """The `state`, or None for a run that has none yet.
 
@@ -71,18 +82,38 @@ class RunFolder:
         assert isinstance(state, dict)
         return state
 
-    def write_state(self, status: Status, *, reason: str, step: int, tokens: int) -> None:
+    def write_state(
+        self,
+        status: Status,
+        *,
+        reason: str,
+        step: int,
+        tokens: int,
+        started_step: int = 0,
+        world_size: int = 1,
+        stop: Stop | None = None,
+        failure: Failure | None = None,
+    ) -> None:
         """Replace the `state` in one step.
 
         Args:
             reason: why the run has this status, in a few words.
             step: optimizer steps done. tokens: training tokens consumed.
+            started_step: the step at which this start of the trainer began; a `step` beyond it is progress.
+            world_size: number of ranks.
+            stop: what asked a `preempted` run to stop.
+            failure: whether a `failed` run met an error of its own (the same command meets it again) or lost a process
+                or a machine (the same command may go on).
         """
         state = {
             "status": status,
             "reason": reason,
+            **({"stop": stop} if stop else {}),
+            **({"failure": failure} if failure else {}),
             "step": step,
             "tokens": tokens,
+            "started_step": started_step,
+            "world_size": world_size,
             "job_id": os.environ.get("SLURM_JOB_ID"),
             "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
             "host": socket.gethostname(),

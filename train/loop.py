@@ -9,20 +9,23 @@ from typing import Any, Literal
 
 import torch
 
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, Stop
 from model.gpt import GPT
 from model.ranks import Ranks
 from train.between import SampleWriter, Validator
 from train.checkpoint import Progress
 from train.config import Config
+from train.heartbeat import Heartbeat
 from train.loader import StepBatch, StepLoader
 from train.machine import peak_memory_gib
 from train.optimizer import set_learning_rate
 from train.recorder import Recorder
 from train.retention import CheckpointKeeper
+from train.run_lock import LockLost
+from train.run_state import RunState
 from train.schedule import learning_rate
 from train.step import Stepper
-from train.stopping import StopRequest, reason
+from train.stopping import StopRequest, kind, reason
 
 COLLECT_STEPS = 1000  # steps from one garbage collection to the next
 FIRST_LOSS_MARGIN = 0.5  # nats
@@ -36,6 +39,7 @@ class Outcome:
     status: Literal["done", "preempted"]
     reason: str
     progress: Progress
+    stop: Stop | None = None  # what asked for it
 
 
 @dataclass
@@ -54,6 +58,8 @@ class TrainingLoop:
     keeper: CheckpointKeeper
     recorder: Recorder
     stop: StopRequest
+    state: RunState
+    heartbeat: Heartbeat
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
     untrained: bool = True  # its first loss should be that of a model that knows nothing
@@ -66,8 +72,10 @@ class TrainingLoop:
         self.recorder.note(
             {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
         )
-        self._write_state(progress, "started")
+        self.heartbeat.step = progress.step
         self._warm_up()
+        if (stop_code := self._agree_on_stopping()) != 0:
+            return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
         if progress.step == 0:
             self.validator.validate(progress)
             if self.untrained:
@@ -78,17 +86,21 @@ class TrainingLoop:
         try:
             while progress.step < last_step:
                 progress = self._step(progress, batches)
-                (stop_code,) = self.ranks.agree([self.stop.code()])
+                stop_code = self._agree_on_stopping()
                 last = progress.step == last_step
                 if last or _due(progress.step, self.config.eval.every_steps):
+                    self.heartbeat.phase = "validating"
                     self.validator.validate(progress)
                 if _due(progress.step, self.config.eval.sample_every_steps):
+                    self.heartbeat.phase = "sampling"
                     self.samples.write(progress.step)
                 if stop_code or last or _due(progress.step, self.config.checkpoint.every_steps):
+                    self.heartbeat.phase = "saving"
+                    self._leave_if(*self.ranks.agree([int(self.ranks.is_first and not self.state.lock.still_mine())]))
                     self.keeper.save(progress)
                     self._write_state(progress, "saved")
                 if stop_code and not last:
-                    return Outcome("preempted", reason(stop_code), progress)
+                    return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
                 if _due(progress.step, COLLECT_STEPS):
                     gc.collect()  # on all ranks at once
         finally:
@@ -102,6 +114,7 @@ class TrainingLoop:
         batch = next(batches)
         waited = time.monotonic() - started
         step = progress.step + 1
+        self.heartbeat.step, self.heartbeat.phase = step, "training"
         lr = learning_rate(self.config.schedule, self.config.optim.lr, step, self.config.run.max_steps)
         set_learning_rate(self.optimizer, lr)
         result = self.stepper(batch, step)
@@ -135,6 +148,17 @@ class TrainingLoop:
             self._write_state(progress, "training")
         return progress
 
+    def _agree_on_stopping(self) -> int:
+        """The code of what has asked any rank to stop, or 0."""
+        stop_code, lost = self.ranks.agree([self.stop.code(), int(self.state.lock.lost)])
+        self._leave_if(lost)
+        return stop_code
+
+    def _leave_if(self, lost: int) -> None:
+        """Raise LockLost if the run has another trainer by now. All ranks know alike."""
+        if lost:
+            raise LockLost(f"{self.folder.path} has been taken over by another trainer: this one leaves it as it is")
+
     def _warm_up(self) -> None:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
         self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.document_mask)
@@ -154,24 +178,14 @@ class TrainingLoop:
     def finish(self, outcome: Outcome) -> None:
         """Record how the run ended."""
         if self.ranks.is_first:
-            step, tokens = outcome.progress.step, outcome.progress.tokens
-            self.folder.write_state(outcome.status, reason=outcome.reason, step=step, tokens=tokens)
+            self.state.write(outcome.status, outcome.reason, outcome.progress, outcome.stop)
             self.folder.stop_file.unlink(missing_ok=True)  # it has been heard
         self.recorder.say(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
         self.recorder.close()
 
-    def fail(self, why: str) -> None:
-        """Record a failure. The rank that failed first has the last word: its peers only see it go."""
-        state = self.folder.read_state() or {}
-        if state.get("status") != "failed":
-            step, tokens = state.get("step", 0), state.get("tokens", 0)
-            self.folder.write_state("failed", reason=why, step=step, tokens=tokens)
-        self.recorder.say(f"failed: {why}")
-        self.recorder.close()
-
     def _write_state(self, progress: Progress, why: str) -> None:
         if self.ranks.is_first:
-            self.folder.write_state("running", reason=why, step=progress.step, tokens=progress.tokens)
+            self.state.write("running", why, progress)
             self._state_written = time.monotonic()
 
 

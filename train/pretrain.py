@@ -7,10 +7,10 @@ The same command line continues the same run.
 """
 
 import sys
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,6 +30,7 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from model.precision import Dtype
 from model.ranks import Ranks, share_threads, start_ranks
+from train.agreement import agreed
 from train.announce import describe_data, describe_model, describe_run
 from train.base import Base
 from train.batch import BatchPlan, plan_batch
@@ -38,20 +39,22 @@ from train.checkpoint import CheckpointWriter, Progress, load_training_state
 from train.choices import recompute_every, resolve, set_determinism
 from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
+from train.failure import FailureReporter
+from train.heartbeat import Heartbeat
 from train.loader import StepLoader
 from train.loop import TrainingLoop
 from train.optimizer import build_optimizer
-from train.parallel import Parallel, ReplicasDiffer
+from train.parallel import Parallel
 from train.provenance import describe_rank, record_start
 from train.recorder import Recorder
 from train.resume import changed_fields, check_same_run, choose_checkpoint
 from train.retention import CheckpointKeeper, sweep_leftovers
+from train.run_lock import RunLock, holding_lock
+from train.run_state import RunState
 from train.staging import stage
-from train.step import NonFiniteLoss, Stepper
+from train.step import Stepper
 from train.stopping import StopRequest
 from train.wandb_mirror import WandbMirror
-
-Decision = TypeVar("Decision")
 
 
 @record
@@ -76,8 +79,8 @@ def start(config: Config, options: Options, base: Base | None = None) -> int:
     if config.data.stage_to is not None:
         tokens = stage(tokens, Path(config.data.stage_to), ranks)
     stop = StopRequest(folder, watch_file=ranks.is_first)
-    with stop.listening():
-        status = pretrain(config, options, folder, tokens, ranks, threads, stop, base)
+    with stop.listening(), holding_lock(folder, config.run, ranks, stop) as lock:
+        status = pretrain(config, options, folder, tokens, ranks, threads, stop, lock, base)
         ranks.close()
     return status
 
@@ -114,6 +117,7 @@ def pretrain(
     ranks: Ranks,
     threads: int,
     stop: StopRequest,
+    lock: RunLock,
     base: Base | None = None,
 ) -> int:
     """Begin a run or go on with it; return the exit status. All ranks call."""
@@ -128,37 +132,48 @@ def pretrain(
         config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
     )
     machines = ranks.gather(describe_rank(ranks, threads))
-    first_step = manifest["step"] if manifest else 0
-    if first_step >= config.run.max_steps:
+    begin = Progress(manifest["step"], manifest["tokens"], manifest["sequences"]) if manifest else Progress()
+    state = RunState(folder, lock, ranks.world_size, begin)
+    if begin.step >= config.run.max_steps:
         if ranks.is_first:
-            print(f"{folder.path} is done: step {first_step} of {config.run.max_steps}, checkpoint {checkpoint}")
+            print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
+            state.write_done_before()
         return 0
-    agreed(ranks, lambda: prepare_folder(folder, config, machines, checkpoint, base))
-    recorder = Recorder(folder, ranks, config.run.max_steps, first_step=first_step, line_every=config.log.every_steps)
-    for line in [
-        *describe_run(folder, config, machines, reasons),
-        *describe_model(config, plan, ranks.device.type),
-        *describe_data(config, tokens),
-        *(f"passed over: {complaint}" for complaint in complaints),
-        f"going on after step {first_step} from {checkpoint}" if checkpoint else f"starting from {base or 'scratch'}",
-        *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
-    ]:
-        recorder.say(line)
-    if config.log.wandb and ranks.is_first:
-        recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
-    loop = compose(config, folder, tokens, ranks, plan, recorder, stop, checkpoint, base)
-    for line in base.describe(loop.model) if base else []:
-        recorder.say(line)
-    progress = Progress()
-    if checkpoint and manifest:
-        progress = load_training_state(checkpoint, loop.model, loop.optimizer)
-        if manifest.get("scaler"):
-            loop.stepper.scaler.load_state_dict(manifest["scaler"])
-    return run_to_the_end(loop, progress)
+    agreed(ranks, lambda: prepare_folder(folder, config, machines, checkpoint, base, state))
+    recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
+    reporter = FailureReporter(folder, ranks, state, recorder)
+    with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
+        for line in [
+            *describe_run(folder, config, machines, reasons),
+            *describe_model(config, plan, ranks.device.type),
+            *describe_data(config, tokens),
+            *(f"passed over: {complaint}" for complaint in complaints),
+            f"going on after step {begin.step} from {checkpoint}"
+            if checkpoint
+            else f"starting from {base or 'scratch'}",
+            *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
+        ]:
+            recorder.say(line)
+        if config.log.wandb and ranks.is_first:
+            recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
+        loop = compose(config, tokens, ranks, plan, recorder, stop, checkpoint, state, heartbeat, base)
+        for line in base.describe(loop.model) if base else []:
+            recorder.say(line)
+        if checkpoint and manifest:
+            load_training_state(checkpoint, loop.model, loop.optimizer)
+            if manifest.get("scaler"):
+                loop.stepper.scaler.load_state_dict(manifest["scaler"])
+        loop.finish(loop.run(begin))
+    return 0
 
 
 def prepare_folder(
-    folder: RunFolder, config: Config, machines: list[dict[str, Any]], checkpoint: Path | None, base: Base | None
+    folder: RunFolder,
+    config: Config,
+    machines: list[dict[str, Any]],
+    checkpoint: Path | None,
+    base: Base | None,
+    state: RunState,
 ) -> None:
     """Make the run's folder and write down what is about to be run. One rank calls."""
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -167,6 +182,7 @@ def prepare_folder(
         base.keep(folder.checkpoints, config.model.architecture())
     write_whole(folder.config, to_yaml(config))
     record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
+    state.write("running", "starting", state.start)
 
 
 def build_model(config: Config, ranks: Ranks, folder: RunFolder, base: Base | None, *, resumed: bool) -> GPT:
@@ -188,16 +204,18 @@ def build_model(config: Config, ranks: Ranks, folder: RunFolder, base: Base | No
 
 def compose(
     config: Config,
-    folder: RunFolder,
     tokens: TokenSet,
     ranks: Ranks,
     plan: BatchPlan,
     recorder: Recorder,
     stop: StopRequest,
     checkpoint: Path | None,
+    state: RunState,
+    heartbeat: Heartbeat,
     base: Base | None = None,
 ) -> TrainingLoop:
     """Put the run together from its parts."""
+    folder = state.folder
     model = build_model(config, ranks, folder, base, resumed=checkpoint is not None)
     optimizer = build_optimizer(model, config.optim)
     dtype = cast(Dtype, config.run.dtype)  # resolve has replaced auto
@@ -236,6 +254,8 @@ def compose(
         keeper=keeper,
         recorder=recorder,
         stop=stop,
+        state=state,
+        heartbeat=heartbeat,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,
         untrained=base is None and checkpoint is None,
@@ -251,34 +271,6 @@ def manifest_facts(config: Config, tokens: TokenSet, ranks: Ranks) -> dict[str, 
         "config": as_dict(config),
         "world_size": ranks.world_size,
     }
-
-
-def run_to_the_end(loop: TrainingLoop, progress: Progress) -> int:
-    """Run the loop and record in `state` how it ended; return the exit status."""
-    try:
-        outcome = loop.run(progress)
-    except (NonFiniteLoss, ReplicasDiffer) as error:
-        loop.fail(str(error))
-        return 1
-    except BaseException as error:
-        loop.fail(f"{type(error).__name__} on rank {loop.ranks.rank}: {error}")
-        raise
-    loop.finish(outcome)
-    return 0
-
-
-def agreed(ranks: Ranks, decide: Callable[[], Decision]) -> Decision:
-    """What rank 0 decides, on all ranks; its UserError too."""
-    outcome: Decision | UserError | None = None
-    if ranks.is_first:
-        try:
-            outcome = decide()
-        except UserError as error:
-            outcome = error
-    outcome = ranks.from_first(outcome)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return outcome
 
 
 if __name__ == "__main__":

@@ -138,6 +138,8 @@ class RunConfig:
         compile: torch.compile; auto compiles on GPUs and falls back with a message where a trial fails.
         deterministic: the same bits on every run on CUDA too, at some cost in speed.
         collective_timeout_seconds: how long a rank waits for the others before the run is given up.
+        lock_patience_seconds: how long the lock of a trainer on another machine must go without a renewal before that
+            trainer is taken for dead. One on the same machine is looked for, without any wait.
     """
 
     root: str = "runs"
@@ -149,11 +151,12 @@ class RunConfig:
     compile: bool | Literal["auto"] = "auto"
     deterministic: bool = False
     collective_timeout_seconds: float = 1800.0
+    lock_patience_seconds: float = 60.0
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"run.max_steps is {self.max_steps}: give 1 or more")
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise ValueError(f"run.name is {self.name!r}: give a plain folder name")
-        if self.collective_timeout_seconds <= 0:
-            raise ValueError("run.collective_timeout_seconds must be positive")
+        if self.collective_timeout_seconds <= 0 or self.lock_patience_seconds <= 0:
+            raise ValueError("run.collective_timeout_seconds and run.lock_patience_seconds must be positive")

@@ -1,29 +1,45 @@
 """Being asked to stop: a handler sets a flag, the ranks agree on it at the next step boundary, nothing else happens."""
 
+import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from common.run_folder import RunFolder
+from common.periodic import Periodic
+from common.run_folder import RunFolder, Stop
 
 STOP_SIGNALS = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
-STOP_FILE = len(STOP_SIGNALS) + 1  # the code after the signals'
+STOP_FILE, DEADLINE, LAUNCHER = (len(STOP_SIGNALS) + number for number in (1, 2, 3))  # the codes after the signals'
+
+LAUNCHER_PID = "LONGHAUL_LAUNCHER_PID"  # set by train/torchrun_agent.py for its workers
+LOOK_SECONDS = 1.0
+SAME_SECONDS = 0.5  # one Ctrl-C may come twice: from the launcher, and from a scheduler that signals the whole tree
 
 
 class StopRequest:
     """What has asked this rank to stop so far, as a code that ranks can compare: 0 is nothing."""
 
-    def __init__(self, folder: RunFolder, *, watch_file: bool) -> None:
+    def __init__(self, folder: RunFolder, *, watch_file: bool, deadline: Callable[[], bool] = lambda: False) -> None:
+        """`deadline` answers whether it is time to stop; it is asked at every step boundary and must not wait."""
         self._stop_file = folder.stop_file
         self._watch_file = watch_file
+        self.deadline = deadline
         self._code = 0
+        self._interrupted: float | None = None
 
     def code(self) -> int:
         """0, or the number that `reason` explains. The rank that watches the folder looks for the STOP file."""
         if self._code == 0 and self._watch_file and self._stop_file.exists():
             self._code = STOP_FILE
+        if self._code == 0 and self.deadline():
+            self._code = DEADLINE
         return self._code
+
+    def raise_flag(self, code: int) -> None:
+        """Ask for the end with this code, unless something else already has."""
+        self._code = self._code or code
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -36,11 +52,55 @@ class StopRequest:
                 signal.signal(getattr(signal, name), handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._code:
-            raise KeyboardInterrupt
-        self._code = self._code or 1 + STOP_SIGNALS.index(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            now = time.monotonic()
+            if self._interrupted is not None and now - self._interrupted > SAME_SECONDS:
+                raise KeyboardInterrupt
+            self._interrupted = self._interrupted or now
+        self.raise_flag(1 + STOP_SIGNALS.index(signal.Signals(number).name))
+
+
+class LauncherWatch:
+    """Asks for the end once torchrun, this worker's parent, is gone: nobody would start the run's other half again.
+
+    The worker saves at the next step boundary and leaves. If it does not get there in time it ends at once.
+    """
+
+    def __init__(self, stop: StopRequest, seconds_to_leave: Callable[[], float]) -> None:
+        """Start watching; under no launcher there is nothing to watch.
+
+        Args:
+            seconds_to_leave: how long a step and a save may take.
+        """
+        self._stop = stop
+        self._seconds_to_leave = seconds_to_leave
+        self._gone_since: float | None = None
+        self._watch: Periodic | None = None
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's; a shell may leave, and its nohup'ed child goes on
+            self._parent = int(os.environ.get(LAUNCHER_PID, os.getppid()))
+            self._watch = Periodic("launcher", LOOK_SECONDS, self._look)
+
+    def end(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
+
+    def _look(self) -> None:
+        if os.getppid() == self._parent:
+            return
+        if self._gone_since is None:
+            self._gone_since = time.monotonic()
+            self._stop.raise_flag(LAUNCHER)
+        if time.monotonic() - self._gone_since > self._seconds_to_leave():
+            os._exit(1)  # a rank that hangs is of no use to anybody, and holds the GPU
 
 
 def reason(code: int) -> str:
     """The words for a code that ranks agreed on."""
-    return "STOP file" if code == STOP_FILE else STOP_SIGNALS[code - 1]
+    others = {STOP_FILE: "STOP file", DEADLINE: "deadline", LAUNCHER: "the launcher is gone"}
+    return others.get(code) or STOP_SIGNALS[code - 1]
+
+
+def kind(code: int) -> Stop:
+    """The one word for a code that `state` has."""
+    others: dict[int, Stop] = {STOP_FILE: "file", DEADLINE: "deadline", LAUNCHER: "launcher"}
+    return others.get(code, "signal")

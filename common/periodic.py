@@ -1,0 +1,27 @@
+"""Something small, again and again, beside the work."""
+
+import threading
+from collections.abc import Callable
+
+
+class Periodic:
+    """A daemon thread that calls `action` every `seconds`, until `stop`.
+
+    `action` must not raise: there is nobody to tell.
+    """
+
+    def __init__(self, name: str, seconds: float, action: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._action = action
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End it; the action does not run any more once this has returned."""
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._seconds):
+            self._action()

@@ -1,0 +1,78 @@
+"""Which process is this, and does another one still live: enough to tell whether the owner of a file is gone."""
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+PROC = Path("/proc")  # Linux alone has it
+
+
+@dataclass(frozen=True)
+class ProcessIdentity:
+    """One process on one machine. A pid alone says little: it is reused, and counted anew in every container."""
+
+    host: str
+    pid: int
+    started: float  # in the kernel's own count on Linux, else seconds since the epoch
+    boot: str | None  # of this start of the machine; None where it can't be known
+    namespace: str | None  # in which the pid counts; None where there are none
+
+    @classmethod
+    def of_this_process(cls) -> "ProcessIdentity":
+        started = start_time(os.getpid())
+        assert started is not None
+        return cls(socket.gethostname(), os.getpid(), started, _boot(), _namespace())
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "ProcessIdentity":
+        """From a record that holds the fields (and more). Raises KeyError where one is missing."""
+        return cls(*(record[name] for name in ("host", "pid", "started", "boot", "namespace")))
+
+    def is_gone(self) -> bool:
+        """True where it is certain: the process ran here, on this start of the machine, and does no more.
+
+        False says that it lives, or that nobody can tell from here.
+        """
+        here = (socket.gethostname(), _boot(), _namespace())
+        if self.boot is None or (self.host, self.boot, self.namespace) != here:
+            return False
+        return start_time(self.pid) != self.started
+
+
+def start_time(pid: int) -> float | None:
+    """When a process began, in a count that only serves to compare; None where there is none (or a zombie)."""
+    if PROC.is_dir():
+        try:
+            fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return None
+        return None if fields[0] in "ZX" else float(fields[19])
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds in RAM."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        # seconds, rounded: elsewhere the kernel gives the time of the start alone, which moves with the clock
+        return None if PROC.is_dir() else str(round(psutil.boot_time(), -1))
+
+
+def _namespace() -> str | None:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None

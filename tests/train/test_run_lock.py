@@ -1,0 +1,203 @@
+"""One trainer at a time in a run's folder: real trainers, and locks as other machines would leave them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.checkpoint_files import list_checkpoints
+from common.errors import UserError
+from common.periodic import Periodic
+from common.processes import ProcessIdentity
+from common.rewritten_file import RewrittenFile
+from model.ranks import start_ranks
+from tests.helpers.ranks import RankGroup, run_ranks
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PRETRAIN, losses, run_of, start_ranks_training, tiny_arguments, train, train_by_path
+from train.run_lock import RunLock
+
+ELSEWHERE = {"host": "node7", "pid": 4242, "started": 1.0, "boot": "another", "namespace": "pid:[1]"}
+NO_JOB: dict[str, Any] = {"job_id": None, "restart_count": 0}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_token_set(folder, train_tokens=20_000, val_tokens=500)
+    return folder
+
+
+@pytest.fixture
+def endless(tmp_path: Path, data: Path) -> Iterator[RankGroup]:
+    """Two ranks that train until something ends them."""
+    group = start_ranks_training(2, tmp_path, tiny_arguments(tmp_path, data, "mine", "--run.max_steps=100000"))
+    while len(losses(run_of(tmp_path, "mine"))) < 6:
+        assert all(process.is_alive() for process in group.processes)
+        time.sleep(0.05)
+    yield group
+    group.kill()
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_trainer_is_refused_and_touches_nothing_until_the_first_is_dead(
+    tmp_path: Path, data: Path, endless: RankGroup
+) -> None:
+    run = run_of(tmp_path, "mine")
+    for process in endless.processes:
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGSTOP)  # alive, but nothing moves while we compare
+    before = contents(run.path)
+    second = train_by_path(*tiny_arguments(tmp_path, data, "mine"))
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert f"is being trained by process {endless.processes[0].pid} on " in line
+    assert contents(run.path) == before
+
+    endless.kill()
+    third = train_by_path(*tiny_arguments(tmp_path, data, "mine", f"--run.max_steps={max(losses(run)) + 1}"))
+    assert third.returncode == 0, third.stderr
+    assert "that process is gone" in third.stdout
+    assert not run.lock.exists()
+
+
+def test_a_trainer_that_has_been_overtaken_leaves_everything_alone(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that Slurm lost goes on computing while the job has been started anew elsewhere."""
+    arguments = tiny_arguments(tmp_path, data, "lost", "--run.max_steps=100000", "--checkpoint.every_steps=0")
+    run = run_of(tmp_path, "lost")
+    old = subprocess.Popen(
+        [sys.executable, str(PRETRAIN), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "SLURM_JOB_ID": "77"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while len(losses(run)) < 3:
+            assert old.poll() is None
+            time.sleep(0.05)
+        os.kill(old.pid, signal.SIGSTOP)
+        monkeypatch.setenv("SLURM_JOB_ID", "77")
+        with pytest.raises(UserError, match="Slurm job 77"):
+            RunLock(run.path, 60).take()  # the same start of the job: refused
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+        lock = RunLock(run.path, 60)
+        assert "a later start of job 77" in lock.take()
+        before = run.state.read_bytes(), lock.path.read_bytes()
+        os.kill(old.pid, signal.SIGTERM)  # asked to save, too
+        os.kill(old.pid, signal.SIGCONT)
+        _, errors = old.communicate(timeout=60)
+    finally:
+        old.kill()
+    assert (old.returncode, len(errors.splitlines())) == (1, 1), errors
+    assert "has been taken over by another trainer" in errors
+    assert list_checkpoints(run.checkpoints) == []
+    assert run.state.read_bytes() == before[0]
+    assert json.loads(lock.path.read_text())["token"] == json.loads(before[1])["token"]
+    lock.release()
+    assert not lock.path.exists()
+
+
+def write_lock(folder: Path, record: dict[str, Any]) -> RewrittenFile:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = RewrittenFile(folder / "lock")
+    file.write(record)
+    return file
+
+
+def test_the_lock_of_another_machine_is_judged_by_whether_it_changes(tmp_path: Path) -> None:
+    record = ELSEWHERE | NO_JOB | {"token": "theirs", "renewed": time.time() + 1e6}  # its clock is far ahead
+    file = write_lock(tmp_path, record)
+    count = iter(range(1000))
+    renewal = Periodic("other", 0.1, lambda: file.write(record | {"renewed": next(count)}))
+    with pytest.raises(UserError, match="is being trained by process 4242 on node7"):
+        RunLock(tmp_path, 60).take()
+    renewal.stop()
+    lock = RunLock(tmp_path, 0.5)
+    assert "not renewed for" in lock.take()
+    assert lock.still_mine()
+    file.write(record)  # the other one wakes up: it writes to what it once opened
+    assert lock.still_mine()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reused_pid_and_an_earlier_boot_are_told_from_the_owner(tmp_path: Path) -> None:
+    me = ProcessIdentity.of_this_process()
+    assert not me.is_gone()
+    write_lock(tmp_path, vars(me) | NO_JOB | {"started": me.started - 1, "token": "theirs"})
+    lock = RunLock(tmp_path, 60)
+    assert "that process is gone" in lock.take()
+    with pytest.raises(UserError, match=f"process {me.pid} on"):
+        RunLock(tmp_path, 60).take()
+    lock.release()
+
+
+def test_what_is_no_lock_is_waited_for_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("not ours")
+    lock = RunLock(tmp_path, 0.2)
+    lock.take()
+    assert lock.still_mine()
+    lock.release()
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_text() == "not ours"
+
+
+def test_waiting_ends_when_asked_and_an_empty_folder_does_not_stay(tmp_path: Path) -> None:
+    write_lock(tmp_path / "runs" / "a", ELSEWHERE | NO_JOB | {"token": "theirs"})
+    with pytest.raises(UserError, match="asked to stop while waiting for the lock of process 4242 on node7"):
+        RunLock(tmp_path / "runs" / "a", 60).take(give_up=lambda: True)
+    lock = RunLock(tmp_path / "other" / "b", 60)
+    lock.take()
+    lock.release()
+    assert not (tmp_path / "other").exists()
+
+
+def compete(folder: Path, rounds: int) -> list[str]:
+    """Each round: all ranks want the lock that a dead process left; say who got it."""
+    ranks = start_ranks("cpu")
+    stale = vars(ProcessIdentity.of_this_process()) | NO_JOB | {"started": 0.0, "token": "dead"}
+    outcomes = []
+    for _ in range(rounds):
+        if ranks.is_first:
+            write_lock(folder, stale).close()
+        ranks.barrier()
+        lock = RunLock(folder, 60)
+        try:
+            lock.take()
+            outcome = "took"
+        except UserError:
+            outcome = "refused"
+        ranks.barrier()
+        outcomes.append(outcome if outcome == "refused" or lock.still_mine() else "overtaken")
+        ranks.barrier()
+        lock.release()
+    return outcomes
+
+
+def test_of_many_that_find_a_dead_ones_lock_one_takes_it(tmp_path: Path) -> None:
+    found = run_ranks(4, tmp_path / "store", compete, tmp_path / "run", 25)
+    for outcomes in zip(*found, strict=True):
+        assert outcomes.count("took") == 1, outcomes
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_run_that_died_between_its_last_save_and_its_last_word_is_done(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "short", "--run.max_steps=2")
+    train(1, tmp_path, arguments)
+    run = run_of(tmp_path, "short")
+    run.state.write_text(json.dumps(json.loads(run.state.read_text()) | {"status": "running", "reason": "saved"}))
+    train(1, tmp_path, arguments)
+    state = json.loads(run.state.read_text())
+    assert (state["status"], state["step"]) == ("done", 2)

@@ -1,0 +1,123 @@
+"""How a run that fails says so: which rank, on which host, why; and whether it was an error or a lost process."""
+
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from common.errors import UserError
+from common.run_folder import Failure, RunFolder
+from model.ranks import Ranks
+from train.heartbeat import vanished_ranks
+from train.parallel import ReplicasDiffer
+from train.recorder import Recorder
+from train.run_lock import LockLost
+from train.run_state import UNCERTAIN, RunState
+from train.step import NonFiniteLoss
+
+SELF_EXPLAINING = (NonFiniteLoss, ReplicasDiffer)  # their message says all; a traceback would hide it
+PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)
+LOOK_SECONDS = 3.0  # how long to look for the process that is gone
+
+
+@dataclass
+class FailureReporter:
+    """Records in `state`, log and terminal how this rank's part of a run failed."""
+
+    folder: RunFolder
+    ranks: Ranks
+    state: RunState
+    recorder: Recorder
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report what goes wrong inside the block.
+
+        Raises SystemExit (status 1) where a line says all that is to be said, else what was raised.
+        """
+        try:
+            yield
+        except LockLost as error:
+            self._say_on_terminal(str(error))  # nothing of the run is this process's any more
+            raise SystemExit(1) from None
+        except SELF_EXPLAINING as error:
+            self._report("exception", str(error), alike=True)
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            self._report("exception", f"interrupted on rank {self.ranks.rank} by a second Ctrl-C, without a save")
+            raise
+        except UserError as error:
+            self._report("exception", str(error), alike=True)
+            raise
+        except Exception as error:
+            if not is_lost_peer(error):
+                self._report("exception", f"{type(error).__name__} on {self._me()}: {error}")
+                raise
+            if self.state.lock.overtaken():
+                self._say_on_terminal(f"{self.folder.path} has been taken over by another trainer")
+            else:
+                reason, certain = self._who_is_gone(error)
+                self._report("lost_rank", reason, certain=certain)
+            raise SystemExit(1) from error
+
+    def _report(self, failure: Failure, reason: str, *, certain: bool = True, alike: bool = False) -> None:
+        """Write down a failure; `alike`: one that all ranks meet, so that one rank's words are enough."""
+        reason = " ".join(reason.split())
+        counts = self.state.write_failure(failure, reason, certain=certain)
+        if not counts and not alike:
+            reason = f"{self._me()} leaves: {(self.folder.read_state() or {}).get('reason', reason)}"
+        if counts and not alike and not self.ranks.is_first:  # the recorder is rank 0's, which may be the one that died
+            self._append_to_log(f"failed: {reason}")
+            self._say_on_terminal(f"failed: {reason}")
+        self.recorder.say(f"failed: {reason}")
+        self.recorder.close()
+
+    def _who_is_gone(self, error: Exception) -> tuple[str, bool]:
+        """Words for the rank that vanished, and whether it is known which."""
+        others = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
+        until = time.monotonic() + LOOK_SECONDS
+        while not (gone := vanished_ranks(self.folder, others)) and time.monotonic() < until:
+            if (self.folder.read_state() or {}).get("status") == "failed":
+                break  # another rank knows
+            time.sleep(0.1)
+        if not gone:
+            return f"{UNCERTAIN}, or its machine or the network: {self._me()} met {first_line(error)}", False
+        return describe_vanished(gone[0]), True
+
+    def _me(self) -> str:
+        return f"rank {self.ranks.rank} on {socket.gethostname()}"
+
+    def _say_on_terminal(self, text: str) -> None:
+        print(f"{self._me()}: {text}", file=sys.stderr, flush=True)
+
+    def _append_to_log(self, text: str) -> None:
+        with open(self.folder.log, "a", encoding="utf-8") as log:
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process, its machine or the network is gone.
+
+    torch.distributed's own errors are; gloo's come as plain RuntimeErrors, known by their words alone.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and PEER_IS_GONE.search(str(error)) is not None
+
+
+def describe_vanished(beat: dict[str, Any]) -> str:
+    """The words for a rank of which only its last heartbeat is left."""
+    return (
+        f"rank {beat['rank']} on {beat['host']} (pid {beat['pid']}) vanished: killed, probably for memory, or crashed; "
+        f"it last held {beat['rss_gib']:.2f} GiB (step {beat['step']}, {beat['phase']})"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,45 @@
+"""A small file of each rank that tells where it is and how much memory it holds: what is left to read of a rank that
+was killed."""
+
+import contextlib
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from common.periodic import Periodic
+from common.processes import ProcessIdentity, resident_bytes
+from common.rewritten_file import RewrittenFile, read_record
+from common.run_folder import RunFolder
+
+BEAT_SECONDS = 5.0
+
+
+class Heartbeat:
+    """Writes this rank's file every few seconds from a thread of its own."""
+
+    def __init__(self, folder: RunFolder, rank: int) -> None:
+        self.step = 0
+        self.phase = "starting"
+        self._rank = rank
+        self._identity = asdict(ProcessIdentity.of_this_process())
+        path = folder.rank_file(rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = RewrittenFile(path)
+        self._beat()
+        self._thread = Periodic("heartbeat", BEAT_SECONDS, self._beat)
+
+    def close(self) -> None:
+        self._thread.stop()
+        self._file.close()
+
+    def _beat(self) -> None:
+        record = {"rank": self._rank, "step": self.step, "phase": self.phase, "rss_gib": resident_bytes() / 2**30}
+        with contextlib.suppress(OSError):  # a full disk or a server that is away: the next one may succeed
+            self._file.write(record | self._identity | {"time": time.time()})
+
+
+def vanished_ranks(folder: RunFolder, ranks: Iterable[int]) -> list[dict[str, Any]]:
+    """The last heartbeats of those ranks whose processes are certainly gone, as far as this machine can tell."""
+    beats = [read_record(folder.rank_file(rank)) for rank in ranks]
+    return [beat for beat in beats if beat is not None and ProcessIdentity.from_record(beat).is_gone()]

@@ -1,0 +1,247 @@
+"""One trainer at a time in a run's folder: `runs/<name>/lock` says whose it is.
+
+Two copies of a job can be alive at once: a node that its scheduler has lost goes on computing, and people start a
+command twice. The lock names its owner and is renewed while the owner lives. Who finds a lock takes it over if its
+owner is provably gone, or an earlier start of the same Slurm job, or stands still for long enough; an owner that has
+been overtaken finds another token in the lock, publishes nothing any more and leaves.
+"""
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.periodic import Periodic
+from common.processes import ProcessIdentity
+from common.rewritten_file import RewrittenFile, read_record
+from common.run_folder import RunFolder
+from model.ranks import Ranks
+from train.agreement import agreed
+from train.run_config import RunConfig
+from train.stopping import StopRequest
+
+RENEW_SECONDS = 5.0
+LOOK_SECONDS = 0.5
+RELEASED = "released"
+
+
+class LockLost(Exception):
+    """Another trainer has taken the run over. This one must leave it as it is."""
+
+
+@dataclass
+class RunLock:
+    """The lock of one run. One rank takes and releases it; every rank may ask `still_mine`."""
+
+    folder: Path
+    patience_seconds: float  # how long a lock that nobody can judge must stand still
+    token: str = ""  # of the owner; other ranks are told it
+    lost: bool = False  # the renewal has noticed
+    _file: RewrittenFile | None = None
+    _renewal: Periodic | None = None
+    _made: list[Path] = field(default_factory=list)  # folders that were not there before
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "lock"
+
+    def take(self, give_up: Callable[[], bool] = lambda: False) -> str:
+        """Make the run this process's; return a line on whose it was, or "".
+
+        Args:
+            give_up: asked while waiting; True ends it.
+
+        Raises UserError, having touched nothing, where another trainer lives or `give_up` says so.
+        """
+        self._make_folder()
+        found = ""
+        while not self._create():
+            owner = read_record(self.path)
+            why = _why_stale(owner) or self._watch(owner, give_up)
+            if _move_away(self.path, owner) and why != RELEASED:
+                found = f"took over the lock of {_name(owner)}: {why}"
+        self._renewal = Periodic("lock", RENEW_SECONDS, self._renew)
+        return found
+
+    def still_mine(self) -> bool:
+        """Whether the lock on disk is this run's owner's. Asked before anything is published."""
+        for _ in range(2):  # a shared file system's first answer may be of a file that is gone
+            owner = read_record(self.path)
+            if owner is not None:
+                return bool(owner.get("token") == self.token)
+        return False
+
+    def overtaken(self) -> bool:
+        """Whether the lock is another's. It is nobody's after this run's first rank has left."""
+        owner = read_record(self.path)
+        return owner is not None and owner.get("token") != self.token
+
+    def release(self) -> None:
+        """Give the run free, and leave no folder behind that was made for the lock alone."""
+        if self._file is None:
+            return
+        assert self._renewal is not None
+        self._renewal.stop()
+        self._file.close()
+        self._file = None
+        owner = read_record(self.path)
+        if owner is not None and owner.get("token") == self.token:
+            _move_away(self.path, owner)
+        for made in reversed(self._made):
+            with contextlib.suppress(OSError):  # something has come into it
+                made.rmdir()
+
+    def _make_folder(self) -> None:
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} can't be made: {error.strerror}") from None
+        self._made = missing[::-1]
+
+    def _create(self) -> bool:
+        """Try to be the one whose lock is there."""
+        if self.path.exists():
+            return False
+        try:
+            self._file = RewrittenFile(self.path, must_be_new=True)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise UserError(f"{self.path} can't be written: {error.strerror}") from None
+        self.token = uuid.uuid4().hex
+        self._write()
+        return True
+
+    def _write(self) -> None:
+        assert self._file is not None
+        self._file.write(
+            asdict(ProcessIdentity.of_this_process())
+            | {"job_id": os.environ.get("SLURM_JOB_ID"), "restart_count": _restart_count()}
+            | {"token": self.token, "renewed": time.time()}
+        )
+        self._file.sync()
+
+    def _renew(self) -> None:
+        try:
+            if not self.still_mine():
+                self.lost = True
+            else:
+                # The descriptor leads to the file this process made, wherever that is now: a lock that is overtaken
+                # between the question and this line is not touched.
+                self._write()
+        except OSError:
+            pass  # the next renewal may succeed; `still_mine` decides before anything is published
+
+    def _watch(self, owner: dict[str, Any] | None, give_up: Callable[[], bool]) -> str:
+        """Look at a lock that can't be judged from here until it changes or has stood still for long enough.
+
+        By its content, not by clocks: those of two machines differ.
+
+        Raises UserError if its owner lives.
+        """
+        if owner is not None and _is_alive_here(owner):
+            raise UserError(_refusal(self.folder, owner))
+        before = _content(self.path)
+        until = time.monotonic() + self.patience_seconds
+        while time.monotonic() < until:
+            if give_up():
+                raise UserError(f"asked to stop while waiting for the lock of {_name(owner)}")
+            threading.Event().wait(min(LOOK_SECONDS, self.patience_seconds))
+            if _content(self.path) != before:
+                changed = read_record(self.path)
+                if changed is None:
+                    return RELEASED
+                raise UserError(_refusal(self.folder, changed))
+        return f"not renewed for {self.patience_seconds:.0f} s"
+
+
+@contextmanager
+def holding_lock(folder: RunFolder, config: RunConfig, ranks: Ranks, stop: StopRequest) -> Iterator[RunLock]:
+    """Keep other trainers out of the run's folder inside the block. All ranks call, and know the lock's token.
+
+    Raises UserError on all ranks, having touched nothing, where another trainer is at work.
+    """
+    lock = RunLock(folder.path, config.lock_patience_seconds)
+    taken_over = agreed(ranks, lambda: lock.take(give_up=lambda: stop.code() != 0))
+    lock.token = ranks.from_first(lock.token)
+    if taken_over and ranks.is_first:
+        print(taken_over, flush=True)
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def _why_stale(owner: dict[str, Any] | None) -> str:
+    """Why a lock's owner need not be waited for; "" where it may live, or the lock can't be read."""
+    if owner is None:
+        return ""
+    try:
+        if ProcessIdentity.from_record(owner).is_gone():
+            return "that process is gone"
+        same_job = owner["job_id"] is not None and owner["job_id"] == os.environ.get("SLURM_JOB_ID")
+        if same_job and owner["restart_count"] < _restart_count():
+            return f"this is a later start of job {owner['job_id']}"
+    except (KeyError, TypeError):
+        pass  # another version's, or no lock of ours: only time can tell
+    return ""
+
+
+def _is_alive_here(owner: dict[str, Any]) -> bool:
+    """Whether the owner certainly lives: it runs on this very machine and is not gone."""
+    try:
+        identity, me = ProcessIdentity.from_record(owner), ProcessIdentity.of_this_process()
+    except KeyError:
+        return False
+    here = (identity.boot, identity.namespace) == (me.boot, me.namespace) and identity.host == me.host
+    return here and identity.boot is not None and not identity.is_gone()
+
+
+def _move_away(path: Path, expected: dict[str, Any] | None) -> bool:
+    """Take a lock away, if it is still the one that was judged. Its name is free afterwards."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return True
+    found = read_record(aside)
+    if (found or {}).get("token") == (expected or {}).get("token"):
+        if found is not None:  # what can't be read stays, out of the way
+            aside.unlink()
+        return True
+    # somebody else was faster and this is already the successor's: it goes back, unless a third has come meanwhile
+    with contextlib.suppress(OSError):
+        os.link(aside, path)
+    aside.unlink()
+    return False
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _restart_count() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _name(owner: dict[str, Any] | None) -> str:
+    """An owner in words."""
+    if owner is None or "pid" not in owner:
+        return "an unknown trainer"
+    job = f", Slurm job {owner['job_id']}" if owner.get("job_id") else ""
+    return f"process {owner['pid']} on {owner.get('host')}{job}"
+
+
+def _refusal(folder: Path, owner: dict[str, Any]) -> str:
+    return f"{folder} is being trained by {_name(owner)}: stop that one first, or give another --run.name"

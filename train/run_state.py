@@ -1,0 +1,73 @@
+"""What a run says of itself in `state` while it holds the run's lock, and how the word of several ranks is weighed."""
+
+from dataclasses import dataclass
+
+from common.checkpoint_files import BadCheckpoint, list_checkpoints, read_checkpoint_manifest
+from common.run_folder import Failure, RunFolder, Status, Stop
+from train.checkpoint import Progress
+from train.run_lock import RunLock
+
+
+@dataclass
+class RunState:
+    """Writes `state`. Each rank has one: rank 0 writes while all goes well, any rank may report a failure."""
+
+    folder: RunFolder
+    lock: RunLock
+    world_size: int
+    start: Progress  # where this start of the trainer began
+
+    def write(self, status: Status, reason: str, progress: Progress, stop: Stop | None = None) -> None:
+        """Replace the `state`, unless another trainer has taken the run over: then it is that one's."""
+        if self.lock.still_mine():
+            self.folder.write_state(
+                status,
+                reason=reason,
+                step=progress.step,
+                tokens=progress.tokens,
+                started_step=self.start.step,
+                world_size=self.world_size,
+                stop=stop,
+            )
+
+    def write_done_before(self) -> None:
+        """Say of a run that needs no more steps that it is done, should it have died after its last save."""
+        if (self.folder.read_state() or {}).get("status") != "done":
+            self.write("done", "all steps done", self.start)
+
+    def write_failure(self, failure: Failure, reason: str, *, certain: bool = True) -> bool:
+        """Record a failure and where the run would go on; return whether this was the word that counts.
+
+        An error of a rank's own explains why its peers saw it vanish, never the other way round; and who knows which
+        rank vanished (`certain`) knows more than who only saw that one has.
+        """
+        if self.lock.overtaken():
+            return False
+        said = self.folder.read_state() or {}
+        if said.get("status") == "failed" and (failure == "lost_rank" or said.get("failure") == "exception"):
+            better = certain and said.get("failure") == "lost_rank" and said["reason"].startswith(UNCERTAIN)
+            if not better:
+                return False
+        saved = self._saved()
+        self.folder.write_state(
+            "failed",
+            reason=reason,
+            step=saved.step,
+            tokens=saved.tokens,
+            started_step=self.start.step,
+            world_size=self.world_size,
+            failure=failure,
+        )
+        return True
+
+    def _saved(self) -> Progress:
+        """What the newest checkpoint holds, or where this start began."""
+        for step, path in list_checkpoints(self.folder.checkpoints):
+            try:
+                return Progress(step, read_checkpoint_manifest(path)["tokens"])
+            except (BadCheckpoint, KeyError, OSError):
+                continue
+        return self.start
+
+
+UNCERTAIN = "a rank vanished"
