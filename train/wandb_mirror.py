@@ -13,10 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from common.publish import write_whole
 from common.run_folder import RunFolder
 from train.run_config import LogConfig
 
+SERVICE_PROGRAM = "wandb-core"
+SERVICE_GRACE_SECONDS = 1.0
 MIRROR_FILE = "wandb-mirror.json"
 QUEUE_RECORDS = 100_000  # a mirror that hangs costs memory up to here
 
@@ -47,13 +51,17 @@ class WandbMirror:
 
     def close(self) -> None:
         """Give the mirror some time to send what is left."""
+        if not self._broken.is_set():
+            with contextlib.suppress(queue.Full):  # then it hangs anyway
+                self._records.put_nowait(None)
+            self._thread.join(self._finish_seconds)
+            if self._thread.is_alive():
+                self._give_up(f"it did not finish within {self._finish_seconds:.0f} s")
         if self._broken.is_set():
-            return
-        with contextlib.suppress(queue.Full):  # then it hangs anyway
-            self._records.put_nowait(None)
-        self._thread.join(self._finish_seconds)
-        if self._thread.is_alive():
-            self._give_up(f"it did not finish within {self._finish_seconds:.0f} s")
+            # not at once: wandb's own end, at the exit of this process, first says goodbye to it
+            timer = threading.Timer(SERVICE_GRACE_SECONDS, _end_service)
+            timer.daemon = True
+            timer.start()
 
     def _run(self) -> None:
         try:
@@ -108,3 +116,11 @@ class WandbMirror:
         if not self._broken.is_set():
             self._broken.set()
             self._say(f"wandb is not mirroring this run ({' '.join(why.split())}); metrics.jsonl has everything")
+
+
+def _end_service() -> None:
+    """Kill wandb's service process: at its exit this one waits for it, however long it hangs."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it is gone by itself
+            if any(SERVICE_PROGRAM in argument for argument in process.cmdline()):
+                process.kill()

@@ -1,12 +1,17 @@
 """wandb mirrors the run, and may fail or hang as it likes: no step waits for it."""
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import losses, run_of, tiny_arguments, train_by_path
+from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train_by_path
 
 FAKE = """
 import threading, time
@@ -61,6 +66,31 @@ def test_a_mirror_that_fails_or_hangs_costs_no_step(
     assert sorted(losses(run_of(tmp_path, "mirrored"))) == [1, 2, 3, 4]
     assert done.stdout.count("wandb is not mirroring this run") == 1
     assert said in done.stdout
+
+
+def test_a_service_that_stands_still_does_not_keep_the_run_from_ending(tmp_path: Path, data: Path) -> None:
+    """wandb's own end, at the exit of the process, would wait for it for ever."""
+    arguments = tiny_arguments(tmp_path, data, "still", "--log.wandb=true", "--log.wandb_finish_seconds=1")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline", "HOME": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, str(PRETRAIN), *arguments, "--run.max_steps=1000000"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not list(run_of(tmp_path, "still").path.glob("wandb/offline-run-*/*.wandb")):  # it has begun to write
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    (service,) = [child for child in children if any("wandb-core" in argument for argument in child.cmdline())]
+    service.suspend()
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "wandb is not mirroring this run (it did not finish within 1 s)" in output
+    assert "Traceback" not in output
+    assert not service.is_running()
 
 
 def mirrored_steps(run: RunFolder) -> list[int]:
