@@ -1,0 +1,230 @@
+"""Inflicting one fault on a running trainer, and saying whether the trainer met it as it should."""
+
+import contextlib
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from common.metrics_file import read_json_lines
+from common.run_folder import RunFolder
+from tests.chaos import disk, plan
+from tests.chaos.marks import marked, send
+from tests.chaos.plan import Fault
+from tests.chaos.trainer import Trainer
+from tests.chaos.verdict import last_step
+
+GONE_SECONDS = 60.0  # a dead rank takes everything with it within this time
+REFUSED_SECONDS = 120.0
+WANDB_SECONDS = 120.0
+STEPS_UNTIL_STOPPED = 3  # until ranks have noticed that their launcher is gone, or agreed on a signal
+STEPS_BESIDE_A_FAULT = 3  # that a fault which concerns no rank must leave the run free to do
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a fault.
+
+    seconds_to_detect: from the fault until all processes were gone (or the second trainer was refused).
+    complaint: what was not as it should be; "" for nothing. nothing_lost: the trainer stopped cleanly, or never began.
+    """
+
+    seconds_to_detect: float
+    outcome: str
+    complaint: str = ""
+    nothing_lost: bool = False
+
+
+class Victims:
+    """A running trainer and its run, as faults see them."""
+
+    def __init__(self, trainer: Trainer, run: RunFolder, second: Callable[[int], Trainer]) -> None:
+        self.trainer = trainer
+        self.run = run
+        self.start_second = second
+
+    def recorded_step(self) -> int:
+        return last_step(read_json_lines(self.run.metrics)) or 0
+
+    def wait_for_steps(self, count: int, seconds: float) -> bool:
+        """Wait until so many more steps are recorded, or the run ends; False if neither happens in time."""
+        wanted = self.recorded_step() + count
+        deadline = time.monotonic() + seconds
+        while self.recorded_step() < wanted and self.trainer.status is None:
+            if time.monotonic() > deadline:
+                return False
+            self.trainer.next_event(0.05)
+        return True
+
+    def stop(self) -> Outcome:
+        """Stop the run by a signal to one rank, and see that it does so cleanly."""
+        return _asked_to_stop(self, lambda: send(self.trainer.pids[0], signal.SIGTERM), may_be_unheard=False)
+
+
+def inflict(fault: Fault, victims: Victims) -> Outcome:
+    """Do it, the moment being now, and wait for what comes of it."""
+    if fault.delay_seconds:
+        time.sleep(fault.delay_seconds)
+    if fault.kind == plan.KILL:
+        return _kill(fault, victims)
+    if fault.kind in plan.SIGNALS:
+        number = getattr(signal, fault.kind)
+        return _asked_to_stop(
+            victims,
+            lambda: [send(pid, number) for pid in _targets(fault, victims.trainer)],
+            may_be_unheard=fault.phase == "start",
+        )
+    if fault.kind == plan.STOP_FILE:
+        outcome = _asked_to_stop(victims, victims.run.stop_file.touch, may_be_unheard=False)
+        victims.run.stop_file.unlink(missing_ok=True)  # of a run that ended before it looked
+        return outcome
+    if fault.kind == plan.DISK_FULL:
+        return _fill_disk(fault, victims)
+    if fault.kind == plan.SECOND_TRAINER:
+        return _start_second(fault, victims)
+    if fault.kind in (plan.WANDB_SILENT, plan.WANDB_STOPPED):
+        return _hang_wandb(fault, victims)
+    raise AssertionError(fault.kind)
+
+
+def _targets(fault: Fault, trainer: Trainer) -> list[int]:
+    assert fault.trap is not None
+    if fault.target == plan.ONE_RANK:
+        return [trainer.pids[fault.trap.rank]]
+    if fault.target == plan.ALL_RANKS:
+        return list(trainer.pids.values())
+    if fault.target == plan.LAUNCHER:
+        return [trainer.pid]
+    return list(marked(trainer.mark))
+
+
+def _kill(fault: Fault, victims: Victims) -> Outcome:
+    trainer, before = victims.trainer, victims.recorded_step()
+    started = time.monotonic()
+    trainer.kill(_targets(fault, trainer))
+    trainer.go_on()
+    alive = trainer.wait_until_gone(GONE_SECONDS)
+    seconds = time.monotonic() - started
+    complaint = _orphans(alive)
+    if trainer.status == 0:
+        complaint = complaint or "the launcher's exit status was 0"
+    after = victims.recorded_step() - before
+    if fault.target == plan.LAUNCHER and after > STEPS_UNTIL_STOPPED:
+        complaint = complaint or f"the ranks did {after} steps after their launcher was gone"
+    return Outcome(seconds, f"all gone, status {trainer.status}", complaint)
+
+
+def _asked_to_stop(victims: Victims, ask: Callable[[], object], *, may_be_unheard: bool) -> Outcome:
+    """Ask, and expect a clean stop: everything saved, `state` saying so, no process left."""
+    trainer, before = victims.trainer, victims.recorded_step()
+    started = time.monotonic()
+    ask()
+    trainer.go_on()
+    alive = trainer.wait_until_gone(GONE_SECONDS)
+    seconds = time.monotonic() - started
+    if alive:
+        return Outcome(seconds, "", _orphans(alive))
+    state = victims.run.read_state() or {}
+    saved = max((int(path.name[5:]) for path in victims.run.checkpoints.glob("step-????????")), default=0)
+    recorded = victims.recorded_step()
+    if recorded - before > STEPS_UNTIL_STOPPED:
+        return Outcome(seconds, "", f"{recorded - before} steps were done after the request to stop")
+    if state.get("status") in ("preempted", "done") and saved == recorded == state["step"]:
+        return Outcome(seconds, f"{state['status']} ({state['reason']}), status {trainer.status}", nothing_lost=True)
+    if may_be_unheard:
+        return Outcome(seconds, f"ended before it listened, status {trainer.status}")
+    return Outcome(
+        seconds,
+        "",
+        f"no clean stop: state {state.get('status')} ({state.get('reason')}), {recorded} steps, {saved} saved",
+    )
+
+
+def _orphans(alive: dict[int, str]) -> str:
+    return f"alive after {GONE_SECONDS:.0f} s: {'; '.join(sorted(alive.values()))}"[:300] if alive else ""
+
+
+def _fill_disk(fault: Fault, victims: Victims) -> Outcome:
+    """Leave less than a checkpoint's size free, until the trainer has said so or is gone."""
+    trainer = victims.trainer
+    sizes = [
+        sum(file.stat().st_size for file in folder.iterdir())
+        for folder in victims.run.checkpoints.glob("step-????????")
+    ]
+    free = random.Random(fault.seed).randrange(max(sizes, default=400_000))
+    started = time.monotonic()
+    with disk.filled(victims.run.path.parent, free):
+        trainer.go_on()
+        told_seconds = None
+        while trainer.status is None and told_seconds is None and time.monotonic() < started + GONE_SECONDS:
+            trainer.next_event(0.05)
+            if "could not be saved" in trainer.said():
+                told_seconds = time.monotonic() - started
+    said = trainer.said()
+    named = str(victims.run.path) in said and "No space left" in said
+    complaint = "" if named else "nothing said which path has no space left"
+    alive = trainer.wait_until_gone(10.0)
+    seconds = told_seconds or time.monotonic() - started
+    if not alive:
+        return Outcome(seconds, f"stopped, status {trainer.status}", complaint)
+    stopped = victims.stop()  # it went on without the save; with room again it must save
+    return Outcome(seconds, f"went on; then {stopped.outcome}", complaint or stopped.complaint)
+
+
+def _start_second(fault: Fault, victims: Victims) -> Outcome:
+    """The same folder again, with one rank or two: refused in one line, and the first does not notice."""
+    first = victims.trainer
+    started = time.monotonic()
+    second = victims.start_second(1 + fault.seed % 2)
+    alive = second.wait_until_gone(REFUSED_SECONDS)
+    seconds = time.monotonic() - started
+    errors = [line for line in second.said().splitlines() if line.startswith("error:")]
+    second.close()
+    first.go_on()
+    complaint = ""
+    if alive or second.status != 2 or len(errors) != 1:
+        complaint = f"the second trainer was not refused: status {second.status}, {errors}"
+    elif not victims.wait_for_steps(STEPS_BESIDE_A_FAULT, GONE_SECONDS):
+        complaint = "the first trainer does not go on"
+    stopped = victims.stop()
+    return replace(stopped, seconds_to_detect=seconds, complaint=complaint or stopped.complaint)
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[str]:
+    """The URL of a server that lets clients connect and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def _wandb_service(victims: Victims, *, writing: bool) -> int | None:
+    """wandb's service process, as soon as it is there, or as it has begun to write; None if that does not come."""
+    deadline = time.monotonic() + WANDB_SECONDS
+    while time.monotonic() < deadline:
+        victims.trainer.next_event(0.1)
+        services = [pid for pid, command in marked(victims.trainer.mark).items() if "wandb-core" in command]
+        if services and (not writing or any(victims.run.path.glob("wandb/*run-*/*.wandb"))):
+            return services[0]
+    return None
+
+
+def _hang_wandb(fault: Fault, victims: Victims) -> Outcome:
+    """Steps go on beside a mirror that hangs, and the end waits for it no longer than it was told to."""
+    trainer = victims.trainer
+    if fault.kind == plan.WANDB_STOPPED:
+        service = _wandb_service(victims, writing=bool(fault.seed % 2))
+        if service is None:
+            trainer.go_on()
+            return Outcome(0.0, "", f"wandb's service did not start within {WANDB_SECONDS:.0f} s")
+        send(service, signal.SIGSTOP)
+    trainer.go_on()
+    going = victims.wait_for_steps(STEPS_BESIDE_A_FAULT, GONE_SECONDS)
+    stopped = victims.stop()
+    complaint = stopped.complaint
+    if not going:
+        complaint = "no step went on beside wandb"
+    elif "wandb is not mirroring this run" not in trainer.said():
+        complaint = complaint or "nothing said that wandb hangs"
+    return replace(stopped, complaint=complaint)

@@ -1,0 +1,159 @@
+"""Kill, signal, starve and corrupt the real trainer, and compare what is left with an undisturbed run.
+
+    python tests/chaos/run.py --faults 220 --seed 1 --json chaos.json
+
+Each fault hits a run of two gloo ranks under the real launcher; the same command then goes on. A run that is done is
+compared with an undisturbed one, step by step and tensor by tensor, to the bit. Exit status 1 if anything differs, a
+run is lost, a process is left over, or a fault is met otherwise than promised. Linux only.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from common.errors import exit_on_user_error
+from common.progress import format_duration
+from common.publish import write_json_whole
+from tests.chaos import plan, preloaded
+from tests.chaos.campaign import Campaign, Row
+from tests.chaos.disk import mount_memory, own_mounts
+from tests.chaos.marks import OwnMark
+from tests.chaos.phases import MARK_VARIABLE, NO_MARK, PHASES
+
+DISK_MIB = 64
+
+
+def main() -> int:
+    arguments = _arguments()
+    if os.environ.get(MARK_VARIABLE) != NO_MARK:  # forks write their mark over this one: it must be there from exec on
+        environment = {**os.environ, MARK_VARIABLE: NO_MARK, "OMP_NUM_THREADS": "1"}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    without = set(arguments.without)
+    folder = Path(arguments.folder or tempfile.mkdtemp(prefix="chaos-")).resolve()
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    notes = []
+    if not (own_mounts() and mount_memory(folder / "runs", DISK_MIB)):
+        notes.append("no disk of its own may be mounted here: no fault fills it")
+        without.add(plan.DISK_FULL)
+    forks = arguments.executed_share < 1
+    if forks:
+        preloaded.preload()
+    faults = plan.draw(
+        arguments.faults,
+        arguments.seed,
+        only=arguments.only,
+        without=without,
+        executed_share=arguments.executed_share,
+    )
+    report = Report(arguments.json, len(faults), notes, {"seed": arguments.seed})
+    campaign = Campaign(folder, folder / "runs", faults, OwnMark() if forks else None, report.update)
+    report.campaign = campaign
+    campaign.proceed()
+    return report.finish()
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=20, help="how many (default 20)")
+    parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
+    parser.add_argument("--json", type=Path, help="the report, rewritten after each fault")
+    parser.add_argument("--folder", help="where logs, data and bad runs stay (default: a new temporary one)")
+    kinds = sorted({kind for kind, _ in plan.WEIGHTS})
+    parser.add_argument("--only", action="append", default=[], choices=kinds, help="only this kind; repeatable")
+    parser.add_argument("--without", action="append", default=[], choices=kinds, help="not this kind; repeatable")
+    parser.add_argument(
+        "--executed-share",
+        type=float,
+        default=0.25,
+        help="of starts by exec; the others are forks of a process that has imported everything (default 0.25)",
+    )
+    return parser.parse_args()
+
+
+class Report:
+    """Progress lines, the JSON file, the table at the end."""
+
+    def __init__(self, file: Path | None, total: int, notes: list[str], facts: dict[str, object]) -> None:
+        self.campaign: Campaign | None = None
+        self._file = file
+        self._total = total
+        self._facts = {**facts, "notes": notes}
+        self._told = 0
+        self._started = time.monotonic()
+        for note in notes:
+            print(note, flush=True)
+
+    def update(self) -> None:
+        """Tell of new rows and write the report so far."""
+        if self.campaign is None:
+            return
+        for row in self.campaign.rows[self._told :]:
+            self._told += 1
+            left = (time.monotonic() - self._started) / self._told * (self._total - self._told)
+            print(f"[{self._told:3}/{self._total}] {describe(row)} | ETA {format_duration(left)}", flush=True)
+        if self._file is not None:
+            seconds = round(time.monotonic() - self._started, 1)
+            write_json_whole(self._file, {**self.campaign.summary(), **self._facts, "seconds": seconds})
+
+    def finish(self) -> int:
+        """Write everything; return the exit status."""
+        assert self.campaign is not None
+        self.update()
+        summary = self.campaign.summary()
+        print("\n" + table(self.campaign.rows))
+        for row in self.campaign.rows:
+            if not row.ok:
+                print(f"FAILED {describe(row)}")
+        for complaint in [*self.campaign.complaints, *self.campaign.lost_runs]:
+            print(f"FAILED {complaint}")
+        for name, step in self.campaign.differing_steps:
+            print(f"FAILED {name}: step {step} differs")
+        print(
+            f"{summary['faults']} faults on {summary['runs']} runs: {summary['differing_steps']} differing steps, "
+            f"{summary['lost_runs']} lost runs, {summary['failed_rows']} met otherwise than promised"
+        )
+        counts = ("differing_steps", "lost_runs", "failed_rows")
+        return int(any(summary[name] for name in counts) or bool(summary["complaints"]))
+
+
+def describe(row: Row) -> str:
+    """A row in one line."""
+    who = f" {row.target}" + (f" (rank {row.rank})" if row.rank is not None else "")
+    what = f"FAILED: {row.complaint}" if row.complaint else row.outcome
+    return (
+        f"{row.run} step {row.step}: {row.fault},{who}, {row.moment} {row.phase} [{row.start}]: {what}, "
+        f"{row.seconds_to_detect:.1f} s"
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """By phase and fault: how many, the most steps lost, the longest time to detection."""
+    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[(row.fault, row.phase, row.target)].append(row)
+    order = [*PHASES, plan.BETWEEN_STARTS]
+    lines = [
+        "| fault | phase | target | faults | steps lost, mean | most | seconds to detect, median | most | failed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for fault, phase, target in sorted(groups, key=lambda key: (key[0], order.index(key[1]), key[2])):
+        group = groups[(fault, phase, target)]
+        lost = [row.steps_lost for row in group if row.steps_lost is not None]
+        seconds = sorted(row.seconds_to_detect for row in group)
+        mean = f"{sum(lost) / len(lost):.1f}" if lost else ""
+        lines.append(
+            f"| {fault} | {phase} | {target} | {len(group)} | {mean} | {max(lost, default='')} | "
+            f"{seconds[len(seconds) // 2]:.1f} | {seconds[-1]:.1f} | {sum(not row.ok for row in group)} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,90 @@
+"""A quick part of the fault campaign, and the harness's own judgement.
+
+The whole campaign: python tests/chaos/run.py --faults 220 --seed 1
+"""
+
+import importlib
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from common.run_folder import RunFolder
+from tests.chaos import plan
+from tests.chaos.phases import PHASES, Trap
+from tests.chaos.verdict import by_step, compare
+from tests.chaos.victim import WRAPPED, HookGone, wrap
+
+
+def test_two_hundred_faults_hold_ten_kills_in_each_phase_and_everything_else() -> None:
+    faults = plan.draw(200, seed=1)
+    assert len(faults) == 200
+    kills = Counter(fault.phase for fault in faults if fault.kind == plan.KILL)
+    assert set(kills) == set(PHASES) and min(kills.values()) >= 10
+    for phase in PHASES:
+        targets = {fault.target for fault in faults if fault.kind == plan.KILL and fault.phase == phase}
+        assert targets == {plan.ONE_RANK, plan.LAUNCHER, plan.ALL}
+    kinds = {(fault.kind, fault.target) for fault in faults}
+    for name in plan.SIGNALS:
+        assert {(name, plan.ONE_RANK), (name, plan.ALL_RANKS), (name, plan.LAUNCHER)} <= kinds
+    assert {kind for kind, _ in kinds} == {kind for kind, _ in plan.WEIGHTS}
+
+
+def test_the_plan_is_the_seeds() -> None:
+    assert plan.draw(50, seed=1) == plan.draw(50, seed=1)
+    assert plan.draw(50, seed=1) != plan.draw(50, seed=2)
+    assert {fault.kind for fault in plan.draw(9, seed=1, only={plan.KILL})} == {plan.KILL}
+    assert plan.DISK_FULL not in {fault.kind for fault in plan.draw(200, seed=1, without={plan.DISK_FULL})}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_every_trap_finds_the_functions_it_wraps(phase: str) -> None:
+    for module, owner, name in WRAPPED[phase]:
+        place = importlib.import_module(module)
+        assert callable(getattr(getattr(place, owner) if owner else place, name))
+
+
+def test_a_function_that_is_gone_is_no_silent_miss() -> None:
+    with pytest.raises(HookGone, match=r"train\.checkpoint\.save_nothing"):
+        wrap("train.checkpoint", None, "save_nothing", lambda original: original)
+
+
+def test_a_trap_survives_the_environment() -> None:
+    trap = Trap(1, "write", 3, "after")
+    assert Trap.from_json(trap.to_json()) == trap
+
+
+def write_run(folder: Path, lines: list[dict[str, object]]) -> RunFolder:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return RunFolder(folder)
+
+
+CALM: list[dict[str, object]] = [
+    {"step": 1, "loss": 5.0, "lr": 0.1},
+    {"step": 2, "loss": 4.0, "lr": 0.1},
+    {"step": 2, "val_loss": 4.5, "val_tokens": 8},
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "differing"),
+    [
+        (CALM, []),
+        ([CALM[0], CALM[1], {"kind": "start", "step": 0}, *CALM], []),  # gone back, and the same again
+        ([CALM[0], {**CALM[1], "loss": 4.0000000000000009}, CALM[2]], [2]),
+        ([{**CALM[0], "loss": 5.1}, {"kind": "start", "step": 0}, *CALM], [1]),  # superseded, but was another step
+        (CALM[:2], [2]),
+        (CALM[1:], [1]),
+        ([*CALM, {"step": 3, "loss": 3.0, "lr": 0.1}], [3]),
+        ([CALM[0], CALM[1], {**CALM[2], "val_loss": 4.6}], [2]),
+    ],
+)
+def test_a_step_that_differs_in_the_last_bit_counts(
+    tmp_path: Path, lines: list[dict[str, object]], differing: list[int]
+) -> None:
+    calm, run = write_run(tmp_path / "calm", CALM), write_run(tmp_path / "run", lines)
+    assert compare(calm, run).differing_steps == differing
+    assert not compare(calm, run).same_parameters  # there is no checkpoint to tell
+    assert by_step(CALM).keys() == {1, 2}
