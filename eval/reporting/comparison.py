@@ -10,7 +10,17 @@ from eval.reporting.key_figures import key_figures
 from eval.reporting.references import GPT3, HELLASWAG_EXAMPLES, REFERENCES
 from eval.reporting.run_data import RunData
 
-HEADINGS = ("model", "parameters", "training data", "tokens", "RoPE", "train loss", "val. loss", "on", "HellaSwag")
+HEADINGS = (
+    "model",
+    "parameters",
+    "training data",
+    "tokens",
+    "RoPE",
+    "train loss",
+    "val. loss",
+    "val. data",
+    "HellaSwag",
+)
 NUMBERS = {1, 3, 5, 6, 8}  # columns that are set at the right
 
 

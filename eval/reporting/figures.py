@@ -31,18 +31,18 @@ def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
         loss = run.table.column("loss")
         curve = smooth(loss, max(1, len(loss) // 60))
         alone = len(runs) == 1
-        look = {"color": drawing.TRAINING, "linestyle": "-"} if alone else style_of(index)
+        look = style_of(index, len(runs))
         if alone:
             axes.plot(*drawing.thinned(x, loss, axis), color=drawing.TRAINING, alpha=0.25, linewidth=0.8)
         label = "training, smoothed" if alone else short(run.name)
-        axes.plot(*drawing.thinned(x, curve, axis), linewidth=1.6, label=label, **look)
+        axes.plot(*drawing.thinned(x, curve, axis), label=label, **look)
         validated = drawing.event_position(run, axis, "val_loss")
         val_loss = run.event_column("val_loss", "val_loss")
         if validated is not None and len(validated):
-            look = {**look, "color": drawing.VALIDATION} if alone else {**look, "linestyle": ":"}
+            look |= {"color": drawing.VALIDATION} if alone else {"linestyle": ":"}
             marker = "o" if len(validated) <= 60 else ""
-            axes.plot(*drawing.thinned(validated, val_loss, axis), marker=marker, markersize=3.5, linewidth=1.3,
-                      label="validation" if alone else None, **look)  # fmt: skip
+            axes.plot(*drawing.thinned(validated, val_loss, axis), marker=marker, markersize=3.5,
+                      label="validation" if alone else None, **look | {"linewidth": 1.3})  # fmt: skip
             if alone and np.isfinite(val_loss[-1]):
                 axes.annotate(f"{val_loss[-1]:.3f}", (validated[-1], val_loss[-1]), (0, 7), ha="right", fontsize=9,
                               textcoords="offset points", color=drawing.VALIDATION,
@@ -137,13 +137,13 @@ def quantity_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
 def quantity_panel(axes: Axes, runs: Sequence[RunData], quantity: Quantity, columns: list[Values]) -> None:
     for index, (run, values) in enumerate(zip(runs, columns, strict=True)):
         steps = run.table.column("step")
-        look = style_of(index)
+        look = style_of(index, len(runs))
         label = short(run.name) if len(runs) > 1 else None
         if quantity.smoothed:
             if len(runs) == 1:
-                axes.plot(*thin_out(steps, values, BUCKETS), linewidth=0.8, alpha=0.3, **look)
+                axes.plot(*thin_out(steps, values, BUCKETS), alpha=0.3, **look | {"linewidth": 0.8})
             values = smooth(values, max(1, len(values) // 60))
-        axes.plot(*thin_out(steps, values, BUCKETS), linewidth=1.6, label=label, **look)
+        axes.plot(*thin_out(steps, values, BUCKETS), label=label, **look)
     drawing.set_x(axes, STEPS)
     axes.set_ylabel(quantity.label)
     if quantity.key == "grad_norm":

@@ -50,8 +50,8 @@ def plot(
     shown = means[int(len(means) * FALL_FRACTION) :]
     shown = shown if np.isfinite(shown).any() else means
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
-    if high == low:
-        low, high = low - abs(low) * 0.01 - 1e-9, high + abs(high) * 0.01 + 1e-9
+    if high - low <= 1e-6 * abs(high):  # all the same but for rounding
+        low, high = low - 0.01 * abs(low) - 1e-9, high + 0.01 * abs(high) + 1e-9
     dot_rows = height * 4 if braille else height
     body = _braille if braille else _stars
     lines = body(_rows_of(means, low, high, dot_rows), columns, height)
