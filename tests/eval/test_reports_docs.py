@@ -1,0 +1,50 @@
+"""Every command in docs/reports.md is run, in its order."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval.reporting.key_figures import key_figures
+from eval.reporting.run_data import load_run
+from tests.helpers.recorded_runs import recorded_run
+from tests.helpers.training import PROJECT
+
+DOCUMENT = PROJECT / "docs" / "reports.md"
+
+
+def test_every_command_of_the_reports_page_works(tmp_path: Path) -> None:
+    recorded_run(tmp_path, "demo", lives=[(0, 25), (20, 40)], hellaswag=True)
+    recorded_run(tmp_path, "longer", learning_rate=4e-3)
+    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) >= 6
+    for line in lines:
+        python, script, *options = shlex.split(line)
+        assert python == "python"
+        command = [sys.executable, str(PROJECT / script), *options]
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert (tmp_path / "runs" / "demo" / "report" / "report.html").exists()
+    assert (tmp_path / "reports" / "lengths" / "report.html").exists()
+    assert (tmp_path / "reports" / "models.json").exists()
+
+
+def test_the_pages_picture_is_there() -> None:
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", DOCUMENT.read_text()):
+        assert (DOCUMENT.parent / picture).is_file(), picture
+
+
+def test_the_committed_record_still_gives_its_figures() -> None:
+    """The record is a run's folder as the trainer wrote it."""
+    record = PROJECT / "eval" / "records" / "2026-11-22-report"
+    (before,) = json.loads((record / "figures.json").read_text())["runs"]
+    again = key_figures(load_run(record, "interrupted")).as_json()
+    assert again.pop("seconds") == pytest.approx(before.pop("seconds"))
+    assert again == pytest.approx({key: before[key] for key in again})
