@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
+from model.launcher import place_of_this_process
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -79,19 +80,18 @@ class Ranks:
 
 
 def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.0) -> Ranks:
-    """Read the launcher's variables (torchrun's RANK, WORLD_SIZE, LOCAL_RANK, …) and connect.
+    """Read the launcher's variables (torchrun's RANK, WORLD_SIZE, …, or those of srun) and connect.
 
     A default process group that is there already is used as it is, and left to whoever made it.
 
-    Raises UserError where the device is missing or there are more ranks on this machine than GPUs.
+    Raises UserError where the device is missing, there are more ranks on this machine than GPUs, or the nodes of an
+    allocation would each train alone.
     """
-    environment = {name: int(os.environ.get(name, default)) for name, default in _LAUNCHER_VARIABLES.items()}
-    rank, world_size = environment["RANK"], environment["WORLD_SIZE"]
-    local_rank, local_world_size = environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"]
-    device = choose_device(choice, local_rank, local_world_size)
+    place = place_of_this_process()
+    device = choose_device(choice, place.local_rank, place.local_world_size)
     group = None
     connected = dist.is_initialized()
-    if "WORLD_SIZE" in os.environ and world_size > 1:
+    if place.world_size > 1:
         timeout = timedelta(seconds=timeout_seconds)
         if device.type == "cuda":
             torch.cuda.set_device(device)
@@ -102,10 +102,7 @@ def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.
         else:
             dist.init_process_group("gloo", timeout=timeout)
         group = dist.new_group(backend="gloo", timeout=timeout)
-    return Ranks(rank, world_size, local_rank, local_world_size, device, group, not connected)
-
-
-_LAUNCHER_VARIABLES = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    return Ranks(place.rank, place.world_size, place.local_rank, place.local_world_size, device, group, not connected)
 
 
 def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: int = 1) -> torch.device:

@@ -1,0 +1,102 @@
+"""Which process of how many this is, as its launcher says: torchrun, `srun` with one task a rank, or none."""
+
+import os
+import re
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among those that were started together. Alone: rank 0 of 1."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def find_place(environment: Mapping[str, str]) -> Place:
+    """This process's place.
+
+    torchrun's variables win: its workers also have the SLURM_* of the task that torchrun is. Those count only in a step
+    of several tasks, which a batch script or an interactive shell is not.
+
+    Raises UserError where the nodes of a Slurm allocation would each train a model of their own.
+    """
+    if "RANK" in environment:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        place = Place(*(int(environment.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        place = Place(
+            rank=int(environment["SLURM_PROCID"]),
+            world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
+            local_rank=int(environment["SLURM_LOCALID"]),
+            local_world_size=_tasks_here(environment),
+        )
+        if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+            raise UserError(
+                "srun started this with one task a rank, but MASTER_ADDR and MASTER_PORT don't say where the ranks "
+                "meet: LONGHAUL_LAUNCH=srun sbatch --ntasks-per-node=N slurm/124m.sh sets them"
+            )
+    else:
+        place = Place()
+    _refuse_lonely_nodes(environment, place)
+    return place
+
+
+def export_place(environment: MutableMapping[str, str], place: Place) -> None:
+    """Set torchrun's variables where another launcher left them out: libraries look for them."""
+    if place.world_size > 1:
+        environment.setdefault("RANK", str(place.rank))
+        environment.setdefault("WORLD_SIZE", str(place.world_size))
+        environment.setdefault("LOCAL_RANK", str(place.local_rank))
+        environment.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))
+
+
+def _refuse_lonely_nodes(environment: Mapping[str, str], place: Place) -> None:
+    """Raises UserError where an allocation of several nodes would train several models, or one of them twice."""
+    step = "SLURM_STEP_ID" in environment
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES" if step else "SLURM_JOB_NUM_NODES", "1"))
+    if nodes == 1:
+        return
+    here = socket.gethostname()
+    if place.world_size == 1:
+        raise UserError(
+            f"this process on {here} would train alone in an allocation of {nodes} nodes: start it with "
+            "slurm/124m.sh or the like, or with srun on one node (srun --nodes=1 --ntasks=1 …)"
+        )
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", nodes))
+    if tasks != nodes:
+        raise UserError(
+            f"{tasks} tasks on {nodes} nodes each started torchrun, which needs one task a node: "
+            "--ntasks-per-node=1 (torchrun starts a rank for each GPU by itself)"
+        )
+    launchers = int(environment.get("GROUP_WORLD_SIZE", nodes))
+    if launchers < nodes:
+        raise UserError(
+            f"torchrun on {here} knows of {launchers} of {nodes} nodes, so each would train alone: give it --nnodes="
+            f"{nodes} and a meeting point, as slurm/node.sh does"
+        )
+
+
+def _tasks_here(environment: Mapping[str, str]) -> int:
+    """This node's number in a list such as `2(x3),1`, which Slurm writes for tasks by node."""
+    counts: list[int] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        assert match is not None, part
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts[int(environment.get("SLURM_NODEID", "0"))]
+
+
+def place_of_this_process() -> Place:
+    """Find the place by the process's own environment, and export it. Raises UserError as `find_place`."""
+    place = find_place(os.environ)
+    export_place(os.environ, place)
+    return place

@@ -1,0 +1,82 @@
+"""Begin a job, on its first node, before any trainer is started: slurm/job.sh runs this.
+
+Checks the options and the data, refuses a job that comes back again and again without getting further, writes the start
+into the run's folder, and prints what the job's shell needs as assignments.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.checkpoint_files import list_checkpoints
+from common.errors import UserError, exit_on_user_error
+from common.run_folder import RunFolder
+from data_prep.token_set import TokenSet, find_token_set
+from slurm.beginning import Beginning, leave_mark
+from slurm.rendezvous import choose_port, ephemeral_ports, head_address, port_range
+from slurm.starts import FRUITLESS_LIMIT, StartId, append_start, fruitless_starts, read_starts, saved_step
+from train.config import read_config
+
+
+def begin(options: list[str], nodes: list[str], addresses: list[str], launch: str) -> Beginning:
+    """Check what can be checked on the first node, and write the start into the run's folder.
+
+    Args:
+        options: the trainer's. nodes: the job's, the first one first. addresses: what Slurm calls them at, if known.
+
+    Raises UserError for options or data that no trainer would accept, and for a job that gets no further.
+    """
+    config, _ = read_config(options)
+    folder = RunFolder(Path(config.run.root, str(config.run.name)).absolute())
+    tokens = TokenSet.open(find_token_set(config.data.path))
+    start = StartId.of_environment()
+    refuse_a_crash_loop(folder, start)
+    append_start(folder, start, nodes, launch)
+    others = addresses[1:] or nodes[1:]
+    return Beginning(
+        run_folder=str(folder.path),
+        data_folder=str(tokens.folder.absolute()),
+        data_identity=tokens.identity,
+        head=head_address(nodes[0], others) if len(nodes) > 1 else "127.0.0.1",
+        port=choose_port(start, port_range(ephemeral_ports())),
+        meeting_id=str(start),
+        # a job that comes back goes on, whatever its first start began from
+        resume="auto" if start.restart_count > 0 and list_checkpoints(folder.checkpoints) else "",
+    )
+
+
+def refuse_a_crash_loop(folder: RunFolder, start: StartId) -> None:
+    """Raises UserError where the job's last starts all began where this one would."""
+    limit = int(os.environ.get("LONGHAUL_FRUITLESS_STARTS", FRUITLESS_LIMIT))
+    step = saved_step(folder)
+    count = fruitless_starts(read_starts(folder), start, step)
+    if count >= limit:
+        raise UserError(
+            f"the last {count} starts of job {start.job_id} saved nothing after step {step}: "
+            f"look into {folder.log}, then submit again"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip())
+    parser.add_argument("--nodes", required=True, help="the job's nodes, the first one first, with spaces between")
+    parser.add_argument("--addresses", default="", help="what Slurm calls them at, in the same order")
+    parser.add_argument("--launch", choices=["torchrun", "srun"], default="torchrun")
+    parser.add_argument("options", nargs="*", help="after --: the trainer's options")
+    a = parser.parse_args()
+    beginning = begin(a.options, a.nodes.split(), a.addresses.split(), a.launch)
+    leave_mark(beginning)
+    for name, value in {**asdict(beginning), "beginning": json.dumps(asdict(beginning))}.items():
+        print(f"{name}={shlex.quote(str(value))}")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

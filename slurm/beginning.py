@@ -1,0 +1,48 @@
+"""What the first node of a job tells the others about a start."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.publish import write_json_whole
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What a start of a job has to know of itself.
+
+    Args:
+        run_folder, data_folder: absolute paths.
+        data_identity: what the data's folder must hold on every node.
+        head, port: where the ranks meet.
+        meeting_id: another one for every start of every job.
+        resume: what --resume must say in place of the first start's; "" leaves it.
+    """
+
+    run_folder: str
+    data_folder: str
+    data_identity: str
+    head: str
+    port: int
+    meeting_id: str
+    resume: str
+
+
+def mark_path(run_folder: Path, meeting_id: str) -> Path:
+    return run_folder / f".start-{meeting_id}"
+
+
+def leave_mark(beginning: Beginning) -> None:
+    """Write a file that this start's other nodes must find, and take older ones away. The head calls."""
+    folder = Path(beginning.run_folder)
+    for old in folder.glob(".start-*"):
+        old.unlink(missing_ok=True)
+    write_json_whole(mark_path(folder, beginning.meeting_id), asdict(beginning))
+
+
+def read_mark(run_folder: Path, meeting_id: str) -> Beginning | None:
+    """What the head has written; None where it can't be seen (yet)."""
+    try:
+        return Beginning(**json.loads(mark_path(run_folder, meeting_id).read_text()))
+    except (OSError, ValueError):
+        return None

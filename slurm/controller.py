@@ -1,0 +1,39 @@
+"""Questions to Slurm's controller, through its own commands."""
+
+import subprocess
+
+from common.errors import UserError
+
+ANSWER_SECONDS = 60.0
+
+
+def ask(*command: str) -> str:
+    """The output of a Slurm command; "" where it fails or Slurm is not there."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def node_names(node_list: str) -> list[str]:
+    """The nodes of a list such as `n[1-3]`, in Slurm's order. Raises UserError where Slurm does not answer."""
+    names = ask("scontrol", "show", "hostnames", node_list).split()
+    if not names:
+        raise UserError(f"scontrol show hostnames {node_list} gave no names: is Slurm's scontrol on PATH?")
+    return names
+
+
+def node_addresses(names: list[str]) -> list[str]:
+    """What Slurm calls the nodes at, in the same order; a node's own name where it does not say."""
+    return [fields(ask("scontrol", "-o", "show", "node", name)).get("NodeAddr", name) for name in names]
+
+
+def job_record(job_id: str) -> dict[str, str]:
+    """What the controller knows of a job; {} where it has forgotten it."""
+    return fields(ask("scontrol", "-o", "show", "job", job_id))
+
+
+def fields(record: str) -> dict[str, str]:
+    """`scontrol -o show …` as a mapping. The first word of a name counts: a job's own options come later."""
+    return dict(word.split("=", 1) for word in reversed(record.split()) if "=" in word)

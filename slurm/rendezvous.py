@@ -1,0 +1,121 @@
+"""Where the ranks of a job meet: the head node's address, and a port that no other job and no start before uses."""
+
+import argparse
+import ipaddress
+import socket
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import psutil
+
+from common.errors import UserError, exit_on_user_error
+from slurm.starts import StartId
+
+LOWEST_PORT = 10_000
+HIGHEST_PORT = 65_535
+PORTS_PER_JOB = 13  # of one job's starts; neighbouring jobs lie as far apart
+EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+PROBE_PORT = 9  # discard; nothing is sent
+
+
+def port_range(ephemeral: tuple[int, int]) -> range:
+    """Ports that the system hands to nobody by itself: below the ephemeral range, or above it, or all."""
+    low, high = ephemeral
+    if low > LOWEST_PORT + 1000:
+        return range(LOWEST_PORT, low)
+    if high < HIGHEST_PORT - 1000:
+        return range(high + 1, HIGHEST_PORT + 1)
+    return range(LOWEST_PORT, HIGHEST_PORT + 1)
+
+
+def ephemeral_ports() -> tuple[int, int]:
+    try:
+        low, high = EPHEMERAL_PORTS.read_text().split()
+    except OSError:
+        return 32_768, 60_999
+    return int(low), int(high)
+
+
+def choose_port(start: StartId, ports: range) -> int:
+    """The start's own port, or the next one that is free on this machine.
+
+    Raises UserError where none is.
+    """
+    first = int(start.job_id) * PORTS_PER_JOB + start.restart_count
+    for attempt in range(len(ports)):
+        port = ports[(first + attempt) % len(ports)]
+        if is_free(port):
+            return port
+    raise UserError(f"no TCP port of {ports.start} to {ports.stop - 1} is free on {socket.gethostname()}")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def reachable_address(other: str) -> str | None:
+    """This machine's address on the way to `other`; None where that can't be told.
+
+    A machine's own name may stand for 127.0.1.1 on the machine itself, and its name in Slurm for nothing at all. The
+    way to another node always begins at an address that the other can answer to.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(other, PROBE_PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing: UDP
+            found = str(probe.getsockname()[0])
+    except OSError:
+        return None
+    return None if ipaddress.ip_address(found).is_loopback else found
+
+
+def head_address(node: str, others: list[str]) -> str:
+    """What the other nodes should call this one, the head: an address where one is found, else its name in Slurm."""
+    for other in others:
+        address = reachable_address(other)
+        if address is not None:
+            return address
+    return node
+
+
+def interface_to(other: str) -> str | None:
+    """The network interface on the way to `other`, by name."""
+    address = reachable_address(other)
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return name
+    return None
+
+
+def own_name_is_useless() -> bool:
+    """Whether this machine's host name stands for itself alone (127.*), or for nothing.
+
+    gloo tells its peers the address that the host name stands for.
+    """
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(socket.gethostname())).is_loopback
+    except OSError:
+        return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description="Print the network interface that gloo must be told, if it would not find it by the host name."
+    )
+    parser.add_argument("other", help="address or name of another node of the job")
+    other = parser.parse_args().other
+    if own_name_is_useless():
+        print(interface_to(other) or "")
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

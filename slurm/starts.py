@@ -1,0 +1,102 @@
+"""`slurm.jsonl` in a run's folder: every start and end of the run on the cluster, one JSON object a line.
+
+The starts tell how often a job came back without getting further, whoever requeued it: this project's `decide.py`, or
+Slurm by itself after a node's failure.
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint_files import list_checkpoints
+from common.metrics_file import read_json_lines
+from common.run_folder import RunFolder
+
+FRUITLESS_LIMIT = 3  # starts in a row from the same checkpoint, after which the job is not started again
+
+
+@dataclass(frozen=True)
+class StartId:
+    """One start of one job: Slurm keeps the job's id over requeues and counts its restarts."""
+
+    job_id: str
+    restart_count: int
+
+    @classmethod
+    def of_environment(cls) -> "StartId":
+        return cls(os.environ.get("SLURM_JOB_ID", "0"), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+
+    def __str__(self) -> str:
+        return f"{self.job_id}.{self.restart_count}"
+
+    def names(self, record: dict[str, Any]) -> bool:
+        """Whether a record (`state`, or a line of slurm.jsonl) is of this start."""
+        return record.get("job_id") == self.job_id and record.get("restart_count") == self.restart_count
+
+
+def starts_file(folder: RunFolder) -> Path:
+    return folder.path / "slurm.jsonl"
+
+
+def read_starts(folder: RunFolder) -> list[dict[str, Any]]:
+    return read_json_lines(starts_file(folder))
+
+
+def append_start(folder: RunFolder, start: StartId, nodes: list[str], launch: str) -> None:
+    """Write down that a job begins or goes on."""
+    _append(folder, start, {"kind": "start", "from_step": saved_step(folder), "nodes": nodes, "launch": launch})
+
+
+def append_end(folder: RunFolder, start: StartId, decision: str, reason: str) -> None:
+    """Write down how a start ended. What Slurm kills has no such line."""
+    _append(folder, start, {"kind": "end", "decision": decision, "reason": reason})
+
+
+def append_submission(folder: RunFolder, job_id: str) -> None:
+    """Write down that a job was submitted for the run."""
+    _append(folder, StartId(job_id, 0), {"kind": "submission"})
+
+
+def saved_step(folder: RunFolder) -> int:
+    """The step of the newest checkpoint; 0 where there is none."""
+    checkpoints = list_checkpoints(folder.checkpoints)
+    return checkpoints[0][0] if checkpoints else 0
+
+
+def fruitless_starts(records: list[dict[str, Any]], start: StartId, step: int) -> int:
+    """How many of the job's latest starts in a row began at `step`, where the run still is, and came to no good end.
+
+    A pre-emption before the first save is nobody's fault and ends the row. Another job's starts don't count: whoever
+    submits anew has looked at what is wrong.
+    """
+    count = 0
+    mine = [record for record in records if record.get("job_id") == start.job_id]
+    for record in reversed(mine):
+        if record["kind"] == "end" and record["reason"].startswith("pre-empted"):
+            break
+        if record["kind"] == "start":
+            if record["from_step"] != step:
+                break
+            count += 1
+    return count
+
+
+def steps_trained(folder: RunFolder, start: StartId) -> int:
+    """Training steps that this start of the job has recorded."""
+    begun = [record["time"] for record in read_starts(folder) if record["kind"] == "start" and start.names(record)]
+    if not begun:
+        return 0
+    records = read_json_lines(folder.metrics)
+    return sum(1 for record in records if "step_seconds" in record and record.get("time", 0.0) >= begun[-1])
+
+
+def _append(folder: RunFolder, start: StartId, values: dict[str, Any]) -> None:
+    folder.path.mkdir(parents=True, exist_ok=True)
+    record = {"time": time.time(), "job_id": start.job_id, "restart_count": start.restart_count, **values}
+    with open(starts_file(folder), "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

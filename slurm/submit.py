@@ -1,0 +1,213 @@
+"""Submit a run to Slurm with submitit, or run the same on this machine.
+
+    python slurm/submit.py --config train/configs/gpt2-124m.yaml --nodes 1 --time 12:00:00
+    python slurm/submit.py --config train/configs/gpt2-1p3b.yaml --nodes 4 --dry-run -- --optim.lr 1e-4
+    python slurm/submit.py --config train/configs/gpt2-124m.yaml --sweep optim.lr=3e-4,6e-4
+
+The job goes on by itself after pre-emptions, time limits and lost nodes, until the run is done.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import submitit
+from submitit.local.local import LocalJob
+from submitit.slurm.slurm import SlurmExecutor
+
+from common.errors import UserError, exit_on_user_error
+from common.run_folder import RunFolder
+from slurm.starts import append_submission
+from slurm.training_task import TrainingTask
+from train.config import read_config
+
+PROJECT = Path(__file__).resolve().parents[1]
+NO_LIMIT = 1_000_000  # of time-outs; decide.py's own rule ends a job that gets no further
+SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
+LOOK_SECONDS = 0.5
+
+
+class SbatchWriter(SlurmExecutor):
+    """submitit's executor, which can also be asked for its script where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def script(self, jobs: int) -> str:
+        """The text that sbatch would get."""
+        writer = SbatchWriter(self.folder, self.max_num_timeout)
+        writer.update_parameters(**self.parameters)
+        if jobs > 1:
+            writer.parameters["map_count"] = jobs
+        return str(writer._make_submission_file_text(writer._submitit_command_str, "dry-run"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to submit."""
+
+    name: str
+    folder: Path
+    options: list[str]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run's configuration")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--gpus-per-node", type=int, default=8, help="0: train on CPUs")
+    parser.add_argument("--cpus-per-node", type=int, help="default: whole nodes, for this job alone")
+    parser.add_argument("--time", default="24:00:00", help="of one start: minutes, H:MM:SS or D-HH:MM:SS")
+    parser.add_argument("--partition", default=os.environ.get("SBATCH_PARTITION"))
+    parser.add_argument("--account", default=os.environ.get("SBATCH_ACCOUNT"))
+    parser.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,…",
+        help="a run for each value, as a job array; given twice, for each pair",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    parser.add_argument("--local", action="store_true", help="run on this machine, without Slurm")
+    parser.add_argument("options", nargs="*", help="after --: options of train/pretrain.py")
+    return parser
+
+
+def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
+    """The runs to submit, their options checked. Raises UserError for one that no trainer would accept."""
+    jobs = []
+    for values in itertools.product(*map(_sweep_values, sweeps)):
+        chosen = [f"--config={Path(config).absolute()}", *options, *(f"--{key}={value}" for key, value in values)]
+        name = str(read_config(chosen)[0].run.name)
+        for key, value in values:
+            name += f"-{key.split('.')[-1]}-{value}"
+        chosen.append(f"--run.name={name}")
+        parsed, _ = read_config(chosen)
+        jobs.append(Job(name, Path(parsed.run.root, name).absolute(), chosen))
+    return jobs
+
+
+def _sweep_values(sweep: str) -> list[tuple[str, str]]:
+    key, _, values = sweep.partition("=")
+    if not key or not values:
+        raise UserError(f"--sweep {sweep}: give KEY=VALUE,VALUE,… such as optim.lr=3e-4,6e-4")
+    return [(key, value) for value in values.split(",")]
+
+
+def minutes(text: str) -> int:
+    """A time as sbatch takes it (M, M:SS, H:MM:SS, D-HH:MM:SS), in whole minutes."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
+        raise UserError(f"--time {text}: give minutes, H:MM:SS or D-HH:MM:SS")
+    days, first, second, third = (int(part or 0) for part in match.groups())
+    if match[1] is not None or match[4] is not None:  # hours come first
+        return max(1, (days * 24 + first) * 60 + second + (third > 0))
+    return max(1, first + (second > 0))
+
+
+def slurm_parameters(a: argparse.Namespace, job_name: str) -> dict[str, Any]:
+    """What the sbatch script says."""
+    lines = [f"cd {shlex.quote(os.getcwd())}", "unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT"]
+    lines += [f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"]
+    lines += ["export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_ON_NODE"]
+    site = PROJECT / "slurm" / "site.sh"
+    lines += [f"if [ -r {shlex.quote(str(site))} ]; then . {shlex.quote(str(site))}; fi"]
+    parameters: dict[str, Any] = {
+        "job_name": job_name,
+        "nodes": a.nodes,
+        "ntasks_per_node": 1,
+        "gpus_per_node": a.gpus_per_node,
+        "time": minutes(a.time),
+        "signal_delay_s": SIGNAL_SECONDS,
+        "partition": a.partition,
+        "account": a.account,
+        "stderr_to_stdout": True,
+        "setup": lines,
+        "additional_parameters": {"requeue": True, "open-mode": "append"},
+    }
+    if a.cpus_per_node is None:
+        parameters |= {"exclusive": True, "mem": "0"}
+    else:
+        parameters["cpus_per_task"] = a.cpus_per_node
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) -> None:
+    """Submit to Slurm, or show what would be submitted."""
+    executor = SbatchWriter(jobs[0].folder.parent / "submitit" / "%j", max_num_timeout=NO_LIMIT)
+    executor.update_parameters(**slurm_parameters(a, Path(a.config).stem))
+    if a.dry_run:
+        print(executor.script(len(jobs)))
+        for job in jobs:
+            print(f"# {job.folder}: train/pretrain.py {shlex.join(job.options)}")
+        return
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch is not on this machine: run this on the cluster's login node, or give --local")
+    with executor.batch():
+        submitted = [executor.submit(task) for task in tasks]
+    for job, handle in zip(jobs, submitted, strict=True):
+        append_submission(RunFolder(job.folder), handle.job_id)
+        print(f"submitted job {handle.job_id}: {job.folder}, output in {handle.paths.stdout}")
+    print("python slurm/status.py tells how they are")
+
+
+def run_here(jobs: list[Job], tasks: list[TrainingTask]) -> int:
+    """Run one after another on this machine, showing their output."""
+    status = 0
+    for job, task in zip(jobs, tasks, strict=True):
+        executor = submitit.LocalExecutor(job.folder.parent / "submitit" / "%j", max_num_timeout=NO_LIMIT)
+        executor.update_parameters(timeout_min=NO_LIMIT, stderr_to_stdout=True, nodes=1)
+        handle = cast(LocalJob[str], executor.submit(task))
+        print(f"running {job.folder}, output in {handle.paths.stdout}", flush=True)
+        try:
+            _show_until_done(handle)
+        except KeyboardInterrupt:
+            handle._interrupt()  # saves; the requeue that follows is called off
+            handle.cancel()
+            raise
+        try:
+            print(handle.result())
+        except Exception as error:
+            print(str(error).strip().splitlines()[-1], file=sys.stderr)
+            status = 1
+    return status
+
+
+def _show_until_done(handle: LocalJob[str]) -> None:
+    shown = 0
+    while True:
+        done = handle.done()
+        text = handle.paths.stdout.read_text() if handle.paths.stdout.exists() else ""
+        print(text[shown:], end="", flush=True)
+        shown = len(text)
+        if done:
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def main() -> int:
+    a = build_parser().parse_args()
+    if a.local and a.nodes > 1:
+        raise UserError("--local is this one machine: leave --nodes out")
+    jobs = plan_jobs(a.config, a.options, a.sweep)
+    tasks = [TrainingTask(job.options, job.folder, sys.executable, max(1, a.gpus_per_node)) for job in jobs]
+    if a.local:
+        return run_here(jobs, tasks)
+    submit(a, jobs, tasks)
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

@@ -1,0 +1,143 @@
+"""What submitit runs on every node of a job: the launcher of the node's ranks, and what becomes of the job after it."""
+
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import submitit
+from submitit.helpers import DelayedSubmission
+
+from common.errors import UserError
+from common.run_folder import RunFolder
+from slurm.begin import begin
+from slurm.beginning import Beginning, leave_mark, read_mark
+from slurm.controller import ask, node_addresses, node_names
+from slurm.decide import Decision, decide_for
+from slurm.preflight import PATIENCE_SECONDS, check_nodes
+from slurm.starts import StartId
+
+PROJECT = Path(__file__).resolve().parents[1]
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+LOOK_SECONDS = 0.2
+REPEAT_SECONDS = 5.0  # a trainer that is still starting may miss a request
+
+
+class JobFailed(Exception):
+    """The job is over and will not be requeued; the message says why."""
+
+
+@dataclass
+class TrainingTask:
+    """A callable for submitit. It freezes nothing: every start goes on from the run's newest checkpoint.
+
+    Args:
+        options: train/pretrain.py's.
+        run_folder: absolute path of the run's folder.
+        python: the Python that trains.
+        ranks_per_node: how many ranks each node's launcher starts.
+    """
+
+    options: list[str]
+    run_folder: Path
+    python: str
+    ranks_per_node: int
+    _requests: list[int] = field(default_factory=list, repr=False)
+
+    def __call__(self) -> str:
+        """Train to the end or to a request to stop; requeue the job if that makes sense.
+
+        Returns why the job is over. Raises JobFailed on the first node.
+        """
+        requeue = signal.getsignal(submitit.JobEnvironment._usr_sig())  # submitit's own way to checkpoint and requeue
+        before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        try:
+            decision = self._train_and_decide()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if decision.action == "requeue":
+            assert callable(requeue)
+            requeue(signal.SIGUSR2, None)  # calls `checkpoint`, and ends this process
+        if decision.action == "failed":
+            raise JobFailed(decision.reason)
+        return decision.reason
+
+    def checkpoint(self) -> DelayedSubmission:
+        """submitit's protocol: what the requeued job will run. The trainers have saved and left already."""
+        return DelayedSubmission(TrainingTask(self.options, self.run_folder, self.python, self.ranks_per_node))
+
+    def _train_and_decide(self) -> Decision:
+        on_slurm = "SLURM_JOB_ID" in os.environ
+        number = int(os.environ.get("SLURM_PROCID", "0"))
+        nodes = node_names(os.environ["SLURM_JOB_NODELIST"]) if on_slurm else [os.uname().nodename]
+        beginning = self._meet(nodes, number)
+        options = [*self.options, *([f"--resume={beginning.resume}"] if beginning.resume else [])]
+        status = self._train(beginning, options, len(nodes))
+        if number > 0:
+            return Decision("leave", f"the launcher on this node ended with status {status}")
+        return decide_for(
+            RunFolder(self.run_folder),
+            ask("scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"]) if on_slurm else "",
+            asked=bool(self._requests),
+            told=False,
+            exit_status=status,
+        )
+
+    def _meet(self, nodes: list[str], number: int) -> Beginning:
+        """All nodes agree on this start: the first one checks and tells, the others find what it has written."""
+        meeting_id = str(StartId.of_environment())
+        try:
+            if number == 0:
+                addresses = node_addresses(nodes) if len(nodes) > 1 else []
+                beginning = begin(self.options, nodes, addresses, "submitit")
+                leave_mark(beginning)
+            else:
+                beginning = self._wait_for_mark(nodes[number], meeting_id)
+            check_nodes(beginning, nodes, number, PATIENCE_SECONDS)
+        except UserError as error:
+            raise JobFailed(str(error)) from None
+        return beginning
+
+    def _wait_for_mark(self, node: str, meeting_id: str) -> Beginning:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < until:
+            beginning = read_mark(self.run_folder, meeting_id)
+            if beginning is not None:
+                return beginning
+            time.sleep(LOOK_SECONDS)
+        raise UserError(
+            f"{node} finds nothing from the job's first node in {self.run_folder}: either that node has failed, or the "
+            "folder is on no file system that all nodes share"
+        )
+
+    def _train(self, beginning: Beginning, options: list[str], nodes: int) -> int:
+        """Run the node's launcher to its end, passing on requests to stop."""
+        script = ["bash", str(PROJECT / "slurm" / "node.sh"), self.python, *options]
+        environment = os.environ | {
+            "LONGHAUL_LAUNCH": "torchrun",
+            "LONGHAUL_HEAD": beginning.head,
+            "LONGHAUL_PORT": str(beginning.port),
+            "LONGHAUL_MEETING_ID": beginning.meeting_id,
+            "LONGHAUL_RANKS_PER_NODE": str(self.ranks_per_node),
+            "SLURM_STEP_NUM_NODES": str(nodes),  # without Slurm: 1
+        }
+        process = subprocess.Popen(script, env=environment, stdin=subprocess.DEVNULL)
+        passed_on, last_time = 0, 0.0
+        while process.poll() is None:
+            due = self._requests and time.monotonic() - last_time > REPEAT_SECONDS
+            if len(self._requests) > passed_on or due:
+                passed_on, last_time = len(self._requests), time.monotonic()
+                process.send_signal(signal.SIGUSR1)
+            time.sleep(LOOK_SECONDS)
+        return process.returncode
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._requests.append(number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_requests": []}

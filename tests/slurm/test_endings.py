@@ -1,0 +1,105 @@
+"""What must not be requeued, what is refused, and jobs that run beside each other."""
+
+import time
+
+import pytest
+
+from tests.helpers.training import curve
+from tests.slurm.jobs import ENDED, Bench, Job
+
+pytestmark = pytest.mark.slurm
+
+
+def test_an_exception_is_not_requeued(bench: Bench):
+    job = bench.submit("exception", "--optim.lr=1e30", "--optim.grad_clip=0")
+    job.wait_for_state(*ENDED)
+    assert (job.facts["JobState"], job.facts["Restarts"]) == ("FAILED", "0"), job.output
+    assert job.decisions == ["failed"]
+    assert "no number" in job.output or "nan" in job.output
+
+
+def test_wrong_options_end_before_any_trainer_starts(bench: Bench):
+    job = bench.submit("wrong", "--optim.learning=1")
+    job.wait_for_state(*ENDED)
+    assert job.facts["ExitCode"] == "2:0"
+    assert "unknown option --optim.learning" in job.output
+    assert not job.run.path.exists()
+
+
+def test_scancel_stays_cancelled(bench: Bench):
+    job = bench.submit("cancelled")
+    job.wait_for_step(5)
+    bench.cluster.ask("scancel", job.id)
+    job.wait_for_state("CANCELLED")
+    job.wait_for_text("leave: ")
+    assert job.facts["Restarts"] == "0"
+    assert job.state["status"] == "preempted"  # saved all the same
+    assert job.decisions == ["leave"]
+
+
+def test_a_finished_run_submitted_again(bench: Bench, undisturbed: Job):
+    before = (undisturbed.run.metrics.read_bytes(), undisturbed.run.state.read_bytes())
+    job = bench.submit("undisturbed")
+    job.wait_for_state(*ENDED)
+    assert (job.facts["JobState"], job.facts["Restarts"]) == ("COMPLETED", "0"), job.output
+    assert (undisturbed.run.metrics.read_bytes(), undisturbed.run.state.read_bytes()) == before
+
+
+def test_two_jobs_at_once_never_meet(bench: Bench, undisturbed: Job):
+    jobs = [bench.submit(name, sbatch=("--oversubscribe", "--ntasks-per-node=1")) for name in ("left", "right")]
+    for job in jobs:
+        job.wait_for_step(1)
+    for job in jobs:
+        job.completes(restarts=0, like=undisturbed.run)
+    starts = [[line["time"] for line in job.lines] for job in jobs]
+    assert max(times[0] for times in starts) < min(times[-1] for times in starts)  # they were there together
+
+
+def test_srun_launches_the_ranks(bench: Bench, undisturbed: Job):
+    job = bench.submit("direct", sbatch=("--ntasks-per-node=1",), LONGHAUL_LAUNCH="srun")
+    job.wait_for_step(5)
+    bench.cluster.ask("scancel", "--signal=USR1", job.id)  # to the tasks, which are the ranks
+    job.completes(restarts=1, like=undisturbed.run)
+    assert job.decisions == ["requeue", "finished"]
+
+
+def test_an_unreachable_node_is_named_within_a_minute(bench: Bench):
+    cluster = bench.cluster
+    if not cluster.isolated:
+        pytest.skip("the nodes share this machine's network: none can be cut off")
+    began = time.monotonic()
+    cluster.block_ports(cluster.nodes[1], 10_000, 32_767)
+    try:
+        job = bench.submit("unreachable")
+        job.wait_for_state(*ENDED)
+    finally:
+        cluster.unblock_ports(cluster.nodes[1])
+    assert job.facts["JobState"] == "FAILED"
+    assert f"{cluster.nodes[1]} did not reach the first node" in job.output
+    assert time.monotonic() - began < 60 + 15  # a minute from the job's start, which may take a moment here
+
+
+def test_two_tasks_a_node_are_refused_under_torchrun(bench: Bench):
+    job = bench.submit("two-tasks", sbatch=("--ntasks-per-node=2",))
+    job.wait_for_state(*ENDED)
+    assert job.facts["ExitCode"] == "2:0"
+    assert "4 tasks on 2 nodes" in job.output
+
+
+def test_a_process_that_would_train_alone_is_refused(bench: Bench):
+    script = bench.folder / "alone.sh"
+    script.write_text('#!/bin/sh\nexec "$LONGHAUL_PYTHON" train/pretrain.py "$@"\n')
+    job = bench.submit("alone", script=str(script))
+    job.wait_for_state(*ENDED)
+    assert job.facts["ExitCode"] == "2:0"
+    assert "would train alone in an allocation of 2 nodes" in job.output
+
+
+def test_a_stop_file_ends_the_job_for_good(bench: Bench, undisturbed: Job):
+    job = bench.submit("stop-file")
+    job.wait_for_step(5)
+    job.run.stop_file.touch()
+    job.wait_for_state(*ENDED)
+    assert (job.facts["JobState"], job.facts["Restarts"]) == ("COMPLETED", "0"), job.output
+    assert job.decisions == ["stopped"]
+    assert curve(job.run) == curve(undisturbed.run)[: len(curve(job.run))]

@@ -1,0 +1,46 @@
+"""submit.py: jobs through submitit, on the cluster and without it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.jobs import Bench, Job
+
+pytestmark = pytest.mark.slurm
+
+
+def submit(bench: Bench, name: str, *options: str) -> list[Job]:
+    trainer = [option for option in bench.options(name) if not option.startswith("--config=")]
+    command = ["slurm/submit.py", "--config=train/configs/smoke.yaml", "--gpus-per-node=0", *options]
+    done = bench.run_python(*command, "--", *trainer)
+    assert done.returncode == 0, done.stderr
+    jobs = []
+    for line in done.stdout.splitlines():
+        if line.startswith("submitted job "):
+            words = line.replace(",", "").replace(":", "").split()
+            jobs.append(Job(words[2], bench.run(Path(words[3]).name), bench.cluster, Path(words[6])))
+    assert jobs, done.stdout
+    return jobs
+
+
+def test_a_real_interruption(bench: Bench, undisturbed: Job):
+    (job,) = submit(bench, "submitit", "--nodes=2")
+    assert [(line["kind"], line["job_id"]) for line in job.lines] == [("submission", job.id)]
+    job.wait_for_step(5)
+    for number in ("TERM", "USR2"):  # what submitit's own Job._interrupt() sends, as for a pre-emption
+        bench.cluster.ask("scancel", f"--signal={number}", job.id)
+    job.completes(restarts=1, like=undisturbed.run)
+    assert job.decisions == ["requeue", "finished"]
+
+
+def test_a_sweep_is_a_job_array_of_named_runs(bench: Bench):
+    jobs = submit(bench, "sweep", "--nodes=1", "--cpus-per-node=1", "--sweep=optim.lr=3e-4,6e-4")
+    assert [job.run.path.name for job in jobs] == ["sweep-lr-3e-4", "sweep-lr-6e-4"]
+    assert jobs[0].id.split("_")[0] == jobs[1].id.split("_")[0]
+    for job in jobs:
+        job.wait_for_state("COMPLETED", "FAILED", seconds=150)
+        assert job.facts["JobState"] == "COMPLETED", job.output
+        assert job.state["status"] == "done"
+    rates = [json.loads(job.run.metrics.read_text().splitlines()[-5])["step"] for job in jobs]
+    assert rates
