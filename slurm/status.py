@@ -1,0 +1,165 @@
+"""How runs are doing on the cluster: state, step, ETA, speed, restarts, and what became of the allocated time.
+
+    python slurm/status.py              every run in runs/
+    python slurm/status.py runs/a runs/b --json status.json
+
+Goodput is the time of steps that count over the time the nodes were allocated: starting, saving, validating, and steps
+that were done twice are what it lacks.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import yaml
+
+from common.errors import UserError, exit_on_user_error
+from common.metrics_file import read_json_lines, read_metrics
+from common.progress import format_count, format_duration
+from common.publish import write_json_whole
+from common.run_folder import RunFolder
+from slurm.controller import job_record
+from slurm.starts import read_starts
+
+RECENT_STEPS = 20  # the speed is the median of these
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run. None stands for what can't be known."""
+
+    run: str
+    status: str  # the run's own word for it
+    job_id: str | None
+    slurm_state: str | None
+    step: int
+    max_steps: int | None
+    tokens_per_second: float | None
+    eta_seconds: float | None
+    restarts: int
+    allocated_seconds: float
+    goodput: float | None
+    lost_steps: int
+    reason: str
+
+
+def read_status(folder: RunFolder, now: float) -> RunStatus:
+    """Read a run's folder, and ask Slurm about its last job."""
+    state = folder.read_state() or {}
+    lines = read_starts(folder)
+    job_id = lines[-1]["job_id"] if lines else state.get("job_id")
+    job = job_record(str(job_id)) if job_id else {}
+    slurm_state = job.get("JobState")
+    trained = [record for record in read_json_lines(folder.metrics) if "step_seconds" in record]
+    kept = [record for record in read_metrics(folder.metrics) if "step_seconds" in record]
+    recent = sorted(record["step_seconds"] for record in kept[-RECENT_STEPS:])
+    rates = sorted(record["tokens_per_second"] for record in kept[-RECENT_STEPS:])
+    step = max([record["step"] for record in kept], default=int(state.get("step", 0)))
+    max_steps = _max_steps(folder)
+    left = max_steps - step if max_steps is not None else None
+    allocated = allocated_seconds(lines, trained, now if slurm_state == "RUNNING" else None)
+    return RunStatus(
+        run=folder.path.name,
+        status=str(state.get("status", "submitted" if lines else "unknown")),
+        job_id=str(job_id) if job_id else None,
+        slurm_state=slurm_state,
+        step=step,
+        max_steps=max_steps,
+        tokens_per_second=rates[len(rates) // 2] if rates else None,
+        eta_seconds=left * recent[len(recent) // 2] if recent and left is not None else None,
+        restarts=max(0, sum(line["kind"] == "start" for line in lines) - 1),
+        allocated_seconds=allocated,
+        goodput=sum(record["step_seconds"] for record in kept) / allocated if allocated and kept else None,
+        lost_steps=len(trained) - len(kept),
+        reason=str(state.get("reason", "")),
+    )
+
+
+def allocated_seconds(lines: list[dict[str, Any]], trained: list[dict[str, Any]], now: float | None) -> float:
+    """For how long the run's jobs have had their nodes.
+
+    Args:
+        lines: slurm.jsonl. A start that Slurm killed has no end there: its last step is taken for it.
+        trained: the records of all steps, those that were done again included.
+        now: if the last job is still running.
+    """
+    total = 0.0
+    starts = [position for position, line in enumerate(lines) if line["kind"] == "start"]
+    for position, following in zip(starts, [*starts[1:], None], strict=True):
+        begun = lines[position]["time"]
+        until = lines[following]["time"] if following is not None else float("inf")
+        ends = [line["time"] for line in lines[position:following] if line["kind"] == "end"]
+        if not ends and following is None and now is not None:
+            ends = [now]
+        steps = [record["time"] for record in trained if begun <= record["time"] < until]
+        total += max(0.0, max([*ends, *steps[-1:]], default=begun) - begun)
+    return total
+
+
+def _max_steps(folder: RunFolder) -> int | None:
+    try:
+        return int(yaml.safe_load(folder.config.read_text())["run"]["max_steps"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def table(statuses: list[RunStatus]) -> str:
+    """The runs as text, a line each."""
+    head = ["run", "status", "job", "Slurm", "step", "ETA", "tokens/s", "restarts", "goodput", "lost steps", "reason"]
+    rows = [head]
+    for s in statuses:
+        over = s.status == "done"
+        rows.append(
+            [
+                s.run,
+                s.status,
+                s.job_id or "-",
+                s.slurm_state or "-",
+                f"{s.step}/{s.max_steps}" if s.max_steps is not None else str(s.step),
+                "-" if over or s.eta_seconds is None else format_duration(s.eta_seconds),
+                "-" if s.tokens_per_second is None else format_count(s.tokens_per_second),
+                str(s.restarts),
+                "-" if s.goodput is None else f"{s.goodput:.0%}",
+                str(s.lost_steps),
+                s.reason,
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
+    """The runs to tell about. Raises UserError where there are none."""
+    if not paths and root.is_dir():
+        paths = sorted(path for path in root.iterdir() if (path / "state").exists() or (path / "slurm.jsonl").exists())
+    if not paths:
+        raise UserError(f"no runs in {root}: give folders of runs, or --root")
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is no run's folder")
+    return [RunFolder(path) for path in paths]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs; default: all below --root")
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where runs are; default runs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    a = parser.parse_args()
+    statuses = [read_status(folder, time.time()) for folder in find_runs(a.runs, a.root)]
+    print(table(statuses))
+    if a.json:
+        write_json_whole(a.json, [asdict(status) for status in statuses])
+    return 0
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
