@@ -1,7 +1,7 @@
 """Finding and verifying checkpoints by their files alone: no torch, no second truth beside the folders.
 
-A checkpoint is a folder `step-00001000` whose `checkpoint.json` lists every other file with its size and SHA-256. It is
-good when all of that holds. The newest good one is found by looking.
+A checkpoint is a folder `step-00001000` whose `checkpoint.json` lists every other file with its size and SHA-256, and
+holds a SHA-256 of its own contents. It is good when all of that holds. The newest good one is found by looking.
 """
 
 import hashlib
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.publish import canonical_json, sha256_file
+from common.publish import canonical_json, sha256_file, write_json_whole
 from common.run_folder import RunFolder
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
+OWN_HASH = "manifest_sha256"
 FORMAT_VERSION = 1
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
@@ -38,7 +39,7 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
 def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
     """The contents of `checkpoint.json`.
 
-    Raises BadCheckpoint if it is missing, no JSON, or of a format this version does not know.
+    Raises BadCheckpoint if it is missing, no JSON, not what was written, or of a format this version does not know.
     """
     path = checkpoint / CHECKPOINT_MANIFEST
     try:
@@ -53,7 +54,20 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
             f"{checkpoint} has checkpoint format {version}, this version of Longhaul reads format {FORMAT_VERSION}"
         )
     assert isinstance(manifest, dict)
+    if manifest.get(OWN_HASH) not in (_own_hash(manifest), None):  # another program's manifest may have none
+        raise BadCheckpoint(f"{path} has changed since it was written (SHA-256 differs)")
     return manifest
+
+
+def write_checkpoint_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
+    """Write `checkpoint.json`: the format's version, these facts (`files` among them), and a SHA-256 of all of it."""
+    manifest = json.loads(json.dumps({"format_version": FORMAT_VERSION, **facts}))  # as it will be read
+    write_json_whole(checkpoint / CHECKPOINT_MANIFEST, {**manifest, OWN_HASH: _own_hash(manifest)})
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != OWN_HASH}
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:

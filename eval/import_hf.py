@@ -20,10 +20,10 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 import torch
 from torch import Tensor
 
-from common.checkpoint_files import CHECKPOINT_MANIFEST, FORMAT_VERSION
+from common.checkpoint_files import write_checkpoint_manifest
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count
-from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file, write_json_whole
+from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from eval.hugging_face import from_config, from_tensors
 from eval.tokenizer_files import recognise_tokenizer
@@ -126,7 +126,6 @@ def write_checkpoint(
     path = folder / WEIGHTS_FILE
     save_tensors(path, tensors)
     manifest = {
-        "format_version": FORMAT_VERSION,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
         "model": asdict(config),
         "tokenizer": tokenizer.spec,
@@ -136,7 +135,7 @@ def write_checkpoint(
         "tokens": 0,
         "sequences": 0,
     }
-    write_json_whole(folder / CHECKPOINT_MANIFEST, manifest)
+    write_checkpoint_manifest(folder, manifest)
 
 
 if __name__ == "__main__":

@@ -14,16 +14,16 @@ import torch
 
 from common.checkpoint_files import (
     CHECKPOINT_MANIFEST,
-    FORMAT_VERSION,
     BadCheckpoint,
     find_checkpoint,
     list_checkpoints,
     read_checkpoint_manifest,
     weights_identity,
+    write_checkpoint_manifest,
 )
 from common.errors import UserError
 from common.progress import format_count
-from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file, write_json_whole
+from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet
 from model.config import ModelConfig
@@ -90,7 +90,6 @@ class Base:
         path = temporary / WEIGHTS_FILE
         save_tensors(path, self._weights(model))
         manifest = {
-            "format_version": FORMAT_VERSION,
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
             "model": asdict(model),
             "tokenizer": self.manifest["tokenizer"],
@@ -98,7 +97,7 @@ class Base:
             "identity": self.identity,
             **{name: self.manifest[name] for name in ("step", "tokens", "sequences")},
         }
-        write_json_whole(temporary / CHECKPOINT_MANIFEST, manifest)
+        write_checkpoint_manifest(temporary, manifest)
         publish_folder(temporary, final)
 
     def fill(self, model: GPT, checkpoints: Path, seed: int, *, resumed: bool) -> None:

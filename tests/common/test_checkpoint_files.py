@@ -12,7 +12,9 @@ from common.checkpoint_files import (
     find_checkpoint,
     list_checkpoints,
     newest_good_checkpoint,
+    read_checkpoint_manifest,
     verify_checkpoint,
+    write_checkpoint_manifest,
 )
 from common.errors import UserError
 
@@ -92,3 +94,23 @@ def test_an_evaluation_takes_a_run_or_a_checkpoint(tmp_path: Path) -> None:
         find_checkpoint(tmp_path / "run")
     with pytest.raises(UserError, match="is not a folder"):
         find_checkpoint(tmp_path / "nowhere")
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed_or_means_nothing(tmp_path: Path) -> None:
+    """Of a few bytes of JSON every single bit: what still reads as a manifest says what was written."""
+    facts = {"step": 12, "tokens": 3, "files": {}, "config": {"run": {"seed": 1.5e-3}}, "data_identity": "ab"}
+    write_checkpoint_manifest(tmp_path, facts)
+    path = tmp_path / "checkpoint.json"
+    written, manifest = path.read_bytes(), read_checkpoint_manifest(tmp_path)
+    assert {key: manifest[key] for key in facts} == facts
+    noticed = 0
+    for place in range(len(written)):
+        for bit in range(8):
+            path.write_bytes(written[:place] + bytes([written[place] ^ 1 << bit]) + written[place + 1 :])
+            try:
+                found = read_checkpoint_manifest(tmp_path)
+            except BadCheckpoint:
+                noticed += 1
+            else:
+                assert {key: found[key] for key in facts} == facts
+    assert noticed > 6 * len(written)
