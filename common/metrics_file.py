@@ -62,21 +62,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Steps only ever grow, so a record of an earlier step tells that the run went back, and everything after that step
     is void. A step's training record comes first, so it also voids the step's other records; a repeated validation
-    replaces its predecessor.
+    replaces its predecessor. A save is recorded when it is published, some steps after the one it saved: it voids
+    nothing and is put where its step is.
     """
     kept: list[dict[str, Any]] = []
     for record in read_json_lines(path):
         step, kind = record.get("step"), record_kind(record)
         if not isinstance(step, int):
             continue
-        while kept and (kept[-1]["step"] > step or (kind == "train" and kept[-1]["step"] == step)):
-            kept.pop()
-        position = len(kept)
+        end = len(kept)
+        while end > 0 and (kept[end - 1]["step"] > step or (kind == "train" and kept[end - 1]["step"] == step)):
+            end -= 1
+        if kind != "save":
+            del kept[end:]
+        position = end
         while position > 0 and kept[position - 1]["step"] == step:
             position -= 1
             if record_kind(kept[position]) == kind:
                 del kept[position]
-        kept.append(record)
+                end -= 1
+        kept.insert(end, record)
     return kept
 
 

@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ class Validator:
     data_sha256: str  # of the whole validation split: equal hashes, comparable losses
     split_documents_at: int | None = None
     latest: float | None = None
+    latest_step: int | None = None
 
     def warm_up(self) -> None:
         """Go through a validation's shapes once, unrecorded."""
@@ -42,7 +44,7 @@ class Validator:
         """Measure and record. (All ranks call.)"""
         started = time.monotonic()
         result = self._evaluate(self.window_count)
-        self.latest = result.loss
+        self.latest, self.latest_step = result.loss, progress.step
         seconds = time.monotonic() - started
         record = {
             "step": progress.step,
@@ -59,6 +61,10 @@ class Validator:
             f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f} "
             f"({seconds:.1f} s)"
         )
+
+    def facts(self) -> dict[str, Any]:
+        """The latest loss and the step it was measured at, for a checkpoint's manifest."""
+        return {"val_loss": self.latest, "val_step": self.latest_step}
 
     def _evaluate(self, window_count: int) -> LossResult:
         return evaluate_loss(

@@ -4,9 +4,10 @@ Tensors are keyed by parameter name in safetensors files, weights apart from opt
 ranks reads what any other number wrote, and an evaluation reads the weights alone.
 """
 
-import os
 import shutil
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from common.checkpoint_files import (
     verify_checkpoint,
 )
 from common.errors import UserError
-from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file, write_json_whole
+from common.publish import TEMPORARY_SUFFIX, publish_folder, write_json_whole
 from model.ranks import Ranks
-from model.weights import save_tensors
-
-WEIGHTS, OPTIMIZER = "weights", "optimizer"
+from train import snapshot
+from train.background_save import BackgroundSave, ShareWritten, WriteFailure, write_failure
+from train.run_lock import LockLost
+from train.shares import OPTIMIZER, WEIGHTS, checkpoint_bytes, named_parameters, owned_by, share_of
 
 
 @dataclass(frozen=True)
@@ -40,101 +42,173 @@ class Progress:
     sequences: int = 0
 
 
-def owners(sizes: dict[str, int], world_size: int) -> dict[str, int]:
-    """The rank that owns each named tensor: largest first, always to the rank with the least so far."""
-    loads = [0] * world_size
-    owner = {}
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        rank = loads.index(min(loads))
-        owner[name] = rank
-        loads[rank] += sizes[name]
-    return owner
+class SaveFailed(UserError):
+    """A checkpoint that could not be written; raised on all ranks alike. Earlier ones are intact."""
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What training changes, by name: not what is frozen beside adapters. A tied tensor stands once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+@dataclass(frozen=True)
+class Saved:
+    """A published checkpoint. save_seconds: from the snapshot to the rename, without waiting for a step's end."""
+
+    path: Path
+    step: int
+    save_seconds: float
+    save_bytes: int
 
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `parameter name/state key`."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in named_parameters(model).items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+@dataclass(frozen=True)
+class _Pending:
+    """A save whose snapshot is taken."""
+
+    step: int
+    temporary: Path
+    facts: dict[str, Any]
+    snapshot_seconds: float
+    writing: BackgroundSave
 
 
 class CheckpointWriter:
-    """Saves one run's checkpoints into `folder`. Every method is called by all ranks together."""
+    """Saves one run's checkpoints into `folder`, one at a time. All ranks call `begin`, `finish` and `save` together.
 
-    def __init__(self, folder: Path, ranks: Ranks, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    A save is a snapshot (`begin`), which training waits for, then a thread on every rank that writes its share, then
+    `finish`: the manifest and the rename, once all ranks know that all shares are there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        still_mine: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Args: still_mine: asked on rank 0 before every publishing: whether the run is this trainer's yet."""
         self._folder = folder
         self.ranks = ranks
         self.model = model
         self._optimizer = optimizer
-        sizes = {name: parameter.numel() for name, parameter in named_parameters(model).items()}
-        self._mine = {name for name, rank in owners(sizes, ranks.world_size).items() if rank == ranks.rank}
+        self._still_mine = still_mine
+        self._mine = owned_by(ranks.rank, ranks.world_size, model)
+        self._buffers: snapshot.Buffers = {}
+        self._pending: _Pending | None = None
 
-    def save(self, progress: Progress, facts: dict[str, Any]) -> Path:
-        """Write and publish a checkpoint; return its folder.
+    @property
+    def pending_step(self) -> int | None:
+        """The step whose checkpoint is being written."""
+        return self._pending.step if self._pending else None
+
+    def flags(self) -> list[int]:
+        """[my share is not yet written, my share failed], for the vector that ranks agree on."""
+        if self._pending is None:
+            return [0, 0]
+        writing = self._pending.writing
+        return [int(not writing.done), int(writing.failed)]
+
+    def begin(self, progress: Progress, facts: dict[str, Any]) -> None:
+        """Take the snapshot and begin to write it. An earlier save must be finished.
 
         Args:
-            facts: what else the manifest says (model, tokenizer, data, configuration, …).
+            facts: what else the manifest says (model, tokenizer, data, configuration, …), as of now.
 
-        Raises UserError on all ranks, naming the first failure, if any rank could not write: nothing is published then.
+        Raises SaveFailed on all ranks if there can be no folder for it.
         """
-        final = self._folder / checkpoint_name(progress.step)
-        temporary = self._folder / f".{final.name}{TEMPORARY_SUFFIX}"
-        failures = self.ranks.from_first(_make_folder(temporary) if self.ranks.is_first else None)
-        if not failures:
-            shares = self.ranks.gather(self._write_share(temporary))
-            failures = [share for share in shares if isinstance(share, str)]
-            if not failures and self.ranks.is_first:
-                files = {name: entry for share in shares for name, entry in share.items()}
-                failures = self._publish(temporary, final, {"files": files, **facts, **vars(progress)})
-            failures = self.ranks.from_first(failures)
-        if failures:
-            raise UserError(f"step {progress.step} could not be saved: {failures[0]} (earlier checkpoints are intact)")
-        return final
+        assert self._pending is None, "a save is still being written"
+        started = time.monotonic()
+        made = self.ranks.from_first(self._make_folder(progress.step) if self.ranks.is_first else None)
+        if isinstance(made, WriteFailure):
+            raise SaveFailed(self._explain(progress.step, made))
+        snapshot.take(share_of(self._mine, self.model, self._optimizer), self._buffers)
+        suffix = f"{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
+        files = {f"{kind}-{suffix}": tensors for kind, tensors in self._buffers.items()}
+        writing = BackgroundSave(made, files)
+        facts = {**facts, **vars(progress)}
+        self._pending = _Pending(progress.step, made, facts, time.monotonic() - started, writing)
 
-    def _write_share(self, folder: Path) -> dict[str, dict[str, Any]] | str:
-        """Write this rank's files; return their sizes and hashes, or what went wrong."""
-        weights = {name: p.detach() for name, p in named_parameters(self.model).items() if name in self._mine}
-        state = optimizer_tensors(self.model, self._optimizer)
-        state = {name: tensor for name, tensor in state.items() if name.rsplit("/", 1)[0] in self._mine}
-        entries = {}
-        for kind, tensors in ((WEIGHTS, weights), (OPTIMIZER, state)):
-            path = folder / f"{kind}-{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
-            try:
-                save_tensors(path, tensors)
-                entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            except (OSError, SafetensorError) as error:
-                return f"{path}: {error}"
-        return entries
+    def finish(self) -> Saved:
+        """Wait for this rank's share, then for all; publish.
 
-    def _publish(self, temporary: Path, final: Path, facts: dict[str, Any]) -> list[str]:
+        Raises SaveFailed or LockLost on all ranks, with the first reason: nothing is published then.
+        """
+        pending = self._pending
+        assert pending is not None, "nothing is being saved"
+        shares: list[ShareWritten] = self.ranks.gather(pending.writing.result())
+        self._pending = None
+        outcome: Saved | SaveFailed | LockLost | None = None
+        if self.ranks.is_first:
+            failures = [share.failure for share in shares if share.failure is not None]
+            # a share that was given up because of another's failure explains nothing
+            failures.sort(key=lambda failure: failure.given_up)
+            outcome = self._give_up(pending, failures[0]) if failures else self._publish(pending, shares)
+        outcome = self.ranks.from_first(outcome)
+        if isinstance(outcome, Exception):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def save(self, progress: Progress, facts: dict[str, Any]) -> Path:
+        """`begin` and `finish` in one; return the checkpoint's folder."""
+        self.begin(progress, facts)
+        return self.finish().path
+
+    def abandon(self) -> None:
+        """Write no more than what is under way. (Each rank by itself, in what nobody returns from.)"""
+        if self._pending is not None:
+            self._pending.writing.abandon()
+
+    def _make_folder(self, step: int) -> Path | WriteFailure:
+        """A new folder aside; its name is this save's alone, whoever else believes to own the run."""
+        folder = self._folder / f".{checkpoint_name(step)}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
         try:
-            write_json_whole(temporary / CHECKPOINT_MANIFEST, {"format_version": FORMAT_VERSION, **facts})
-            aside = final.with_name(f".{final.name}.replaced{TEMPORARY_SUFFIX}")
-            if final.exists():  # the run went back behind this step, or found it damaged
-                os.replace(final, aside if _is_whole(final) else final.with_name(f"{final.name}.damaged-{os.getpid()}"))
-            publish_folder(temporary, final)
-            shutil.rmtree(aside, ignore_errors=True)
+            folder.mkdir(parents=True)
         except OSError as error:
-            return [f"{final}: {error}"]
-        return []
+            return write_failure(folder, error)
+        return folder
+
+    def _publish(self, pending: _Pending, shares: list[ShareWritten]) -> Saved | SaveFailed | LockLost:
+        """Manifest, then name, if the run is still ours. (Rank 0.)"""
+        started = time.monotonic()
+        if not self._still_mine():
+            return LockLost(
+                f"step {pending.step} is not published: another trainer has taken over {self._folder.parent}"
+            )
+        files = {name: entry for share in shares for name, entry in share.files.items()}
+        manifest = {"format_version": FORMAT_VERSION, "files": files, **pending.facts}
+        final = self._folder / checkpoint_name(pending.step)
+        try:
+            write_json_whole(pending.temporary / CHECKPOINT_MANIFEST, manifest)
+            _put_in_place(pending.temporary, final)
+        except OSError as error:
+            return self._give_up(pending, write_failure(final, error))
+        seconds = pending.snapshot_seconds + max(share.seconds for share in shares) + time.monotonic() - started
+        return Saved(final, pending.step, seconds, sum(file.stat().st_size for file in final.iterdir()))
+
+    def _give_up(self, pending: _Pending, failure: WriteFailure) -> SaveFailed:
+        """Delete what was written and explain. (Rank 0.)"""
+        shutil.rmtree(pending.temporary, ignore_errors=True)
+        return SaveFailed(self._explain(pending.step, failure))
+
+    def _explain(self, step: int, failure: WriteFailure) -> str:
+        room = ""
+        if failure.no_room:
+            needed, _ = checkpoint_bytes(self.model, self._optimizer)
+            try:
+                room = f"; a checkpoint needs {needed:,} bytes, {shutil.disk_usage(self._folder).free:,} are free"
+            except OSError:
+                room = f"; a checkpoint needs {needed:,} bytes"
+        return f"step {step} could not be saved: {failure.message}{room} (earlier checkpoints are intact)"
 
 
-def _make_folder(temporary: Path) -> list[str]:
-    """Make an empty folder for a save; return what went wrong."""
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        return [f"{temporary}: {error.strerror}"]
-    return []
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Give a finished checkpoint its name. What has it already (the run went back behind this step) makes room."""
+    aside = None
+    if final.exists():
+        whole = _is_whole(final)
+        name = f"{final.name}.{'replaced' if whole else 'damaged'}-{uuid.uuid4().hex[:8]}"
+        damaged_or_old = final.rename(final.with_name(name))
+        aside = damaged_or_old if whole else None  # what can't be read is kept
+    publish_folder(temporary, final)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _is_whole(checkpoint: Path) -> bool:
@@ -146,24 +220,20 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Fill model and optimizer in place from a verified checkpoint; return how far it was.
+    """Fill model and optimizer from a verified checkpoint, one tensor at a time; return how far it was.
+
+    Nothing of the checkpoint stays in memory, mapped or copied, beside what training itself holds.
 
     Raises UserError naming the first tensor that is missing, superfluous or of another shape.
     """
     manifest = read_checkpoint_manifest(checkpoint)
     parameters = named_parameters(model)
     _fill_weights(checkpoint, parameters)
-    index = {name: number for number, name in enumerate(_names_in_optimizer_order(model, optimizer))}
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _tensors(checkpoint, OPTIMIZER):
-        parameter, key = name.rsplit("/", 1)
-        if parameter not in index:
-            raise UserError(f"{checkpoint} has optimizer state for {parameter}, which this model does not train")
-        state.setdefault(index[parameter], {})[key] = tensor
-    if manifest["step"] > 0 and len(state) != len(index):
-        absent = sorted(name for name, number in index.items() if number not in state)
+    filled = _fill_optimizer(checkpoint, parameters, optimizer)
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    absent = sorted(name for name, p in parameters.items() if id(p) in trained and name not in filled)
+    if manifest["step"] > 0 and absent:
         raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Progress(manifest["step"], manifest["tokens"], manifest["sequences"])
 
 
@@ -186,17 +256,38 @@ def _fill_weights(checkpoint: Path, parameters: dict[str, nn.Parameter]) -> None
         raise UserError(f"{checkpoint} is of another model: it has no tensor {sorted(missing)[0]}")
 
 
-def _names_in_optimizer_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
-    """Parameter names as the optimizer's groups list them: the numbers of its state dict."""
-    names = {id(parameter): name for name, parameter in named_parameters(model).items()}
-    return [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+def _fill_optimizer(
+    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> set[str]:
+    """Give every parameter its state, where and as `Optimizer.load_state_dict` would put it; return their names.
+
+    That method would need the whole state a second time.
+    """
+    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+    filled = set()
+    for full_name, tensor in _tensors(checkpoint, OPTIMIZER):
+        name, key = full_name.rsplit("/", 1)
+        parameter = parameters.get(name)
+        if parameter is None or id(parameter) not in groups:
+            raise UserError(f"{checkpoint} has optimizer state for {name}, which this model does not train")
+        group = groups[id(parameter)]
+        if key == "step":  # a count, which AdamW keeps on the CPU unless one kernel does everything
+            on_device = group.get("fused") or group.get("capturable")
+            state = torch.empty((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
+        else:
+            state = torch.empty_like(parameter, requires_grad=False)
+        if state.shape != tensor.shape:
+            raise UserError(f"{checkpoint} is of another model: {full_name} is {tuple(tensor.shape)} there")
+        optimizer.state[parameter][key] = state.copy_(tensor)
+        filled.add(name)
+    return filled
 
 
 def _tensors(checkpoint: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """One tensor at a time, on the CPU."""
+    """One tensor at a time, on the CPU, read rather than mapped: mapped pages would count as this process's memory."""
     for path in sorted(checkpoint.glob(f"{kind}-*.safetensors")):
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
+            with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
                     yield name, file.get_tensor(name)
         except SafetensorError as error:

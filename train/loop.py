@@ -16,15 +16,16 @@ from train.between import SampleWriter, Validator
 from train.checkpoint import Progress
 from train.config import Config
 from train.heartbeat import Heartbeat
+from train.keeper import CheckpointKeeper
 from train.loader import StepBatch, StepLoader
 from train.machine import peak_memory_gib
 from train.optimizer import set_learning_rate
+from train.parallel import ReplicasDiffer
 from train.recorder import Recorder
-from train.retention import CheckpointKeeper
 from train.run_lock import LockLost
 from train.run_state import RunState
 from train.schedule import learning_rate
-from train.step import Stepper
+from train.step import NonFiniteLoss, Stepper
 from train.stopping import StopRequest, kind, reason
 
 COLLECT_STEPS = 1000  # steps from one garbage collection to the next
@@ -74,7 +75,7 @@ class TrainingLoop:
         )
         self.heartbeat.step = progress.step
         self._warm_up()
-        if (stop_code := self._agree_on_stopping()) != 0:
+        if (stop_code := self._agree()[0]) != 0:
             return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
         if progress.step == 0:
             self.validator.validate(progress)
@@ -86,7 +87,7 @@ class TrainingLoop:
         try:
             while progress.step < last_step:
                 progress = self._step(progress, batches)
-                stop_code = self._agree_on_stopping()
+                stop_code, saved = self._agree()
                 last = progress.step == last_step
                 if last or _due(progress.step, self.config.eval.every_steps):
                     self.heartbeat.phase = "validating"
@@ -96,13 +97,19 @@ class TrainingLoop:
                     self.samples.write(progress.step)
                 if stop_code or last or _due(progress.step, self.config.checkpoint.every_steps):
                     self.heartbeat.phase = "saving"
-                    self._leave_if(*self.ranks.agree([int(self.ranks.is_first and not self.state.lock.still_mine())]))
-                    self.keeper.save(progress)
+                    saved = self.keeper.save(progress, final=last or stop_code > 0) or saved
+                if saved:
                     self._write_state(progress, "saved")
                 if stop_code and not last:
                     return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
                 if _due(progress.step, COLLECT_STEPS):
                     gc.collect()  # on all ranks at once
+        except (NonFiniteLoss, ReplicasDiffer):  # of all ranks together
+            self.keeper.finish()
+            raise
+        except BaseException:
+            self.keeper.abandon()
+            raise
         finally:
             batches.close()
             gc.enable()
@@ -148,16 +155,17 @@ class TrainingLoop:
             self._write_state(progress, "training")
         return progress
 
-    def _agree_on_stopping(self) -> int:
-        """The code of what has asked any rank to stop, or 0."""
-        stop_code, lost = self.ranks.agree([self.stop.code(), int(self.state.lock.lost)])
-        self._leave_if(lost)
-        return stop_code
+    def _agree(self) -> tuple[int, bool]:
+        """What all ranks do next: the code of what has asked any to stop, or 0; whether a save has been published.
 
-    def _leave_if(self, lost: int) -> None:
-        """Raise LockLost if the run has another trainer by now. All ranks know alike."""
+        Raises LockLost if the run has another trainer by now, SaveFailed if a save failed on any rank.
+        """
+        stop_code, lost, unwritten, failed = self.ranks.agree(
+            [self.stop.code(), int(self.state.lock.lost), *self.keeper.flags()]
+        )
         if lost:
             raise LockLost(f"{self.folder.path} has been taken over by another trainer: this one leaves it as it is")
+        return stop_code, self.keeper.settle(unwritten, failed)
 
     def _warm_up(self) -> None:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""

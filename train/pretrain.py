@@ -41,6 +41,7 @@ from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
 from train.failure import FailureReporter
 from train.heartbeat import Heartbeat
+from train.keeper import CheckpointKeeper
 from train.loader import StepLoader
 from train.loop import TrainingLoop
 from train.optimizer import build_optimizer
@@ -48,7 +49,7 @@ from train.parallel import Parallel
 from train.provenance import describe_rank, record_start
 from train.recorder import Recorder
 from train.resume import changed_fields, check_same_run, choose_checkpoint
-from train.retention import CheckpointKeeper, sweep_leftovers
+from train.retention import sweep_leftovers
 from train.run_lock import RunLock, holding_lock
 from train.run_state import RunState
 from train.staging import stage
@@ -230,7 +231,7 @@ def compose(
     validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder, sha256, border)
     keeper = CheckpointKeeper(
         folder.checkpoints,
-        CheckpointWriter(folder.checkpoints, ranks, model, optimizer),
+        CheckpointWriter(folder.checkpoints, ranks, model, optimizer, state.lock.still_mine),
         config.checkpoint,
         manifest_facts(config, tokens, ranks) | (base.facts(folder.checkpoints) if base else {}),
         validator,

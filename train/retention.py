@@ -1,71 +1,105 @@
-"""Which checkpoints a run saves, keeps and deletes."""
+"""Which checkpoints a run keeps and deletes. What can't be parsed is nobody's to delete."""
 
+import math
+import os
 import shutil
-import time
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from common.checkpoint_files import CHECKPOINT_MANIFEST, list_checkpoints
-from common.progress import format_bytes, format_duration
-from common.publish import TEMPORARY_SUFFIX
-from train.between import Validator
-from train.checkpoint import CheckpointWriter, Progress
-from train.parallel import check_replicas
-from train.recorder import Recorder
+from common.checkpoint_files import CHECKPOINT_MANIFEST, BadCheckpoint, list_checkpoints, read_checkpoint_manifest
+from common.publish import TEMPORARY_SUFFIX, publish_folder, write_json_whole
 from train.run_config import CheckpointConfig
 
 
-@dataclass
-class CheckpointKeeper:
-    """Saves a run's checkpoints and deletes those that are due. All ranks call `save` together."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """What retention asks of a checkpoint. val_loss: only if it was measured with these very weights."""
 
-    folder: Path
-    writer: CheckpointWriter
-    config: CheckpointConfig
-    facts: dict[str, Any]  # what every manifest says: model, tokenizer, data, configuration
-    validator: Validator
-    recorder: Recorder
-    resumed_from: Path | None
-    scaler: torch.amp.GradScaler
-    deletes: bool  # one rank's task
-
-    def save(self, progress: Progress) -> None:
-        """Save the state after `progress`.
-
-        Raises ReplicasDiffer before anything is written if the ranks' weights are no longer the same.
-        """
-        started = time.monotonic()
-        check_replicas(self.writer.ranks, self.writer.model)
-        facts = {**self.facts, "val_loss": self.validator.latest, "scaler": self.scaler.state_dict()}
-        path = self.writer.save(progress, facts)
-        if self.deletes:
-            prune(
-                self.folder,
-                keep_last=self.config.keep_last,
-                keep_every_steps=self.config.keep_every_steps,
-                never=self.resumed_from,
-            )
-            size = sum(file.stat().st_size for file in path.iterdir())
-            seconds = time.monotonic() - started
-            record = {"kind": "save", "step": progress.step, "save_seconds": seconds, "save_bytes": size}
-            self.recorder.note({**record, "time": time.time()})
-            self.recorder.say(f"saved {path} ({format_bytes(size)}, {format_duration(seconds)})")
+    step: int
+    val_loss: float | None = None
 
 
-def prune(folder: Path, *, keep_last: int, keep_every_steps: int, never: Path | None) -> None:
-    """Delete checkpoints that are neither among the newest, nor at a multiple, nor the one resumed from."""
-    for index, (step, path) in enumerate(list_checkpoints(folder)):
-        for_good = keep_every_steps > 0 and step % keep_every_steps == 0
-        if index >= keep_last and not for_good and path != never and (path / CHECKPOINT_MANIFEST).exists():
-            # the manifest first: a deletion that is cut short leaves no checkpoint that looks whole
-            (path / CHECKPOINT_MANIFEST).unlink()
-            shutil.rmtree(path)
+def expendable(checkpoints: Sequence[Checkpoint], config: CheckpointConfig, never: int | None) -> set[int]:
+    """Steps of those that are neither among the newest, nor at a multiple, nor the best, nor `never` (resumed from)."""
+    newest = sorted((checkpoint.step for checkpoint in checkpoints), reverse=True)
+    kept = {*newest[: config.keep_last], never}
+    if config.keep_every_steps > 0:
+        kept.update(step for step in newest if step % config.keep_every_steps == 0)
+    measured = [(checkpoint.val_loss, checkpoint.step) for checkpoint in checkpoints if checkpoint.val_loss is not None]
+    if config.keep_best and measured:
+        kept.add(min(measured)[1])
+    return {step for step in newest if step not in kept}
+
+
+def read_checkpoint(step: int, path: Path) -> Checkpoint | None:
+    """None for what is no checkpoint of a format that this version knows."""
+    try:
+        manifest = read_checkpoint_manifest(path)
+    except BadCheckpoint:
+        return None
+    loss = manifest.get("val_loss")
+    measured = isinstance(loss, float) and math.isfinite(loss) and manifest.get("val_step") == step
+    return Checkpoint(step, loss if measured else None)
+
+
+def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, resumed_from: Path | None) -> list[Path]:
+    """Take the names of checkpoints that are due for deletion; return where they are now, for `delete` at leisure.
+
+    A deletion that is cut short leaves nothing that looks like a checkpoint.
+
+    Args:
+        last: the step just saved. What is newer was passed over when the run was resumed, and is let be.
+        resumed_from: never deleted.
+    """
+    found = {
+        step: path for step, path in list_checkpoints(folder) if step <= last and (path / CHECKPOINT_MANIFEST).is_file()
+    }
+    checkpoints = [checkpoint for item in found.items() if (checkpoint := read_checkpoint(*item)) is not None]
+    never = next((step for step, path in found.items() if resumed_from and path.samefile(resumed_from)), None)
+    aside = []
+    for step in sorted(expendable(checkpoints, config, never)):
+        target = folder / f".{found[step].name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
+        aside.append(found[step].rename(target))
+    return aside
+
+
+def delete(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Delete what a save that was cut short left under its temporary name."""
-    for path in folder.glob(f".step-*{TEMPORARY_SUFFIX}"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Delete what saves and deletions that were cut short left under their temporary names.
+
+    Whoever calls holds the run's lock: a save that is under way has such a name as well.
+    """
+    delete([path for kind in ("step", "weights") for path in folder.glob(f".{kind}-*{TEMPORARY_SUFFIX}")])
+
+
+def keep_weights(checkpoint: Path, step: int) -> Path:
+    """Give a checkpoint's weights a small checkpoint of their own beside it, without optimizer state; return it.
+
+    The files are shared with the checkpoint (hard links) and outlive it; where the file system knows no hard links
+    they are copied. Such a folder can be evaluated and exported, and never resumed from.
+    """
+    final = checkpoint.with_name(f"weights-{step:08d}")
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    manifest = read_checkpoint_manifest(checkpoint)
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name.startswith("weights-")}
+    try:
+        temporary.mkdir()
+        for name in manifest["files"]:
+            try:
+                os.link(checkpoint / name, temporary / name)
+            except OSError:
+                shutil.copyfile(checkpoint / name, temporary / name)
+        write_json_whole(temporary / CHECKPOINT_MANIFEST, {**manifest, "weights_only": True})
+        if final.exists():  # the run went back behind this step
+            final.rename(temporary.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"))
+        publish_folder(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return final

@@ -57,19 +57,38 @@ class CheckpointConfig:
 
     Args:
         every_steps: save after every so many steps; 0 saves at the end alone.
+        asynchronous: training goes on while a checkpoint is written, and waits only for a copy to host memory; false
+            waits until it is published.
+        on_failure: what a save that fails (disk full, quota, read-only) means: stop the run, or continue with a
+            warning and try again when the next save is due. The last save of a run must succeed either way.
         keep_last: how many of the newest checkpoints stay.
         keep_every_steps: checkpoints at multiples of this stay for good; 0 keeps none for good.
+        keep_best: the checkpoint with the lowest validation loss, measured at its own step, stays as well.
+        weights_every_steps: at multiples of this, which must be multiples of every_steps, the weights alone stay for
+            good (checkpoints/weights-…), to be evaluated; 0 keeps none.
     """
 
     every_steps: int = 500
+    asynchronous: bool = True
+    on_failure: Literal["stop", "continue"] = "stop"
     keep_last: int = 2
     keep_every_steps: int = 0
+    keep_best: bool = True
+    weights_every_steps: int = 0
 
     def __post_init__(self) -> None:
-        if self.every_steps < 0 or self.keep_every_steps < 0:
-            raise ValueError("checkpoint.every_steps and checkpoint.keep_every_steps must not be negative")
+        if min(self.every_steps, self.keep_every_steps, self.weights_every_steps) < 0:
+            raise ValueError(
+                "checkpoint.every_steps, checkpoint.keep_every_steps and checkpoint.weights_every_steps must not be "
+                "negative"
+            )
         if self.keep_last < 1:
             raise ValueError(f"checkpoint.keep_last is {self.keep_last}: at least 1 must stay")
+        if self.weights_every_steps and (not self.every_steps or self.weights_every_steps % self.every_steps):
+            raise ValueError(
+                f"checkpoint.weights_every_steps is {self.weights_every_steps}: give a multiple of "
+                f"checkpoint.every_steps ({self.every_steps}), as the weights come from a checkpoint"
+            )
 
 
 @dataclass(frozen=True)

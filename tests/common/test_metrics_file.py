@@ -65,6 +65,20 @@ def test_a_validation_before_the_first_step_stays(tmp_path: Path) -> None:
     assert [record.get("val_loss") for record in read_metrics(path)] == [None, 9.0, None]
 
 
+def test_a_save_recorded_late_voids_nothing_and_stands_at_its_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    save = {"kind": "save", "step": 2}
+    write(path, [*steps(0, 3, attempt=1), save, {"step": 4, "loss": 1.0}])
+    found = read_metrics(path)
+    assert [record["step"] for record in found] == [0, 1, 2, 2, 2, 3, 4]
+    assert found[4] == save
+    # an attempt that goes on from step 2 keeps that save, one that goes on from step 1 does not
+    write(path, [*steps(0, 3, attempt=1), save, *steps(2, 3, attempt=2)])
+    assert save in read_metrics(path)
+    write(path, [*steps(0, 3, attempt=1), save, *steps(1, 3, attempt=2)])
+    assert save not in read_metrics(path)
+
+
 def test_what_json_does_not_know_becomes_null(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "metrics.jsonl")
     file.append({"step": 1, "loss": math.nan, "grad_norm": math.inf})

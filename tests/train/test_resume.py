@@ -187,22 +187,6 @@ def test_a_finished_stable_phase_is_extended(tmp_path: Path, data: Path) -> None
     assert longer == {step: planned[step] for step in range(16, 31)}
 
 
-def test_a_save_that_fails_stops_all_ranks_with_one_line_and_keeps_what_was_saved(tmp_path: Path, data: Path) -> None:
-    run = run_of(tmp_path, "full")
-    run.checkpoints.mkdir(parents=True)
-    (run.checkpoints / ".step-00000010.tmp").touch()  # a file where the second save wants its folder
-    arguments = tiny_arguments(tmp_path, data, "full")
-    assert start_ranks_training(2, tmp_path, arguments).join() == [2, 2]
-    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]
-    state = run.read_state()
-    assert state is not None
-    assert state["status"] == "failed"
-    assert "step 10 could not be saved" in state["reason"]
-    (run.checkpoints / ".step-00000010.tmp").unlink()
-    train(2, tmp_path, arguments)
-    assert max(losses(run)) == 20
-
-
 def test_gradients_in_several_buckets_add_up_in_the_same_order_after_a_resume(tmp_path: Path, data: Path) -> None:
     """From 3 ranks on the order matters, and DDP settles it only after its first backward."""
     more = (

@@ -1,0 +1,125 @@
+"""A disk that fills up, turns read-only or ends a file: what was saved stays whole, and the message says what to do."""
+
+import re
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.checkpoint_files import list_checkpoints, verify_checkpoint
+from common.run_folder import RunFolder
+from tests.helpers.mounts import make_read_only, small_disk
+from tests.helpers.ranks import RankGroup
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import losses, run_of, start_ranks_training, tiny_arguments, train, train_as_rank
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_token_set(folder, train_tokens=2_001, val_tokens=500)
+    return folder
+
+
+CHECKPOINT_KIB = 462  # of the tiny model, and the space that a file system of pages takes for it
+SMALL_FILES = 65_536
+
+
+def state_of(run: RunFolder) -> dict[str, Any]:
+    return run.read_state() or {}
+
+
+def train_with_files_limited(arguments: list[str], limit_from_step: int) -> None:
+    """A trainer whose files may not grow beyond a limit after some step: a failing write that needs no special disk."""
+    from train import keeper
+
+    begin = keeper.CheckpointKeeper.save
+
+    def save(self, progress, **options):
+        if progress.step == limit_from_step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILES, resource.RLIM_INFINITY))
+        elif progress.step > limit_from_step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        return begin(self, progress, **options)
+
+    setattr(keeper.CheckpointKeeper, "save", save)  # noqa: B010 (a method)
+    train_as_rank(arguments)
+
+
+@pytest.mark.parametrize("asynchronous", ["true", "false"])
+def test_a_failed_write_stops_all_ranks_with_one_line_and_keeps_what_was_saved(
+    tmp_path: Path, data: Path, asynchronous: str
+) -> None:
+    arguments = tiny_arguments(tmp_path, data, "limited", f"--checkpoint.asynchronous={asynchronous}")
+    run = run_of(tmp_path, "limited")
+    assert RankGroup(2, tmp_path / "store", train_with_files_limited, arguments, 10).join() == [2, 2]
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]
+    assert not list(run.checkpoints.glob(".*"))  # its leftovers are gone
+    state = state_of(run)
+    assert state["status"] == "failed"
+    why = r"step 10 could not be saved: .*/weights-0000\d-of-00002.safetensors: File too large"
+    assert re.search(why, state["reason"])
+    assert "Traceback" not in run.log.read_text()
+    train(2, tmp_path, arguments)
+    assert max(losses(run)) == 20
+
+
+def test_training_goes_on_past_a_failed_write_if_it_may(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "going-on", "--checkpoint.on_failure=continue")
+    run = run_of(tmp_path, "going-on")
+    assert RankGroup(2, tmp_path / "store", train_with_files_limited, arguments, 10).join() == [0, 0]
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [20, 15]
+    assert re.search(r"WARNING: step 10 could not be saved: .*: File too large", run.log.read_text())
+    assert state_of(run)["status"] == "done"
+    train(2, tmp_path, tiny_arguments(tmp_path, data, "calm"))
+    assert losses(run) == losses(run_of(tmp_path, "calm"))
+
+
+@pytest.mark.parametrize("policy", ["stop", "continue"])
+def test_the_last_save_must_succeed(tmp_path: Path, data: Path, policy: str) -> None:
+    arguments = tiny_arguments(tmp_path, data, "last", f"--checkpoint.on_failure={policy}")
+    assert RankGroup(1, tmp_path / "store", train_with_files_limited, arguments, 20).join() == [2]
+    run = run_of(tmp_path, "last")
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [15, 10]
+    assert state_of(run)["status"] == "failed"
+    assert "step 20 could not be saved" in state_of(run)["reason"]
+
+
+def test_a_full_disk_is_named_with_bytes_and_costs_no_checkpoint(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "full", "--checkpoint.keep_last=1")
+    run = run_of(tmp_path, "full")
+    with small_disk(run.checkpoints, 6 * CHECKPOINT_KIB) as disk:
+        group = start_ranks_training(2, tmp_path, arguments)
+        while not list_checkpoints(disk):
+            assert group.processes[0].is_alive()
+        (disk / "somebody-else's").write_bytes(bytes(1024 * (9 * CHECKPOINT_KIB // 2)))
+        assert group.join() == [2, 2]
+        reason = state_of(run)["reason"]
+        why = r"could not be saved: .*: No space left on device; a checkpoint needs [\d,]+ bytes, [\d,]+ are free"
+        assert re.search(why, reason)
+        (checkpoint,) = [path for _, path in list_checkpoints(disk)]
+        verify_checkpoint(checkpoint)
+        assert not list(disk.glob(".*"))
+        (disk / "somebody-else's").unlink()
+        train(2, tmp_path, arguments)
+        assert [step for step, _ in list_checkpoints(disk)] == [20, 5]  # the one resumed from stays
+    assert max(losses(run)) == 20
+
+
+def test_a_disk_that_turns_read_only_is_named(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "read-only", "--run.max_steps=10000")
+    run = run_of(tmp_path, "read-only")
+    with small_disk(run.checkpoints, 20 * CHECKPOINT_KIB) as disk:
+        group = start_ranks_training(2, tmp_path, arguments)
+        while not list_checkpoints(disk):
+            assert group.processes[0].is_alive()
+        for _ in range(1000):  # a file that is being written makes the file system busy
+            try:
+                make_read_only(disk)
+                break
+            except BlockingIOError:
+                continue
+        assert group.join() == [2, 2]
+        assert "Read-only file system; a checkpoint needs" in state_of(run)["reason"]
+        verify_checkpoint(list_checkpoints(disk)[0][1])
