@@ -1,9 +1,9 @@
 """What the live view shows of a run: lines of text for a terminal of any size."""
 
+import contextlib
 import json
 import math
 import os
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from common.metrics_table import MetricsTable
+from common.processes import ProcessIdentity
 from common.progress import format_count, format_duration
+from common.rewritten_file import read_record
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
 from eval.reporting.run_data import read_configuration, read_state_leniently
@@ -43,12 +45,14 @@ class LiveRun:
     state: dict[str, Any] = field(default_factory=dict)
     max_steps: int | None = None
     sample: dict[str, Any] = field(default_factory=dict)
+    beat: dict[str, Any] = field(default_factory=dict)  # the first rank's last heartbeat
     _config_time: float = -1.0
 
     def refresh(self) -> None:
         """Read what is new. Files that are missing or half written are passed over until the next time."""
         self.table.update()
         self.state = read_state_leniently(self.folder)
+        self.beat = read_record(self.folder.rank_file(0)) or {}
         try:
             changed = self.folder.config.stat().st_mtime
         except OSError:
@@ -106,7 +110,8 @@ def _fit(text: str, width: int, look: Look) -> str:
 def _title(run: LiveRun, width: int, look: Look, now: float) -> str:
     name = run.folder.path.resolve().name
     status = str(run.state.get("status", "no state"))
-    said = [name, f"{status}: {run.state.get('reason', '')}" if run.state else status]
+    phase = run.beat.get("phase") if status == "running" else None
+    said = [name, f"{status}: {phase or run.state.get('reason', '')}" if run.state else status]
     if run.state.get("host"):
         said.append(f"on {run.state['host']}")
     if run.state.get("job_id"):
@@ -124,22 +129,14 @@ def _warning(run: LiveRun, now: float) -> str:
     """What speaks against a run that calls itself running."""
     if run.state.get("status") != "running":
         return ""
-    pid = run.state.get("pid")
-    if run.state.get("host") == socket.gethostname() and isinstance(pid, int) and not _alive(pid):
-        return f"BUT ITS PROCESS {pid} IS GONE"
-    last = run.table.lives[-1].end if run.table.lives else math.nan
+    with contextlib.suppress(KeyError):  # a run without heartbeats
+        if ProcessIdentity.from_record(run.beat).is_gone():
+            return f"BUT ITS PROCESS {run.beat['pid']} IS GONE"
+    signs = [run.table.lives[-1].end] if run.table.lives else []
+    signs += [run.beat["time"]] if isinstance(run.beat.get("time"), int | float) else []
+    silence = now - max(signs, default=math.nan)
     limit = max(SILENT_SECONDS, 20 * _mean(run, "step_seconds"))
-    return f"NO NEWS FOR {format_duration(now - last)}" if now - last > limit else ""
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    return f"NO NEWS FOR {format_duration(silence)}" if silence > limit else ""
 
 
 def _mean(run: LiveRun, key: str) -> float:

@@ -69,6 +69,17 @@ def test_the_trained_models_score_on_all_examples_holds(tmp_path: Path) -> None:
     assert next(line for line in done.stdout.splitlines() if line.startswith("tested")).endswith(" 0.3111")
 
 
+def test_a_score_on_other_contexts_stands_beside_nothing_published(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, "text")
+    run.report.mkdir()
+    score = {"acc_norm": 0.3111, "examples": 10_042, "data": {"form": "text"}}
+    (run.report / "hellaswag.json").write_text(json.dumps(score))
+
+    done = run_script("compare.py", "runs/text", cwd=tmp_path)
+
+    assert "0.3111" not in done.stdout
+
+
 def test_as_markdown(tmp_path: Path) -> None:
     recorded_run(tmp_path, "a|b")
 

@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from hypothesis import strategies as st
 
 from common.metrics_file import MetricsFile
 from common.metrics_table import MetricsTable
+from common.processes import ProcessIdentity
+from common.publish import write_json_whole
 from common.run_folder import RunFolder
 from eval.reporting.live_view import LiveRun, Look, frame, seconds_per_step
 from eval.reporting.terminal_plot import bucket_means, plot
@@ -232,10 +235,17 @@ def test_a_run_that_says_nothing_any_more(tmp_path: Path) -> None:
     end, look = run.table.lives[-1].end, Look(True, False)
     assert "NO NEWS" not in frame(run, 200, 20, look, end + 60)[0]
     assert "NO NEWS FOR 5 min 00 s" in frame(run, 200, 20, look, end + 300)[0]
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    run.state["pid"] = gone.pid
-    assert f"ITS PROCESS {gone.pid} IS GONE" in frame(run, 200, 20, look, end)[0]
+
+    beat = asdict(ProcessIdentity.of_this_process()) | {"rank": 0, "phase": "validating", "time": end + 290}
+    folder.rank_file(0).parent.mkdir()
+    write_json_whole(folder.rank_file(0), beat)
+    run.refresh()
+    title = frame(run, 200, 20, look, end + 300)[0]
+    assert "running: validating" in title and "NO NEWS" not in title
+
+    write_json_whole(folder.rank_file(0), beat | {"started": beat["started"] - 1.0})  # the pid is another's by now
+    run.refresh()
+    assert f"ITS PROCESS {os.getpid()} IS GONE" in frame(run, 200, 20, look, end)[0]
 
 
 def test_a_plot_puts_values_at_their_height() -> None:
