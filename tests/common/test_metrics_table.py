@@ -130,3 +130,13 @@ def test_a_save_that_ends_after_later_steps_takes_none_of_them_away(tmp_path: Pa
     table = read_metrics_table(path)
     assert len(table) == 3
     assert [event["step"] for event in table.of_kind("save_seconds")] == [2]
+
+
+def test_steps_that_go_back_without_a_start_count_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    records = [{"step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 8.0), (3, 7.0), (2, 6.0))]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    table = read_metrics_table(path)
+    assert table.column("loss").tolist() == [9.0, 6.0]
+    assert table.lost.steps == 2
+    assert [record["loss"] for record in read_metrics(path)] == [9.0, 6.0]
