@@ -29,6 +29,7 @@ TRAINING_CHARACTERS = 1_003_854
 def module(name: str) -> ModuleType:
     """A script of the study, which lies in no package."""
     spec = importlib.util.spec_from_file_location(f"study_{name}", STUDY / f"{name}.py")
+    assert spec is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
