@@ -38,15 +38,15 @@ def main() -> int:
     started = time.monotonic()
     runs = load_runs(arguments.runs)
     out: Path = arguments.out or runs[0].folder.report
+    pictures = draw_all(runs)
+    path = out / "report.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            write_whole(out / name, picture)
+        write_whole(path, page(runs, pictures, time.time()))
     except OSError as error:
-        raise UserError(f"{out} can't be made ({error.strerror}): give another folder with --out") from None
-    pictures = draw_all(runs)
-    for name, picture in pictures.items():
-        write_whole(out / name, picture)
-    path = out / "report.html"
-    write_whole(path, page(runs, pictures, time.time()))
+        raise UserError(f"{out} can't be written ({error.strerror}): give another folder with --out") from None
     if arguments.json:
         write_json_whole(arguments.json, as_json(runs))
     steps = sum(len(run.table) for run in runs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from common.progress import format_count
 from eval.reporting.key_figures import key_figures
-from eval.reporting.references import GPT3, HELLASWAG_EXAMPLES, REFERENCES
+from eval.reporting.references import GPT2_VOCABULARY, GPT3, HELLASWAG_EXAMPLES, REFERENCES
 from eval.reporting.run_data import RunData
 
 HEADINGS = (
@@ -89,6 +89,8 @@ def run_row(run: RunData) -> Row:
     figures = key_figures(run)
     data = Path(str(run.section("data").get("path", "unknown"))).name
     shortened = f" {figures.val_sha256[:8]}" if figures.val_sha256 else ""
+    vocabulary = run.model.vocab_size if run.model else GPT2_VOCABULARY
+    unit = "" if vocabulary == GPT2_VOCABULARY else f", {vocabulary:,} symbols"
     return Row(
         model=run.name,
         ours=True,
@@ -98,7 +100,7 @@ def run_row(run: RunData) -> Row:
         rope=None if run.model is None else run.model.position == "rope",
         train_loss=figures.train_loss,
         val_loss=figures.val_loss,
-        val_data=None if figures.val_loss is None else f"{data}{shortened}",
+        val_data=None if figures.val_loss is None else f"{data}{shortened}{unit}",
         hellaswag_acc_norm=figures.hellaswag_acc_norm,
         hellaswag_examples=figures.hellaswag_examples,
         source=str(run.folder.path),

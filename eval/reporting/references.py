@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 CHANCE = 0.25
 HELLASWAG_EXAMPLES = 10_042
+GPT2_VOCABULARY = 50_257
 
 LLMC = "https://github.com/karpathy/llm.c/blob/master/dev/vislog.ipynb"
 BUILD_NANOGPT = "https://github.com/karpathy/build-nanogpt/blob/master/play.ipynb"
@@ -56,7 +57,8 @@ NOTES = (
     "HellaSwag is acc_norm: of the four endings the one with the highest mean log-likelihood per token, over all "
     "10,042 validation examples unless a number of examples stands beside it. GPT-3's is its paper's own zero-shot "
     "evaluation; Arcane's page names no definition.",
-    "Losses are nats per token and comparable only where the validation data are the same. GPT-2 was measured by "
+    "Losses are nats per token of GPT-2's vocabulary, unless another number of symbols stands beside the data, and "
+    "comparable only where the validation data are the same. GPT-2 was measured by "
     "others on data it was not trained on. The 100B tokens of GPT-2 are an estimate; OpenAI gave no number.",
     f"Sources: GPT-2 {LLMC} and {BUILD_NANOGPT}; GPT-3 {GPT3}; Arcane {ARCANE}.",
 )

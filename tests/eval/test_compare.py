@@ -9,6 +9,7 @@ from model.config import PRESETS
 from model.counts import parameter_count
 from tests.eval.test_report import run_script
 from tests.helpers.recorded_runs import recorded_run
+from tests.helpers.training import PROJECT
 
 # by name, tokens and validation data: HellaSwag and validation loss, as the sources print them
 PUBLISHED = {
@@ -22,7 +23,7 @@ PUBLISHED = {
 }
 
 
-def test_the_published_models_stand_alone(tmp_path: Path) -> None:
+def test_the_published_models_with_the_committed_runs(tmp_path: Path) -> None:
     done = run_script("compare.py", "--json", "models.json", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
@@ -31,8 +32,12 @@ def test_the_published_models_stand_alone(tmp_path: Path) -> None:
         (row["model"], row["tokens"], row["val_data"]): (row["hellaswag_acc_norm"], row["val_loss"]) for row in rows
     }
     assert PUBLISHED.items() <= found.items()
-    assert not any(row["ours"] for row in rows)
-    assert all(row["source"].startswith(("https://github.com/", "Brown et al. 2020")) for row in rows)
+    published = [row for row in rows if not row["ours"]]
+    assert all(row["source"].startswith(("https://github.com/", "Brown et al. 2020")) for row in published)
+    demo = next(row for row in rows if row["model"] == "2026-11-21-demo")
+    summary = json.loads((PROJECT / "eval" / "records" / "2026-11-21-demo" / "summary.json").read_text())
+    assert demo["val_loss"] == pytest.approx(summary["val_loss"])
+    assert demo["hellaswag_acc_norm"] is None
     gpt2 = next(row for row in rows if row["model"] == "GPT-2 124M")
     assert gpt2["parameters"] == parameter_count(PRESETS["gpt2-124m"])
 
@@ -46,7 +51,7 @@ def test_a_run_stands_beside_them_with_what_was_measured(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     measured, unmeasured = [row for row in json.loads((tmp_path / "models.json").read_text())["models"] if row["ours"]]
     assert measured["val_loss"] == pytest.approx(2.6)
-    assert measured["val_data"] == "tiny ab12ab12", "on which data, and which part of it"
+    assert measured["val_data"] == "tiny ab12ab12, 257 symbols", "on which data, in which units"
     assert measured["hellaswag_acc_norm"] == pytest.approx(0.29)
     assert measured["rope"] is True
     for key in ("val_loss", "val_data", "hellaswag_acc_norm"):

@@ -202,6 +202,14 @@ def test_a_folder_that_is_no_run_is_one_line(name: str, tmp_path: Path) -> None:
     assert not (tmp_path / name / "report").exists()
 
 
+def test_a_report_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
+    recorded_run(tmp_path, "run", lives=[(0, 3)])
+    (tmp_path / "taken").write_text("a file")
+    done = run_script("report.py", "runs/run", "--out", "taken/report", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "--out" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def long_run(folder: Path, steps: int) -> RunData:
     """A run of many steps, its file written at once, with 3,000 validations."""
     write_run(RunFolder(folder), lives=[(0, 2)])

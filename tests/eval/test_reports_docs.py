@@ -24,7 +24,7 @@ def test_every_command_of_the_reports_page_works(tmp_path: Path) -> None:
     lines = [line for block in blocks for line in block.splitlines()]
     assert len(lines) >= 6
     for line in lines:
-        python, script, *options = shlex.split(line)
+        python, script, *options = shlex.split(line, comments=True)
         assert python == "python"
         command = [sys.executable, str(PROJECT / script), *options]
         done = subprocess.run(
