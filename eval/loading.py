@@ -10,7 +10,7 @@ from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
 from common.errors import UserError
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from model.gpt import GPT
-from model.ranks import DeviceChoice, choose_device
+from model.ranks import DeviceChoice, Ranks, choose_device, share_threads, start_ranks
 from model.weights import load_model
 
 
@@ -29,6 +29,18 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu")
     checkpoint = find_checkpoint(run_or_checkpoint)
     manifest = read_checkpoint_manifest(checkpoint)
     return Loaded(load_model(checkpoint, device), load_tokenizer(manifest["tokenizer"]), checkpoint, manifest)
+
+
+def start_evaluation(choice: DeviceChoice) -> Ranks:
+    """This process among those of the launcher, if there is one, with its share of the cores.
+
+    Raises UserError where the device can't be had.
+    """
+    if choice != "auto":
+        device_for(choice)
+    ranks = start_ranks(choice)
+    share_threads(ranks.local_world_size)
+    return ranks
 
 
 def device_for(choice: DeviceChoice) -> torch.device:

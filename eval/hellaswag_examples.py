@@ -1,0 +1,130 @@
+"""HellaSwag's examples (Zellers et al. 2019) out of a file, with the two contexts under which they are scored.
+
+Two forms are read, each also as .bz2. The official JSONL has the fields `activity_label`, `ctx_a`, `ctx_b`, `ctx`,
+`endings` and `label`. The six-line text form has context, label and four endings on a line each; nothing tells its
+activity label and its two sentences apart any more, so its context is used as it stands.
+"""
+
+import bz2
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.publish import sha256_file
+from data_prep.prepare_offline import hellaswag_file
+
+ENDINGS = 4
+FULL_SIZE = 10_042  # validation examples
+_TEXT_LINES = 6
+
+
+@dataclass(frozen=True)
+class Example:
+    """A context and four endings, one of which is right.
+
+    Attributes:
+        label: the right ending, 0 … 3.
+        context, endings: without the activity label, as nanoGPT's kin score them.
+        harness_context, harness_endings: as lm-evaluation-harness scores them.
+    """
+
+    label: int
+    context: str
+    endings: tuple[str, ...]
+    harness_context: str
+    harness_endings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class HellaSwag:
+    """The examples of a file. `official`: from the JSONL, so that scores compare with published ones."""
+
+    path: Path
+    sha256: str
+    official: bool
+    examples: tuple[Example, ...]
+
+
+def read_hellaswag(path: Path | None = None) -> HellaSwag:
+    """Read a file, or the one that `data_prep/prepare_offline.py` fetched.
+
+    Raises UserError where it is missing or holds something else, naming the line.
+    """
+    path = require_hellaswag(path)
+    try:
+        content = bz2.decompress(path.read_bytes()) if path.suffix == ".bz2" else path.read_bytes()
+        text = content.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {error}") from None
+    lines = text.rstrip("\n").split("\n")
+    official = lines[0].lstrip().startswith("{")
+    examples = _read_json_lines(lines, path) if official else _read_text(lines, path)
+    return HellaSwag(path, sha256_file(path), official, examples)
+
+
+def require_hellaswag(path: Path | None) -> Path:
+    """The file's path. Raises UserError in one line where there is no such file."""
+    if path is None:
+        path = hellaswag_file()
+        if not path.is_file():
+            raise UserError(
+                f"HellaSwag is not at {path}: run 'python data_prep/prepare_offline.py' where there is a network, "
+                "or name a file of your own"
+            )
+    elif not path.is_file():
+        raise UserError(
+            f"there is no file {path}: give HellaSwag's JSONL, or run 'python data_prep/prepare_offline.py'"
+        )
+    return path
+
+
+def evenly_spaced(data: HellaSwag, count: int) -> tuple[Example, ...]:
+    """`count` examples spread over the whole file, always the same: its first third is about another kind of text."""
+    total = len(data.examples)
+    count = min(count, total)
+    return tuple(data.examples[index * total // count] for index in range(count))
+
+
+def _read_json_lines(lines: list[str], path: Path) -> tuple[Example, ...]:
+    examples = []
+    for number, line in enumerate(lines, 1):
+        try:
+            examples.append(_official_example(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number} is no HellaSwag example: {_reason(error)}") from None
+    return tuple(examples)
+
+
+def _reason(error: Exception) -> str:
+    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _official_example(row: dict[str, Any]) -> Example:
+    label, endings = int(row["label"]), tuple(row["endings"])
+    if len(endings) != ENDINGS or not 0 <= label < ENDINGS:
+        raise ValueError(f"{len(endings)} endings and the label {label}")
+    prompt = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return Example(
+        label, str(row["ctx"]), endings, harness_text(prompt), tuple(harness_text(ending) for ending in endings)
+    )
+
+
+def harness_text(text: str) -> str:
+    """A text as lm-evaluation-harness 0.4 cleans it: WikiHow's marks in brackets are taken out."""
+    text = text.strip().replace(" [title]", ". ")
+    return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
+
+
+def _read_text(lines: list[str], path: Path) -> tuple[Example, ...]:
+    if len(lines) % _TEXT_LINES:
+        raise UserError(f"{path} has {len(lines):,} lines: the text form has six for each example")
+    examples = []
+    for start in range(0, len(lines), _TEXT_LINES):
+        context, label, *endings = lines[start : start + _TEXT_LINES]
+        if label.strip() not in {str(index) for index in range(ENDINGS)}:
+            raise UserError(f"{path}, line {start + 2} is {label[:40]!r}: a label of 0 to 3 belongs there")
+        examples.append(Example(int(label), context, tuple(endings), context, tuple(endings)))
+    return tuple(examples)

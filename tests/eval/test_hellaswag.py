@@ -1,0 +1,230 @@
+"""HellaSwag against a plain reading of its definitions, one ending at a time, and over ranks."""
+
+import bz2
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from data_prep.tokenization import load_tokenizer
+from eval.hellaswag import main
+from eval.hellaswag_examples import FULL_SIZE, evenly_spaced, read_hellaswag
+from eval.hellaswag_metrics import choose_all
+from eval.loading import load_checkpoint
+from eval.multiple_choice import BatchSize, Question, log_likelihoods
+from model.ranks import start_ranks
+from tests.eval.checkpoints import write_checkpoint
+from tests.eval.hellaswag_files import official_rows, write_official
+from tests.helpers.ranks import run_ranks
+from tests.helpers.training import PROJECT
+from tests.model.small import small_model
+
+SCRIPT = PROJECT / "eval" / "hellaswag.py"
+METRICS = ("acc", "acc_norm", "acc_norm_chars")
+
+
+def run_script(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *launcher, str(SCRIPT), *map(str, arguments)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "LONGHAUL_CACHE": os.environ.get("LONGHAUL_CACHE", "")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@torch.no_grad()
+def textbook(model, context: Sequence[int], ending: Sequence[int]) -> float:
+    """The definition: the whole text through the model, and the log-probabilities of the ending's tokens added up."""
+    size = model.config.block_size
+    text = [*context, *ending][-(size + 1) :]
+    logits = model(torch.tensor([text[:-1]]))[0, :, : model.config.vocab_size].double()
+    table = logits.log_softmax(dim=-1)
+    return sum(float(table[i - 1, text[i]]) for i in range(len(text) - len(ending), len(text)))
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    "learned": {},
+    "rope, windows": {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "window": 7, "n_kv_head": 2},
+    "differential": {"position": "rope", "attention": "differential"},
+    "short context": {"block_size": 23},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_log_likelihoods_are_the_textbooks(name: str) -> None:
+    model = small_model(noise=0.3, **{"block_size": 90, **MODELS[name]}).train()
+    chance = random.Random(name)
+    questions = []
+    for number in range(12):
+        context = tuple(chance.randrange(61) for _ in range(chance.choice([1, 1, 5, 20, 40])))
+        longest = 1 if number == 3 else chance.choice([2, 12, 22])
+        endings = tuple(tuple(chance.randrange(61) for _ in range(chance.randint(1, longest))) for _ in range(4))
+        questions.append(Question(context, endings))
+    expected = [[textbook(model.eval(), q.context, ending) for ending in q.endings] for q in questions]
+    model.train()
+    finished = []
+    for size in (BatchSize(32, 16), BatchSize(5, 3)):
+        found = log_likelihoods(model, questions, start_ranks("cpu"), batch_size=size, done=finished.append)
+        assert found == pytest.approx(np.array(expected), abs=2e-4)
+    assert model.training
+    assert sum(finished) >= 2 * len(questions)
+
+
+def reference(model, tokenizer, row: dict) -> dict[str, int]:
+    """The three choices for one row of the official file, from the definitions."""
+    plain = [tokenizer.encode(" " + ending).tolist() for ending in row["endings"]]
+    sums = [textbook(model, tokenizer.encode(row["ctx"]).tolist(), ending) for ending in plain]
+    means = [score / len(ending) for score, ending in zip(sums, plain, strict=True)]
+
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    context = preprocess(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+    endings = [preprocess(ending) for ending in row["endings"]]
+    kept = context.rstrip()  # spaces at its end belong to what follows
+    cut = len(tokenizer.encode(kept))
+    wholes = [tokenizer.encode(f"{context} {ending}").tolist() for ending in endings]
+    scores = [textbook(model, whole[:cut], whole[cut:]) for whole in wholes]
+    by_character = [score / len(ending) for score, ending in zip(scores, endings, strict=True)]
+    return {
+        "label": int(row["label"]),
+        "acc": int(np.argmax(sums)),
+        "acc_norm": int(np.argmax(means)),
+        "acc_norm_chars": int(np.argmax(by_character)),
+    }
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt2", "byte"])
+def test_the_script_chooses_as_the_definitions_do(tmp_path: Path, tokenizer: str) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run", tokenizer=tokenizer, noise=0.3)
+    rows = official_rows(17, seed=1)
+    data = write_official(tmp_path / "official.jsonl", rows)
+    done = run_script(checkpoint, "--data", data, "--json", tmp_path / "out.json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    loaded = load_checkpoint(checkpoint)
+    expected = [reference(loaded.model, loaded.tokenizer, row) for row in rows]
+    assert report["predictions"] == expected
+    assert any(entry["acc"] != entry["acc_norm"] for entry in expected)
+    assert any(entry["acc_norm"] != entry["acc_norm_chars"] for entry in expected)
+    for metric in METRICS:
+        right = [entry[metric] == entry["label"] for entry in expected]
+        assert report[metric] == pytest.approx(np.mean(right), abs=1e-12)
+        assert report[f"{metric}_stderr"] == pytest.approx(np.std(right, ddof=1) / 17**0.5, abs=1e-12)
+        assert f"{report[metric]:.4f}" in done.stdout
+    assert report["examples"] == 17
+    assert "0.2945" in done.stdout
+
+
+def main_as_rank(checkpoint: Path, data: Path, out: Path, limit: int) -> None:
+    sys.argv = ["hellaswag.py", str(checkpoint), "--data", str(data), "--json", str(out), "--device=cpu", "--batch=2"]
+    sys.argv.append(f"--limit={limit}")
+    assert main() == 0
+
+
+def test_every_example_counts_once_for_any_number_of_ranks(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
+    data = write_official(tmp_path / "official.jsonl", official_rows(11))
+    reports = {}
+    for world_size, limit in ((1, 11), (2, 11), (3, 11), (3, 2)):  # two examples for three ranks
+        out = tmp_path / f"{world_size}-{limit}.json"
+        run_ranks(world_size, tmp_path / "store", main_as_rank, checkpoint, data, out, limit)
+        reports[world_size, limit] = json.loads(out.read_text())
+    assert reports[1, 11]["examples"] == 11
+    for world_size in (2, 3):
+        for key in (*METRICS, "examples", "predictions"):
+            assert reports[world_size, 11][key] == reports[1, 11][key]
+    assert reports[3, 2]["predictions"] == reports[1, 11]["predictions"][:2]
+
+
+def test_under_torchrun(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
+    data = write_official(tmp_path / "official.jsonl", official_rows(6))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    done = run_script(checkpoint, "--data", data, "--device", "cpu", launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("acc_norm_chars") == 1
+
+
+def text_form(rows: list[dict]) -> str:
+    lines = [line for row in rows for line in (row["ctx"], str(row["label"]), *row["endings"])]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_text_form_is_used_as_it_stands_and_says_so(tmp_path: Path) -> None:
+    rows = official_rows(12, seed=3)
+    plain, packed = tmp_path / "some.txt", tmp_path / "some.txt.bz2"
+    plain.write_text(text_form(rows))
+    packed.write_bytes(bz2.compress(plain.read_bytes()))
+    data = read_hellaswag(plain)
+    assert read_hellaswag(packed).examples == data.examples
+    assert not data.official
+    for row, example in zip(rows, data.examples, strict=True):
+        assert example.context == example.harness_context == row["ctx"]
+        assert example.endings == example.harness_endings == tuple(row["endings"])
+    checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
+    done = run_script(checkpoint, "--data", packed, "--limit", 5, "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["examples"] == len(report["predictions"]) == 5
+    assert "nothing published" in done.stdout
+    assert "nothing published" in report["comparable_with"]
+
+
+def test_the_real_text_file(tmp_path: Path) -> None:
+    folder = os.environ.get("LONGHAUL_TEST_DATA")
+    if not folder:
+        pytest.skip("LONGHAUL_TEST_DATA does not name the folder with hellaswag_val.txt.bz2")
+    data = read_hellaswag(Path(folder) / "hellaswag_val.txt.bz2")
+    assert len(data.examples) == FULL_SIZE
+    assert data.examples[0].context == "Roof shingle removal: A man is sitting on a roof. he"
+    assert data.examples[0].endings[3] == "starts pulling up roofing on a roof."
+    spread = evenly_spaced(data, 100)
+    assert len(set(spread)) == 100
+    assert spread[-1] in data.examples[-101:]
+    assert evenly_spaced(data, 20_000) == data.examples
+    loaded = load_checkpoint(write_checkpoint(tmp_path, tokenizer="gpt2", noise=0.3))
+    choices = choose_all(loaded.model, spread[:8], loaded.tokenizer, start_ranks("cpu"))
+    for number, example in enumerate(spread[:8]):
+        context = load_tokenizer("gpt2").encode(example.context).tolist()
+        endings = [load_tokenizer("gpt2").encode(f" {ending}").tolist() for ending in example.endings]
+        sums = [textbook(loaded.model, context, ending) for ending in endings]
+        assert choices["acc"][number] == np.argmax(sums)
+        assert choices["acc_norm_chars"][number] == np.argmax(np.array(sums) / [len(e) for e in example.endings])
+
+
+def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
+    monkeypatch.setenv("LONGHAUL_CACHE", str(tmp_path / "empty"))
+    good = official_rows(2)
+    cases = {
+        (): "run 'python data_prep/prepare_offline.py'",
+        ("--data", tmp_path / "none.jsonl"): "there is no file",
+        ("--data", write_official(tmp_path / "a.jsonl", [good[0], {"ctx": "x"}])): "line 2 is no HellaSwag example",
+        ("--data", write_official(tmp_path / "b.jsonl", [{**good[0], "label": ""}])): "line 1 is no HellaSwag",
+        ("--data", write_official(tmp_path / "c.jsonl", good), "--limit", 0): "--limit is 0",
+    }
+    (tmp_path / "d.txt").write_text("context\n3\none\ntwo\n")
+    cases["--data", tmp_path / "d.txt"] = "has 4 lines"
+    (tmp_path / "e.txt").write_text("context\n4\none\ntwo\nthree\nfour\n")
+    cases["--data", tmp_path / "e.txt"] = "a label of 0 to 3"
+    (tmp_path / "f.txt.bz2").write_text("no bzip2")
+    cases["--data", tmp_path / "f.txt.bz2"] = "can't be read"
+    for arguments, message in cases.items():
+        monkeypatch.setattr(sys, "argv", ["hellaswag.py", str(checkpoint), *map(str, arguments)])
+        with pytest.raises(UserError, match=message) as error:
+            main()
+        assert "\n" not in str(error.value)
+    done = run_script(checkpoint)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: HellaSwag is not at")
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,168 @@
+"""Perplexity against a plain reading of its definition, and over ranks, micro-batches and strides."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import UserError
+from common.metrics_file import read_metrics
+from data_prep.token_set import TokenSet
+from eval.loading import load_checkpoint
+from eval.perplexity import main, measure, ratio
+from model.ranks import start_ranks
+from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.ranks import run_ranks
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
+
+LENGTH, TARGETS = 16, 16 * 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A token set and a checkpoint of a model for it."""
+    path = tmp_path_factory.mktemp("perplexity")
+    make_token_set(path / "data", train_tokens=5_000, val_tokens=TARGETS + 6)
+    write_checkpoint(path / "run", block_size=LENGTH, noise=0.2)
+    return path
+
+
+@torch.no_grad()
+def textbook(model, tokens: list[int], stride: int) -> list[float]:
+    """Loss of each target, one after the other: the last window that begins before it and counts it for the first
+    time, the whole window through the model, one logarithm."""
+    losses: list[float] = []
+    start = 0
+    while len(losses) < TARGETS:
+        start = min(start, TARGETS - LENGTH)
+        logits = model(torch.tensor([tokens[start : start + LENGTH]]))[0, :, : model.config.vocab_size].double()
+        table = logits.log_softmax(dim=-1)
+        losses += [-float(table[t - start, tokens[t + 1]]) for t in range(len(losses), start + LENGTH)]
+        start += stride
+    return losses
+
+
+@pytest.mark.parametrize("stride", [LENGTH, 5, 1])
+def test_each_target_counts_once_with_the_textbooks_loss(folder: Path, stride: int) -> None:
+    tokens = TokenSet.open(folder / "data").split("val")
+    loaded = load_checkpoint(folder / "run" / "step-00000007")
+    ids = tokens.read(0, len(tokens)).tolist()
+    expected = np.array(textbook(loaded.model, ids, stride))
+    piece_bytes = loaded.tokenizer.piece_bytes
+    for micro_batch in (1, 3, 8):
+        blocks = measure(
+            loaded.model,
+            tokens,
+            piece_bytes,
+            start_ranks("cpu"),
+            targets=TARGETS,
+            stride=stride,
+            micro_batch=micro_batch,
+        )
+        assert blocks.targets.tolist() == [LENGTH] * (TARGETS // LENGTH)
+        assert blocks.losses == pytest.approx(expected.reshape(-1, LENGTH).sum(axis=1), rel=1e-6)
+        # of the byte tokenizer each id is a byte of text, but the end of a text, which is none
+        assert blocks.bytes.sum() == TARGETS - ids[1 : TARGETS + 1].count(256)
+        assert blocks.bits_per_byte().value == pytest.approx(expected.sum() / math.log(2) / blocks.bytes.sum())
+        means = expected.reshape(-1, LENGTH).mean(axis=1)
+        assert blocks.loss().standard_error == pytest.approx(means.std(ddof=1) / math.sqrt(len(means)))
+        assert blocks.perplexity().value == pytest.approx(math.exp(expected.mean()))
+
+
+def test_the_standard_error_is_the_spread_over_repetitions() -> None:
+    generator = np.random.default_rng(0)
+    values: list[float] = []
+    errors: list[float] = []
+    for _ in range(400):
+        sizes = generator.integers(5, 15, size=60).astype(float)
+        sums = np.array([generator.normal(2.0, 1.0, size=int(n)).sum() for n in sizes])
+        found = ratio(sums, sizes)
+        assert found.standard_error is not None
+        values.append(found.value)
+        errors.append(found.standard_error)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.1)
+    assert ratio(np.array([3.0]), np.array([2.0])).standard_error is None
+
+
+def perplexity_of(folder: Path, out: Path, *more: str) -> None:
+    """The script in this process."""
+    checkpoint = folder / "run" / "step-00000007"
+    sys.argv = ["perplexity.py", str(checkpoint), f"--data={folder / 'data'}", "--device=cpu", f"--json={out}", *more]
+    assert main() == 0
+
+
+def test_any_number_of_ranks_and_any_micro_batch_give_the_same(folder: Path, tmp_path: Path) -> None:
+    figures = []
+    for world_size, micro_batch in ((1, 8), (2, 5), (3, 1)):
+        out = tmp_path / f"{world_size}.json"
+        run_ranks(world_size, tmp_path / "store", perplexity_of, folder, out, f"--micro-batch={micro_batch}")
+        figures.append(json.loads(out.read_text()))
+    for figure in figures[1:]:
+        for name in ("loss", "perplexity", "bits_per_byte"):
+            for part in ("value", "standard_error"):
+                assert figure[name][part] == pytest.approx(figures[0][name][part], rel=1e-6)
+        assert figure["targets"] == figures[0]["targets"] == TARGETS
+    assert figures[0]["all_targets"]
+    assert figures[0]["val_sha256"] == TokenSet.open(folder / "data").manifest.val_sha256
+
+
+def test_under_torchrun_it_says_what_was_measured_once(folder: Path) -> None:
+    script, checkpoint = PROJECT / "eval" / "perplexity.py", folder / "run" / "step-00000007"
+    options = [f"--data={folder / 'data'}", "--device=cpu", "--tokens=70", "--stride=4"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, str(script), str(checkpoint), *options],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bits per byte") == 1
+    assert TokenSet.open(folder / "data").manifest.val_sha256 in done.stdout
+    assert "the first 64 target tokens" in done.stdout
+    assert "stride 4" in done.stdout
+
+
+@pytest.mark.parametrize("document_mask", ["false", "true"])
+def test_it_is_the_loss_that_training_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document_mask: str
+) -> None:
+    make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=1_000)
+    more = ("--run.max_steps=5", f"--data.document_mask={document_mask}")
+    train(1, tmp_path, tiny_arguments(tmp_path, tmp_path / "data", "a", *more))
+    run = run_of(tmp_path, "a")
+    (recorded,) = [r for r in read_metrics(run.metrics) if r["step"] == 5 and "val_loss" in r]
+    arguments = [str(run.path), "--tokens=256", "--device=cpu", f"--json={tmp_path / 'out.json'}"]
+    monkeypatch.setattr(sys, "argv", ["perplexity.py", *arguments])  # the data are the run's own
+    assert main() == 0
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert report["loss"]["value"] == pytest.approx(recorded["val_loss"], abs=1e-6)
+    assert report["targets"] == recorded["val_tokens"]
+    assert report["val_sha256"] == recorded["val_sha256"]
+    assert not report["all_targets"]
+
+
+def test_mistakes_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_token_set(tmp_path / "chars", vocab_size=61, train_tokens=500, val_tokens=100)
+    checkpoint = folder / "run" / "step-00000007"
+    cases = {
+        ("--data", tmp_path / "chars"): "another tokenizer",
+        (): "doesn't say what it was trained on",
+        ("--data", tmp_path / "none"): "none",
+        ("--data", folder / "data", "--stride", 17): "--stride is 17",
+        ("--data", folder / "data", "--micro-batch", 0): "--micro-batch is 0",
+        ("--data", folder / "data", "--tokens", 15): "a window has 16 targets",
+    }
+    for arguments, message in cases.items():
+        monkeypatch.setattr(sys, "argv", ["perplexity.py", str(checkpoint), *map(str, arguments)])
+        with pytest.raises(UserError, match=message) as error:
+            main()
+        assert "\n" not in str(error.value)
