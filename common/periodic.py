@@ -5,14 +5,15 @@ from collections.abc import Callable
 
 
 class Periodic:
-    """A daemon thread that calls `action` every `seconds`, until `stop`.
+    """A daemon thread that calls `action` every `seconds` (and `at_once`), until `stop`.
 
     `action` must not raise: there is nobody to tell.
     """
 
-    def __init__(self, name: str, seconds: float, action: Callable[[], None]) -> None:
+    def __init__(self, name: str, seconds: float, action: Callable[[], None], *, at_once: bool = False) -> None:
         self._seconds = seconds
         self._action = action
+        self._at_once = at_once
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -23,5 +24,7 @@ class Periodic:
         self._thread.join()
 
     def _run(self) -> None:
+        if self._at_once:
+            self._action()
         while not self._ended.wait(self._seconds):
             self._action()

@@ -15,6 +15,7 @@ from model.ranks import Ranks
 from train.between import SampleWriter, Validator
 from train.checkpoint import Progress
 from train.config import Config
+from train.deadline import StopMargin
 from train.heartbeat import Heartbeat
 from train.keeper import CheckpointKeeper
 from train.loader import StepBatch, StepLoader
@@ -61,6 +62,7 @@ class TrainingLoop:
     stop: StopRequest
     state: RunState
     heartbeat: Heartbeat
+    margin: StopMargin
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
     untrained: bool = True  # its first loss should be that of a model that knows nothing
@@ -86,19 +88,25 @@ class TrainingLoop:
         batches = self.loader.steps(progress.sequences)
         try:
             while progress.step < last_step:
-                progress = self._step(progress, batches)
+                with self.margin.timing("step"):
+                    progress = self._step(progress, batches)
                 stop_code, saved = self._agree()
                 last = progress.step == last_step
                 if last or _due(progress.step, self.config.eval.every_steps):
                     self.heartbeat.phase = "validating"
-                    self.validator.validate(progress)
+                    with self.margin.timing("validation"):
+                        self.validator.validate(progress)
                 if _due(progress.step, self.config.eval.sample_every_steps):
                     self.heartbeat.phase = "sampling"
-                    self.samples.write(progress.step)
+                    with self.margin.timing("samples"):
+                        self.samples.write(progress.step)
                 if stop_code or last or _due(progress.step, self.config.checkpoint.every_steps):
                     self.heartbeat.phase = "saving"
-                    saved = self.keeper.save(progress, final=last or stop_code > 0) or saved
+                    with self.margin.timing("snapshot"):
+                        saved = self.keeper.save(progress, final=last or stop_code > 0) or saved
                 if saved:
+                    if self.keeper.last_saved is not None:
+                        self.margin.saw("save", self.keeper.last_saved.save_seconds)
                     self._write_state(progress, "saved")
                 if stop_code and not last:
                     return Outcome("preempted", reason(stop_code), progress, kind(stop_code))

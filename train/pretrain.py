@@ -39,6 +39,7 @@ from train.checkpoint import CheckpointWriter, Progress, load_training_state
 from train.choices import recompute_every, resolve, set_determinism
 from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
+from train.deadline import StopMargin, check_deadline, open_deadline
 from train.failure import FailureReporter
 from train.heartbeat import Heartbeat
 from train.keeper import CheckpointKeeper
@@ -54,7 +55,7 @@ from train.run_lock import RunLock, holding_lock
 from train.run_state import RunState
 from train.staging import stage
 from train.step import Stepper
-from train.stopping import StopRequest
+from train.stopping import LauncherWatch, StopRequest
 from train.wandb_mirror import WandbMirror
 
 
@@ -79,9 +80,13 @@ def start(config: Config, options: Options, base: Base | None = None) -> int:
         agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
     if config.data.stage_to is not None:
         tokens = stage(tokens, Path(config.data.stage_to), ranks)
-    stop = StopRequest(folder, watch_file=ranks.is_first)
-    with stop.listening(), holding_lock(folder, config.run, ranks, stop) as lock:
-        status = pretrain(config, options, folder, tokens, ranks, threads, stop, lock, base)
+    agreed(ranks, lambda: check_deadline(config.run.deadline))
+    margin = StopMargin(config.run.deadline_margin_seconds)
+    deadline = open_deadline(config.run.deadline if ranks.is_first else None, margin)
+    stop = StopRequest(folder, watch_file=ranks.is_first, deadline=deadline.is_near)
+    watch = LauncherWatch(stop, margin.seconds_to_leave)
+    with stop.listening(), closing(watch), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
+        status = pretrain(config, options, folder, tokens, ranks, threads, stop, lock, margin, base)
         ranks.close()
     return status
 
@@ -119,6 +124,7 @@ def pretrain(
     threads: int,
     stop: StopRequest,
     lock: RunLock,
+    margin: StopMargin,
     base: Base | None = None,
 ) -> int:
     """Begin a run or go on with it; return the exit status. All ranks call."""
@@ -157,7 +163,7 @@ def pretrain(
             recorder.say(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
-        loop = compose(config, tokens, ranks, plan, recorder, stop, checkpoint, state, heartbeat, base)
+        loop = compose(config, tokens, ranks, plan, recorder, stop, checkpoint, state, heartbeat, margin, base)
         for line in base.describe(loop.model) if base else []:
             recorder.say(line)
         if checkpoint and manifest:
@@ -213,6 +219,7 @@ def compose(
     checkpoint: Path | None,
     state: RunState,
     heartbeat: Heartbeat,
+    margin: StopMargin,
     base: Base | None = None,
 ) -> TrainingLoop:
     """Put the run together from its parts."""
@@ -257,6 +264,7 @@ def compose(
         stop=stop,
         state=state,
         heartbeat=heartbeat,
+        margin=margin,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,
         untrained=base is None and checkpoint is None,

@@ -1,6 +1,7 @@
 """Settings of the run itself, of its data and of its record. A section each in the configuration."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 
@@ -157,6 +158,11 @@ class RunConfig:
         compile: torch.compile; auto compiles on GPUs and falls back with a message where a trial fails.
         deterministic: the same bits on every run on CUDA too, at some cost in speed.
         collective_timeout_seconds: how long a rank waits for the others before the run is given up.
+        deadline: save and stop in time for this moment: an ISO time such as 2026-05-01T06:00 (local, or with its
+            offset), slurm (the end of the job as scontrol gives it, asked for every minute), auto (slurm inside a
+            Slurm job, else none) or null.
+        deadline_margin_seconds: begin to stop at least so long before; more where steps, validations and saves so far
+            have taken longer.
         lock_patience_seconds: how long the lock of a trainer on another machine must go without a renewal before that
             trainer is taken for dead. One on the same machine is looked for, without any wait.
     """
@@ -170,6 +176,8 @@ class RunConfig:
     compile: bool | Literal["auto"] = "auto"
     deterministic: bool = False
     collective_timeout_seconds: float = 1800.0
+    deadline: str | None = "auto"
+    deadline_margin_seconds: float = 60.0
     lock_patience_seconds: float = 60.0
 
     def __post_init__(self) -> None:
@@ -177,5 +185,19 @@ class RunConfig:
             raise ValueError(f"run.max_steps is {self.max_steps}: give 1 or more")
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
             raise ValueError(f"run.name is {self.name!r}: give a plain folder name")
+        if self.deadline not in ("auto", "slurm", None):
+            try:
+                parse_time(self.deadline)
+            except ValueError:
+                raise ValueError(
+                    f"run.deadline is {self.deadline!r}: give a time such as 2026-05-01T06:00, slurm, auto or null"
+                ) from None
+        if self.deadline_margin_seconds < 0:
+            raise ValueError("run.deadline_margin_seconds must not be negative")
         if self.collective_timeout_seconds <= 0 or self.lock_patience_seconds <= 0:
             raise ValueError("run.collective_timeout_seconds and run.lock_patience_seconds must be positive")
+
+
+def parse_time(text: str) -> float:
+    """Seconds since the epoch of an ISO time, local where it names no offset. Raises ValueError."""
+    return datetime.fromisoformat(text).timestamp()

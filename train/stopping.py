@@ -80,7 +80,7 @@ class LauncherWatch:
             self._parent = int(os.environ.get(LAUNCHER_PID, os.getppid()))
             self._watch = Periodic("launcher", LOOK_SECONDS, self._look)
 
-    def end(self) -> None:
+    def close(self) -> None:
         if self._watch is not None:
             self._watch.stop()
 

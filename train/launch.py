@@ -1,0 +1,143 @@
+"""Start ranks with torchrun such that they can be stopped: on one machine, or once on each of several.
+
+    python train/launch.py --standalone --nproc_per_node=8 train/pretrain.py --config train/configs/gpt2-124m.yaml
+    python train/launch.py --nnodes=2 --node_rank=0 --master_addr=HOST --master_port=29500 --nproc_per_node=8 \\
+        train/pretrain.py …
+
+Everything up to the script's name is torchrun's. SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP go to the ranks, never to
+torchrun, which would end them after 30 seconds: they save, however long that takes, and end by themselves. A second
+Ctrl-C ends everything at once.
+
+Exit status: 0 after the last step and after a clean stop alike (the run's `state` says which); 2 for a mistake in the
+command line; 1 for an error; 128 and the signal's number where a rank was killed; 130 after a second Ctrl-C.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import INTERRUPTED_STATUS, UserError, exit_on_user_error
+
+AGENT = Path(__file__).with_name("torchrun_agent.py")
+AGENT_PARENT = "LONGHAUL_AGENT_PARENT"
+POLL_SECONDS = 0.1
+SAME_SECONDS = 0.5  # a second Ctrl-C comes later than this
+LAST_SECONDS = 3.0  # from a second Ctrl-C to the end of everything
+NAMES = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
+
+
+class Requests:
+    """Signals to this process, in order of arrival."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[int] = deque()
+        for name in NAMES:
+            number = getattr(signal, name)
+            if signal.getsignal(number) is not signal.SIG_IGN or name in ("SIGUSR1", "SIGUSR2"):  # nohup stays nohup
+                signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.waiting.append(number)
+
+
+class Launch:
+    """torchrun in a process group of its own, and its workers."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, AGENT_PARENT: str(os.getpid())}
+        self.agent = psutil.Popen(
+            [sys.executable, str(AGENT), *arguments], stdin=subprocess.DEVNULL, process_group=0, env=environment
+        )
+        self._asked: list[int] = []  # signals for the workers, in order
+        self._told: dict[int, int] = {}  # by worker: how many of them it has been sent
+        self._interrupted: float | None = None
+        self._end_at: float | None = None
+
+    def ask(self, number: int) -> None:
+        """Take a signal to hand on."""
+        now = time.monotonic()
+        if number == signal.SIGINT and self._interrupted is not None:
+            if now - self._interrupted > SAME_SECONDS and self._end_at is None:
+                print("stopping at once", file=sys.stderr, flush=True)
+                self._end_at = now + LAST_SECONDS
+                self._asked.append(number)
+            return
+        if number == signal.SIGINT:
+            self._interrupted = now
+            print("\nsaving and stopping; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+        self._asked.append(signal.SIGTERM if signal.Signals(number).name == "SIGHUP" else number)
+
+    def hand_on(self) -> None:
+        """Send what has been asked for to the workers that listen; the others get it when they do."""
+        if self._end_at is not None and time.monotonic() > self._end_at:
+            self.kill()
+        elif self._asked:
+            for worker in self._children():
+                told = self._told.get(worker.pid, 0)
+                if told < len(self._asked) and listens(worker.pid):
+                    for number in self._asked[told:]:
+                        worker.send_signal(number)
+                    self._told[worker.pid] = len(self._asked)
+
+    def kill(self) -> None:
+        """End torchrun and its workers; torchrun first, which would report the others' deaths at length."""
+        try:
+            everything = self.agent.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return
+        for process in [self.agent, *everything]:
+            if process.is_running():
+                process.kill()
+
+    def status(self) -> int:
+        if self._end_at is not None:
+            return INTERRUPTED_STATUS
+        code: int = self.agent.returncode
+        return code if code >= 0 else 128 - code
+
+    def _children(self) -> list[psutil.Process]:
+        try:
+            return self.agent.children()
+        except psutil.NoSuchProcess:
+            return []
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"{__doc__}\nusage: python train/launch.py [TORCHRUN'S OPTIONS] SCRIPT [ARGUMENTS]")
+        return 0
+    if os.name != "posix":
+        raise UserError("signals are handed on with POSIX signals alone: start train/pretrain.py itself here")
+    requests = Requests()
+    launch = Launch(arguments)
+    while launch.agent.poll() is None:
+        while requests.waiting:
+            launch.ask(requests.waiting.popleft())
+        launch.hand_on()
+        time.sleep(POLL_SECONDS)
+    return launch.status()
+
+
+def listens(pid: int) -> bool:
+    """Whether a process handles SIGTERM, by what Linux says of it; elsewhere nobody can tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return not Path("/proc/self").exists()
+    caught = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:")), 0)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
