@@ -171,6 +171,7 @@ def print_samples(folder: RunFolder) -> None:
 
 def print_places(folder: RunFolder) -> None:
     places = [
+        (folder.report / "report.html", "everything as a page for the browser"),
         (folder.report / "loss.png", "loss and learning rate as a picture"),
         (folder.metrics, "every step's figures"),
         (folder.samples, "what the model wrote along the way"),
@@ -190,7 +191,8 @@ def print_next(folder: RunFolder, summary: Summary) -> None:
     print("\nWhat to try next:")
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
     print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")
-    print(f"  .venv/bin/python eval/plot_loss.py {folder.path}   # also while a run is going")
+    print(f"  .venv/bin/python eval/report.py {folder.path}   # a page for the browser, also while a run is going")
+    print(f"  .venv/bin/python eval/watch.py {folder.path}    # the same in the terminal, live")
 
 
 if __name__ == "__main__":
