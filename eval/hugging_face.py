@@ -268,6 +268,7 @@ def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str,
     for name, its in embeddings(config, home).items():
         table = take(its)
         if name != "wpe.weight":
+            table = table[: config.vocab_size]  # theirs may be padded as well
             table = torch.cat((table, table.new_zeros(config.padded_vocab_size - len(table), table.shape[1])))
         ours[name] = table
     for module in modules(config, home):

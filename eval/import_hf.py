@@ -1,16 +1,18 @@
 """Import a Hugging Face model as a checkpoint, on which everything in eval/ runs.
 
-    python eval/import_hf.py path/to/gpt2 imported/gpt2
+    python eval/import_hf.py openai-community/gpt2 imported/gpt2
+    python eval/import_hf.py path/to/folder imported/mine
     python eval/generate.py imported/gpt2 --prompt "Once upon a time"
 
-GPT-2 (OpenAI's own files too), Starcoder2, Llama and Mistral, from a folder with config.json and safetensors files.
+GPT-2 (OpenAI's own files too), Starcoder2, Llama and Mistral, by name on the hub, or from a folder with config.json and
+safetensors files or pytorch_model.bin.
 """
 
 import argparse
 import json
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +27,26 @@ from common.errors import UserError, exit_on_user_error
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from data_prep.tokenization import Tokenizer, load_tokenizer
+from eval.hub_models import find_model, read_weights
 from eval.hugging_face import from_config, from_tensors
 from eval.tokenizer_files import recognise_tokenizer
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT
-from model.weights import load_weights, read_tensors, save_tensors
+from model.weights import load_weights, save_tensors
 
 WEIGHTS_FILE = "weights-00000-of-00001.safetensors"
+PADDING_ROWS = 1024  # a table is padded to a multiple of at most this; more rows are another vocabulary's
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Import a Hugging Face model as a checkpoint.")
-    parser.add_argument("source", type=Path, help="folder with config.json and *.safetensors")
+    parser.add_argument("source", help="folder with config.json and weights, or a name such as openai-community/gpt2")
     parser.add_argument("out", type=Path, help="the checkpoint's folder to make")
     parser.add_argument(
         "--tokenizer", choices=["gpt2", "byte"], help="what the model was trained with, where its files don't tell"
     )
+    parser.add_argument("--revision", help="of a model on the hub: a commit, tag or branch (default: its newest)")
     return parser.parse_args()
 
 
@@ -50,11 +55,14 @@ def main() -> int:
     out: Path = arguments.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is already there: move it away, or name another folder")
-    values, theirs = read_source(arguments.source)
+    source = find_model(arguments.source, arguments.revision)
+    values, theirs = read_source(source)
     config = from_config(values, {name: tensor for name, tensor in theirs.items() if name.endswith(".bias")})
-    tokenizer = tokenizer_of(arguments.source, arguments.tokenizer, config)
+    tokenizer = tokenizer_of(source, arguments.tokenizer, config, values)
+    spare = config.vocab_size - tokenizer.vocab_size
+    config = replace(config, vocab_size=tokenizer.vocab_size)
     tensors = from_tensors(config, theirs)
-    check_shapes(config, tensors, arguments.source)
+    check_shapes(config, tensors, source)
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -64,6 +72,8 @@ def main() -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{out}: {format_count(parameter_count(config))} parameters, {tokenizer.spec['kind']} tokenizer")
+    if spare:
+        print(f"left out: {spare} rows of its embedding table, to which no token of its tokenizer belongs")
     return 0
 
 
@@ -78,10 +88,7 @@ def read_source(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(
             f"{source / 'config.json'} can't be read ({error}): give a Hugging Face model's folder"
         ) from None
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"{source} has no safetensors files: save the model with transformers' save_pretrained first")
-    return values, dict(map(_renamed, _without_buffers(read_tensors(files)).items()))
+    return values, dict(map(_renamed, _without_buffers(read_weights(source)).items()))
 
 
 def _without_buffers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -96,15 +103,10 @@ def _renamed(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
     return (f"transformer.{name}" if name.startswith(("wte.", "wpe.", "h.", "ln_f.")) else name), tensor
 
 
-def tokenizer_of(source: Path, choice: str | None, config: ModelConfig) -> Tokenizer:
-    """Raises UserError where the tokenizer is none of Longhaul's, or another one than the model's."""
-    tokenizer = load_tokenizer(choice) if choice else recognise_tokenizer(source)
-    if tokenizer is None:
-        raise UserError(
-            f"the tokenizer in {source} is none of Longhaul's: give --tokenizer gpt2 or byte if the model was "
-            "trained with one of them"
-        )
-    if tokenizer.vocab_size != config.vocab_size:
+def tokenizer_of(source: Path, choice: str | None, config: ModelConfig, values: dict[str, Any]) -> Tokenizer:
+    """Raises UserError where the tokenizer is none that Longhaul can carry, or another one than the model's."""
+    tokenizer = load_tokenizer(choice) if choice else recognise_tokenizer(source, values)
+    if not 0 <= config.vocab_size - tokenizer.vocab_size < PADDING_ROWS:
         raise UserError(
             f"the model in {source} has {config.vocab_size} ids, its tokenizer {tokenizer.vocab_size}: they don't "
             "belong together"

@@ -2,12 +2,21 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.publish import write_json_whole
-from data_prep.tokenization import END_OF_TEXT, Tokenizer, gpt2_cache_file, load_tokenizer, place_gpt2_files
+from data_prep.byte_level import BYTE_SHOWN_AS
+from data_prep.tokenization import (
+    END_OF_TEXT,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    gpt2_cache_file,
+    load_tokenizer,
+    place_gpt2_files,
+)
 
 SPEC_FILE = "longhaul_tokenizer.json"
 
@@ -22,6 +31,9 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
     except ImportError:
         raise UserError("exporting a tokenizer needs transformers: pip install transformers") from None
     kind = tokenizer.spec["kind"]
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        _write_theirs(tokenizer, folder, block_size)
+        return
     built = {"gpt2": _gpt2, "byte": _byte, "char": _char}[kind](tokenizer, folder)
     end = None if tokenizer.end_of_text_id is None else END_OF_TEXT
     if end:
@@ -41,6 +53,15 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
     write_json_whole(folder / SPEC_FILE, tokenizer.spec)
 
 
+def _write_theirs(tokenizer: HuggingFaceTokenizer, folder: Path, block_size: int) -> None:
+    end = tokenizer.text_of(tokenizer.end_of_text_id)
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    settings |= {"bos_token": end, "eos_token": end, "clean_up_tokenization_spaces": False}
+    (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    write_json_whole(folder / "tokenizer_config.json", settings)
+    write_json_whole(folder / SPEC_FILE, tokenizer.spec)
+
+
 def _gpt2(tokenizer: Tokenizer, folder: Path) -> Any:
     from tokenizers import models
 
@@ -53,10 +74,7 @@ def _gpt2(tokenizer: Tokenizer, folder: Path) -> Any:
 def _byte(tokenizer: Tokenizer, folder: Path) -> Any:
     from tokenizers import models, pre_tokenizers
 
-    # ByteLevel writes byte b as a printable character: itself where it is one, else the next from U+0100 on
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    shown = {byte: chr(byte) for byte in plain} | {byte: chr(0x100 + n) for n, byte in enumerate(others)}
+    shown = {byte: character for character, byte in BYTE_SHOWN_AS.items()}
     assert set(shown.values()) == set(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {shown[byte]: byte for byte in range(256)} | {END_OF_TEXT: 256}
     return _byte_level(models.BPE(vocabulary, []), split=False)
@@ -84,8 +102,14 @@ def _char(tokenizer: Tokenizer, folder: Path) -> Any:
     return built
 
 
-def recognise_tokenizer(folder: Path) -> Tokenizer | None:
-    """The tokenizer of a Hugging Face folder, if it is one that Longhaul has: exported by it, or GPT-2's."""
+def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: one exported by Longhaul, GPT-2's, or theirs, carried along whole.
+
+    Args:
+        values: the folder's config.json.
+
+    Raises UserError where it can't be told or carried.
+    """
     if (folder / SPEC_FILE).is_file():
         return load_tokenizer(json.loads((folder / SPEC_FILE).read_text()))
     for name, keys in (("vocab.json", []), ("tokenizer.json", ["model", "vocab"])):
@@ -97,4 +121,15 @@ def recognise_tokenizer(folder: Path) -> Tokenizer | None:
             expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
             if isinstance(vocabulary, dict) and {END_OF_TEXT: expected[END_OF_TEXT]} | vocabulary == expected:
                 return load_tokenizer("gpt2")
-    return None
+    if not (folder / "tokenizer.json").is_file():
+        raise UserError(
+            f"{folder} has no tokenizer.json: give --tokenizer gpt2 or byte if the model was trained with one of them, "
+            "or save its tokenizer there with transformers' save_pretrained"
+        )
+    begin, end = values.get("bos_token_id"), values.get("eos_token_id")
+    if not isinstance(end, int) or begin not in (end, None):
+        raise UserError(
+            f"texts of the model in {folder} begin with id {begin} and end with {end}: Longhaul has one id for both "
+            "and can't prompt such a model rightly"
+        )
+    return HuggingFaceTokenizer.of((folder / "tokenizer.json").read_text(encoding="utf-8"), end)

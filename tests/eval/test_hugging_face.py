@@ -182,15 +182,16 @@ def test_tokenizers_read_the_same_in_transformers(tokenizer, tmp_path):
         assert theirs.decode(ids) == text
     if tokenizer.end_of_text_id is not None:
         assert theirs.convert_tokens_to_ids(END_OF_TEXT) == theirs.eos_token_id == tokenizer.end_of_text_id
-    assert recognise_tokenizer(tmp_path).spec == tokenizer.spec
+    assert recognise_tokenizer(tmp_path, {}).spec == tokenizer.spec
 
 
 def test_gpt2_is_recognised_in_files_that_transformers_saved(tmp_path):
     write_tokenizer_files(load_tokenizer("gpt2"), tmp_path / ".", 64)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
-    assert recognise_tokenizer(tmp_path / "saved").spec["kind"] == "gpt2"
-    assert recognise_tokenizer(tmp_path / "nothing") is None
+    assert recognise_tokenizer(tmp_path / "saved", {}).spec["kind"] == "gpt2"
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        recognise_tokenizer(tmp_path / "nothing", {})
 
 
 def test_an_export_that_differs_is_not_published(tmp_path, monkeypatch):

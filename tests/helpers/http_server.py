@@ -46,6 +46,9 @@ class Server:
             def do_GET(self) -> None:
                 owner._answer(self)
 
+            def do_HEAD(self) -> None:
+                owner._describe(self)
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -65,6 +68,17 @@ class Server:
 
     def asked(self, path: str) -> list[Request]:
         return [request for request in self.requests if request.path == path]
+
+    def _describe(self, handler: BaseHTTPRequestHandler) -> None:
+        """What the hub says of a model's file before it is fetched."""
+        path = unquote(urlsplit(handler.path).path)
+        value = self.files.get(path)
+        handler.send_response(200 if isinstance(value, bytes) else 404)
+        if isinstance(value, bytes):
+            handler.send_header("ETag", f'"{hashlib.sha256(value).hexdigest()}"')
+            handler.send_header("X-Repo-Commit", path.split("/resolve/")[1].split("/")[0])
+        handler.send_header("Content-Length", str(len(value)) if isinstance(value, bytes) else "0")
+        handler.end_headers()
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(handler.path).path)

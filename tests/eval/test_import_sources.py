@@ -1,0 +1,234 @@
+"""Where an imported model's files come from, and how they may look: hub, cache, pickles, parts, padding, tokenizers."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from common.errors import UserError
+from data_prep.tokenization import HuggingFaceTokenizer, load_tokenizer
+from eval import export_hf, import_hf
+from eval.loading import load_checkpoint
+from eval.text_stream import TextStream
+from eval.tokenizer_files import write_tokenizer_files
+from tests.helpers.http_server import Server
+from tests.helpers.training import PROJECT
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+REVISION = "a" * 40
+SIZES = {"gpt2": (12, 12), "gpt2-medium": (24, 16), "gpt2-large": (36, 20), "gpt2-xl": (48, 25)}  # layers, heads
+
+
+def call(script: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+    assert script.main() == 0
+
+
+def import_by_path(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / "eval" / "import_hf.py"), *map(str, arguments)]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, arguments)])
+    with pytest.raises(UserError) as error:
+        import_hf.main()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def gpt2_folder(folder: Path, *, layers: int = 1, heads: int = 2, rows: int = 50257) -> Any:
+    """OpenAI's layout as the hub has it: no prefix, masks as buffers, vocab.json and merges.txt; the model in it."""
+    config = transformers.GPT2Config(n_embd=2 * heads, n_layer=layers, n_head=heads, n_positions=12, vocab_size=rows)
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    tensors = {name.removeprefix("transformer."): value.clone() for name, value in theirs.state_dict().items()}
+    del tensors["lm_head.weight"]
+    for layer in range(layers):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 12, 12).tril()
+        tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    own = {name: getattr(config, name) for name in ("n_embd", "n_layer", "n_head", "n_positions", "vocab_size")}
+    short = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "n_ctx": 12, **own}
+    short |= {"bos_token_id": 50256, "eos_token_id": 50256, "task_specific_params": {}}
+    (folder / "config.json").write_text(json.dumps(short))
+    scratch = folder.with_name(folder.name + "-tokenizer")
+    scratch.mkdir()
+    write_tokenizer_files(load_tokenizer("gpt2"), scratch, 12)
+    for name in ("vocab.json", "merges.txt"):
+        (scratch / name).rename(folder / name)
+    return theirs
+
+
+def check_equal(checkpoint: Path, theirs: Any, vocab_size: int = 50257) -> None:
+    model = load_checkpoint(checkpoint).model
+    tokens = torch.randint(0, vocab_size, (2, 12), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        got, expected = model(tokens)[..., :vocab_size], theirs(tokens).logits[..., :vocab_size]
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize(("name", "form"), [*((name, "safetensors") for name in SIZES), ("gpt2", "bin")])
+def test_openais_four_sizes_in_the_files_the_hub_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, form: str
+) -> None:
+    layers, heads = SIZES[name]
+    source = tmp_path / name
+    theirs = gpt2_folder(source, layers=layers, heads=heads)
+    if form == "bin":
+        torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+        (source / "model.safetensors").unlink()
+    call(import_hf, monkeypatch, source, tmp_path / "in")
+    check_equal(tmp_path / "in", theirs)
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_files_in_parts_are_put_together_and_a_missing_part_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    source = tmp_path / "gpt2"
+    theirs = gpt2_folder(source, layers=2)
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    stem = "model" if form == "safetensors" else "pytorch_model"
+    weight_map = {}
+    for part in (1, 2):
+        file = f"{stem}-0000{part}-of-00002.{form}"
+        held = {name: value for number, (name, value) in enumerate(tensors.items()) if number % 2 == part - 1}
+        weight_map |= dict.fromkeys(held, file)
+        save_file(held, source / file) if form == "safetensors" else torch.save(held, source / file)
+    (source / f"{stem}.{form}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    call(import_hf, monkeypatch, source, tmp_path / "in")
+    check_equal(tmp_path / "in", theirs)
+    (source / f"{stem}-00002-of-00002.{form}").unlink()
+    assert f"lacks {stem}-00002-of-00002.{form}" in refused(monkeypatch, source, tmp_path / "again")
+
+
+def test_pickles_that_hold_more_than_tensors_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "gpt2"
+    gpt2_folder(source)
+    (source / "model.safetensors").unlink()
+    assert "has neither" in refused(monkeypatch, source, tmp_path / "in")
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save({"wte.weight": Trap()}, source / "pytorch_model.bin")
+    assert "can't be read as PyTorch weights" in refused(monkeypatch, source, tmp_path / "in")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_padded_table_is_cropped_to_the_tokenizer_and_another_vocabulary_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = gpt2_folder(tmp_path / "padded", rows=50304)
+    call(import_hf, monkeypatch, tmp_path / "padded", tmp_path / "in")
+    assert "left out: 47 rows" in capsys.readouterr().out
+    check_equal(tmp_path / "in", theirs)
+    gpt2_folder(tmp_path / "other", rows=60000)
+    assert "they don't belong together" in refused(monkeypatch, tmp_path / "other", tmp_path / "x")
+    gpt2_folder(tmp_path / "fewer", rows=500)
+    assert "they don't belong together" in refused(monkeypatch, tmp_path / "fewer", tmp_path / "x")
+
+
+def llama_folder(folder: Path, **ids: int) -> Any:
+    """A Llama with a byte-level tokenizer of its own; the model."""
+    built = tokenizers.Tokenizer(tokenizers.models.BPE())
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    built.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|end|>", "<|other|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    built.train_from_iterator(["the theory of the thing there"] * 9, trainer)
+    count = built.get_vocab_size()
+    config = transformers.LlamaConfig(
+        vocab_size=count + 3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=24, max_position_embeddings=24, **{"bos_token_id": 0, "eos_token_id": 0, **ids},
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder)
+    built.save(str(folder / "tokenizer.json"))
+    return model, count
+
+
+def test_a_byte_level_tokenizer_of_its_own_is_carried_written_with_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, count = llama_folder(tmp_path / "llama")
+    call(import_hf, monkeypatch, tmp_path / "llama", tmp_path / "in")
+    check_equal(tmp_path / "in", theirs, count)
+    shutil.rmtree(tmp_path / "llama" / "tokenizer.json", ignore_errors=True)
+    tokenizer = load_checkpoint(tmp_path / "in").tokenizer
+    assert isinstance(tokenizer, HuggingFaceTokenizer)
+    text = "the there <|end|> naïve 日本 😀\n\n\tx"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.end_of_text_id == 0
+    assert 0 not in ids
+    assert tokenizer.piece_bytes[ids].sum() == len(text.encode())
+    stream = TextStream(tokenizer)
+    assert "".join([*map(stream.push, ids.tolist()), stream.finish()]) == text
+    generated = subprocess.run(
+        [sys.executable, PROJECT / "eval" / "generate.py", tmp_path / "in", "--prompt", "the", "--max-tokens", "4"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert generated.returncode == 0, generated.stderr
+    call(export_hf, monkeypatch, tmp_path / "in", tmp_path / "out")
+    call(import_hf, monkeypatch, tmp_path / "out", tmp_path / "back")
+    assert load_checkpoint(tmp_path / "back").tokenizer.spec == tokenizer.spec
+
+
+def test_tokenizers_that_cannot_be_carried_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama_folder(tmp_path / "two", bos_token_id=0, eos_token_id=1)
+    assert "begin with id 0 and end with 1" in refused(monkeypatch, tmp_path / "two", tmp_path / "in")
+    llama_folder(tmp_path / "words")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<|end|>": 0, "the": 1}, unk_token="<|end|>"))
+    words.save(str(tmp_path / "words" / "tokenizer.json"))
+    assert "no byte-level tokenizer" in refused(monkeypatch, tmp_path / "words", tmp_path / "in")
+    (tmp_path / "words" / "tokenizer.json").unlink()
+    assert "--tokenizer gpt2 or byte" in refused(monkeypatch, tmp_path / "words", tmp_path / "in")
+
+
+def test_a_name_is_fetched_from_the_hub_once_and_then_needs_no_network(tmp_path: Path) -> None:
+    theirs = gpt2_folder(tmp_path / "gpt2")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "gpt2").iterdir()}
+    files["rust_model.ot"] = b"never asked for"
+    info = {"id": "o/gpt2", "sha": REVISION, "siblings": [{"rfilename": name} for name in files]}
+    served: dict[str, Any] = {f"/o/gpt2/resolve/{REVISION}/{name}": data for name, data in files.items()}
+    served["/api/models/o/gpt2/revision/main"] = served["/api/models/o/gpt2"] = info
+    served["/api/models/o/gpt2/tree/" + REVISION] = [
+        {"type": "file", "path": name, "size": len(data), "oid": "0" * 40} for name, data in files.items()
+    ]
+    home = {"HOME": str(tmp_path / "home"), "LONGHAUL_CACHE": str(tmp_path / "cache")}
+    with Server(files=served) as server:
+        done = import_by_path("o/gpt2", tmp_path / "in", HF_ENDPOINT=server.url, **home)
+        assert done.returncode == 0, done.stderr
+        assert not server.asked(f"/o/gpt2/resolve/{REVISION}/rust_model.ot")
+        missing = import_by_path("o/other", tmp_path / "x", HF_ENDPOINT=server.url, **home)
+    check_equal(tmp_path / "in", theirs)
+    assert missing.returncode == 2
+    assert missing.stderr.startswith("error: o/other is no folder")
+    assert not (tmp_path / "home").exists()
+    again = import_by_path("o/gpt2", tmp_path / "again", HF_HUB_OFFLINE="1", **home)
+    assert again.returncode == 0, again.stderr
+    offline = import_by_path("o/never", tmp_path / "x", HF_HUB_OFFLINE="1", **home)
+    assert offline.returncode == 2
+    assert offline.stderr.count("\n") == 1
+    assert "hf download o/never --local-dir DIR" in offline.stderr
+    assert "neither a folder nor" in import_by_path(tmp_path / "no" / "such" / "dir", tmp_path / "x", **home).stderr
