@@ -34,6 +34,7 @@ from eval.sampling import Sampling
 from model.config import preset_config
 from model.gpt import GPT
 from model.initialisation import initialise
+from model.packing import pack
 from model.precision import TORCH_DTYPES
 
 LONGHAUL, TRANSFORMERS, RERUN = "longhaul", "transformers", "rerun"
@@ -80,6 +81,7 @@ def main() -> int:
     if arguments.prompt_tokens + arguments.tokens > model.config.block_size:
         raise UserError(f"prompt and text must fit into the model's context of {model.config.block_size} tokens")
     theirs = load_in_transformers(model)
+    packed = pack(model)
     figures = []
     total = len(arguments.batch) * len(arguments.threads) * arguments.turns
     with progress_bar(total, "turn", "benchmark") as bar:
@@ -91,7 +93,12 @@ def main() -> int:
     print_figures(figures)
     if arguments.json:
         setting = {"model": asdict(model.config), "dtype": arguments.dtype, "device": str(device)}
-        setting |= {"prompt_tokens": arguments.prompt_tokens, "tokens": arguments.tokens, "torch": torch.__version__}
+        setting |= {
+            "packed": packed,
+            "prompt_tokens": arguments.prompt_tokens,
+            "tokens": arguments.tokens,
+            "torch": torch.__version__,
+        }
         write_json_whole(arguments.json, setting | {"figures": [asdict(figure) for figure in figures]})
     return 0
 

@@ -24,6 +24,7 @@ from eval.decoding import FULL, STOPPED, Decoding, Row
 from eval.loading import Loaded, device_for, load_checkpoint
 from eval.sampling import Sampling
 from eval.text_stream import TextStream
+from model.packing import pack
 from model.precision import TORCH_DTYPES
 
 PRESETS = {
@@ -108,7 +109,7 @@ def main() -> int:
     prompts = [] if arguments.interactive else read_prompts(arguments)
     sampling = sampling_of(arguments)
     loaded = load_checkpoint(arguments.run, device_for(arguments.device))
-    loaded.model.to(TORCH_DTYPES[arguments.dtype])
+    pack(loaded.model.to(TORCH_DTYPES[arguments.dtype]))
     wish = wish_of(arguments, sampling, loaded.model.config.block_size)
     if arguments.interactive:
         return converse(loaded, wish)

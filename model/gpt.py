@@ -66,6 +66,7 @@ class GPT(nn.Module):
             that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
         recompute_norms: while training, recompute each norm together with the projection after it, which then keeps
             no input of its own: two (B, T, C) tensors a block less, for little work.
+        packed_head: the output layer laid out for a CPU's kernels by `model.packing`, which writing uses.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -73,6 +74,7 @@ class GPT(nn.Module):
         self.config = config
         self.recompute_every = 0
         self.recompute_norms = False
+        self.packed_head: nn.Module | None = None
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -171,7 +173,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) to (..., V), the padding ids at -inf."""
-        logits = F.linear(hidden, self.head_weight)
+        logits = F.linear(hidden, self.head_weight) if self.packed_head is None else self.packed_head(hidden)
         if self.config.padded_vocab_size > self.config.vocab_size:
             padding = torch.arange(self.config.padded_vocab_size, device=logits.device) >= self.config.vocab_size
             logits = logits.masked_fill(padding, float("-inf"))

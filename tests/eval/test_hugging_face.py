@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from common.errors import UserError
 from data_prep.tokenization import END_OF_TEXT, CharTokenizer, load_tokenizer
 from eval import export_hf, import_hf
-from eval.hugging_face import GPT2, LLAMA, MISTRAL, STARCODER2, home_of, to_config, to_tensors
+from eval.hugging_face import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config, to_tensors
 from eval.tokenizer_files import recognise_tokenizer, write_tokenizer_files
 from model.config import PRESETS
 from model.weights import load_model
 from tests.eval.checkpoints import write_checkpoint
-from tests.model.small import small_config, small_model
+from tests.model.small import all_options, small_config, small_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -242,3 +242,21 @@ def test_tensors_are_a_copy_of_the_model_cropped_to_the_vocabulary():
     tensors = to_tensors(model.config, dict(model.named_parameters()))
     assert tensors["transformer.wte.weight"].shape == (61, 32)
     assert "lm_head.weight" not in tensors
+
+
+def test_every_combination_of_options_has_a_home_and_comes_back_or_is_refused_in_one_line():
+    homes = set()
+    for options in all_options():
+        config = small_config(**options)
+        refusal = None
+        try:
+            values = to_config(config, 0)
+        except UserError as error:
+            refusal = str(error)
+        if refusal is not None:
+            assert refusal.endswith("this model can't be exported")
+            assert "\n" not in refusal
+            continue
+        homes.add(values["architectures"][0])
+        assert plain(from_config(values, {"a.bias": torch.ones(1)} if config.bias else {})) == plain(config)
+    assert homes == set(CLASSES)
