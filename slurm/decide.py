@@ -37,7 +37,7 @@ class Facts:
 
     Args:
         state: the run's `state`; None where there is none.
-        start: which start of which job ends here.
+        own: the `state` was written by the start of the job that ends here.
         steps_trained: by this start.
         fruitless: starts in a row, this one included, that began where the run's newest checkpoint still is.
         asked: Slurm (or a person, by its means) asked the job to save and leave.
@@ -47,7 +47,7 @@ class Facts:
     """
 
     state: dict[str, Any] | None
-    start: StartId
+    own: bool
     steps_trained: int
     fruitless: int
     asked: bool
@@ -66,10 +66,10 @@ def decide(facts: Facts) -> Decision:
     """What to do with the job now."""
     state = facts.state or {}
     status = state.get("status")
-    if facts.start.names(state):
+    if facts.own:
         if status == "done":
             return Decision("finished", "all steps are done")
-        if status == "preempted" and "file" in (state.get("stop"), str(state.get("reason")).split()[-1]):
+        if status == "preempted" and state.get("stop") == "file":
             return Decision("stopped", "asked to by the STOP file")
         if status == "failed" and state.get("failure") != "lost_rank":
             return Decision("failed", f"not requeued, the same would happen again: {state.get('reason')}")
@@ -77,7 +77,7 @@ def decide(facts: Facts) -> Decision:
         return Decision("finished", "all steps were done before")
     if facts.ended_by_slurm:
         return Decision("leave", "Slurm ended the job, and requeues it if it means to")
-    if not facts.start.names(state):
+    if not facts.own:
         if facts.asked:
             return Decision("requeue", "pre-empted before the first step")
         return Decision("failed", f"the trainers ended with status {facts.exit_status} before the first step")
@@ -97,6 +97,12 @@ def _after_a_loss(facts: Facts, reason: str) -> Decision:
     return Decision("requeue", f"lost after {facts.steps_trained} steps: {reason}")
 
 
+def is_newer_than_start(folder: RunFolder, start: StartId) -> bool:
+    """Whether `state` was written since the start. On Slurm its job id and restart count tell; clocks may differ."""
+    begun = [line["time"] for line in read_starts(folder) if line["kind"] == "start"]
+    return bool(start.job_id) or not begun or folder.state.stat().st_mtime >= begun[-1]
+
+
 def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, exit_status: int) -> Decision:
     """Gather the facts about this process's job, decide, and write the decision into the run's folder.
 
@@ -107,10 +113,11 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
     job = fields(job_record)
     start = StartId.of_environment()
     pre_empting = job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+    state = folder.read_state()
     decision = decide(
         Facts(
-            state=folder.read_state(),
-            start=start,
+            state=state,
+            own=state is not None and start.names(state) and is_newer_than_start(folder, start),
             steps_trained=steps_trained(folder, start),
             fruitless=fruitless_starts(read_starts(folder), start, saved_step(folder)),
             asked=asked or pre_empting,

@@ -28,5 +28,5 @@ else
     meeting=(--nnodes="$SLURM_STEP_NUM_NODES" --node_rank="$SLURM_NODEID" --rdzv_id="$LONGHAUL_MEETING_ID"
         --master_addr="$LONGHAUL_HEAD" --master_port="$LONGHAUL_PORT")
 fi
-exec "$python" "$project/slurm/shield.py" "$python" -m torch.distributed.run "${meeting[@]}" --nproc_per_node="$ranks" \
-    --max-restarts=0 "$project/train/pretrain.py" "$@"
+exec "$python" "$project/train/launch.py" "${meeting[@]}" --nproc_per_node="$ranks" --max-restarts=0 \
+    "$project/train/pretrain.py" "$@"

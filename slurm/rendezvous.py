@@ -44,7 +44,7 @@ def choose_port(start: StartId, ports: range) -> int:
 
     Raises UserError where none is.
     """
-    first = int(start.job_id) * PORTS_PER_JOB + start.restart_count
+    first = int(start.job_id or 0) * PORTS_PER_JOB + start.restart_count
     for attempt in range(len(ports)):
         port = ports[(first + attempt) % len(ports)]
         if is_free(port):

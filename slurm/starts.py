@@ -20,21 +20,21 @@ FRUITLESS_LIMIT = 3  # starts in a row from the same checkpoint, after which the
 
 @dataclass(frozen=True)
 class StartId:
-    """One start of one job: Slurm keeps the job's id over requeues and counts its restarts."""
+    """One start of one job: Slurm keeps the job's id over requeues and counts its restarts. Without Slurm: ""."""
 
     job_id: str
     restart_count: int
 
     @classmethod
     def of_environment(cls) -> "StartId":
-        return cls(os.environ.get("SLURM_JOB_ID", "0"), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+        return cls(os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
 
     def __str__(self) -> str:
-        return f"{self.job_id}.{self.restart_count}"
+        return f"{self.job_id or 'local'}.{self.restart_count}"
 
     def names(self, record: dict[str, Any]) -> bool:
         """Whether a record (`state`, or a line of slurm.jsonl) is of this start."""
-        return record.get("job_id") == self.job_id and record.get("restart_count") == self.restart_count
+        return (record.get("job_id") or "") == self.job_id and record.get("restart_count") == self.restart_count
 
 
 def starts_file(folder: RunFolder) -> Path:

@@ -8,6 +8,7 @@ that were done twice are what it lacks.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -91,7 +92,7 @@ def allocated_seconds(lines: list[dict[str, Any]], trained: list[dict[str, Any]]
     """
     total = 0.0
     starts = [position for position, line in enumerate(lines) if line["kind"] == "start"]
-    for position, following in zip(starts, [*starts[1:], None], strict=True):
+    for position, following in itertools.zip_longest(starts, starts[1:]):
         begun = lines[position]["time"]
         until = lines[following]["time"] if following is not None else float("inf")
         ends = [line["time"] for line in lines[position:following] if line["kind"] == "end"]

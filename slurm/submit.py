@@ -163,12 +163,13 @@ def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) ->
     print("python slurm/status.py tells how they are")
 
 
-def run_here(jobs: list[Job], tasks: list[TrainingTask]) -> int:
+def run_here(jobs: list[Job], tasks: list[TrainingTask], gpus: int) -> int:
     """Run one after another on this machine, showing their output."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     status = 0
     for job, task in zip(jobs, tasks, strict=True):
         executor = submitit.LocalExecutor(job.folder.parent / "submitit" / "%j", max_num_timeout=NO_LIMIT)
-        executor.update_parameters(timeout_min=NO_LIMIT, stderr_to_stdout=True, nodes=1)
+        executor.update_parameters(timeout_min=NO_LIMIT, stderr_to_stdout=True, nodes=1, gpus_per_node=gpus)
         handle = cast(LocalJob[str], executor.submit(task))
         print(f"running {job.folder}, output in {handle.paths.stdout}", flush=True)
         try:
@@ -204,7 +205,7 @@ def main() -> int:
     jobs = plan_jobs(a.config, a.options, a.sweep)
     tasks = [TrainingTask(job.options, job.folder, sys.executable, max(1, a.gpus_per_node)) for job in jobs]
     if a.local:
-        return run_here(jobs, tasks)
+        return run_here(jobs, tasks, a.gpus_per_node)
     submit(a, jobs, tasks)
     return 0
 

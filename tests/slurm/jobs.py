@@ -73,16 +73,16 @@ class Job:
             ours = self.state.get("restart_count") == start and self.state.get("job_id") == self.id
             return ours and self.state["status"] == "running" and self.step() >= step
 
-        self._wait(reached, f"step {step} of start {start}")
+        self.wait_for(reached, f"step {step} of start {start}")
 
     def wait_for_state(self, *states: str, seconds: float = 90.0) -> None:
-        self._wait(lambda: self.facts["JobState"] in states, " or ".join(states), seconds)
+        self.wait_for(lambda: self.facts["JobState"] in states, " or ".join(states), seconds)
 
     def wait_for_restart(self, number: int) -> None:
-        self._wait(lambda: int(self.facts["Restarts"]) >= number, f"restart {number}")
+        self.wait_for(lambda: int(self.facts["Restarts"]) >= number, f"restart {number}")
 
     def wait_for_text(self, text: str, seconds: float = 90.0) -> None:
-        self._wait(lambda: text in self.output, text, seconds)
+        self.wait_for(lambda: text in self.output, text, seconds)
 
     def completes(self, *, restarts: int, like: RunFolder) -> None:
         """The job must end well after so many restarts, every loss as in the undisturbed run, to the bit."""
@@ -92,7 +92,7 @@ class Job:
         assert self.state["status"] == "done"
         assert curve(self.run) == curve(like)
 
-    def _wait(self, happened: Any, what: str, seconds: float = 90.0) -> None:
+    def wait_for(self, happened: Any, what: str, seconds: float = 90.0) -> None:
         try:
             self.cluster.wait_for(happened, what, seconds=seconds)
         except AssertionError as error:

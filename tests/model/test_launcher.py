@@ -1,0 +1,85 @@
+"""Which rank a process is, by the variables that torchrun and Slurm really set."""
+
+import pytest
+
+from common.errors import UserError
+from model.launcher import Place, export_place, find_place
+
+STEP = {  # of the task with number 3 of `srun -N 2 --ntasks-per-node=2`
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "MASTER_ADDR": "n1",
+    "MASTER_PORT": "10013",
+}
+AGENT = {  # of the task in which torchrun runs, one a node
+    **STEP,
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+WORKER = {
+    **AGENT,
+    "TORCHELASTIC_RUN_ID": "7.0",
+    "GROUP_WORLD_SIZE": "2",
+    "RANK": "9",
+    "WORLD_SIZE": "16",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "8",
+}
+BATCH = {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+
+
+def test_without_a_launcher_there_is_one_rank():
+    assert find_place({}) == Place(0, 1, 0, 1)
+
+
+def test_torchrun_wins_over_the_task_it_runs_in():
+    assert find_place(WORKER) == Place(9, 16, 1, 8)
+
+
+def test_a_task_of_srun_is_a_rank():
+    assert find_place(STEP) == Place(3, 4, 1, 2)
+
+
+def test_uneven_tasks():
+    uneven = STEP | {"SLURM_STEP_NUM_TASKS": "5", "SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_NODEID": "2"}
+    assert find_place(uneven).local_world_size == 1
+
+
+def test_a_batch_script_on_one_node_is_no_task():
+    assert find_place(BATCH | {"SLURM_JOB_NUM_NODES": "1"}) == Place(0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        (BATCH, "would train alone in an allocation of 2 nodes"),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "1"}, "would train alone"),
+        (WORKER | {"RANK": "0", "WORLD_SIZE": "1"}, "would train alone"),
+        (WORKER | {"GROUP_WORLD_SIZE": "1"}, "knows of 1 of 2 nodes"),
+        (WORKER | {"SLURM_STEP_NUM_TASKS": "16"}, "needs one task a node"),
+        ({name: value for name, value in STEP.items() if name != "MASTER_ADDR"}, "MASTER_ADDR"),
+    ],
+)
+def test_nodes_that_would_train_apart_are_refused(environment: dict[str, str], words: str):
+    with pytest.raises(UserError, match=words):
+        find_place(environment)
+
+
+def test_libraries_find_torchrun_s_variables():
+    environment = dict(STEP)
+    export_place(environment, find_place(STEP))
+    assert {name: environment[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")} == {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    assert find_place(environment) == find_place(STEP)

@@ -1,0 +1,115 @@
+"""What becomes of a job, by the facts alone."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from common.run_folder import RunFolder
+from slurm.decide import Facts, decide, decide_for
+from slurm.starts import StartId, append_end, append_start, fruitless_starts, read_starts, steps_trained
+
+START = StartId("7", 2)
+
+
+def facts(status: str | None = None, *, own: bool = True, **changes: Any) -> Facts:
+    """A start that trained 30 steps from the checkpoint where the start before began, and left `status` behind."""
+    state = None
+    if status is not None:
+        state = {"status": status, "reason": "why", "step": 130}
+        state |= {name: changes.pop(name) for name in ("stop", "failure", "reason") if name in changes}
+    usual = Facts(
+        state,
+        own and status is not None,
+        steps_trained=30,
+        fruitless=1,
+        asked=False,
+        ended_by_slurm=False,
+        exit_status=1,
+    )
+    return replace(usual, **changes)
+
+
+@pytest.mark.parametrize(
+    ("case", "action"),
+    [
+        # the run's own word
+        (facts("done", exit_status=0), "finished"),
+        (facts("done", exit_status=1), "finished"),  # torchrun's status after a clean end may be 1
+        (facts("done", ended_by_slurm=True), "finished"),
+        (facts("preempted", stop="signal", reason="SIGUSR1"), "requeue"),
+        (facts("preempted", stop="deadline"), "requeue"),
+        (facts("preempted", stop="file", reason="STOP file"), "stopped"),
+        (facts("preempted", stop="signal", reason="SIGINT"), "stopped"),
+        (facts("failed", failure="exception"), "failed"),
+        (facts("failed"), "failed"),
+        (facts("failed", failure="exception", asked=True), "failed"),
+        # a loss
+        (facts("failed", failure="lost_rank"), "requeue"),
+        (facts("running"), "requeue"),
+        (facts("preempted", stop="launcher"), "requeue"),
+        (facts("failed", failure="lost_rank", steps_trained=0), "failed"),
+        (facts("running", steps_trained=0), "failed"),
+        (facts("running", steps_trained=0, asked=True), "requeue"),
+        (facts("failed", failure="lost_rank", fruitless=3), "failed"),
+        (facts("running", fruitless=3), "failed"),
+        # Slurm has ended the job: scancel, or it requeues by itself
+        (facts("preempted", stop="signal", ended_by_slurm=True), "leave"),
+        (facts("failed", failure="lost_rank", ended_by_slurm=True), "leave"),
+        (facts("running", ended_by_slurm=True), "leave"),
+        (facts(None, ended_by_slurm=True), "leave"),
+        # nothing of this start's
+        (facts(None, exit_status=2), "failed"),
+        (facts("preempted", own=False, stop="signal"), "failed"),
+        (facts("running", own=False), "failed"),
+        (facts("done", own=False, exit_status=0), "finished"),
+        (facts("done", own=False, exit_status=1), "failed"),
+        (facts(None, asked=True), "requeue"),
+        (facts("preempted", own=False, stop="signal", asked=True), "requeue"),
+    ],
+)
+def test_decision(case: Facts, action: str):
+    assert decide(case).action == action
+
+
+def test_fruitless_starts_are_counted_from_the_newest_checkpoint(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path / "run")
+
+    def start(number: int, checkpoint: int) -> None:
+        (folder.checkpoints / f"step-{checkpoint:08d}").mkdir(parents=True, exist_ok=True)
+        append_start(folder, StartId("7", number), ["n1"], "torchrun")
+
+    append_start(folder, StartId("6", 0), ["n1"], "torchrun")  # another job's
+    append_start(folder, StartId("7", 0), ["n1"], "torchrun")
+    assert fruitless_starts(read_starts(folder), START, 0) == 1
+    start(1, 100)
+    start(2, 100)
+    assert fruitless_starts(read_starts(folder), START, 100) == 2
+    assert fruitless_starts(read_starts(folder), START, 200) == 0  # it has saved since
+    append_end(folder, START, "requeue", "pre-empted at step 100: SIGUSR1")
+    start(3, 100)
+    assert fruitless_starts(read_starts(folder), START, 100) == 1  # being pre-empted is no fault
+
+
+def test_the_facts_come_from_the_run_and_the_controller(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    folder = RunFolder(tmp_path / "run")
+    append_start(folder, START, ["n1"], "torchrun")
+    begun = read_starts(folder)[0]["time"]
+    records = [{"step": step, "step_seconds": 1.0, "time": begun + step - 5} for step in range(10)]
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert steps_trained(folder, START) == 5  # the others are of an earlier start
+    folder.write_state("preempted", reason="SIGTERM", step=9, tokens=1, stop="signal")
+
+    def decision(job: str) -> str:
+        return decide_for(folder, job, asked=False, told=False, exit_status=1).action
+
+    assert decision("JobId=7 JobState=RUNNING PreemptTime=None Command=x --run.name JobState=CANCELLED") == "requeue"
+    assert decision("JobId=7 JobState=CANCELLED PreemptTime=None") == "leave"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")  # the state is an earlier start's
+    assert decision("JobId=7 JobState=RUNNING PreemptTime=None") == "failed"
+    assert decision("JobId=7 JobState=RUNNING PreemptTime=2026-11-22T05:00:00") == "requeue"
+    written = [line["decision"] for line in read_starts(folder) if line["kind"] == "end"]
+    assert written == ["requeue", "leave", "failed", "requeue"]

@@ -1,0 +1,115 @@
+"""Ports, addresses and the check of all nodes, without a cluster: nodes are processes, or threads, of this machine."""
+
+import socket
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from slurm import rendezvous
+from slurm.beginning import Beginning, leave_mark
+from slurm.preflight import check_nodes
+from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range, reachable_address
+from slurm.starts import StartId
+from tests.helpers.token_sets import make_token_set
+
+
+@given(low=st.integers(1024, 60_000), size=st.integers(0, 40_000))
+def test_ports_lie_outside_the_ephemeral_range_where_there_is_room(low: int, size: int):
+    high = min(low + size, 65_535)
+    ports = port_range((low, high))
+    assert len(ports) > 500
+    assert ports.start >= 1024
+    assert ports.stop <= 65_536
+    if low > 11_000 or high < 64_535:
+        assert ports.stop <= low or ports.start > high
+
+
+def test_starts_and_neighbouring_jobs_have_ports_of_their_own(monkeypatch):
+    monkeypatch.setattr(rendezvous, "is_free", lambda port: True)
+    ports = port_range((32_768, 60_999))
+    chosen = [choose_port(StartId(str(job), restart), ports) for job in range(1000, 2000) for restart in range(10)]
+    assert len(set(chosen)) == len(chosen)
+
+
+def test_an_occupied_port_is_passed_over():
+    ports = port_range(ephemeral_ports())
+    start = StartId("123456", 1)
+    first = choose_port(start, ports)
+    with socket.create_server(("", first)):
+        assert choose_port(start, ports) not in (first, None)
+    assert choose_port(start, ports) == first
+
+
+def test_no_loopback_address_is_given_to_other_nodes():
+    assert reachable_address("localhost") is None
+    assert head_address("node-17", ["localhost"]) == "node-17"
+    assert reachable_address("no-such-host.invalid") is None
+    assert interface_to("no-such-host.invalid") is None
+
+
+@pytest.fixture
+def beginning(tmp_path: Path) -> Beginning:
+    tokens = make_token_set(tmp_path / "data", train_tokens=2000, val_tokens=500)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    run = tmp_path / "run"
+    run.mkdir()
+    found = Beginning(str(run), str(tokens.folder), tokens.identity, "127.0.0.1", port, "7.0", "")
+    leave_mark(found)
+    return found
+
+
+def check(views: list[Beginning], patience_seconds: float = 3.0) -> list[str]:
+    """What each node says when node i sees `views[i]`; "" where all is well."""
+    said = [""] * len(views)
+    nodes = [f"n{number}" for number in range(len(views))]
+
+    def one(number: int) -> None:
+        try:
+            check_nodes(views[number], nodes, number, patience_seconds)
+        except UserError as error:
+            said[number] = str(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(len(views))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return said
+
+
+def test_nodes_that_see_the_same_are_let_through(beginning: Beginning):
+    assert check([beginning] * 3) == ["", "", ""]
+
+
+def test_a_node_with_another_run_folder_is_named(beginning: Beginning, tmp_path: Path):
+    said = check([beginning, beginning, replace(beginning, run_folder=str(tmp_path / "elsewhere"))])
+    assert "n2 does not see the run's folder" in said[0]
+    assert "put run.root on a file system that all nodes share" in said[2]
+    assert said[1] == ""
+
+
+def test_a_node_with_other_shards_is_named(beginning: Beginning, tmp_path: Path):
+    make_token_set(tmp_path / "other", train_tokens=2000, val_tokens=500, seed=1)
+    leave_mark(replace(beginning, data_folder=str(tmp_path / "other")))
+    said = check([beginning, replace(beginning, data_folder=str(tmp_path / "other"))])
+    assert "n1 finds other data" in said[0]
+
+
+def test_a_node_without_the_shards_is_named(beginning: Beginning, tmp_path: Path):
+    for shard in Path(beginning.data_folder).glob("*.bin"):
+        shard.unlink()
+    assert "n1 does not see the data" in check([beginning, beginning])[0]
+
+
+def test_a_node_that_stays_silent_is_named(beginning: Beginning):
+    stranger = replace(beginning, meeting_id="6.0")  # an old start's process, still alive
+    said = check([beginning, beginning, stranger])
+    assert said[0].startswith("n2 did not reach the first node n0")
+    assert "--exclude=n2" in said[0]

@@ -1,0 +1,86 @@
+"""Figures of status.py, from a run's files written by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.run_folder import RunFolder
+from slurm.status import allocated_seconds, read_status
+from tests.helpers.training import PROJECT
+
+START = 1_700_000_000.0
+
+
+def line(kind: str, seconds: float, restart: int, **more: Any) -> dict[str, Any]:
+    return {"kind": kind, "time": START + seconds, "job_id": "7", "restart_count": restart, **more}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """100 s of allocation ended by a power failure after step 4, saved at 2; then 50 s, which reached 6 of 10."""
+    run = RunFolder(tmp_path / "runs" / "power-failure")
+    run.path.mkdir(parents=True)
+    lines = [line("submission", -60, 0), line("start", 0, 0, from_step=0), line("start", 200, 1, from_step=2)]
+    lines += [line("end", 250, 1, decision="requeue", reason="pre-empted")]
+    (run.path / "slurm.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
+    seconds = [*enumerate([25, 50, 75, 100], 1), *enumerate([210, 220, 230, 240], 3)]
+    records = [
+        {"step": step, "loss": 1.0, "step_seconds": 10.0, "tokens_per_second": 50.0, "time": START + at}
+        for step, at in seconds
+    ]
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    run.config.write_text("run: {max_steps: 10}\n")
+    run.write_state("preempted", reason="SIGUSR1", step=6, tokens=6)
+    return run
+
+
+def test_the_figures_of_an_interrupted_run(folder: RunFolder):
+    status = read_status(folder, now=START + 1000)
+    assert (status.run, status.status, status.job_id) == ("power-failure", "preempted", "7")
+    assert (status.step, status.max_steps) == (6, 10)
+    assert status.restarts == 1
+    assert status.lost_steps == 2  # 3 and 4 were done twice
+    assert status.allocated_seconds == pytest.approx(100 + 50)
+    assert status.goodput == pytest.approx(6 * 10 / 150)
+    assert status.eta_seconds == pytest.approx(40)
+    assert status.tokens_per_second == 50.0
+
+
+def test_a_running_job_is_counted_until_now():
+    lines = [line("start", 0, 0)]
+    assert allocated_seconds(lines, [{"time": START + 30}], now=START + 70) == pytest.approx(70)
+    assert allocated_seconds(lines, [{"time": START + 30}], now=None) == pytest.approx(30)
+    assert allocated_seconds([], [], now=None) == 0
+
+
+def test_the_command_prints_a_line_a_run_and_writes_json(folder: RunFolder, tmp_path: Path):
+    figures = tmp_path / "status.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(PROJECT / "slurm" / "status.py"),
+            "--root",
+            str(folder.path.parent),
+            "--json",
+            str(figures),
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    head, row = done.stdout.splitlines()
+    assert head.split()[:4] == ["run", "status", "job", "Slurm"]
+    assert {"power-failure", "preempted", "6/10", "40%"} <= set(row.split())
+    assert json.loads(figures.read_text())[0]["lost_steps"] == 2
+
+
+def test_no_runs_is_one_line(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "slurm" / "status.py"), "--root", str(tmp_path)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: no runs in")

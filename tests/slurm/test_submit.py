@@ -1,0 +1,98 @@
+"""What submit.py writes and plans, without a cluster; and the same run without Slurm."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from common.run_folder import RunFolder
+from slurm.submit import minutes, plan_jobs
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PROJECT, curve, run_of, tiny_arguments, train_by_path
+
+GOLDEN = Path(__file__).parent / "golden"
+SMOKE = PROJECT / "train" / "configs" / "smoke.yaml"
+
+
+def run_submit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    unset = {"SBATCH_PARTITION", "SBATCH_ACCOUNT"}
+    environment = {name: value for name, value in os.environ.items() if name not in unset} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "slurm" / "submit.py"), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("one-run", ["--nodes=4", "--time=1-12:00:00", "--partition=gpu", "--account=physics"]),
+        ("sweep", ["--gpus-per-node=1", "--cpus-per-node=12", "--sweep=optim.lr=3e-4,6e-4", "--sweep=run.seed=1,2"]),
+    ],
+)
+def test_the_script_for_sbatch(name: str, arguments: list[str], tmp_path: Path):
+    """`LONGHAUL_NEW_GOLDEN=1 pytest …` writes the files anew, to be read in the diff."""
+    done = run_submit("--config", str(SMOKE), "--dry-run", *arguments, "--", "--run.max_steps=5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    places = {str(tmp_path): "WORKING_FOLDER", sys.executable: "PYTHON", str(PROJECT): "PROJECT"}
+    text = done.stdout
+    for place, word in places.items():
+        text = text.replace(place, word)
+    golden = GOLDEN / f"{name}.sbatch"
+    if "LONGHAUL_NEW_GOLDEN" in os.environ:
+        golden.write_text(text)
+    assert text == golden.read_text()
+    assert not (tmp_path / "runs").exists()  # nothing was submitted
+
+
+def test_a_sweep_names_its_runs():
+    jobs = plan_jobs(str(SMOKE), ["--run.root=/r"], ["optim.lr=3e-4,6e-4", "run.seed=1,2"])
+    names = [f"smoke-lr-{lr}-seed-{seed}" for lr in ("3e-4", "6e-4") for seed in (1, 2)]
+    assert [job.name for job in jobs] == names
+    assert [job.folder for job in jobs] == [Path("/r") / name for name in names]
+    assert "--optim.lr=6e-4" in jobs[-1].options
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [("optim.lr", "give KEY=VALUE"), ("optim.learning=1", "unknown option"), ("optim.lr=fast", "optim.lr")],
+)
+def test_a_wrong_sweep_is_one_line(sweep: str, words: str):
+    with pytest.raises(UserError, match=words):
+        plan_jobs(str(SMOKE), [], [sweep])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90", 90), ("90:30", 91), ("2:00:00", 120), ("24:00:01", 1441), ("1-0", 1440), ("2-12:30", 3630), ("0:20", 1)],
+)
+def test_times_as_sbatch_takes_them(text: str, expected: int):
+    assert minutes(text) == expected
+
+
+def test_a_wrong_time_is_one_line():
+    with pytest.raises(UserError, match="--time soon"):
+        minutes("soon")
+
+
+def test_the_same_without_slurm(tmp_path: Path):
+    make_token_set(tmp_path / "data")
+    arguments = tiny_arguments(tmp_path, tmp_path / "data", "local", "--run.max_steps=5")
+    config, options = arguments[0].removeprefix("--config="), arguments[1:]
+    done = run_submit("--config", config, "--gpus-per-node=2", "--local", "--", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all steps are done" in done.stdout
+    state = RunFolder(tmp_path / "runs" / "local").read_state()
+    assert state is not None
+    assert (state["status"], state["step"]) == ("done", 5)
+    alone = tiny_arguments(tmp_path, tmp_path / "data", "alone", "--run.max_steps=5")
+    assert train_by_path(*alone).returncode == 0
+    steps = [[row[0] for row in curve(run_of(tmp_path, name))] for name in ("local", "alone")]
+    assert steps[0] == steps[1]
