@@ -35,12 +35,25 @@ def network_namespaces_work() -> bool:
 
 
 def remove_leftovers() -> None:
-    """Delete the networks of test processes that are gone; what ran in them went with those processes."""
+    """Delete networks and process groups of test processes that are gone; what ran in them went with those."""
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     for name in re.findall(r"^lh\d+\w*", listed, re.MULTILINE):
-        pid = re.match(r"lh(\d+)", name)
-        if pid and not Path("/proc", pid[1]).exists():
+        if _is_left_over(name):
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
+    for group in FREEZER.glob("slurm_lh*"):
+        if _is_left_over(group.name.removeprefix("slurm_")):
+            remove_process_group(group)
+
+
+def _is_left_over(name: str) -> bool:
+    pid = re.match(r"lh(\d+)", name)
+    return pid is not None and not Path("/proc", pid[1]).exists()
+
+
+def remove_process_group(group: Path) -> None:
+    for folder in sorted(group.glob("**/"), reverse=True):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def check_requirements() -> None:
@@ -107,9 +120,7 @@ class Cluster:
             for name in [*self.nodes, self.tag]:
                 subprocess.run(["ip", "netns", "del", name], capture_output=True)
         for node in self.nodes:
-            for group in sorted(FREEZER.glob(f"slurm_{node}/**/"), reverse=True):
-                with contextlib.suppress(OSError):
-                    group.rmdir()
+            remove_process_group(FREEZER / f"slurm_{node}")
 
     # --- commands
 
