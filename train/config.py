@@ -18,7 +18,7 @@ from common.errors import UserError
 from common.run_folder import RunFolder
 from model.config import PRESETS, ModelConfig, preset_config
 from train.batch import BatchConfig
-from train.optimizer import OptimConfig
+from train.optim_config import OptimConfig
 from train.run_config import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RecomputeConfig, RunConfig
 from train.schedule import ScheduleConfig
 

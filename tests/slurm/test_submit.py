@@ -96,3 +96,9 @@ def test_the_same_without_slurm(tmp_path: Path):
     assert train_by_path(*alone).returncode == 0
     steps = [[row[0] for row in curve(run_of(tmp_path, name))] for name in ("local", "alone")]
     assert steps[0] == steps[1]
+
+
+def test_the_job_s_beginning_does_not_wait_for_torch():
+    """Importing it takes half a minute on a busy file system, and nothing is trained before a check of the options."""
+    code = "import sys, slurm.begin, slurm.preflight, slurm.decide; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0
