@@ -21,6 +21,7 @@ from tests.chaos.verdict import broken_checkpoints, compare, last_step, newest_w
 from tests.helpers.token_sets import make_token_set
 
 PROJECT = Path(__file__).resolve().parents[2]
+LAUNCH = str(PROJECT / "train" / "launch.py")
 VICTIM = str(Path(__file__).with_name("victim.py"))
 SAVE_EVERY = 2
 KEEP_LAST = 3
@@ -139,7 +140,8 @@ class Campaign:
         environment: dict[str, str] | None = None,
     ) -> Trainer:
         self._start_count += 1
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+        launch = [LAUNCH] if Path(LAUNCH).exists() else ["-m", "torch.distributed.run"]
+        launcher = [*launch, "--standalone", f"--nproc_per_node={world_size}"]
         options = [
             f"--config={self._config}",
             f"--data.path={self._data}",

@@ -19,7 +19,8 @@ from tests.chaos.verdict import last_step
 GONE_SECONDS = 60.0  # a dead rank takes everything with it within this time
 REFUSED_SECONDS = 120.0
 WANDB_SECONDS = 120.0
-STEPS_UNTIL_STOPPED = 3  # until ranks have noticed that their launcher is gone, or agreed on a signal
+STEPS_UNTIL_STOPPED = 3  # until ranks have agreed on a signal
+STEPS_WITHOUT_LAUNCHER = 12  # of half a second, until ranks have noticed that it is gone
 STEPS_BESIDE_A_FAULT = 3  # that a fault which concerns no rank must leave the run free to do
 
 
@@ -96,7 +97,8 @@ def _targets(fault: Fault, trainer: Trainer) -> list[int]:
     if fault.target == plan.ALL_RANKS:
         return list(trainer.pids.values())
     if fault.target == plan.LAUNCHER:
-        return [trainer.pid]
+        # train/launch.py, or torchrun below it; only the first is to be asked to stop
+        return [trainer.agent() if fault.kind == plan.KILL and fault.seed % 2 else trainer.pid]
     return list(marked(trainer.mark))
 
 
@@ -111,7 +113,7 @@ def _kill(fault: Fault, victims: Victims) -> Outcome:
     if trainer.status == 0:
         complaint = complaint or "the launcher's exit status was 0"
     after = victims.recorded_step() - before
-    if fault.target == plan.LAUNCHER and after > STEPS_UNTIL_STOPPED:
+    if fault.target == plan.LAUNCHER and after > STEPS_WITHOUT_LAUNCHER:
         complaint = complaint or f"the ranks did {after} steps after their launcher was gone"
     return Outcome(seconds, f"all gone, status {trainer.status}", complaint)
 

@@ -34,13 +34,15 @@ class Trap:
     """Where one rank reports to the harness: at the `entry`-th entry of `phase`.
 
     moment: before or after the phase's function the rank waits until it is told to go on; `during` it reports and goes
-    on, so that the fault comes at a random instant.
+    on, so that the fault comes at a random instant. slow_seconds: added to every step from then on, where the fault
+    takes time to be noticed and a tiny run would be over before.
     """
 
     rank: int
     phase: str
     entry: int
     moment: Moment
+    slow_seconds: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

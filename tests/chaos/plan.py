@@ -29,6 +29,7 @@ WEIGHTS: dict[tuple[str, str], float] = {
     (SHARD_FLIPPED, BETWEEN_STARTS): 30,
 }
 MOMENTS: tuple[Moment, ...] = ("before", "during", "after")
+SLOW_SECONDS = 0.5  # a step without a launcher
 LONGEST_DELAY_SECONDS = 0.02  # how long after a rank entered the phase a fault `during` it comes
 
 
@@ -126,6 +127,6 @@ def _fault(number: int, kind: str, place: str, targets: Cycle, executed: bool, c
         moment: Moment = "before"
     else:
         moment = chance.choice(MOMENTS)
-    trap = Trap(rank, phase, entry, moment)
+    trap = Trap(rank, phase, entry, moment, SLOW_SECONDS if target == LAUNCHER else 0.0)
     delay = chance.uniform(0.0, LONGEST_DELAY_SECONDS) if moment == "during" else 0.0
     return Fault(number, kind, phase, target, trap, delay, executed, seed)

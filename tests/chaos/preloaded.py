@@ -26,7 +26,9 @@ from tests.chaos.phases import MARK_VARIABLE
 
 TORCHRUN = "torch.distributed.run"
 SUBPROCESS_HANDLER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
+AGENT = "torchrun_agent.py"
 SPARE_RANKS = 2
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGCHLD)
 _spares: list["Spare"] = []
 
 
@@ -60,18 +62,25 @@ def start(arguments: Sequence[str], environment: dict[str, str], output: Path, o
     return pid
 
 
-def run_python(arguments: Sequence[str], environment: dict[str, str]) -> NoReturn:
+def ignored_signals() -> list[int]:
+    return [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+
+
+def run_python(arguments: Sequence[str], environment: dict[str, str], ignored: Sequence[int] = ()) -> NoReturn:
     """Be `python [-u] (-m module | script) arguments…` from here on."""
     status = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        for number in SIGNALS:  # what is ignored stays so, as over an exec
+            if number in ignored:
+                signal.signal(number, signal.SIG_IGN)
+            else:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(environment)
         arguments = [argument for argument in arguments if argument != "-u"]
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        if arguments[0] == "-m" and arguments[1] == TORCHRUN:
+        if TORCHRUN in arguments[:2] or arguments[0].endswith(AGENT):
             while len(_spares) < SPARE_RANKS:
                 _spares.append(Spare())
         if arguments[0] == "-m":
@@ -116,14 +125,15 @@ class Spare:
                 os._exit(0)  # the parent is gone or had no use for it
             theirs.close()
             _spares.clear()
-            arguments, environment, new_session = json.loads(orders)
+            arguments, environment, new_session, ignored = json.loads(orders)
             if new_session:
                 os.setsid()
-            run_python(arguments, environment)
+            run_python(arguments, environment, ignored)
         theirs.close()
 
     def run(self, arguments: Sequence[str], environment: dict[str, str], *, new_session: bool) -> None:
-        self._socket.sendall(json.dumps([list(arguments), environment, new_session]).encode() + b"\n")
+        orders = [list(arguments), environment, new_session, ignored_signals()]
+        self._socket.sendall(json.dumps(orders).encode() + b"\n")
         self._socket.close()
 
     def close(self) -> None:
@@ -166,4 +176,4 @@ class PreloadedPopen(subprocess.Popen[Any]):
                 os.setsid()
             elif process_group is not None:
                 os.setpgid(0, process_group)
-            run_python(command, environment)
+            run_python(command, environment, ignored_signals())

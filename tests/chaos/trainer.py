@@ -149,6 +149,16 @@ class Trainer:
             for pid in targets:
                 send(pid, signal.SIGKILL)
 
+    def agent(self) -> int:
+        """The process id of torchrun, which may be a child of the launcher or the launcher itself."""
+        for pid in marked(self.mark):
+            try:
+                if _parent(pid) == self.pid and pid not in self.pids.values():
+                    return pid
+            except OSError:
+                continue
+        return self.pid
+
     def said(self) -> str:
         """Everything on standard output and error so far."""
         return self.output.read_text(errors="replace")
@@ -161,6 +171,10 @@ class Trainer:
         for connection in [self._listener, *self._buffers]:
             connection.close()
         self._buffers.clear()
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _execute(arguments: Sequence[str], environment: dict[str, str], output: Path) -> int:

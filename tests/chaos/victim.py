@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,14 @@ class Snare:
         self.trap = trap
         self._harness = harness
         self._entries = 0
-        self._sprung = False
+        self.sprung = False
         self.in_step = False
         self.step = 0
 
     @contextlib.contextmanager
     def around(self) -> Iterator[None]:
         """Put this around one entry of the phase."""
-        counts = not self._sprung and (self.in_step or self.trap.phase not in WITHIN_A_STEP)
+        counts = not self.sprung and (self.in_step or self.trap.phase not in WITHIN_A_STEP)
         self._entries += counts
         springs = counts and self._entries == self.trap.entry
         if springs and self.trap.moment != "after":
@@ -84,9 +85,9 @@ class Snare:
             self.spring()
 
     def spring(self) -> None:
-        if self._sprung:
+        if self.sprung:
             return
-        self._sprung = True
+        self.sprung = True
         self._harness.tell("reached", phase=self.trap.phase, step=self.step)
         if self.trap.moment != "during":
             self._harness.wait()
@@ -117,6 +118,8 @@ def watch_step(original: Callable[..., Any], snare: Snare) -> Callable[..., Any]
             return original(stepper, batch, step)
         finally:
             snare.in_step = False
+            if snare.sprung:
+                time.sleep(snare.trap.slow_seconds)
 
     return watched
 
