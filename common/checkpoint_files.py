@@ -60,7 +60,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
 
 
 def write_checkpoint_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
-    """Write `checkpoint.json`: the format's version, these facts (`files` among them), and a SHA-256 of all of it."""
+    """Write `checkpoint.json`: these facts (`files` among them), the format's version, and a SHA-256 of all of it."""
     manifest = json.loads(json.dumps({"format_version": FORMAT_VERSION, **facts}))  # as it will be read
     write_json_whole(checkpoint / CHECKPOINT_MANIFEST, {**manifest, OWN_HASH: _own_hash(manifest)})
 

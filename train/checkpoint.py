@@ -17,15 +17,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from common.checkpoint_files import (
-    CHECKPOINT_MANIFEST,
-    FORMAT_VERSION,
     BadCheckpoint,
     checkpoint_name,
     read_checkpoint_manifest,
     verify_checkpoint,
+    write_checkpoint_manifest,
 )
 from common.errors import UserError
-from common.publish import TEMPORARY_SUFFIX, publish_folder, write_json_whole
+from common.publish import TEMPORARY_SUFFIX, publish_folder
 from model.ranks import Ranks
 from train import snapshot
 from train.background_save import BackgroundSave, ShareWritten, WriteFailure, write_failure
@@ -172,10 +171,9 @@ class CheckpointWriter:
                 f"step {pending.step} is not published: another trainer has taken over {self._folder.parent}"
             )
         files = {name: entry for share in shares for name, entry in share.files.items()}
-        manifest = {"format_version": FORMAT_VERSION, "files": files, **pending.facts}
         final = self._folder / checkpoint_name(pending.step)
         try:
-            write_json_whole(pending.temporary / CHECKPOINT_MANIFEST, manifest)
+            write_checkpoint_manifest(pending.temporary, {"files": files, **pending.facts})
             _put_in_place(pending.temporary, final)
         except OSError as error:
             return self._give_up(pending, write_failure(final, error))

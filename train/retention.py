@@ -8,8 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.checkpoint_files import CHECKPOINT_MANIFEST, BadCheckpoint, list_checkpoints, read_checkpoint_manifest
-from common.publish import TEMPORARY_SUFFIX, publish_folder, write_json_whole
+from common.checkpoint_files import (
+    CHECKPOINT_MANIFEST,
+    BadCheckpoint,
+    list_checkpoints,
+    read_checkpoint_manifest,
+    write_checkpoint_manifest,
+)
+from common.publish import TEMPORARY_SUFFIX, publish_folder
 from train.run_config import CheckpointConfig
 
 
@@ -95,7 +101,7 @@ def keep_weights(checkpoint: Path, step: int) -> Path:
                 os.link(checkpoint / name, temporary / name)
             except OSError:
                 shutil.copyfile(checkpoint / name, temporary / name)
-        write_json_whole(temporary / CHECKPOINT_MANIFEST, {**manifest, "weights_only": True})
+        write_checkpoint_manifest(temporary, {**manifest, "weights_only": True})
         if final.exists():  # the run went back behind this step
             final.rename(temporary.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"))
         publish_folder(temporary, final)

@@ -30,9 +30,9 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     "forward": [("model.gpt", "GPT", "forward")],
     "backward": [("torch", "Tensor", "backward")],
     "optimizer": [("torch.optim", "AdamW", "step")],
-    "snapshot": [("train.checkpoint", "CheckpointWriter", "save")],
-    "write": [("train.checkpoint", None, "save_tensors")],
-    "hash": [("train.checkpoint", None, "sha256_file")],
+    "snapshot": [("train.snapshot", None, "take")],
+    "write": [("train.background_save", None, "save_tensors")],
+    "hash": [("train.background_save", None, "sha256_file")],
     "rename": [("train.checkpoint", None, "publish_folder")],
     "validation": [("train.between", "Validator", "validate")],
 }
