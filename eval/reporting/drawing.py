@@ -5,6 +5,7 @@ two points for each of `BUCKETS` parts of its x axis.
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 TRAINING, VALIDATION, GREY = COLORS[0], COLORS[1], "#666666"
 BUCKETS = 600  # parts of the x axis; a panel is about as many pixels wide on a screen
 SIZE_INCHES, DPI, PALETTE = (5.6, 3.6), 170, 128
+LEGEND_ROW_INCHES = 0.19
 STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 11,
@@ -85,6 +87,8 @@ def draw(paint: Callable[[Axes], None], title: str, *, size: tuple[float, float]
             room = 66 * size[0] / SIZE_INCHES[0]  # in characters, of which a line's sample takes six
             one_row = sum(len(label) + 6 for label in labels) <= room
             columns = len(labels) if one_row else max(1, int(room / (6 + max(map(len, labels)))))
+            rows = math.ceil(len(labels) / columns)
+            figure.set_size_inches(size[0], size[1] + LEGEND_ROW_INCHES * max(0, rows - 2))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
         return to_png(figure)
 

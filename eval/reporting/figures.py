@@ -35,7 +35,7 @@ def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
         if alone:
             axes.plot(*drawing.thinned(x, loss, axis), color=drawing.TRAINING, alpha=0.25, linewidth=0.8)
         label = "training, smoothed" if alone else short(run.name)
-        axes.plot(*drawing.thinned(x, curve, axis), label=label, **look)
+        axes.plot(*drawing.thinned(x, curve, axis), label=label, **look | {"linewidth": 1.6})
         validated = drawing.event_position(run, axis, "val_loss")
         val_loss = run.event_column("val_loss", "val_loss")
         if validated is not None and len(validated):
@@ -166,15 +166,19 @@ def hellaswag_picture(runs: Sequence[RunData]) -> bytes | None:
     """HellaSwag during training against tokens, with what GPT-2 and GPT-3 of the nearest size reach; None without."""
     if not any(run.table.of_kind("hellaswag_acc_norm") for run in runs):
         return None
-    references = lines_for(max(run.parameters or 0 for run in runs) or None)
+    events = [event for run in runs for event in run.table.of_kind("hellaswag_acc_norm")]
+    official = all(event.get("hellaswag_official", True) for event in events)
+    references = lines_for(max(run.parameters or 0 for run in runs) or None) if official else []
 
     def paint(axes: Axes) -> None:
         for index, run in enumerate(runs):
             tokens = run.event_column("hellaswag_acc_norm", "tokens")
             values = run.event_column("hellaswag_acc_norm", "hellaswag_acc_norm")
+            error = run.event_column("hellaswag_acc_norm", "hellaswag_acc_norm_stderr")
+            color = style_of(index)["color"]
             if len(tokens):
-                axes.plot(tokens, values, "o-", markersize=3.5, linewidth=1.4, label=short(run.name),
-                          color=style_of(index)["color"])  # fmt: skip
+                axes.plot(tokens, values, "o-", markersize=3.5, linewidth=1.4, label=short(run.name), color=color)
+                axes.fill_between(tokens, values - error, values + error, color=color, alpha=0.15, linewidth=0)
         for reference, dashes in zip(references, ("--", "-."), strict=False):
             axes.axhline(reference.hellaswag or np.nan, color=GREY, linestyle=dashes, linewidth=1.2,
                          label=f"{reference.model}: {reference.hellaswag:.4g}")  # fmt: skip
@@ -182,7 +186,8 @@ def hellaswag_picture(runs: Sequence[RunData]) -> bytes | None:
         drawing.set_x(axes, TOKENS)
         axes.set_ylabel("acc_norm")
 
-    return draw(paint, f"HellaSwag, completion style ({hellaswag_examples(runs)} examples)")
+    form = "" if official else ", text form"
+    return draw(paint, f"HellaSwag{form} ({hellaswag_examples(runs)} examples)")
 
 
 def hellaswag_examples(runs: Sequence[RunData]) -> str:
@@ -200,17 +205,17 @@ def time_picture(runs: Sequence[RunData]) -> bytes:
     spent = [time_spent(run.table) for run in runs]
 
     def paint(axes: Axes) -> None:
-        left = np.zeros(len(runs))
+        left, rows = np.zeros(len(runs)), range(len(runs))
         for (part, label), color in zip(LABELS.items(), PART_COLORS, strict=True):
             shares = np.array([100 * entry.parts[part] / entry.total if entry.total else 0.0 for entry in spent])
             if shares.max() < 0.05:
                 continue
-            bars = axes.barh([short(run.name, 20) for run in runs], shares, left=left, color=color, label=label,
-                             edgecolor="white", linewidth=0.5, height=0.6)  # fmt: skip
+            bars = axes.barh(rows, shares, 0.6, left, color=color, label=label, edgecolor="white", linewidth=0.5)
             texts = [f"{share:.0f} %" if share >= 7 else "" for share in shares]
             dark = color in ("#0072B2", "#009E73", "#D55E00")
             axes.bar_label(bars, texts, label_type="center", fontsize=9, color="white" if dark else "black")
             left += shares
+        axes.set_yticks(rows, [short(run.name, 24) for run in runs])
         axes.set_xlim(0, 100)
         axes.set_xlabel("% of the time from the first start to the last record")
         axes.invert_yaxis()

@@ -84,14 +84,19 @@ def key_figures(run: RunData) -> KeyFigures:
 
 
 def _hellaswag(run: RunData) -> tuple[float | None, int | None]:
-    """acc_norm and the number of examples: of report/hellaswag.json, else of the last record of training."""
+    """acc_norm and the number of examples: of report/hellaswag.json, else of the last record of training.
+
+    Those of the text form, whose contexts are others, compare with nothing published and are left out.
+    """
     measured = run.hellaswag
     data = measured.get("data")
-    if isinstance(data, dict) and data.get("form") == "text":  # other contexts, comparable with nothing published
+    if isinstance(data, dict) and data.get("form") == "text":
         measured = {}
     if isinstance(measured.get("acc_norm"), float) and isinstance(measured.get("examples"), int):
         return measured["acc_norm"], measured["examples"]
     last = (run.table.of_kind("hellaswag_acc_norm") or [{}])[-1]
+    if not last.get("hellaswag_official", True):
+        return None, None
     return last.get("hellaswag_acc_norm"), last.get("hellaswag_examples")
 
 

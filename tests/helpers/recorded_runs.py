@@ -41,6 +41,7 @@ def write_run(
     learning_rate: float = 1e-3,
     end_loss: float = 2.0,
     hellaswag: bool = False,
+    official: bool = True,
 ) -> None:
     """A run of several lives, each (steps done when it began, last step): 5 s to start, 60 s from one to the next.
 
@@ -67,7 +68,12 @@ def write_run(
                 }
                 metrics.append({**validation, "val_seconds": VALIDATION_SECONDS, "time": now})
                 if hellaswag:
-                    score = {"hellaswag_acc_norm": 0.25 + step / 1000, "hellaswag_examples": 400}
+                    score = {
+                        "hellaswag_acc_norm": 0.25 + step / 1000,
+                        "hellaswag_acc_norm_stderr": 0.02,
+                        "hellaswag_examples": 400,
+                        "hellaswag_official": official,
+                    }
                     metrics.append({"kind": "hellaswag", "step": step, "tokens": tokens, **score, "time": now})
                 now += SAVE_SECONDS
                 metrics.append({"kind": "save", "step": step, "save_seconds": SAVE_SECONDS, "time": now})
