@@ -140,8 +140,7 @@ class Campaign:
         environment: dict[str, str] | None = None,
     ) -> Trainer:
         self._start_count += 1
-        launch = [LAUNCH] if Path(LAUNCH).exists() else ["-m", "torch.distributed.run"]
-        launcher = [*launch, "--standalone", f"--nproc_per_node={world_size}"]
+        launcher = [LAUNCH, "--standalone", f"--nproc_per_node={world_size}"]
         options = [
             f"--config={self._config}",
             f"--data.path={self._data}",
@@ -173,6 +172,8 @@ class Campaign:
             outcome = self._try(fault, run)
             if outcome is not None:
                 self._add_row(fault, run, outcome)
+                if (run.folder.read_state() or {}).get("status") == "done":
+                    self._finish(run)  # there is nothing left in it to disturb
                 return
             self._after_plain_end(run)
 

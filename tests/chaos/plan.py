@@ -123,8 +123,8 @@ def _fault(number: int, kind: str, place: str, targets: Cycle, executed: bool, c
         phase = chance.choice(PHASES)
     rank = 0 if phase in FIRST_RANK_ONLY else chance.randrange(2)
     entry = chance.randint(1, ENTRIES[phase])
-    if kind in (WANDB_SILENT, WANDB_STOPPED, DISK_FULL):
-        moment: Moment = "before"
+    if kind in (WANDB_SILENT, WANDB_STOPPED, DISK_FULL, SECOND_TRAINER):
+        moment: Moment = "before"  # the rank waits: what is done to it takes longer than the tiny run
     else:
         moment = chance.choice(MOMENTS)
     trap = Trap(rank, phase, entry, moment, SLOW_SECONDS if target == LAUNCHER else 0.0)

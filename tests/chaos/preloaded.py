@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import MARK_VARIABLE
 
-TORCHRUN = "torch.distributed.run"
 SUBPROCESS_HANDLER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
 AGENT = "torchrun_agent.py"
 SPARE_RANKS = 2
@@ -67,7 +66,7 @@ def ignored_signals() -> list[int]:
 
 
 def run_python(arguments: Sequence[str], environment: dict[str, str], ignored: Sequence[int] = ()) -> NoReturn:
-    """Be `python [-u] (-m module | script) arguments…` from here on."""
+    """Be `python [-u] script arguments…` from here on."""
     status = 1
     try:
         for number in SIGNALS:  # what is ignored stays so, as over an exec
@@ -80,16 +79,12 @@ def run_python(arguments: Sequence[str], environment: dict[str, str], ignored: S
         arguments = [argument for argument in arguments if argument != "-u"]
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        if TORCHRUN in arguments[:2] or arguments[0].endswith(AGENT):
+        if arguments[0].endswith(AGENT):
             while len(_spares) < SPARE_RANKS:
                 _spares.append(Spare())
-        if arguments[0] == "-m":
-            sys.argv = list(arguments[1:])
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-        else:
-            sys.argv = list(arguments)
-            sys.path[0] = str(Path(arguments[0]).resolve().parent)
-            runpy.run_path(arguments[0], run_name="__main__")
+        sys.argv = list(arguments)
+        sys.path[0] = str(Path(arguments[0]).resolve().parent)
+        runpy.run_path(arguments[0], run_name="__main__")
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)
