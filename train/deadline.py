@@ -64,7 +64,7 @@ class Deadline:
 class SlurmDeadline(Deadline):
     """The end of this Slurm job, asked for again and again by a thread: no step waits for an answer."""
 
-    def __init__(self, margin: StopMargin, job_id: str, read_seconds: float = READ_SECONDS) -> None:
+    def __init__(self, margin: StopMargin, job_id: str, read_seconds: float) -> None:
         super().__init__(margin)
         self._job_id = job_id
         self._reader = Periodic("deadline", read_seconds, self._read, at_once=True)
@@ -89,7 +89,7 @@ def open_deadline(choice: str | None, margin: StopMargin) -> Deadline:
     """The deadline that a (checked) `run.deadline` names: a time, slurm, auto or none."""
     job_id = os.environ.get("SLURM_JOB_ID")
     if choice in ("slurm", "auto") and job_id is not None:
-        return SlurmDeadline(margin, job_id)
+        return SlurmDeadline(margin, job_id, READ_SECONDS)
     return Deadline(margin, None if choice in ("slurm", "auto", None) else parse_time(choice))
 
 

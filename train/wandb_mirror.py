@@ -10,7 +10,6 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -23,6 +22,58 @@ SERVICE_PROGRAM = "wandb-core"
 SERVICE_GRACE_SECONDS = 1.0
 MIRROR_FILE = "wandb-mirror.json"
 QUEUE_RECORDS = 100_000  # a mirror that hangs costs memory up to here
+
+
+def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: str) -> Any:
+    """The wandb run of this id, begun or gone on with. Raises whatever wandb does."""
+    import wandb  # slow to import, and wanted by few
+
+    mode: Any = os.environ.get("WANDB_MODE", "offline")
+    return wandb.init(
+        project=project,
+        name=folder.path.name,
+        id=run_id,
+        resume="allow",
+        dir=str(folder.path),
+        config=config,
+        mode=mode,
+        settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
+    )
+
+
+def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
+    """Log a record unless `place` says that its step has been; return whether it was, noting it in `place`."""
+    kind = "validation" if "val_loss" in record else "train"
+    if record["step"] <= place[kind]:
+        return False
+    run.log({key: value for key, value in record.items() if key != "sequences"}, step=record["step"])
+    place[kind] = record["step"]
+    return True
+
+
+def new_place() -> dict[str, Any]:
+    """A wandb run's id, and the last step mirrored of each kind: none yet."""
+    return {"id": uuid.uuid4().hex[:12], "train": -1, "validation": -1}
+
+
+def read_place(folder: RunFolder) -> dict[str, Any]:
+    """How far the run is mirrored, and where; written down at once for a run that is not."""
+    path = folder.path / MIRROR_FILE
+    try:
+        place = json.loads(path.read_text())
+    except (OSError, ValueError):
+        place = new_place()
+        write_whole(path, json.dumps(place))
+    assert isinstance(place, dict)
+    return place
+
+
+def write_place(folder: RunFolder, place: dict[str, Any]) -> None:
+    # Replaced in one step but not synced: only a power cut could make a step appear twice.
+    path = folder.path / MIRROR_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(place))
+    os.replace(temporary, path)
 
 
 class WandbMirror:
@@ -70,47 +121,12 @@ class WandbMirror:
             self._give_up(f"{type(error).__name__}: {error}")
 
     def _mirror(self) -> None:
-        import wandb  # slow to import, and wanted by few
-
-        place = self._read_place()
-        mode: Any = os.environ.get("WANDB_MODE", "offline")
-        run = wandb.init(
-            project=self._project,
-            name=self._folder.path.name,
-            id=place["id"],
-            resume="allow",
-            dir=str(self._folder.path),
-            config=self._config,
-            mode=mode,
-            settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-        )
+        place = read_place(self._folder)
+        run = open_run(self._folder, self._project, self._config, place["id"])
         while (record := self._records.get()) is not None:
-            kind = "validation" if "val_loss" in record else "train"
-            if record["step"] > place[kind]:
-                run.log({key: value for key, value in record.items() if key != "sequences"}, step=record["step"])
-                place[kind] = record["step"]
-                self._write_place(place)
+            if send(run, record, place):
+                write_place(self._folder, place)
         run.finish()
-
-    def _read_place(self) -> dict[str, Any]:
-        """The wandb run's id, and the last step mirrored of each kind."""
-        try:
-            place = json.loads(self._path.read_text())
-        except (OSError, ValueError):
-            place = {"id": uuid.uuid4().hex[:12], "train": -1, "validation": -1}
-            write_whole(self._path, json.dumps(place))
-        assert isinstance(place, dict)
-        return place
-
-    def _write_place(self, place: dict[str, Any]) -> None:
-        # Replaced in one step but not synced: only a power cut could make a step appear twice.
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(place))
-        os.replace(temporary, self._path)
-
-    @property
-    def _path(self) -> Path:
-        return self._folder.path / MIRROR_FILE
 
     def _give_up(self, why: str) -> None:
         if not self._broken.is_set():

@@ -101,7 +101,7 @@ def test_a_trainer_that_has_been_overtaken_leaves_everything_alone(
     finally:
         old.kill()
     assert (old.returncode, len(errors.splitlines())) == (1, 1), errors
-    assert "has been taken over by another trainer" in errors
+    assert "another trainer" in errors
     assert list_checkpoints(run.checkpoints) == []
     assert run.state.read_bytes() == before[0]
     assert json.loads(lock.path.read_text())["token"] == json.loads(before[1])["token"]

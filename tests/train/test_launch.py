@@ -1,0 +1,174 @@
+"""`train/launch.py` with a real torchrun under it: signals, deaths and failures of two ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from common.checkpoint_files import list_checkpoints, verify_checkpoint
+from common.run_folder import RunFolder
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_arguments
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of a process tree, as Linux has them")
+LAUNCH = PROJECT / "train" / "launch.py"
+SAVE_SECONDS = 40  # longer than torchrun waits for its workers
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_token_set(folder, train_tokens=20_000, val_tokens=500)
+    return folder
+
+
+def launch(script: Path, arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, str(LAUNCH), "--standalone", "--nproc_per_node=2", str(script), *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_steps(launcher: "subprocess.Popen[str]", run: RunFolder, steps: int) -> list[psutil.Process]:
+    """Wait until some steps are done; return everything the launcher has started."""
+    while len(losses(run)) < steps:
+        assert launcher.poll() is None, launcher.communicate()[1]
+        time.sleep(0.1)
+    return psutil.Process(launcher.pid).children(recursive=True)
+
+
+def ended(family: list[psutil.Process]) -> bool:
+    _, alive = psutil.wait_procs(family, timeout=60)
+    return not alive
+
+
+def pid_of(run: RunFolder, rank: int) -> int:
+    return int(json.loads(run.rank_file(rank).read_text())["pid"])
+
+
+def state_of(run: RunFolder) -> dict[str, object]:
+    state = run.read_state()
+    assert state is not None
+    return state
+
+
+def test_a_rank_that_is_killed_is_named_with_its_memory_and_takes_all_with_it(tmp_path: Path, data: Path) -> None:
+    run = run_of(tmp_path, "killed")
+    launcher = launch(PRETRAIN, tiny_arguments(tmp_path, data, "killed", "--run.max_steps=100000"))
+    family = wait_for_steps(launcher, run, 7)
+    pid = pid_of(run, 1)
+    os.kill(pid, signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 128 + signal.SIGKILL
+    assert ended(family)
+    state = state_of(run)
+    assert (state["status"], state["failure"], state["started_step"]) == ("failed", "lost_rank", 0)
+    assert state["step"] == list_checkpoints(run.checkpoints)[0][0]
+    assert f"(pid {pid}) vanished: killed, probably for memory" in str(state["reason"])
+    assert "it last held 0." in str(state["reason"])
+    assert str(state["reason"]) in run.log.read_text()
+    assert f"(pid {pid}) was ended by SIGKILL" in errors.splitlines()[-1]
+
+
+def test_no_rank_outlives_its_launcher_and_what_it_has_done_is_saved(tmp_path: Path, data: Path) -> None:
+    run = run_of(tmp_path, "orphans")
+    arguments = tiny_arguments(tmp_path, data, "orphans", "--run.max_steps=100000", "--checkpoint.every_steps=0")
+    launcher = launch(PRETRAIN, arguments)
+    family = wait_for_steps(launcher, run, 3)
+    launcher.kill()
+    assert ended(family)
+    launcher.communicate()
+    state = state_of(run)
+    assert (state["status"], state["stop"]) == ("preempted", "launcher")
+    assert list_checkpoints(run.checkpoints)[0][0] == state["step"] == max(losses(run))
+
+
+def test_an_error_of_one_rank_is_reported_with_rank_host_and_traceback(tmp_path: Path, data: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import os, sys
+            sys.path.insert(0, {str(PROJECT)!r})
+            from common.errors import exit_on_user_error
+            from train.step import Stepper
+            whole = Stepper.__call__
+            def broken(self, batch, step):
+                if os.environ["RANK"] == "1" and step == 7:
+                    raise ZeroDivisionError("seven")
+                return whole(self, batch, step)
+            Stepper.__call__ = broken
+            from train.pretrain import main
+            exit_on_user_error(main)
+            """
+        )
+    )
+    run = run_of(tmp_path, "broken")
+    launcher = launch(script, tiny_arguments(tmp_path, data, "broken"))
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 1
+    state = state_of(run)
+    assert (state["status"], state["failure"], state["step"]) == ("failed", "exception", 5)
+    assert str(state["reason"]).startswith("ZeroDivisionError on rank 1 on ")
+    report = errors[errors.index("failed first with:") - 60 :]
+    assert "rank 1 on" in report
+    assert "ZeroDivisionError: seven" in report
+    assert "in broken" in report
+
+
+def test_a_users_mistake_stays_one_line_with_status_2(tmp_path: Path, data: Path) -> None:
+    launcher = launch(PRETRAIN, tiny_arguments(tmp_path, data, "bad", "--batch.tokens_per_step=1000"))
+    _, errors = launcher.communicate(timeout=120)
+    assert launcher.returncode == 2
+    assert [line for line in errors.splitlines() if line.startswith("error: ")] != []
+    assert "Traceback" not in errors
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_save_longer_than_torchruns_patience_survives_sigterm(tmp_path: Path, data: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sys, time
+            sys.path.insert(0, {str(PROJECT)!r})
+            import model.weights
+            quick = model.weights.save_tensors
+            def slow(path, tensors):
+                if "weights" in path.name:
+                    time.sleep({SAVE_SECONDS})
+                quick(path, tensors)
+            model.weights.save_tensors = slow
+            from common.errors import exit_on_user_error
+            from train.pretrain import main
+            exit_on_user_error(main)
+            """
+        )
+    )
+    run = run_of(tmp_path, "slow")
+    arguments = tiny_arguments(tmp_path, data, "slow", "--run.max_steps=100000", "--checkpoint.every_steps=0")
+    launcher = launch(script, arguments)
+    family = wait_for_steps(launcher, run, 3)
+    started = time.monotonic()
+    launcher.send_signal(signal.SIGTERM)
+    launcher.send_signal(signal.SIGTERM)  # Slurm sends two
+    _, errors = launcher.communicate(timeout=150)
+    assert launcher.returncode == 0, errors
+    assert time.monotonic() - started >= SAVE_SECONDS, "the save was not slow: nothing has been tested"
+    assert ended(family)
+    state = state_of(run)
+    assert (state["status"], state["stop"], state["reason"]) == ("preempted", "signal", "SIGTERM")
+    step, path = list_checkpoints(run.checkpoints)[0]
+    assert step == state["step"] == max(losses(run))
+    verify_checkpoint(path)

@@ -1,0 +1,67 @@
+"""Bring a run's record to Weights & Biases, as often as one likes: what its wandb run lacks is added.
+
+    python train/sync_wandb.py runs/gpt2-124m
+    WANDB_MODE=online python train/sync_wandb.py runs/gpt2-124m
+
+metrics.jsonl is the record; lines that a resume superseded are left out. wandb-mirror.json in the run's folder has the
+wandb run's id and how far it is. Offline (the default) this writes a folder for `wandb sync` below RUN/wandb.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.errors import UserError, exit_on_user_error
+from common.metrics_file import read_metrics, record_kind
+from common.processes import ProcessIdentity
+from common.progress import format_count
+from common.rewritten_file import read_record
+from common.run_folder import RunFolder
+from train.wandb_mirror import new_place, open_run, read_place, send, write_place
+
+MIRRORED = ("train", "validation")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--again", action="store_true", help="everything once more, into a new wandb run")
+    arguments = parser.parse_args()
+    folder = RunFolder(arguments.run)
+    records = [record for record in read_metrics(folder.metrics) if record_kind(record) in MIRRORED]
+    if not records:
+        raise UserError(f"{folder.metrics} holds no record: give the folder of a run that has begun")
+    config = yaml.safe_load(folder.config.read_text()) if folder.config.exists() else {}
+    log = config.get("log", {})
+    if log.get("wandb") and is_being_trained(folder):
+        raise UserError(f"{folder.path} is being trained and mirrors itself: sync it when it has ended")
+    place = new_place() if arguments.again else read_place(folder)
+    try:
+        run = open_run(folder, log.get("wandb_project", "longhaul"), config, place["id"])
+        sent = sum(send(run, record, place) for record in records)
+        run.finish()
+    except Exception as error:  # whatever a library that talks to a network comes up with
+        raise UserError(f"wandb has not taken it ({type(error).__name__}: {error}): nothing is lost") from None
+    write_place(folder, place)  # only now: what was cut short is sent once more
+    print(f"{format_count(sent)} of {format_count(len(records))} records added to wandb run {place['id']}")
+    return 0
+
+
+def is_being_trained(folder: RunFolder) -> bool:
+    """Whether the run's lock is there, and its owner not certainly gone."""
+    owner = read_record(folder.lock)
+    if owner is None:
+        return False
+    try:
+        return not ProcessIdentity.from_record(owner).is_gone()
+    except KeyError:
+        return True
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
