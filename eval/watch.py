@@ -49,7 +49,8 @@ def main() -> int:
             f"{folder.path} is no run's folder: it has neither {folder.config.name} nor {folder.metrics.name}"
         )
     run = LiveRun(folder, MetricsTable(folder.metrics))
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    live = hasattr(signal, "SIGWINCH")  # not on Windows
+    terminal = live and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
     look = Look(unicode=not arguments.ascii and can_show_dots(), color=terminal and not os.environ.get("NO_COLOR"))
     if arguments.once or not terminal:
         run.refresh()
