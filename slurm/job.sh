@@ -122,6 +122,7 @@ conclude() {
     "${python[@]}" slurm/decide.py "$run_folder" --job "$(scontrol -o show job "$SLURM_JOB_ID")" \
         --exit-status "$launcher_status" "${flags[@]}" || status=$?
     if [ "$status" != 75 ]; then exit "$status"; fi
+    trap - TERM # which Slurm now sends; it would wait for whoever does not leave
     scontrol requeue "$SLURM_JOB_ID" || { say "not requeued by Slurm: submit again to go on"; exit 1; }
-    while :; do sleep 1; done # Slurm ends this script now
+    while :; do sleep 1; done
 }

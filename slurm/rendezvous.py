@@ -61,34 +61,30 @@ def is_free(port: int) -> bool:
     return True
 
 
-def reachable_address(other: str) -> str | None:
-    """This machine's address on the way to `other`; None where that can't be told.
+def own_address_towards(other: str) -> str | None:
+    """This machine's address on the way to `other`; None where `other` can't be found.
 
     A machine's own name may stand for 127.0.1.1 on the machine itself, and its name in Slurm for nothing at all. The
-    way to another node always begins at an address that the other can answer to.
+    way to another node begins at an address that the other can answer to. Only to this very machine it is 127.0.0.1.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(other, PROBE_PORT, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.connect(address)  # sends nothing: UDP
-            found = str(probe.getsockname()[0])
+            return str(probe.getsockname()[0])
     except OSError:
         return None
-    return None if ipaddress.ip_address(found).is_loopback else found
 
 
 def head_address(node: str, others: list[str]) -> str:
     """What the other nodes should call this one, the head: an address where one is found, else its name in Slurm."""
-    for other in others:
-        address = reachable_address(other)
-        if address is not None:
-            return address
-    return node
+    found = [address for other in others if (address := own_address_towards(other)) is not None]
+    return found[0] if found else node
 
 
 def interface_to(other: str) -> str | None:
     """The network interface on the way to `other`, by name."""
-    address = reachable_address(other)
+    address = own_address_towards(other)
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address == address for entry in addresses):
             return name

@@ -6,6 +6,7 @@ Without (no network namespaces here), all daemons share the machine and differ b
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from tests.slurm.cluster_files import write_cluster_files
 SUBNET = "10.77.0"  # exists only inside the namespaces made here
 STARTUP_SECONDS = 30.0
 FREEZER = Path("/sys/fs/cgroup/freezer")
+_NUMBERS = itertools.count(1)  # of this process's clusters
 
 
 class MissingSlurm(Exception):
@@ -68,15 +70,23 @@ def check_requirements() -> None:
 class Cluster:
     """`up`, `down`, and what can befall a cluster in between."""
 
-    def __init__(self, folder: Path, nodes: int = 2, *, isolated: bool | None = None) -> None:
+    def __init__(self, folder: Path, nodes: int = 2, *, isolated: bool = True, tracking: str = "cgroup") -> None:
+        """A cluster of `nodes` nodes that keeps its files in `folder`.
+
+        Args:
+            isolated: as above; where the machine allows no network namespaces, nodes share it all the same.
+            tracking: how Slurm knows a task's processes: `cgroup`, as on production clusters, where a signal reaches
+                the task alone; or `linuxproc`, where it reaches everything the task has started.
+        """
         check_requirements()
         self.folder = folder
-        self.isolated = network_namespaces_work() if isolated is None else isolated
+        self.isolated = isolated and network_namespaces_work()
         remove_leftovers()
-        self.tag = f"lh{os.getpid()}"
+        number = next(_NUMBERS)
+        self.tag = f"lh{os.getpid()}c{number}"
         self.nodes = [f"{self.tag}n{i}" for i in range(1, nodes + 1)]
-        self.port = 6000 + os.getpid() % 400 * 10  # below those where ranks meet
-        self.tracking = "cgroup" if FREEZER.is_dir() else "linuxproc"
+        self.port = 6000 + (os.getpid() + 97 * number) % 400 * 10  # below those where ranks meet
+        self.tracking = tracking if FREEZER.is_dir() else "linuxproc"
         self._login: subprocess.Popen[bytes] | None = None
         self._daemons: list[subprocess.Popen[bytes]] = []  # in the order of their starts
         self._machines: dict[str, subprocess.Popen[bytes]] = {}

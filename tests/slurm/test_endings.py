@@ -63,10 +63,8 @@ def test_srun_launches_the_ranks(bench: Bench, undisturbed: Job):
     assert job.decisions == ["requeue", "finished"]
 
 
-def test_an_unreachable_node_is_named_within_a_minute(bench: Bench):
-    cluster = bench.cluster
-    if not cluster.isolated:
-        pytest.skip("the nodes share this machine's network: none can be cut off")
+def test_an_unreachable_node_is_named_within_a_minute(isolated_bench: Bench):
+    bench, cluster = isolated_bench, isolated_bench.cluster
     began = time.monotonic()
     cluster.block_ports(cluster.nodes[1], 10_000, 32_767)
     try:

@@ -13,7 +13,7 @@ from common.errors import UserError
 from slurm import rendezvous
 from slurm.beginning import Beginning, leave_mark
 from slurm.preflight import check_nodes
-from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range, reachable_address
+from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range
 from slurm.starts import StartId
 from tests.helpers.token_sets import make_token_set
 
@@ -45,10 +45,14 @@ def test_an_occupied_port_is_passed_over():
     assert choose_port(start, ports) == first
 
 
-def test_no_loopback_address_is_given_to_other_nodes():
-    assert reachable_address("localhost") is None
-    assert head_address("node-17", ["localhost"]) == "node-17"
-    assert reachable_address("no-such-host.invalid") is None
+def test_the_head_is_called_by_the_address_that_faces_the_others():
+    assert head_address("node-17", ["127.0.0.1"]) == "127.0.0.1"  # all "nodes" are this machine
+    assert head_address("node-17", ["no-such-host.invalid"]) == "node-17"
+    assert head_address("node-17", ["no-such-host.invalid", "127.0.0.1"]) == "127.0.0.1"
+
+
+def test_the_interface_is_the_one_that_faces_the_others():
+    assert interface_to("127.0.0.1") == "lo"
     assert interface_to("no-such-host.invalid") is None
 
 

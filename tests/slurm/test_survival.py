@@ -18,8 +18,9 @@ def test_two_nodes_train_to_the_end(undisturbed: Job):
     assert undisturbed.decisions == ["finished"]
 
 
-def test_the_template_of_1p3b_as_written(bench: Bench, undisturbed: Job):
+def test_the_template_of_1p3b_as_written(isolated_bench: Bench, undisturbed: Job):
     """Submitted, pre-empted, its first node killed, finished."""
+    bench = isolated_bench
     job = bench.submit("as-written")
     job.wait_for_step(5)
     bench.pre_empt()
@@ -73,6 +74,15 @@ def test_a_user_signal_to_the_batch_script(bench: Bench, undisturbed: Job):
     assert job.decisions == ["requeue", "finished"]
 
 
+def test_a_signal_to_every_process_of_the_job(plain_bench: Bench, undisturbed: Job):
+    """Where Slurm tracks processes without cgroups, launchers, torchrun and shells get the signal, too."""
+    job = plain_bench.submit("whole-tree")
+    job.wait_for_step(5)
+    plain_bench.cluster.ask("scancel", "--full", "--signal=USR1", job.id)
+    job.completes(restarts=1, like=undisturbed.run)
+    assert job.decisions == ["requeue", "finished"]
+
+
 def test_a_true_time_limit(bench: Bench, undisturbed: Job):
     """Slurm looks at time limits twice a minute. Until it does, the ranks are frozen, so that the run doesn't end."""
     options = ("--run.deadline=null",)  # or the trainer would leave by its own clock
@@ -86,7 +96,8 @@ def test_a_true_time_limit(bench: Bench, undisturbed: Job):
     assert job.decisions == ["requeue", "finished"]
 
 
-def test_power_failure_of_a_node(bench: Bench, undisturbed: Job):
+def test_power_failure_of_a_node(isolated_bench: Bench, undisturbed: Job):
+    bench = isolated_bench
     job = bench.submit("power-failure")
     job.wait_for_step(15)
     bench.cluster.power_failure(bench.cluster.nodes[1])
