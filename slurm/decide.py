@@ -41,6 +41,7 @@ class Facts:
         steps_trained: by this start.
         fruitless: starts in a row, this one included, that began where the run's newest checkpoint still is.
         asked: Slurm (or a person, by its means) asked the job to save and leave.
+        pre_empted: because another job needs its nodes.
         ended_by_slurm: the job's own shell got SIGTERM, or Slurm has taken it off the running ones: `scancel`, the
             time limit, a lost node, or the end of the grace period.
         exit_status: of the launcher.
@@ -51,6 +52,7 @@ class Facts:
     steps_trained: int
     fruitless: int
     asked: bool
+    pre_empted: bool
     ended_by_slurm: bool
     exit_status: int
     fruitless_limit: int = FRUITLESS_LIMIT
@@ -77,8 +79,12 @@ def decide(facts: Facts) -> Decision:
         return Decision("finished", "all steps were done before")
     if facts.ended_by_slurm:
         return Decision("leave", "Slurm ended the job, and requeues it if it means to")
+    if facts.fruitless >= facts.fruitless_limit and not facts.pre_empted:
+        return Decision(
+            "failed", f"given up: {facts.fruitless} starts in a row saved nothing new (last: {_last(state)})"
+        )
     if not facts.own:
-        if facts.asked:
+        if facts.asked or facts.pre_empted:
             return Decision("requeue", "pre-empted before the first step")
         return Decision("failed", f"the trainers ended with status {facts.exit_status} before the first step")
     if status == "preempted" and state.get("stop") in ("signal", "deadline", None):
@@ -88,11 +94,13 @@ def decide(facts: Facts) -> Decision:
     return _after_a_loss(facts, str(state.get("reason")) if status == "failed" else "nobody was left to say why")
 
 
+def _last(state: dict[str, Any]) -> str:
+    return f"{state.get('status', 'no step was done')} at step {state.get('step', 0)}, {state.get('reason')}"
+
+
 def _after_a_loss(facts: Facts, reason: str) -> Decision:
     """A rank or a node was lost: go on only if that gets the run further."""
-    if facts.fruitless >= facts.fruitless_limit:
-        return Decision("failed", f"lost ({reason}), and {facts.fruitless} starts in a row saved nothing new")
-    if facts.steps_trained == 0 and not facts.asked:
+    if facts.steps_trained == 0 and not (facts.asked or facts.pre_empted):
         return Decision("failed", f"lost before a single step was done, so it would be lost again: {reason}")
     return Decision("requeue", f"lost after {facts.steps_trained} steps: {reason}")
 
@@ -112,7 +120,7 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
     """
     job = fields(job_record)
     start = StartId.of_environment()
-    pre_empting = job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
+    pre_empted = job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
     state = folder.read_state()
     decision = decide(
         Facts(
@@ -120,13 +128,14 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
             own=state is not None and start.names(state) and is_newer_than_start(folder, start),
             steps_trained=steps_trained(folder, start),
             fruitless=fruitless_starts(read_starts(folder), start, saved_step(folder)),
-            asked=asked or pre_empting,
+            asked=asked,
+            pre_empted=pre_empted,
             ended_by_slurm=told or job.get("JobState", "RUNNING") != "RUNNING",
             exit_status=exit_status,
             fruitless_limit=int(os.environ.get("LONGHAUL_FRUITLESS_STARTS", FRUITLESS_LIMIT)),
         )
     )
-    append_end(folder, start, decision.action, decision.reason)
+    append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted)
     return decision
 
 

@@ -50,9 +50,9 @@ def append_start(folder: RunFolder, start: StartId, nodes: list[str], launch: st
     _append(folder, start, {"kind": "start", "from_step": saved_step(folder), "nodes": nodes, "launch": launch})
 
 
-def append_end(folder: RunFolder, start: StartId, decision: str, reason: str) -> None:
+def append_end(folder: RunFolder, start: StartId, decision: str, reason: str, *, pre_empted: bool) -> None:
     """Write down how a start ended. What Slurm kills has no such line."""
-    _append(folder, start, {"kind": "end", "decision": decision, "reason": reason})
+    _append(folder, start, {"kind": "end", "decision": decision, "reason": reason, "pre_empted": pre_empted})
 
 
 def append_submission(folder: RunFolder, job_id: str) -> None:
@@ -67,15 +67,15 @@ def saved_step(folder: RunFolder) -> int:
 
 
 def fruitless_starts(records: list[dict[str, Any]], start: StartId, step: int) -> int:
-    """How many of the job's latest starts in a row began at `step`, where the run still is, and came to no good end.
+    """How many of the job's latest starts in a row began at `step`, where the run still is.
 
-    A pre-emption before the first save is nobody's fault and ends the row. Another job's starts don't count: whoever
-    submits anew has looked at what is wrong.
+    To be pre-empted before the first save is nobody's fault and ends the row. A time limit that is too short is one.
+    Another job's starts don't count: whoever submits anew has looked at what is wrong.
     """
     count = 0
     mine = [record for record in records if record.get("job_id") == start.job_id]
     for record in reversed(mine):
-        if record["kind"] == "end" and record["reason"].startswith("pre-empted"):
+        if record["kind"] == "end" and record["pre_empted"]:
             break
         if record["kind"] == "start":
             if record["from_step"] != step:

@@ -139,13 +139,19 @@ class Bench:
         return {"LONGHAUL_PYTHON": sys.executable, "OMP_WAIT_POLICY": "PASSIVE", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
     def submit(
-        self, name: str, *more: str, script: str = "slurm/1p3b.sh", sbatch: tuple[str, ...] = (), **environment: str
+        self,
+        name: str,
+        *more: str,
+        script: str = "slurm/1p3b.sh",
+        sbatch: tuple[str, ...] = (),
+        cwd: Path = PROJECT,
+        **environment: str,
     ) -> Job:
         """`sbatch -N 2 --gpus-per-node=0 slurm/1p3b.sh …`, as a person types it in the repository."""
         output = self.folder / f"{name}-%j.out"
         flags = ["--nodes=2", "--gpus-per-node=0", f"--output={output}", *sbatch]
         done = self.cluster.run(
-            "sbatch", *flags, script, *self.options(name, *more), cwd=PROJECT, **(self.environment | environment)
+            "sbatch", *flags, script, *self.options(name, *more), cwd=cwd, **(self.environment | environment)
         )
         assert done.returncode == 0, done.stderr
         job_id = done.stdout.split()[-1]

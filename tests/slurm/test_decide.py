@@ -25,6 +25,7 @@ def facts(status: str | None = None, *, own: bool = True, **changes: Any) -> Fac
         steps_trained=30,
         fruitless=1,
         asked=False,
+        pre_empted=False,
         ended_by_slurm=False,
         exit_status=1,
     )
@@ -54,6 +55,11 @@ def facts(status: str | None = None, *, own: bool = True, **changes: Any) -> Fac
         (facts("running", steps_trained=0, asked=True), "requeue"),
         (facts("failed", failure="lost_rank", fruitless=3), "failed"),
         (facts("running", fruitless=3), "failed"),
+        # a time limit that is too short to get anywhere; to be pre-empted ever again is another matter
+        (facts("preempted", stop="signal", asked=True, fruitless=3), "failed"),
+        (facts(None, asked=True, fruitless=3), "failed"),
+        (facts("preempted", stop="signal", pre_empted=True, fruitless=3), "requeue"),
+        (facts(None, pre_empted=True), "requeue"),
         # Slurm has ended the job: scancel, or it requeues by itself
         (facts("preempted", stop="signal", ended_by_slurm=True), "leave"),
         (facts("failed", failure="lost_rank", ended_by_slurm=True), "leave"),
@@ -87,7 +93,9 @@ def test_fruitless_starts_are_counted_from_the_newest_checkpoint(tmp_path, monke
     start(2, 100)
     assert fruitless_starts(read_starts(folder), START, 100) == 2
     assert fruitless_starts(read_starts(folder), START, 200) == 0  # it has saved since
-    append_end(folder, START, "requeue", "pre-empted at step 100: SIGUSR1")
+    append_end(folder, START, "requeue", "a time limit", pre_empted=False)
+    assert fruitless_starts(read_starts(folder), START, 100) == 2
+    append_end(folder, START, "requeue", "a more important job", pre_empted=True)
     start(3, 100)
     assert fruitless_starts(read_starts(folder), START, 100) == 1  # being pre-empted is no fault
 

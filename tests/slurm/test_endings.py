@@ -1,10 +1,12 @@
 """What must not be requeued, what is refused, and jobs that run beside each other."""
 
+import shutil
+import sys
 import time
 
 import pytest
 
-from tests.helpers.training import curve
+from tests.helpers.training import PROJECT, curve
 from tests.slurm.jobs import ENDED, Bench, Job
 
 pytestmark = pytest.mark.slurm
@@ -45,6 +47,23 @@ def test_a_finished_run_submitted_again(bench: Bench, undisturbed: Job):
     assert (undisturbed.run.metrics.read_bytes(), undisturbed.run.state.read_bytes()) == before
 
 
+def test_a_site_s_own_script_and_words_before_python(bench: Bench, undisturbed: Job):
+    """The finished run again, from a clone with a slurm/site.sh; `env` stands for a container's command."""
+    clone = bench.folder / "clone"
+    clone.mkdir()
+    for path in PROJECT.iterdir():
+        if path.name not in ("slurm", ".venv"):
+            (clone / path.name).symlink_to(path)
+    shutil.copytree(PROJECT / "slurm", clone / "slurm")
+    lines = [f"LONGHAUL_PYTHON={sys.executable}", "in_container=(env INSIDE=1)", "srun_options=(--quiet)"]
+    (clone / "slurm" / "site.sh").write_text("\n".join([*lines, "echo modules are loaded"]) + "\n")
+    job = bench.submit("undisturbed", cwd=clone, LONGHAUL_PYTHON="/nowhere/python")
+    job.wait_for_state(*ENDED)
+    assert job.facts["JobState"] == "COMPLETED", job.output
+    assert "modules are loaded" in job.output
+    assert "is done: step" in job.output
+
+
 def test_two_jobs_at_once_never_meet(bench: Bench, undisturbed: Job):
     jobs = [bench.submit(name, sbatch=("--oversubscribe", "--ntasks-per-node=1")) for name in ("left", "right")]
     for job in jobs:
@@ -75,6 +94,13 @@ def test_an_unreachable_node_is_named_within_a_minute(isolated_bench: Bench):
     assert job.facts["JobState"] == "FAILED"
     assert f"{cluster.nodes[1]} did not reach the first node" in job.output
     assert time.monotonic() - began < 60 + 15  # a minute from the job's start, which may take a moment here
+
+
+def test_a_run_folder_that_only_one_node_sees_is_refused(isolated_bench: Bench):
+    job = isolated_bench.submit("local-disk", "--run.root=/dev/shm/runs")  # every node has its own
+    job.wait_for_state(*ENDED)
+    assert job.facts["ExitCode"] == "2:0"
+    assert f"{isolated_bench.cluster.nodes[1]} does not see the run's folder /dev/shm/runs/local-disk" in job.output
 
 
 def test_two_tasks_a_node_are_refused_under_torchrun(bench: Bench):

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "runs" / "power-failure")
     run.path.mkdir(parents=True)
     lines = [line("submission", -60, 0), line("start", 0, 0, from_step=0), line("start", 200, 1, from_step=2)]
-    lines += [line("end", 250, 1, decision="requeue", reason="pre-empted")]
+    lines += [line("end", 250, 1, decision="requeue", reason="pre-empted", pre_empted=True)]
     (run.path / "slurm.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     seconds = [*enumerate([25, 50, 75, 100], 1), *enumerate([210, 220, 230, 240], 3)]
     records = [

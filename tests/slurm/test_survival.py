@@ -1,6 +1,7 @@
 """What a job survives, on a real cluster, and that it computes the same as if nothing had happened."""
 
 import signal
+import time
 
 import pytest
 
@@ -84,14 +85,19 @@ def test_a_signal_to_every_process_of_the_job(plain_bench: Bench, undisturbed: J
 
 
 def test_a_true_time_limit(bench: Bench, undisturbed: Job):
-    """Slurm looks at time limits twice a minute. Until it does, the ranks are frozen, so that the run doesn't end."""
+    """Slurm looks at time limits twice a minute. Until it does, a rank is frozen, so that the run doesn't end."""
     options = ("--run.deadline=null",)  # or the trainer would leave by its own clock
-    job = bench.submit("time-limit", *options, sbatch=("--time=2", "--signal=B:USR1@90"))
+    job = bench.submit("time-limit", *options, sbatch=("--time=10", "--signal=B:USR1@90"))
     job.wait_for_step(5)
     job.signal_rank(0, signal.SIGSTOP)
+    end = time.strftime(
+        "%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100)
+    )  # the least that can be asked is a minute
+    bench.cluster.ask("scontrol", "update", f"JobId={job.id}", f"EndTime={end}")
     job.wait_for_text("asked to save and leave")
     job.signal_rank(0, signal.SIGCONT)
     job.wait_for_restart(1)
+    bench.cluster.ask("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
     job.completes(restarts=1, like=undisturbed.run)
     assert job.decisions == ["requeue", "finished"]
 
