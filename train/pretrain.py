@@ -53,6 +53,8 @@ from train.resume import changed_fields, check_same_run, choose_checkpoint
 from train.retention import sweep_leftovers
 from train.run_lock import RunLock, holding_lock
 from train.run_state import RunState
+from train.shares import checkpoint_bytes
+from train.space import check_space
 from train.staging import stage
 from train.step import Stepper
 from train.stopping import LauncherWatch, StopRequest
@@ -166,6 +168,17 @@ def pretrain(
         loop = compose(config, tokens, ranks, plan, recorder, stop, checkpoint, state, heartbeat, margin, base)
         for line in base.describe(loop.model) if base else []:
             recorder.say(line)
+        sizes = checkpoint_bytes(loop.model, loop.optimizer)
+        agreed(
+            ranks,
+            lambda: check_space(
+                folder.checkpoints,
+                config.checkpoint,
+                first_step=begin.step,
+                max_steps=config.run.max_steps,
+                sizes=sizes,
+            ),
+        )
         if checkpoint and manifest:
             load_training_state(checkpoint, loop.model, loop.optimizer)
             if manifest.get("scaler"):

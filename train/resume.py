@@ -29,6 +29,11 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
         return None, []
     if resume != "auto":
         chosen = find_checkpoint(resume)
+        if read_checkpoint_manifest(chosen).get("weights_only"):
+            raise UserError(
+                f"{chosen} holds weights alone, without the optimizer's state: --resume needs a whole checkpoint "
+                "(step-…)"
+            )
         if existing and chosen.resolve().parent == folder.checkpoints.resolve() and chosen.name != existing[0][1].name:
             # going on behind them, the run would have two futures, and a restart would take the wrong one
             raise UserError(

@@ -1,0 +1,140 @@
+"""The room that a run's checkpoints take is known before the first step."""
+
+import re
+import resource
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import UserError
+from model.ranks import start_ranks
+from tests.helpers.mounts import small_disk
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path
+from tests.model.small import small_model
+from train.checkpoint import CheckpointWriter, Progress
+from train.optimizer import OptimConfig, build_optimizer
+from train.retention import delete, keep_weights, set_aside_expendable
+from train.run_config import CheckpointConfig
+from train.shares import checkpoint_bytes
+from train.space import check_space, needed_bytes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    make_token_set(folder, train_tokens=2_001, val_tokens=500)
+    return folder
+
+
+def bytes_in(folder: Path) -> int:
+    """As a disk counts them: a file with two names once."""
+    return sum({path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}.values())
+
+
+def test_a_checkpoints_size_is_known_before_it_is_written(tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = build_optimizer(model, OptimConfig())
+    told, told_weights = checkpoint_bytes(model, optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    path = CheckpointWriter(tmp_path, start_ranks("cpu"), model, optimizer).save(Progress(1), {})
+    margin = 65_536 + 256 * 4 * len(list(model.parameters()))
+    assert told - margin < bytes_in(path) <= told
+    weights = sum(file.stat().st_size for file in path.glob("weights-*"))
+    assert told_weights - margin < weights <= told_weights
+
+
+@given(
+    every=st.integers(1, 4),
+    keep_last=st.integers(1, 3),
+    keep_every=st.integers(0, 6),
+    keep_best=st.booleans(),
+    weights_each=st.integers(0, 2),
+    first_save=st.integers(0, 3),
+    saves=st.integers(1, 6),
+    losses=st.lists(st.floats(0, 9), min_size=20, max_size=20),
+)
+def test_no_run_takes_more_than_was_planned(
+    every, keep_last, keep_every, keep_best, weights_each, first_save, saves, losses
+) -> None:
+    """By making the very folders that a run would: any losses, resumed anywhere."""
+    config = CheckpointConfig(
+        every_steps=every,
+        keep_last=keep_last,
+        keep_every_steps=keep_every,
+        keep_best=keep_best,
+        weights_every_steps=weights_each * every,
+    )
+    optimizer_bytes, weights_bytes, manifest_bytes = 200_000, 100_000, 2_000
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+
+        def save(step: int) -> Path:
+            path = folder / f"step-{step:08d}"
+            path.mkdir()
+            files = {"weights-0.safetensors": weights_bytes, "optimizer-0.safetensors": optimizer_bytes}
+            for name, size in files.items():
+                with open(path / name, "wb") as file:
+                    file.truncate(size)
+            listed = ", ".join(f'"{name}": {{"bytes": {size}}}' for name, size in files.items())
+            (path / "checkpoint.json").write_text(
+                f'{{"format_version": 1, "files": {{{listed}}}, "val_loss": {losses[step // every % 20]}, '
+                f'"val_step": {step}}}'
+            )
+            return path
+
+        first = first_save * every
+        resumed_from = save(first) if first else None
+        before, most = bytes_in(folder), 0
+        planned = needed_bytes(
+            config,
+            existing=[first] if first else [],
+            first_step=first,
+            max_steps=first + saves * every,
+            checkpoint_bytes=weights_bytes + optimizer_bytes + manifest_bytes,
+            weights_bytes=weights_bytes + manifest_bytes,
+        )
+        for step in range(first + every, first + saves * every + 1, every):
+            path = save(step)
+            if config.weights_every_steps and step % config.weights_every_steps == 0:
+                keep_weights(path, step)
+            most = max(most, bytes_in(folder))
+            delete(set_aside_expendable(folder, config, last=step, resumed_from=resumed_from))
+        assert most - before <= planned
+        # nor is a run refused that needs much less: at most the best one's place and a resumed one's are to spare
+        assert planned <= most - before + 2 * (weights_bytes + optimizer_bytes + manifest_bytes)
+
+
+def test_a_disk_too_small_for_the_plan_is_refused_before_the_first_step(tmp_path: Path, data: Path) -> None:
+    run = run_of(tmp_path, "small")
+    with small_disk(run.checkpoints, 1000):
+        done = train_by_path(*tiny_arguments(tmp_path, data, "small"))
+        assert done.returncode == 2, done
+        pattern = (
+            r"error: .*/small/checkpoints: the run's checkpoints need ([\d,]+) bytes \(.* each\), ([\d,]+) are free"
+        )
+        found = re.search(pattern, done.stderr)
+        assert found
+        needed, free = (int(number.replace(",", "")) for number in found.groups())
+        assert needed > 1_024_000 >= free
+        assert losses(run) == {}
+        train(1, tmp_path, tiny_arguments(tmp_path, data, "small", "--checkpoint.every_steps=0"))  # which needs less
+
+
+def test_a_checkpoint_that_a_limit_forbids_is_refused_though_bytes_are_free(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        check_space(tmp_path, CheckpointConfig(), first_step=0, max_steps=10, sizes=(1_000_000, 1))
+        with pytest.raises(UserError, match=r"File too large: a checkpoint of 1,000,001 bytes can't be written"):
+            check_space(tmp_path, CheckpointConfig(), first_step=0, max_steps=10, sizes=(1_000_001, 1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,128 @@
+"""What stays and what goes, for any course of a run; and what is nobody's to delete."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.checkpoint_files import find_checkpoint, list_checkpoints, verify_checkpoint
+from common.errors import UserError
+from common.run_folder import RunFolder
+from model.weights import load_model
+from tests.eval.checkpoints import write_checkpoint
+from train.resume import choose_checkpoint
+from train.retention import Checkpoint, delete, expendable, keep_weights, set_aside_expendable, sweep_leftovers
+from train.run_config import CheckpointConfig
+
+
+@given(
+    checkpoints=st.dictionaries(st.integers(1, 60), st.none() | st.floats(0, 10), min_size=1, max_size=12),
+    keep_last=st.integers(1, 4),
+    keep_every=st.integers(0, 12),
+    keep_best=st.booleans(),
+    data=st.data(),
+)
+def test_the_newest_the_multiples_the_best_and_the_one_resumed_from_stay(
+    checkpoints, keep_last, keep_every, keep_best, data
+) -> None:
+    never = data.draw(st.none() | st.sampled_from(sorted(checkpoints)))
+    config = CheckpointConfig(keep_last=keep_last, keep_every_steps=keep_every, keep_best=keep_best)
+    gone = expendable([Checkpoint(*item) for item in checkpoints.items()], config, never)
+    assert gone <= checkpoints.keys()
+    measured = {step: loss for step, loss in checkpoints.items() if loss is not None}
+    for step, loss in checkpoints.items():
+        newer = sum(other > step for other in checkpoints)
+        best = loss is not None and all((loss, step) <= (other, at) for at, other in measured.items())
+        kept = newer < keep_last or (keep_every and step % keep_every == 0) or (keep_best and best) or step == never
+        assert (step not in gone) == bool(kept)
+
+
+def make_checkpoint(folder: Path, step: int, **facts: object) -> Path:
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "files": {}, "step": step, **facts}))
+    return path
+
+
+def test_what_cant_be_parsed_or_is_newer_is_neither_deleted_nor_counted(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 9):
+        make_checkpoint(tmp_path, step)
+    make_checkpoint(tmp_path, 4, format_version=99)
+    torn = make_checkpoint(tmp_path, 5)
+    (torn / "checkpoint.json").write_text('{"format_ver')
+    (tmp_path / "step-00000006").mkdir()  # without a manifest
+    (tmp_path / "step-00000007").touch()  # no folder at all
+    (tmp_path / "step-0000008x").mkdir()
+    everything = {path.name for path in tmp_path.iterdir()}
+    config = CheckpointConfig(keep_last=2)
+    aside = set_aside_expendable(tmp_path, config, last=8, resumed_from=None)
+    assert [path.name[:14] for path in aside] == [".step-00000001"]
+    assert set_aside_expendable(tmp_path, config, last=8, resumed_from=None) == []
+    sweep_leftovers(tmp_path)  # a deletion that was cut short is finished
+    assert {path.name for path in tmp_path.iterdir()} == everything - {"step-00000001"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "stays"),
+    [
+        ({"val_loss": 1.0, "val_step": 1}, True),
+        ({"val_loss": 1.0, "val_step": 0}, False),  # measured with other weights
+        ({"val_loss": 1.0}, False),
+        ({"val_loss": None, "val_step": 1}, False),
+        ({"val_loss": float("nan"), "val_step": 1}, False),
+    ],
+)
+def test_the_best_is_the_lowest_loss_of_its_own_step(tmp_path: Path, facts: dict[str, object], stays: bool) -> None:
+    make_checkpoint(tmp_path, 1, **facts)
+    make_checkpoint(tmp_path, 2, val_loss=2.0, val_step=2)
+    make_checkpoint(tmp_path, 3, val_loss=3.0, val_step=3)
+    delete(set_aside_expendable(tmp_path, CheckpointConfig(keep_last=1), last=3, resumed_from=None))
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [3, 1 if stays else 2]
+
+
+def test_the_one_resumed_from_stays_by_whatever_path_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path / "run", step)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "run")
+    resumed_from = Path("elsewhere/step-00000001")
+    delete(set_aside_expendable(tmp_path / "run", CheckpointConfig(keep_last=1), last=3, resumed_from=resumed_from))
+    assert [step for step, _ in list_checkpoints(tmp_path / "run")] == [3, 1]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_weights_alone_outlive_their_checkpoint_and_are_evaluated_but_not_resumed_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    whole = write_checkpoint(checkpoints, step=7)
+    if not links:  # as some network file systems answer
+
+        def no_link(source: Path, target: Path) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr("os.link", no_link)
+    weights = keep_weights(whole, 7)
+    names = [path.name for path in whole.glob("weights-*")]
+    assert all((weights / name).samefile(whole / name) == links for name in names)
+    before = {name: tensor.clone() for name, tensor in load_model(whole).state_dict().items()}
+    shutil.rmtree(whole)
+    assert find_checkpoint(weights) == weights
+    assert sorted(path.name for path in weights.iterdir()) == ["checkpoint.json", *sorted(names)]
+    assert verify_checkpoint(weights)["step"] == 7
+    assert all(tensor.equal(before[name]) for name, tensor in load_model(weights).state_dict().items())
+    assert choose_checkpoint("auto", RunFolder(tmp_path / "run")) == (None, [])
+    with pytest.raises(UserError, match="holds weights alone"):
+        choose_checkpoint(str(weights), RunFolder(tmp_path / "run"))
+
+
+def test_a_run_that_went_back_replaces_its_weights_copy(tmp_path: Path) -> None:
+    keep_weights(write_checkpoint(tmp_path, step=7), 7)
+    second = write_checkpoint(tmp_path, step=7, seed=1)
+    kept = keep_weights(second, 7)
+    assert verify_checkpoint(kept)["files"].items() <= verify_checkpoint(second)["files"].items()

@@ -1,0 +1,105 @@
+"""Whether the disk has room for a run's checkpoints, asked before the first step rather than answered by the last."""
+
+import ctypes
+import errno
+import os
+import uuid
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from common.checkpoint_files import list_checkpoints
+from common.errors import UserError
+from common.publish import TEMPORARY_SUFFIX
+from train.retention import Checkpoint, expendable
+from train.run_config import CheckpointConfig
+
+
+def needed_bytes(
+    config: CheckpointConfig,
+    *,
+    existing: Iterable[int],
+    first_step: int,
+    max_steps: int,
+    checkpoint_bytes: int,
+    weights_bytes: int,
+) -> int:
+    """What a run's checkpoints will take at most beside those that are there, while a new one is being written.
+
+    Args:
+        existing: steps of the checkpoints that are there.
+        first_step: the one resumed from, which stays; 0 for a new run.
+        checkpoint_bytes, weights_bytes: of a whole checkpoint, and of its weights alone.
+    """
+    every = config.every_steps or max_steps
+    without_best = replace(config, keep_best=False)  # which may be any: it takes a place of its own at worst
+    whole, ever, weights = set(existing), set(existing), set[int]()
+    before = most = len(whole) * checkpoint_bytes
+    for step in [*range(first_step - first_step % every + every, max_steps, every), max_steps]:
+        whole.add(step)
+        ever.add(step)
+        if config.weights_every_steps and step % config.weights_every_steps == 0:
+            weights.add(step)
+        count = min(len(ever), len(whole) + config.keep_best)
+        # a copy of the weights shares its files with the whole checkpoint while that is there
+        most = max(most, count * checkpoint_bytes + len(weights - whole) * weights_bytes)
+        whole -= expendable([Checkpoint(step) for step in whole], without_best, first_step)
+    count = min(len(ever), len(whole) + config.keep_best)
+    return max(most, count * checkpoint_bytes + len(weights - whole) * weights_bytes) - before
+
+
+def check_space(
+    folder: Path, config: CheckpointConfig, *, first_step: int, max_steps: int, sizes: tuple[int, int]
+) -> None:
+    """Compare a run's checkpoints with the free space of the disk they go to; reserve one, and give it back.
+
+    Reserving also meets quotas, which the number of free bytes knows nothing of.
+
+    Args:
+        folder: of the checkpoints. sizes: bytes of a checkpoint, and of its weights alone.
+
+    Raises UserError naming the folder, the bytes needed and the bytes free.
+    """
+    existing = [step for step, _ in list_checkpoints(folder) if step <= first_step]
+    needed = needed_bytes(
+        config,
+        existing=existing,
+        first_step=first_step,
+        max_steps=max_steps,
+        checkpoint_bytes=sizes[0],
+        weights_bytes=sizes[1],
+    )
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    advice = "free some, lower checkpoint.keep_last, or give a --run.root on another disk"
+    if needed > free:
+        raise UserError(
+            f"{folder}: the run's checkpoints need {needed:,} bytes ({sizes[0]:,} each), {free:,} are free: {advice}"
+        )
+    try:
+        _reserve(folder, sizes[0])
+    except OSError as error:
+        raise UserError(
+            f"{folder}: {error.strerror}: a checkpoint of {sizes[0]:,} bytes can't be written, though {free:,} are "
+            f"free: {advice}"
+        ) from None
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Take up `size` bytes for a moment. Raises OSError where that can't be had.
+
+    By the system call alone: where a file system can't reserve, the C library's posix_fallocate would write a byte into
+    each of its blocks.
+    """
+    path = folder / f".step-00000000.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # a name that a next start sweeps up
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    with open(path, "wb") as file:
+        try:
+            if fallocate is not None:
+                offset, length = ctypes.c_int64(0), ctypes.c_int64(size)
+                if fallocate(file.fileno(), 0, offset, length) != 0:
+                    code = ctypes.get_errno()
+                    if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                        raise OSError(code, os.strerror(code))
+        finally:
+            path.unlink()
