@@ -1,0 +1,104 @@
+"""Loading takes no more memory than training does, and leaves nothing of the checkpoint behind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from model.ranks import start_ranks
+from tests.helpers.training import PROJECT
+from train.checkpoint import CheckpointWriter, Progress, load_training_state
+from train.optimizer import OptimConfig, build_optimizer
+
+LOAD_AND_STEP = r"""
+import json, re, sys
+from pathlib import Path
+import torch
+from train.checkpoint import load_training_state
+from train.optimizer import OptimConfig, build_optimizer
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+torch.set_num_threads(1)
+small = torch.nn.Linear(8, 8)
+small(torch.ones(1, 8)).sum().backward()  # the libraries' own memory
+layers = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024) for _ in range(16)))  # 64 MiB
+optimizer = build_optimizer(layers, OptimConfig())
+start = peak()
+progress = load_training_state(Path(sys.argv[1]), layers, optimizer)
+loaded = peak()
+maps = Path("/proc/self/maps").read_text()
+layers(torch.ones(1, 1024)).sum().backward()
+optimizer.step()
+figures = {"step": progress.step, "load": loaded - start, "training": peak() - start, "mapped": ".safetensors" in maps}
+json.dump(figures, sys.stdout)
+"""
+
+
+def trained(seed: int = 0, width: int = 1024, layers: int = 16) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(*(torch.nn.Linear(width, width) for _ in range(layers)))
+    optimizer = build_optimizer(model, OptimConfig())
+    for parameter in model.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    optimizer.step()
+    return model, optimizer
+
+
+def test_loading_holds_one_tensor_more_than_the_state(tmp_path: Path) -> None:
+    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *trained()).save(Progress(3), {})
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_STEP, str(checkpoint)], cwd=PROJECT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["step"] == 3
+    assert not figures["mapped"]
+    # two moments of 64 MiB each and one tensor of 4 MiB; training needs the gradients as well
+    assert figures["load"] < 144 * 2**20 < figures["training"], figures
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_state_is_what_load_state_dict_would_have_made(tmp_path: Path, fused: bool) -> None:
+    model, optimizer = trained(width=8, layers=2)
+    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), model, optimizer).save(Progress(1), {})
+    others = []
+    for way in ("ours", "torch's"):
+        other, _ = trained(seed=1, width=8, layers=2)
+        other_optimizer = build_optimizer(other, OptimConfig(fused=fused))
+        if way == "ours":
+            load_training_state(checkpoint, other, other_optimizer)
+        else:
+            other.load_state_dict(model.state_dict())
+            groups = other_optimizer.state_dict()["param_groups"]
+            other_optimizer.load_state_dict({"state": optimizer.state_dict()["state"], "param_groups": groups})
+        for parameter in other.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        other_optimizer.step()
+        others.append((list(other.parameters()), other_optimizer.state_dict()["state"]))
+    for ours, theirs in zip(others[0][0], others[1][0], strict=True):
+        assert ours.equal(theirs)
+    for index, state in others[1][1].items():
+        for key, value in state.items():
+            found = others[0][1][index][key]
+            assert (found.dtype, found.device, found.shape) == (value.dtype, value.device, value.shape)
+            assert found.equal(value)
+
+
+def test_what_does_not_belong_is_named(tmp_path: Path) -> None:
+    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *trained(width=8, layers=2)).save(Progress(1), {})
+    for width, layers, message in (
+        (8, 3, "it has no tensor 2.bias"),
+        (8, 1, "it has a tensor 1.bias, this configuration has none"),
+        (4, 2, r"0.bias is \(8,\) there and \(4,\) here"),
+    ):
+        with pytest.raises(UserError, match=message):
+            load_training_state(checkpoint, *trained(width=width, layers=layers))
+    next(checkpoint.glob("optimizer-*")).unlink()
+    with pytest.raises(UserError, match=r"has no optimizer state for 0\.bias"):
+        load_training_state(checkpoint, *trained(width=8, layers=2))
