@@ -34,7 +34,8 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from model.ranks import Ranks, start_ranks
 from train.checkpoint import CheckpointWriter, Progress
-from train.optimizer import OptimConfig, build_optimizer
+from train.optim_config import OptimConfig
+from train.optimizer import build_optimizer
 from train.parallel import check_replicas
 
 LOOK_SECONDS = 0.01

@@ -82,6 +82,8 @@ def sweep_leftovers(folder: Path) -> None:
     Whoever calls holds the run's lock: a save that is under way has such a name as well.
     """
     delete([path for kind in ("step", "weights") for path in folder.glob(f".{kind}-*{TEMPORARY_SUFFIX}")])
+    for path in folder.glob(f".space-*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
 
 
 def keep_weights(checkpoint: Path, step: int) -> Path:

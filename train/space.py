@@ -91,7 +91,7 @@ def _reserve(folder: Path, size: int) -> None:
     By the system call alone: where a file system can't reserve, the C library's posix_fallocate would write a byte into
     each of its blocks.
     """
-    path = folder / f".step-00000000.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # a name that a next start sweeps up
+    path = folder / f".space-{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # which the next start sweeps up, if need be
     fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     with open(path, "wb") as file:
         try:

@@ -12,14 +12,16 @@ from common.errors import UserError
 from model.ranks import start_ranks
 from tests.helpers.training import PROJECT
 from train.checkpoint import CheckpointWriter, Progress, load_training_state
-from train.optimizer import OptimConfig, build_optimizer
+from train.optim_config import OptimConfig
+from train.optimizer import build_optimizer
 
 LOAD_AND_STEP = r"""
 import json, re, sys
 from pathlib import Path
 import torch
 from train.checkpoint import load_training_state
-from train.optimizer import OptimConfig, build_optimizer
+from train.optim_config import OptimConfig
+from train.optimizer import build_optimizer
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])

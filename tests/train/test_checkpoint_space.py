@@ -17,7 +17,8 @@ from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path
 from tests.model.small import small_model
 from train.checkpoint import CheckpointWriter, Progress
-from train.optimizer import OptimConfig, build_optimizer
+from train.optim_config import OptimConfig
+from train.optimizer import build_optimizer
 from train.retention import delete, keep_weights, set_aside_expendable
 from train.run_config import CheckpointConfig
 from train.shares import checkpoint_bytes
