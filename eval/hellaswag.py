@@ -23,7 +23,7 @@ from common.publish import write_json_whole
 from eval.hellaswag_examples import FULL_SIZE, HellaSwag, read_hellaswag
 from eval.hellaswag_metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
 from eval.loading import Loaded, load_checkpoint, start_evaluation
-from eval.multiple_choice import BatchSize, trunk_share
+from eval.multiple_choice import BatchSize, require_room, trunk_share
 from model.precision import TORCH_DTYPES
 from model.ranks import Ranks
 
@@ -80,6 +80,7 @@ def answer(loaded: Loaded, data: HellaSwag, ranks: Ranks, arguments: argparse.Na
     if arguments.batch:
         size = BatchSize(arguments.batch, max(1, arguments.batch * size.endings // size.contexts))
     questions = build_questions(data.examples, loaded.tokenizer).distinct()
+    require_room(questions, loaded.model.config.block_size)
     total = trunk_share(questions, loaded.model.config.block_size, ranks, size)
     with progress_bar(total, "context", "HellaSwag", disable=not ranks.is_first) as bar:
         return choose_all(

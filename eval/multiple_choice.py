@@ -77,6 +77,7 @@ def log_likelihoods(
     Raises:
         UserError: an ending alone is longer than the model's context.
     """
+    require_room(questions, model.config.block_size)
     size = batch_size or BatchSize.for_device(ranks.device)
     batches = _batches(questions, model.config.block_size, size.contexts)
     scores = np.zeros((len(questions), max((len(question.endings) for question in questions), default=0)))
@@ -90,6 +91,13 @@ def log_likelihoods(
             done(len(batch))
     model.train(was_training)
     return np.sum(ranks.gather(scores), axis=0)
+
+
+def require_room(questions: Sequence[Question], block_size: int) -> None:
+    """Raises UserError where an ending alone is longer than the model's context."""
+    longest = max((len(ending) for question in questions for ending in question.endings), default=0)
+    if longest > block_size:
+        raise UserError(f"an ending of {longest} tokens is longer than the model's context of {block_size}")
 
 
 def trunk_share(questions: Sequence[Question], block_size: int, ranks: Ranks, batch_size: BatchSize) -> int:
@@ -111,10 +119,7 @@ def _trunks(number: int, question: Question, block_size: int) -> list[_Trunk]:
     The last token of an ending is predicted and never read, so context and ending may be block_size + 1 together.
     """
     room = block_size + 1
-    longest = max(map(len, question.endings))
-    if longest > block_size:
-        raise UserError(f"an ending of {longest} tokens is longer than the model's context of {block_size}")
-    if len(question.context) + longest <= room:
+    if len(question.context) + max(map(len, question.endings)) <= room:
         return [_Trunk(number, question.context, tuple(enumerate(question.endings)))]
     return [
         _Trunk(number, question.context[-(room - len(ending)) :], ((choice, ending),))

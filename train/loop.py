@@ -17,6 +17,7 @@ from train.checkpoint import Progress
 from train.config import Config
 from train.deadline import StopMargin
 from train.heartbeat import Heartbeat
+from train.hellaswag_probe import HellaSwagProbe
 from train.keeper import CheckpointKeeper
 from train.loader import StepBatch, StepLoader
 from train.machine import peak_memory_gib
@@ -57,6 +58,7 @@ class TrainingLoop:
     loader: StepLoader
     validator: Validator
     samples: SampleWriter
+    hellaswag: HellaSwagProbe | None
     keeper: CheckpointKeeper
     recorder: Recorder
     stop: StopRequest
@@ -96,6 +98,10 @@ class TrainingLoop:
                     self.heartbeat.phase = "validating"
                     with self.margin.timing("validation"):
                         self.validator.validate(progress)
+                if self.hellaswag and (last or _due(progress.step, self.hellaswag.every_steps)):
+                    self.heartbeat.phase = "answering HellaSwag"
+                    with self.margin.timing("HellaSwag"):
+                        self.hellaswag.measure(progress)
                 if _due(progress.step, self.config.eval.sample_every_steps):
                     self.heartbeat.phase = "sampling"
                     with self.margin.timing("samples"):

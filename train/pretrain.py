@@ -42,6 +42,7 @@ from train.config import Config, Options, as_dict, read_config, to_yaml
 from train.deadline import StopMargin, check_deadline, open_deadline
 from train.failure import FailureReporter
 from train.heartbeat import Heartbeat
+from train.hellaswag_probe import HellaSwagProbe, check_hellaswag
 from train.keeper import CheckpointKeeper
 from train.loader import StepLoader
 from train.loop import TrainingLoop
@@ -75,6 +76,7 @@ def start(config: Config, options: Options, base: Base | None = None) -> int:
     if base is not None:
         base.check_tokens(tokens)
     config = fit_to_data(config, tokens)
+    check_hellaswag(config.eval)
     folder = RunFolder(Path(config.run.root) / str(config.run.name))
     ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
     threads = share_threads(ranks.local_world_size)
@@ -272,6 +274,7 @@ def compose(
         loader=StepLoader(train, plan, rank=ranks.rank, seed=seed, split_documents_at=border, pin_memory=on_gpu),
         validator=validator,
         samples=SampleWriter(model, tokenizer, config.eval, ranks, seed, recorder),
+        hellaswag=HellaSwagProbe.build(config.eval, model, tokenizer, ranks, dtype, recorder),
         keeper=keeper,
         recorder=recorder,
         stop=stop,

@@ -94,7 +94,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Validation and samples during the run. The last step is always validated.
+    """Validation, HellaSwag and samples during the run. The last step is always validated.
 
     Args:
         every_steps: validate after every so many steps; 0 validates at the end alone.
@@ -104,6 +104,9 @@ class EvalConfig:
         temperature: sampling temperature; 0 always takes the most likely token.
         top_k: sample among the k most likely tokens; 0 among all.
         prompts: what the samples begin with.
+        hellaswag_every_steps: answer HellaSwag after every so many steps and at the end; 0 never.
+        hellaswag_examples: how many of its examples, spread over the file: the same ones every time.
+        hellaswag_data: its JSONL, or six lines an example; null takes what data_prep/prepare_offline.py fetched.
     """
 
     every_steps: int = 250
@@ -113,12 +116,16 @@ class EvalConfig:
     temperature: float = 0.8
     top_k: int = 50
     prompts: list[str] = field(default_factory=lambda: ["The purpose of education is", "Once upon a time"])
+    hellaswag_every_steps: int = 0
+    hellaswag_examples: int = 1000
+    hellaswag_data: str | None = None
 
     def __post_init__(self) -> None:
-        if min(self.every_steps, self.sample_every_steps, self.temperature, self.top_k) < 0:
+        intervals = (self.every_steps, self.sample_every_steps, self.hellaswag_every_steps)
+        if min(*intervals, self.temperature, self.top_k) < 0:
             raise ValueError("the numbers of section eval must not be negative")
-        if self.tokens < 1 or self.sample_tokens < 1:
-            raise ValueError("eval.tokens and eval.sample_tokens must be positive")
+        if min(self.tokens, self.sample_tokens, self.hellaswag_examples) < 1:
+            raise ValueError("eval.tokens, eval.sample_tokens and eval.hellaswag_examples must be positive")
 
 
 @dataclass(frozen=True)

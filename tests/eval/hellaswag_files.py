@@ -7,7 +7,7 @@ from pathlib import Path
 _WORDS = ["the", "a", "man", "woman", "is", "on", "Roof", "they", "[header]", "[title]", "3", "times!", "café", "cube."]
 
 
-def official_rows(count: int, seed: int = 0) -> list[dict]:
+def official_rows(count: int, seed: int = 0, *, words_at_most: int = 20) -> list[dict]:
     """Rows with everything that the official file has: WikiHow's marks, second halves with capitals, and without."""
     chance = random.Random(seed)
 
@@ -16,7 +16,7 @@ def official_rows(count: int, seed: int = 0) -> list[dict]:
 
     rows = []
     for number in range(count):
-        first, second = words(1, 25), chance.choice(["", "He", "the Lady", "she (Anna)"])
+        first, second = words(1, words_at_most), chance.choice(["", "He", "the Lady", "she (Anna)"])
         rows.append(
             {
                 "ind": number,
@@ -24,7 +24,7 @@ def official_rows(count: int, seed: int = 0) -> list[dict]:
                 "ctx_a": first,
                 "ctx_b": second,
                 "ctx": f"{first} {second}",  # with a space at its end where there is no second half
-                "endings": [f"{words(0, 20)} end{chance.choice(['', '.', '  '])}" for _ in range(4)],
+                "endings": [f"{words(0, words_at_most)} end{chance.choice(['', '.', '  '])}" for _ in range(4)],
                 "label": number % 4 if number % 2 else str(number % 4),
             }
         )

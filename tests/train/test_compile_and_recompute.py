@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from common.checkpoint_files import list_checkpoints
+from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path, weights_hashes
@@ -74,7 +75,7 @@ def test_recomputing_draws_the_same_dropout(tmp_path: Path, data: Path) -> None:
 
 
 def count_graphs(folder: Path, data: Path, steps: int) -> tuple[int, dict[int, float]]:
-    """How many graphs a compiled run with validations and samples has compiled in all, and its losses."""
+    """How many graphs a compiled run with validations, HellaSwag and samples has compiled in all, and its losses."""
     import sys
 
     from train.pretrain import main
@@ -88,6 +89,8 @@ def count_graphs(folder: Path, data: Path, steps: int) -> tuple[int, dict[int, f
         "--eval.every_steps=2",
         "--eval.sample_every_steps=2",
         '--eval.prompts=["ab", "cde"]',
+        "--eval.hellaswag_every_steps=2",
+        f"--eval.hellaswag_data={write_official(folder / 'some.jsonl', official_rows(9, words_at_most=1))}",
     ]
     assert main() == 0
     return torch._dynamo.utils.counters["stats"]["unique_graphs"], losses(run_of(folder, name))

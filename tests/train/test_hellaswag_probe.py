@@ -1,0 +1,57 @@
+"""HellaSwag during training: what is recorded is what the finished model scores, and nothing else changes."""
+
+from pathlib import Path
+
+from common.checkpoint_files import list_checkpoints
+from common.metrics_file import read_metrics
+from eval.hellaswag_examples import evenly_spaced, read_hellaswag
+from eval.hellaswag_metrics import accuracy, choose_all
+from eval.loading import load_checkpoint
+from model.ranks import start_ranks
+from tests.eval.hellaswag_files import official_rows, write_official
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import curve, run_of, tiny_arguments, train, train_by_path, weights_hashes
+
+
+def test_the_curve_is_the_same_to_the_bit_with_and_without(tmp_path: Path) -> None:
+    make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=500)
+    file = write_official(tmp_path / "official.jsonl", official_rows(40, words_at_most=1))
+    wish = ["--eval.hellaswag_every_steps=2", "--eval.hellaswag_examples=37", f"--eval.hellaswag_data={file}"]
+    for name, more in (("without", []), ("with", [*wish, "--eval.sample_every_steps=3", '--eval.prompts=["ab"]'])):
+        train(2, tmp_path, tiny_arguments(tmp_path, tmp_path / "data", name, "--run.max_steps=7", *more))
+    assert curve(run_of(tmp_path, "with")) == curve(run_of(tmp_path, "without"))
+    newest = [list_checkpoints(run_of(tmp_path, name).checkpoints)[0][1] for name in ("with", "without")]
+    assert weights_hashes(newest[0]) == weights_hashes(newest[1])
+
+    found = [r for r in read_metrics(run_of(tmp_path, "with").metrics) if "hellaswag_acc_norm" in r]
+    assert [record["step"] for record in found] == [2, 4, 6, 7]  # the last step always
+    data, loaded = read_hellaswag(file), load_checkpoint(newest[0])
+    examples = evenly_spaced(data, 37)
+    choices = choose_all(loaded.model, examples, loaded.tokenizer, start_ranks("cpu"))
+    expected = accuracy(choices["acc_norm"], examples)
+    assert found[-1]["hellaswag_acc_norm"] == expected.value
+    assert found[-1]["hellaswag_acc_norm_stderr"] == expected.standard_error
+    assert found[-1]["hellaswag_examples"] == 37
+    assert found[-1]["hellaswag_sha256"] == data.sha256
+    assert found[-1]["hellaswag_official"]
+    assert f"acc_norm {expected.value:.4f}" in run_of(tmp_path, "with").log.read_text()
+
+
+def test_a_missing_file_is_told_before_anything_begins(tmp_path: Path) -> None:
+    make_token_set(tmp_path / "data", train_tokens=2_000, val_tokens=500)
+    arguments = tiny_arguments(tmp_path, tmp_path / "data", "a", "--eval.hellaswag_every_steps=2")
+    done = train_by_path(*arguments, LONGHAUL_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 2, done.stderr
+    assert "python data_prep/prepare_offline.py" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_endings_too_long_for_the_model_are_told_before_the_first_step(tmp_path: Path) -> None:
+    make_token_set(tmp_path / "data", train_tokens=2_000, val_tokens=500)
+    file = write_official(tmp_path / "official.jsonl", official_rows(8))
+    wish = ["--eval.hellaswag_every_steps=2", f"--eval.hellaswag_data={file}"]
+    done = train_by_path(*tiny_arguments(tmp_path, tmp_path / "data", "a", *wish))
+    assert done.returncode == 2, done.stderr
+    assert "longer than the model's context of 16" in done.stderr.splitlines()[-1]
+    assert not [record for record in read_metrics(run_of(tmp_path, "a").metrics) if "loss" in record]
