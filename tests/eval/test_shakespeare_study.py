@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -75,6 +76,23 @@ def test_a_norm_over_positions_tells_earlier_logits_of_the_last_character_and_a_
         assert moved["earlier_logits_moved_mean"] > 1e-5
 
 
+def test_the_reported_model_has_the_published_count_and_leaks_and_per_token_it_does_not():
+    models, measure = module("leak"), module("measure")
+    config = config_of("causal").model.architecture()
+    windows = Windows(RandomCharacters(400), 32)
+    for name, parameters, leaks in (("reported-positions", 1_112_781, True), ("reported-token", 1_096_909, False)):
+        model = models.MODELS[name](config)
+        models.initialise_reported(model, 1)
+        assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+        assert models.model_of({key: value.shape for key, value in model.named_parameters()}, config) is type(model)
+        assert (measure.leak(model.eval(), windows)["earlier_logits_moved_most"] > 1e-4) == leaks
+        tokens = torch.from_numpy(windows.read(np.arange(3)))
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        expected = torch.nn.functional.cross_entropy(model(inputs).transpose(1, 2), targets, reduction="none")
+        torch.testing.assert_close(model(inputs, targets, reduction="none"), expected)
+        torch.testing.assert_close(model(inputs, targets), expected.sum())
+
+
 @given(batch=st.integers(1, 3), length=st.integers(1, 8), width=st.sampled_from([1, 4, 6]), seed=st.integers(0, 2**31))
 def test_the_norm_over_positions_divides_a_whole_window_by_one_number(batch, length, width, seed):
     x = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed))
@@ -122,12 +140,12 @@ def test_the_command_makes_a_record(tmp_path: Path) -> None:
         "--run.max_steps=121",
     ]
     quick = ["--run.compile=false", "--run.dtype=fp32", "--eval.tokens=320", "--checkpoint.every_steps=0"]
-    runs = ["--only", "causal-seed2", "--only", "positions-norm-seed1"]
+    runs = ["--only", "causal-seed2", "--only", "reported-positions-seed1"]
     command = [sys.executable, STUDY / "regenerate.py", "--file", text, *where, *runs, *tiny, *quick]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
-    assert list(results) == ["causal-seed2", "positions-norm-seed1"]
+    assert list(results) == ["causal-seed2", "reported-positions-seed1"]
     assert [run["norm"] for run in results.values()] == ["token", "positions"]
     assert [run["step"] for run in results.values()] == [121, 121]
     assert [run["earlier_logits_moved_most"] > 0 for run in results.values()] == [False, True]

@@ -34,17 +34,20 @@ WHOLE_STEPS, KEPT_EVERY = 100, 20  # of metrics.jsonl's steps, the first hundred
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run: the script that trains it, its configuration below configs/, its seed."""
+    """One run: the script that trains it (and which model, where it has several), its configuration, its seed."""
 
-    script: Path
+    script: tuple[Path | str, ...]
     config: str
     seed: int
 
 
-TRAINER = PROJECT / "train" / "pretrain.py"
+TRAINER = (PROJECT / "train" / "pretrain.py",)
+LEAK = HERE / "leak.py"
 RUNS = {
     "causal-seed1": StudyRun(TRAINER, "causal", 1),
-    "positions-norm-seed1": StudyRun(HERE / "leak.py", "causal", 1),
+    "positions-norm-seed1": StudyRun((LEAK, "positions"), "causal", 1),
+    "reported-positions-seed1": StudyRun((LEAK, "reported-positions"), "causal", 1),
+    "reported-token-seed1": StudyRun((LEAK, "reported-token"), "causal", 1),
     "causal-seed2": StudyRun(TRAINER, "causal", 2),
     "causal-seed3": StudyRun(TRAINER, "causal", 3),
     "best": StudyRun(TRAINER, "best", 1),
@@ -74,7 +77,7 @@ def main() -> int:
         if not arguments.no_training:
             where = ["--data.path", arguments.data, "--run.root", arguments.runs, "--run.name", name]
             config = HERE / "configs" / f"{run.config}.yaml"
-            call(run.script, "--config", config, *where, "--run.seed", run.seed, *trainer_options)
+            call(*run.script, "--config", config, *where, "--run.seed", run.seed, *trainer_options)
         elif not folder.checkpoints.is_dir():
             print(f"{folder.path} is not there: passed over")
             continue
@@ -84,11 +87,11 @@ def main() -> int:
     return 0
 
 
-def call(script: Path, *options: object) -> None:
+def call(script: Path | str, *options: object) -> None:
     """Run a script with this Python. Raises UserError where it fails; it has said why."""
     done = subprocess.run([sys.executable, str(script), *map(str, options)])
     if done.returncode:
-        raise UserError(f"{script.name} ended with status {done.returncode}: see above, then start this again")
+        raise UserError(f"{Path(script).name} ended with status {done.returncode}: see above, then start this again")
 
 
 def measured(out: Path, name: str) -> Path:
