@@ -53,8 +53,9 @@ def _is_left_over(name: str) -> bool:
 
 
 def remove_process_group(group: Path) -> None:
-    for folder in sorted(group.glob("**/"), reverse=True):
-        with contextlib.suppress(OSError):
+    """Take a freezer group and what is below it away, as far as it is empty and no other does so just now."""
+    with contextlib.suppress(OSError):
+        for folder in sorted(group.glob("**/"), reverse=True):
             folder.rmdir()
 
 
