@@ -19,7 +19,6 @@ from pathlib import Path
 from tests.slurm.cluster_files import write_cluster_files
 
 SUBNET = "10.77.0"  # exists only inside the namespaces made here
-STARTUP_SECONDS = 30.0
 FREEZER = Path("/sys/fs/cgroup/freezer")
 _NUMBERS = itertools.count(1)  # of this process's clusters
 
@@ -53,7 +52,7 @@ def _is_left_over(name: str) -> bool:
 
 
 def remove_process_group(group: Path) -> None:
-    """Take a freezer group and what is below it away, as far as it is empty and no other does so just now."""
+    """Take a freezer group and what is below it away, as far as it is empty."""
     with contextlib.suppress(OSError):
         for folder in sorted(group.glob("**/"), reverse=True):
             folder.rmdir()
@@ -110,7 +109,7 @@ class Cluster:
         self._daemons.append(self.start(["slurmctld", "-i", "-D"], log="slurmctld.out"))
         for node in self.nodes:
             self.start_node(node)
-        self.wait_for(self._all_idle, "all nodes idle", seconds=STARTUP_SECONDS)
+        self.wait_for(self._all_idle, "all nodes idle", seconds=60)
 
     def down(self) -> None:
         """Stop everything that `up` and the tests started. Safe to call at any time, and twice."""
