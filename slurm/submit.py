@@ -174,9 +174,8 @@ def run_here(jobs: list[Job], tasks: list[TrainingTask], gpus: int) -> int:
         print(f"running {job.folder}, output in {handle.paths.stdout}", flush=True)
         try:
             _show_until_done(handle)
-        except KeyboardInterrupt:
-            handle._interrupt()  # saves; the requeue that follows is called off
-            handle.cancel()
+        except KeyboardInterrupt:  # the terminal has sent it to the trainers as well
+            print("the trainers save and leave; the same command goes on", file=sys.stderr)
             raise
         try:
             print(handle.result())
