@@ -12,7 +12,7 @@ from typing import Any
 from common.metrics_file import read_json_lines
 from common.run_folder import RunFolder
 from tests.chaos import disk, plan
-from tests.chaos.faults import GONE_SECONDS, Outcome, Victims, inflict, silent_server
+from tests.chaos.faults import GONE_SECONDS, Outcome, Victims, goes_on_without_room, inflict, silent_server
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.plan import Fault
@@ -121,7 +121,7 @@ class Campaign:
 
     def _undisturbed(self) -> RunFolder:
         run = RunFolder(self._runs / "reference")
-        trainer = self._start(run, None, forked=None)
+        trainer = self._start(run, None, forked=None if any(fault.executed for fault in self._queue) else self._forked)
         trainer.wait_until_gone(EVENT_SECONDS)
         trainer.close()
         state = run.read_state() or {}
@@ -181,6 +181,8 @@ class Campaign:
         """One start with a fault; None if the run ended before it."""
         more: tuple[str, ...] = ()
         environment: dict[str, str] = {}
+        if fault.kind == plan.DISK_FULL and goes_on_without_room(fault):
+            more = ("--checkpoint.on_failure=continue",)
         with silent_server() as url:
             if fault.kind in (plan.WANDB_SILENT, plan.WANDB_STOPPED):
                 more = ("--log.wandb=true",)

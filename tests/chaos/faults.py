@@ -14,7 +14,7 @@ from tests.chaos import disk, plan
 from tests.chaos.marks import marked, send
 from tests.chaos.plan import Fault
 from tests.chaos.trainer import Trainer
-from tests.chaos.verdict import last_step
+from tests.chaos.verdict import last_step, newest_whole
 
 GONE_SECONDS = 60.0  # a dead rank takes everything with it within this time
 REFUSED_SECONDS = 120.0
@@ -129,7 +129,7 @@ def _asked_to_stop(victims: Victims, ask: Callable[[], object], *, may_be_unhear
     if alive:
         return Outcome(seconds, "", _orphans(alive))
     state = victims.run.read_state() or {}
-    saved = max((int(path.name[5:]) for path in victims.run.checkpoints.glob("step-????????")), default=0)
+    saved = newest_whole(victims.run.checkpoints)
     recorded = victims.recorded_step()
     if recorded - before > STEPS_UNTIL_STOPPED:
         return Outcome(seconds, "", f"{recorded - before} steps were done after the request to stop")
@@ -167,12 +167,17 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome:
     said = trainer.said()
     named = str(victims.run.path) in said and "No space left" in said
     complaint = "" if named else "nothing said which path has no space left"
-    alive = trainer.wait_until_gone(10.0)
     seconds = told_seconds or time.monotonic() - started
-    if not alive:
-        return Outcome(seconds, f"stopped, status {trainer.status}", complaint)
-    stopped = victims.stop()  # it went on without the save; with room again it must save
-    return Outcome(seconds, f"went on; then {stopped.outcome}", complaint or stopped.complaint)
+    if not goes_on_without_room(fault):
+        alive = trainer.wait_until_gone(GONE_SECONDS)
+        return Outcome(seconds, f"stopped, status {trainer.status}", complaint or _orphans(alive))
+    stopped = victims.stop()  # with room again it must save
+    return Outcome(seconds, f"went on; {stopped.outcome}", complaint or stopped.complaint, stopped.nothing_lost)
+
+
+def goes_on_without_room(fault: Fault) -> bool:
+    """Which of the two policies for a save that fails the run has been given."""
+    return fault.seed % 2 == 1
 
 
 def _start_second(fault: Fault, victims: Victims) -> Outcome:

@@ -5,6 +5,9 @@ The whole campaign: python tests/chaos/run.py --faults 220 --seed 1
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,6 +18,41 @@ from tests.chaos import plan
 from tests.chaos.phases import PHASES, Trap
 from tests.chaos.verdict import by_step, compare
 from tests.chaos.victim import WRAPPED, HookGone, wrap
+
+PROJECT = Path(__file__).resolve().parents[2]
+QUICK_FAULTS, QUICK_SEED = 12, 48
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the harness reads /proc")
+
+
+@linux
+@pytest.mark.slow
+def test_a_dozen_faults_cost_nothing_but_steps_to_do_again(tmp_path: Path) -> None:
+    report = tmp_path / "chaos.json"
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(PROJECT / "tests" / "chaos" / "run.py"),
+            f"--faults={QUICK_FAULTS}",
+            f"--seed={QUICK_SEED}",
+            f"--json={report}",
+            f"--folder={tmp_path / 'chaos'}",
+            "--executed-share=0",
+            f"--without={plan.WANDB_SILENT}",
+            f"--without={plan.WANDB_STOPPED}",
+        ],
+        env={name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(report.read_text())
+    assert (found["faults"], found["differing_steps"], found["lost_runs"]) == (QUICK_FAULTS, 0, 0)
+    for row in found["rows"]:
+        assert row["complaint"] == ""
+        assert row["steps_lost"] is not None and row["seconds_to_detect"] >= 0
+    assert len({row["phase"] for row in found["rows"]}) >= 5
 
 
 def test_two_hundred_faults_hold_ten_kills_in_each_phase_and_everything_else() -> None:
