@@ -23,6 +23,7 @@ from tests.helpers.token_sets import make_token_set
 PROJECT = Path(__file__).resolve().parents[2]
 LAUNCH = str(PROJECT / "train" / "launch.py")
 VICTIM = str(Path(__file__).with_name("victim.py"))
+MAX_STEPS = 48
 SAVE_EVERY = 2
 KEEP_LAST = 3
 MOST_LOST = 2 * SAVE_EVERY  # the save that was under way, and the steps since it began
@@ -35,7 +36,7 @@ batch: {{tokens_per_step: 128, micro_batch: 2}}
 checkpoint: {{every_steps: {SAVE_EVERY}, keep_last: {KEEP_LAST}}}
 eval: {{every_steps: 3, tokens: 128, prompts: []}}
 log: {{every_steps: 1, sequences: true, wandb_finish_seconds: 2}}
-run: {{max_steps: 48, dtype: fp32, device: cpu}}
+run: {{max_steps: {MAX_STEPS}, dtype: fp32, device: cpu}}
 """
 EVENT_SECONDS = 300.0  # without any event for so long, a start hangs
 FAILED_STARTS = 3  # in a row, without a fault, until a run is given up
@@ -196,7 +197,9 @@ class Campaign:
             try:
                 while (event := trainer.next_event(EVENT_SECONDS)) is not None and event.kind != "ended":
                     if event.kind == "reached":
-                        outcome = inflict(fault, Victims(trainer, run.folder, self._second_starter(run, forked)))
+                        outcome = inflict(
+                            fault, Victims(trainer, run.folder, self._second_starter(run, forked), MAX_STEPS)
+                        )
                         break
                 if event is None:
                     outcome = Outcome(EVENT_SECONDS, "", "the start hung before the fault came")

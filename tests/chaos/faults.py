@@ -41,10 +41,11 @@ class Outcome:
 class Victims:
     """A running trainer and its run, as faults see them."""
 
-    def __init__(self, trainer: Trainer, run: RunFolder, second: Callable[[int], Trainer]) -> None:
+    def __init__(self, trainer: Trainer, run: RunFolder, second: Callable[[int], Trainer], last_step: int) -> None:
         self.trainer = trainer
         self.run = run
         self.start_second = second
+        self.last_step = last_step
 
     def recorded_step(self) -> int:
         return last_step(read_json_lines(self.run.metrics)) or 0
@@ -64,8 +65,8 @@ class Victims:
         return _asked_to_stop(self, lambda: send(self.trainer.pids[0], signal.SIGTERM), may_be_unheard=False)
 
 
-def inflict(fault: Fault, victims: Victims) -> Outcome:
-    """Do it, the moment being now, and wait for what comes of it."""
+def inflict(fault: Fault, victims: Victims) -> Outcome | None:
+    """Do it, the moment being now, and wait for what comes of it; None if the run was done before."""
     if fault.delay_seconds:
         time.sleep(fault.delay_seconds)
     if fault.kind == plan.KILL:
@@ -102,7 +103,7 @@ def _targets(fault: Fault, trainer: Trainer) -> list[int]:
     return list(marked(trainer.mark))
 
 
-def _kill(fault: Fault, victims: Victims) -> Outcome:
+def _kill(fault: Fault, victims: Victims) -> Outcome | None:
     trainer, before = victims.trainer, victims.recorded_step()
     started = time.monotonic()
     trainer.kill(_targets(fault, trainer))
@@ -110,6 +111,8 @@ def _kill(fault: Fault, victims: Victims) -> Outcome:
     alive = trainer.wait_until_gone(GONE_SECONDS)
     seconds = time.monotonic() - started
     complaint = _orphans(alive)
+    if trainer.status == 0 and (victims.run.read_state() or {}).get("status") == "done":
+        return None
     if trainer.status == 0:
         complaint = complaint or "the launcher's exit status was 0"
     after = victims.recorded_step() - before
@@ -148,7 +151,7 @@ def _orphans(alive: dict[int, str]) -> str:
     return f"alive after {GONE_SECONDS:.0f} s: {'; '.join(sorted(alive.values()))}"[:300] if alive else ""
 
 
-def _fill_disk(fault: Fault, victims: Victims) -> Outcome:
+def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
     """Leave less than a checkpoint's size free, until the trainer has said so or is gone."""
     trainer = victims.trainer
     sizes = [
@@ -164,11 +167,13 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome:
             trainer.next_event(0.05)
             if "could not be saved" in trainer.said():
                 told_seconds = time.monotonic() - started
+    if told_seconds is None and trainer.status == 0:
+        return None  # there was room for all that was left to write
     said = trainer.said()
     named = str(victims.run.path) in said and "No space left" in said
     complaint = "" if named else "nothing said which path has no space left"
     seconds = told_seconds or time.monotonic() - started
-    if not goes_on_without_room(fault):
+    if not goes_on_without_room(fault) or victims.recorded_step() == victims.last_step:  # the last save must succeed
         alive = trainer.wait_until_gone(GONE_SECONDS)
         return Outcome(seconds, f"stopped, status {trainer.status}", complaint or _orphans(alive))
     stopped = victims.stop()  # with room again it must save

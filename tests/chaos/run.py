@@ -113,8 +113,11 @@ class Report:
                 print(f"FAILED {describe(row)}")
         for complaint in [*self.campaign.complaints, *self.campaign.lost_runs]:
             print(f"FAILED {complaint}")
+        differing = defaultdict(list)
         for name, step in self.campaign.differing_steps:
-            print(f"FAILED {name}: step {step} differs")
+            differing[name].append(step)
+        for name, steps in differing.items():
+            print(f"FAILED {name}: steps {steps} differ")
         print(
             f"{summary['faults']} faults on {summary['runs']} runs: {summary['differing_steps']} differing steps, "
             f"{summary['lost_runs']} lost runs, {summary['failed_rows']} met otherwise than promised"
