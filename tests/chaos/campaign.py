@@ -283,7 +283,10 @@ class Campaign:
             return False
         files = sorted(path for path in whole[-1].iterdir() if path.stat().st_size)
         victim = chance.choice(files)
-        hurt(victim, chance)
+        content = victim.read_bytes()
+        while whole[-1] not in broken_checkpoints(run.folder.checkpoints):  # a bit of the hash's own name means nothing
+            victim.write_bytes(content)
+            hurt(victim, chance)
         run.damaged.add(whole[-1])
         row = self._add_row(fault, run, Outcome(0.0, f"{victim.name} of {whole[-1].name}"))
         run.unnoticed[whole[-1]] = row

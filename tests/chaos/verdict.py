@@ -99,6 +99,10 @@ def broken_checkpoints(checkpoints: Path) -> dict[Path, str]:
                 content = (folder / name).read_bytes()
                 if (len(content), hashlib.sha256(content).hexdigest()) != (entry["bytes"], entry["sha256"]):
                     broken[folder] = f"{name} is not what the manifest says"
+            own = manifest.pop("manifest_sha256", None)
+            content = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+            if own not in (hashlib.sha256(content).hexdigest(), None):
+                broken[folder] = "the manifest is not what its hash says"
             if not any(name.startswith("optimizer-") for name in manifest["files"]):
                 broken[folder] = "no optimizer state"
         except (OSError, ValueError, KeyError) as error:
