@@ -16,54 +16,14 @@ from tests.chaos.faults import GONE_SECONDS, Outcome, Victims, goes_on_without_r
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.plan import Fault
+from tests.chaos.rows import Row
+from tests.chaos.starts import EVENT_SECONDS, MAX_STEPS, SAVE_EVERY, Starts
 from tests.chaos.trainer import Trainer
 from tests.chaos.verdict import broken_checkpoints, compare, last_step, newest_whole, whole_records
-from tests.helpers.token_sets import make_token_set
 
-PROJECT = Path(__file__).resolve().parents[2]
-LAUNCH = str(PROJECT / "train" / "launch.py")
-VICTIM = str(Path(__file__).with_name("victim.py"))
-MAX_STEPS = 48
-SAVE_EVERY = 2
-KEEP_LAST = 3
 MOST_LOST = 2 * SAVE_EVERY  # the save that was under way, and the steps since it began
-CONFIG = f"""
-model: {{block_size: 16, n_layer: 2, n_head: 2, n_embd: 32, dropout: 0.1}}
-data: {{verify: full}}
-optim: {{lr: 1.0e-2}}
-schedule: {{warmup: 5}}
-batch: {{tokens_per_step: 128, micro_batch: 2}}
-checkpoint: {{every_steps: {SAVE_EVERY}, keep_last: {KEEP_LAST}}}
-eval: {{every_steps: 3, tokens: 128, prompts: []}}
-log: {{every_steps: 1, sequences: true, wandb_finish_seconds: 2}}
-run: {{max_steps: {MAX_STEPS}, dtype: fp32, device: cpu}}
-"""
-EVENT_SECONDS = 300.0  # without any event for so long, a start hangs
 FAILED_STARTS = 3  # in a row, without a fault, until a run is given up
 FIRST_POSTPONED = 3  # faults that come before one whose time has not come
-
-
-@dataclass
-class Row:
-    """One line of the report. steps_lost: steps recorded before the fault that had to be done again."""
-
-    number: int
-    run: str
-    phase: str
-    fault: str
-    target: str
-    rank: int | None
-    moment: str
-    start: str  # by exec or by fork
-    step: int
-    steps_lost: int
-    seconds_to_detect: float
-    outcome: str
-    complaint: str
-
-    @property
-    def ok(self) -> bool:
-        return not self.complaint
 
 
 @dataclass
@@ -94,16 +54,13 @@ class Campaign:
         self._on_row = on_row
         self._run: Run | None = None
         self._run_count = 0
-        self._start_count = 0
         self.rows: list[Row] = []
         self.differing_steps: list[tuple[str, int]] = []
         self.lost_runs: list[str] = []
         self.complaints: list[str] = []  # about starts without a fault
-        self._config = folder / "config.yaml"
-        self._config.write_text(CONFIG)
-        self._data = folder / "data"
-        make_token_set(self._data, train_tokens=2_001, val_tokens=500, shard_tokens=300)
-        self._reference = self._undisturbed()
+        self._starts = Starts(folder, runs)
+        executed = forked is None or any(fault.executed for fault in faults)
+        self._reference = self._starts.undisturbed(None if executed else forked)
 
     def proceed(self) -> None:
         """Inflict every fault, finish every run."""
@@ -117,46 +74,6 @@ class Campaign:
                     self._progress()
         while self._run is not None:
             self._plain_start()
-
-    # starting ----------------------------------------------------------------------------------------------------
-
-    def _undisturbed(self) -> RunFolder:
-        run = RunFolder(self._runs / "reference")
-        trainer = self._start(run, None, forked=None if any(fault.executed for fault in self._queue) else self._forked)
-        trainer.wait_until_gone(EVENT_SECONDS)
-        trainer.close()
-        state = run.read_state() or {}
-        if trainer.status != 0 or state.get("status") != "done":
-            raise AssertionError(f"the undisturbed run failed:\n{trainer.said()}")
-        return run
-
-    def _start(
-        self,
-        run: RunFolder,
-        trap: Trap | None,
-        *,
-        forked: OwnMark | None,
-        world_size: int = 2,
-        more: tuple[str, ...] = (),
-        environment: dict[str, str] | None = None,
-    ) -> Trainer:
-        self._start_count += 1
-        launcher = [LAUNCH, "--standalone", f"--nproc_per_node={world_size}"]
-        options = [
-            f"--config={self._config}",
-            f"--data.path={self._data}",
-            f"--run.root={self._runs}",
-            f"--run.name={run.path.name}",
-            *more,
-        ]
-        return Trainer(
-            [*(launcher if world_size > 1 else []), VICTIM, *options],
-            mark=f"{self._start_count:016x}",
-            output=self._folder / f"{run.path.name}-{self._start_count:03d}.log",
-            trap=trap,
-            environment=environment,
-            forked=forked,
-        )
 
     def _current(self) -> Run:
         if self._run is None:
@@ -191,7 +108,7 @@ class Campaign:
             if fault.kind == plan.WANDB_SILENT:
                 environment = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
             forked = None if fault.executed else self._forked
-            trainer = self._start(run.folder, fault.trap, forked=forked, more=more, environment=environment)
+            trainer = self._starts.start(run.folder, fault.trap, forked=forked, more=more, environment=environment)
             run.starts += 1
             outcome = None
             try:
@@ -209,7 +126,7 @@ class Campaign:
         return outcome
 
     def _second_starter(self, run: Run, forked: OwnMark | None) -> Callable[[int], Trainer]:
-        return lambda world_size: self._start(run.folder, None, forked=forked, world_size=world_size)
+        return lambda world_size: self._starts.start(run.folder, None, forked=forked, world_size=world_size)
 
     def _add_row(self, fault: Fault, run: Run, outcome: Outcome) -> Row:
         complaint = outcome.complaint
@@ -293,11 +210,11 @@ class Campaign:
         return True
 
     def _damage_shard(self, fault: Fault, run: Run, hurt: Callable[..., None], chance: random.Random) -> None:
-        shard = chance.choice(sorted(self._data.glob("*.bin")))
+        shard = chance.choice(sorted(self._starts.data.glob("*.bin")))
         content = shard.read_bytes()
         before = read_json_lines(run.folder.metrics)
         hurt(shard, chance)
-        trainer = self._start(run.folder, None, forked=None if fault.executed else self._forked)
+        trainer = self._starts.start(run.folder, None, forked=None if fault.executed else self._forked)
         alive = trainer.wait_until_gone(GONE_SECONDS)
         seconds = time.monotonic() - trainer.started
         trainer.close()
@@ -320,7 +237,7 @@ class Campaign:
 
     def _plain_start(self) -> None:
         run = self._current()
-        trainer = self._start(run.folder, None, forked=self._forked)
+        trainer = self._starts.start(run.folder, None, forked=self._forked)
         trainer.wait_until_gone(EVENT_SECONDS)
         trainer.close()
         self._learn(run, trainer)
@@ -369,7 +286,7 @@ class Campaign:
             "lost_runs": len(self.lost_runs),
             "failed_rows": sum(not row.ok for row in self.rows),
             "runs": self._run_count,
-            "starts": self._start_count,
+            "starts": self._starts.count,
             "complaints": self.complaints,
             "lost": self.lost_runs,
             "differing": self.differing_steps,

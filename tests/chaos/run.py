@@ -22,10 +22,11 @@ from common.errors import exit_on_user_error
 from common.progress import format_duration
 from common.publish import write_json_whole
 from tests.chaos import plan, preloaded
-from tests.chaos.campaign import Campaign, Row
+from tests.chaos.campaign import Campaign
 from tests.chaos.disk import mount_memory, own_mounts
 from tests.chaos.marks import OwnMark
-from tests.chaos.phases import MARK_VARIABLE, NO_MARK, PHASES
+from tests.chaos.phases import MARK_VARIABLE, NO_MARK
+from tests.chaos.rows import describe, table
 
 DISK_MIB = 64
 
@@ -124,38 +125,6 @@ class Report:
         )
         counts = ("differing_steps", "lost_runs", "failed_rows")
         return int(any(summary[name] for name in counts) or bool(summary["complaints"]))
-
-
-def describe(row: Row) -> str:
-    """A row in one line."""
-    who = f" {row.target}" + (f" (rank {row.rank})" if row.rank is not None else "")
-    what = f"FAILED: {row.complaint}" if row.complaint else row.outcome
-    return (
-        f"{row.run} step {row.step}: {row.fault},{who}, {row.moment} {row.phase} [{row.start}]: {what}, "
-        f"{row.seconds_to_detect:.1f} s"
-    )
-
-
-def table(rows: list[Row]) -> str:
-    """By phase and fault: how many, the most steps lost, the longest time to detection."""
-    groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[(row.fault, row.phase, row.target)].append(row)
-    order = [*PHASES, plan.BETWEEN_STARTS]
-    lines = [
-        "| fault | phase | target | faults | steps lost, mean | most | seconds to detect, median | most | failed |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for fault, phase, target in sorted(groups, key=lambda key: (key[0], order.index(key[1]), key[2])):
-        group = groups[(fault, phase, target)]
-        lost = [row.steps_lost for row in group if row.steps_lost is not None]
-        seconds = sorted(row.seconds_to_detect for row in group)
-        mean = f"{sum(lost) / len(lost):.1f}" if lost else ""
-        lines.append(
-            f"| {fault} | {phase} | {target} | {len(group)} | {mean} | {max(lost, default='')} | "
-            f"{seconds[len(seconds) // 2]:.1f} | {seconds[-1]:.1f} | {sum(not row.ok for row in group)} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":
