@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         help="HellaSwag's JSONL, or six lines an example, also as .bz2 (default: what prepare_offline.py fetched)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the file's first N examples")
-    parser.add_argument("--batch", type=int, metavar="N", help="contexts at once (default 32, on a GPU 128)")
+    parser.add_argument("--batch", type=int, metavar="N", help="contexts at once (default 16, on a GPU 128)")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32", help="of matrix products")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and predictions to this file as well")

@@ -43,7 +43,7 @@ class BatchSize:
 
     @classmethod
     def for_device(cls, device: torch.device) -> "BatchSize":
-        return cls(32, 16) if device.type == "cpu" else cls(128, 128)
+        return cls(16, 8) if device.type == "cpu" else cls(128, 128)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""Every command in docs/evaluation.md is run, in its order, on a tiny run."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common.metrics_file import read_metrics
+from tests.eval.hellaswag_files import official_rows, write_official
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
+
+DOCUMENT = PROJECT / "docs" / "evaluation.md"
+SMALLER = {
+    "eval/bench_hellaswag.py": ["--run", "runs/demo", "--limit", "3"],
+    "train/pretrain.py": ["--run.max_steps=3", "--run.device=cpu", "--model.block_size=128", "--batch.micro_batch=4"],
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+def prepare(folder: Path) -> None:
+    """What the commands expect to be there."""
+    make_token_set(folder / "data" / "docstrings", train_tokens=5_000, val_tokens=1_000)
+    train(
+        1,
+        folder,
+        tiny_arguments(folder, folder / "data" / "docstrings", "demo", "--model.block_size=128", "--run.max_steps=2"),
+    )
+    write_official(folder / "hellaswag_val.jsonl", official_rows(5, words_at_most=6))
+    (folder / "tasks").mkdir()
+    (task,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    (folder / "tasks" / "my_task.yaml").write_text(task)
+    questions = [{"question": "one and one is", "choices": ["two", "ten"], "label": 0} for _ in range(3)]
+    (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+
+
+@pytest.mark.slow
+def test_every_command_of_the_evaluation_page_works(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    prepare(tmp_path)
+    found = commands()
+    assert len(found) >= 7
+    for line in found:
+        program, *options = shlex.split(line)
+        script = next(option for option in options if option.endswith(".py"))
+        at = options.index(script)
+        options = [*options[:at], str(PROJECT / script), *options[at + 1 :], *SMALLER.get(script, [])]
+        options = [str(PROJECT / option) if option.startswith("train/configs/") else option for option in options]
+        launcher = {"python": [], "torchrun": ["-m", "torch.distributed.run", "--standalone"]}[program]
+        done = subprocess.run(
+            [sys.executable, *launcher, *options],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")},
+            capture_output=True,
+            text=True,
+            timeout=250,
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    for name in ("perplexity.json", "hellaswag.json", "harness.json"):
+        assert json.loads((tmp_path / name).read_text())
+    recorded = read_metrics(run_of(tmp_path, "smoke").metrics)
+    assert [record["step"] for record in recorded if "hellaswag_acc_norm" in record] == [3]

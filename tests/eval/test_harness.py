@@ -1,0 +1,118 @@
+"""lm-evaluation-harness, offline, on exported checkpoints; HellaSwag's answers beside it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import UserError
+from eval.harness import main
+from tests.eval.checkpoints import write_checkpoint
+from tests.eval.hellaswag_files import official_rows, write_official
+from tests.helpers.training import PROJECT
+
+lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+
+TASK = """
+task: hellaswag_here
+dataset_path: json
+dataset_kwargs: {{data_files: {{validation: {data}}}}}
+output_type: multiple_choice
+validation_split: validation
+process_docs: !function utils.process_docs
+doc_to_text: "{{{{query}}}}"
+doc_to_target: "{{{{label}}}}"
+doc_to_choice: choices
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: acc_norm, aggregation: mean, higher_is_better: true}}
+"""
+
+
+def write_task(folder: Path, data: Path) -> Path:
+    """lm-eval's own HellaSwag, its preprocessing included, over a file here."""
+    folder.mkdir()
+    (folder / "here.yaml").write_text(TASK.format(data=data))
+    shutil.copyfile(Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "utils.py", folder / "utils.py")
+    return folder
+
+
+def run(*command: object, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"OMP_NUM_THREADS": "1", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_hellaswag_answers_as_lm_eval_does(tmp_path: Path) -> None:
+    # with a context of 60 tokens some questions fit and some lose their beginning
+    checkpoint = write_checkpoint(tmp_path / "run", tokenizer="gpt2", noise=0.3, block_size=60)
+    rows = [{**row, "label": int(row["label"])} for row in official_rows(40, seed=5)]  # a column has one type
+    data = write_official(tmp_path / "official.jsonl", rows)
+    tasks = write_task(tmp_path / "tasks", data)
+    own, theirs = tmp_path / "own.json", tmp_path / "theirs.json"
+    run(PROJECT / "eval" / "hellaswag.py", checkpoint, "--data", data, "--json", own, "--device=cpu", home=tmp_path)
+    harness = [PROJECT / "eval" / "harness.py", checkpoint, "--tasks", "hellaswag_here", "--include-path", tasks]
+    done = run(*harness, "--json", theirs, "--device=cpu", home=tmp_path)
+    assert "hellaswag_here" in done.stdout
+    ours, report = json.loads(own.read_text()), json.loads(theirs.read_text())
+    result = report["results"]["hellaswag_here"]
+    assert ours["acc_norm_chars"] == result["acc_norm,none"]
+    assert ours["acc_norm_chars_stderr"] == pytest.approx(result["acc_norm_stderr,none"])
+    samples = report["samples"]["hellaswag_here"]
+    assert len(samples) == len(ours["predictions"]) == 40
+    for row, sample, prediction in zip(rows, samples, ours["predictions"], strict=True):
+        characters = [len(lm_eval_text(ending)) for ending in row["endings"]]
+        assert prediction["acc_norm_chars"] == np.argmax(np.array(sample["answers"]) / characters)
+
+
+def lm_eval_text(text: str) -> str:
+    from lm_eval.tasks.hellaswag.utils import preprocess
+
+    return str(preprocess(text))
+
+
+@pytest.mark.slow
+def test_the_lm_eval_command_runs_on_an_exported_folder(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
+    rows = [{**row, "label": int(row["label"])} for row in official_rows(6)]
+    tasks = write_task(tmp_path / "tasks", write_official(tmp_path / "official.jsonl", rows))
+    run(PROJECT / "eval" / "export_hf.py", checkpoint, tmp_path / "exported", home=tmp_path)
+    arguments = ["--model", "hf", "--model_args", f"pretrained={tmp_path / 'exported'}", "--device", "cpu"]
+    arguments += ["--tasks", "hellaswag_here", "--include_path", str(tasks), "--output_path", str(tmp_path / "out")]
+    run("-m", "lm_eval", "run", *arguments, home=tmp_path)
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    assert 0 <= json.loads(results.read_text())["results"]["hellaswag_here"]["acc_norm,none"] <= 1
+
+
+def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = write_checkpoint(tmp_path / "run", block_size=16)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    cases = {
+        ("--tasks", "no_such_task"): "lm-eval knows no task no_such_task",
+        ("--tasks", "piqa", "--limit", "0"): "--limit is 0",
+        ("--tasks", "piqa", "--include-path", str(tmp_path / "none")): "is no folder",
+    }
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, "1")  # the script sets them: put back afterwards
+    for arguments, message in cases.items():
+        monkeypatch.setattr(sys, "argv", ["harness.py", str(checkpoint), *arguments])
+        with pytest.raises(UserError, match=message) as error:
+            main()
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(sys, "argv", ["harness.py", str(checkpoint), "--tasks", "piqa"])
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)  # as if it were not installed
+    with pytest.raises(UserError, match="pip install"):
+        main()
