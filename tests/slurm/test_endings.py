@@ -1,5 +1,6 @@
 """What must not be requeued, what is refused, and jobs that run beside each other."""
 
+import re
 import shutil
 import sys
 import time
@@ -80,6 +81,15 @@ def test_srun_launches_the_ranks(bench: Bench, undisturbed: Job):
     bench.cluster.ask("scancel", "--signal=USR1", job.id)  # to the tasks, which are the ranks
     job.completes(restarts=1, like=undisturbed.run)
     assert job.decisions == ["requeue", "finished"]
+
+
+def test_srun_launches_several_ranks_a_node(bench: Bench):
+    job = bench.submit("four", "--run.max_steps=3", sbatch=("--ntasks-per-node=2",), LONGHAUL_LAUNCH="srun")
+    job.wait_for_state(*ENDED)
+    assert job.facts["JobState"] == "COMPLETED", job.output
+    hosts = re.findall(r"rank (\d) on (\S+): ", job.output)
+    assert [rank for rank, _ in hosts] == ["0", "1", "2", "3"]
+    assert (hosts[0][1] == hosts[1][1], hosts[2][1] == hosts[3][1]) == (True, True)
 
 
 def test_an_unreachable_node_is_named_within_a_minute(isolated_bench: Bench):
