@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from common.errors import UserError
 from common.run_folder import RunFolder
+from slurm.begin import refuse_a_crash_loop
 from slurm.decide import Facts, decide, decide_for
 from slurm.starts import StartId, append_end, append_start, fruitless_starts, read_starts, steps_trained
 
@@ -98,6 +100,19 @@ def test_fruitless_starts_are_counted_from_the_newest_checkpoint(tmp_path, monke
     append_end(folder, START, "requeue", "a more important job", pre_empted=True)
     start(3, 100)
     assert fruitless_starts(read_starts(folder), START, 100) == 1  # being pre-empted is no fault
+
+
+def test_a_job_that_slurm_itself_requeues_again_and_again_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delenv("LONGHAUL_FRUITLESS_STARTS", raising=False)
+    folder = RunFolder(tmp_path / "run")
+    for number in range(3):
+        refuse_a_crash_loop(folder, StartId("7", number))
+        append_start(folder, StartId("7", number), ["n1"], "torchrun")  # and the node fails
+    with pytest.raises(UserError, match=r"the last 3 starts of job 7 saved nothing after step 0: look into .*log.txt"):
+        refuse_a_crash_loop(folder, StartId("7", 3))
+    refuse_a_crash_loop(folder, StartId("8", 0))  # submitted anew
+    (folder.checkpoints / "step-00000100").mkdir(parents=True)
+    refuse_a_crash_loop(folder, StartId("7", 3))
 
 
 def test_the_facts_come_from_the_run_and_the_controller(tmp_path, monkeypatch):
