@@ -82,7 +82,8 @@ check_tasks() {
 
 check_nodes() { # can all nodes reach the head, and do all see the same files?
     if [ "$SLURM_JOB_NUM_NODES" = 1 ]; then return; fi
-    srun --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 --kill-on-bad-exit=0 \
+    # --overlap: the trainers' step need not wait until Slurm has cleared this one away, which may take a minute
+    srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 --kill-on-bad-exit=0 \
         "${srun_options[@]}" "${python[@]}" slurm/preflight.py --nodes "$nodes" "$beginning" && return
     if [ -n "$asked$told" ]; then return; fi
     say "error: the nodes can't work together, no trainer was started" >&2
