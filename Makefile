@@ -27,8 +27,8 @@ BIN := .venv/bin
 MAKE_ENVIRONMENT = python=$$(sh setup/find_python.sh "$(PYTHON)") && "$$python" setup/environment.py \
 	$(if $(PYTHON),--match-python) $(if $(TORCH),--torch "$(TORCH)") \
 	$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(FREE_GIB),--free-gib "$(FREE_GIB)")
-TORCHRUN = $(BIN)/python setup/stoppable.py $(BIN)/torchrun --standalone --nproc_per_node=$(RANKS)
-LAUNCH = $(if $(filter 1,$(RANKS)),$(BIN)/python,$(TORCHRUN))
+LAUNCHER = $(BIN)/python train/launch.py --standalone --nproc_per_node=$(RANKS)
+LAUNCH = $(if $(filter 1,$(RANKS)),$(BIN)/python,$(LAUNCHER))
 
 help:  ## show this
 	@echo "make TARGET [VARIABLE=value …]"

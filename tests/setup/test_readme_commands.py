@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.tokenization import ByteTokenizer
+from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.parquet_files import make_source
 from tests.helpers.token_sets import make_token_set
 
@@ -36,13 +37,22 @@ OVERRIDES = {
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --optim.lr 6e-3 --print_config": "",
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml "
     "--config train/configs/architectures/llama.yaml": FEW_STEPS,
+    ".venv/bin/python train/finetune.py runs/demo --data.path data/docstrings --run.name tuned": (
+        f"{FEW_STEPS} --batch.tokens_per_step 256 --batch.micro_batch 1"
+    ),
     ".venv/bin/python data_prep/fineweb.py --dry-run": LITTLE_DATA,
     ".venv/bin/python data_prep/fineweb.py": LITTLE_DATA,
     ".venv/bin/python data_prep/verify.py data/fineweb-edu": "",
     ".venv/bin/python data_prep/inspect_shards.py data/fineweb-edu --plot": "",
-    ".venv/bin/python eval/plot_loss.py runs/smoke": "",
-    ".venv/bin/python eval/summary.py runs/smoke --json runs/smoke/report/summary.json": "",
-    ".venv/bin/python data_prep/verify.py data/docstrings": "",
+    ".venv/bin/python train/launch.py --standalone --nproc_per_node=2 train/pretrain.py "
+    "--config train/configs/smoke.yaml": FEW_STEPS,
+    ".venv/bin/python train/sync_wandb.py runs/smoke": "",
+    ".venv/bin/python eval/perplexity.py runs/demo --data data/docstrings": "--tokens 2048",
+    ".venv/bin/python eval/hellaswag.py runs/demo --json runs/demo/report/hellaswag.json": "--data hellaswag.jsonl",
+    ".venv/bin/python eval/report.py runs/demo": "",
+    ".venv/bin/python eval/watch.py runs/demo --once": "",
+    ".venv/bin/python eval/compare.py runs/demo": "",
+    ".venv/bin/python eval/summary.py runs/demo --json runs/demo/report/summary.json": "",
     '.venv/bin/python eval/generate.py runs/demo --prompt "Return a new array with" --preset conservative '
     "--max-tokens 40": "",
     ".venv/bin/python eval/export_hf.py runs/demo exports/demo": "",
@@ -67,6 +77,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus = root / "data" / "docstrings"
     made = make_token_set(corpus, train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
     replace(made.manifest, source={"name": "docstrings"}).write(corpus)
+    write_official(root / "hellaswag.jsonl", official_rows(8))
     make_source(root / "parquet", files=2, documents=200, row_group=50)
     return root
 
@@ -93,8 +104,15 @@ def test_every_command_of_the_readme_runs(clone: Path) -> None:
             timeout=PATIENCE_SECONDS,
         )
         assert result.returncode == 0, f"{command}\n{result.stdout[-4000:]}"
-    assert (clone / "runs" / "demo" / "report" / "loss.png").exists()
-    assert (clone / "runs" / "smoke" / "report" / "summary.json").exists()
+    assert (clone / "runs" / "demo" / "report" / "report.html").exists()
+    assert (clone / "runs" / "demo" / "report" / "summary.json").exists()
+
+
+def test_the_commands_for_a_cluster_are_those_that_are_tested_on_one() -> None:
+    """tests/slurm gives docs/cluster.md's commands to a real sbatch."""
+    readme, page = ((PROJECT / name).read_text() for name in ("README.md", "docs/cluster.md"))
+    (shown,) = re.findall(r"^```bash\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
+    assert f"```sh\n{shown}```" in page
 
 
 def test_no_file_that_the_readme_links_is_missing() -> None:
