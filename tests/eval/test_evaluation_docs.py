@@ -62,7 +62,7 @@ def test_every_command_of_the_evaluation_page_works(tmp_path: Path) -> None:
             env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")},
             capture_output=True,
             text=True,
-            timeout=250,
+            timeout=500,
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)
     for name in ("perplexity.json", "hellaswag.json", "harness.json"):

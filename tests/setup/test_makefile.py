@@ -106,7 +106,8 @@ def test_help_names_every_target_and_variable() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "launcher"), [("1", r"\.venv/bin/python train"), ("3", r"train/launch\.py --standalone --nproc_per_node=3 train")]
+    ("ranks", "launcher"),
+    [("1", r"\.venv/bin/python train"), ("3", r"train/launch\.py --standalone --nproc_per_node=3 train")],
 )
 def test_demo_takes_a_launcher_for_more_than_one_process(ranks: str, launcher: str) -> None:
     planned = make("--dry-run", "demo", f"RANKS={ranks}").stdout
