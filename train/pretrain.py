@@ -72,6 +72,12 @@ def start(config: Config, options: Options, base: Base | None = None) -> int:
     if options.print_config:
         print(to_yaml(config), end="")
         return 0
+    with closing(LauncherWatch()) as watch:
+        return meet_and_train(config, options, base, watch)
+
+
+def meet_and_train(config: Config, options: Options, base: Base | None, watch: LauncherWatch) -> int:
+    """`start`, under the eye of a watch on the launcher."""
     tokens = TokenSet.open(find_token_set(config.data.path))
     if base is not None:
         base.check_tokens(tokens)
@@ -88,8 +94,8 @@ def start(config: Config, options: Options, base: Base | None = None) -> int:
     margin = StopMargin(config.run.deadline_margin_seconds)
     deadline = open_deadline(config.run.deadline if ranks.is_first else None, margin)
     stop = StopRequest(folder, watch_file=ranks.is_first, deadline=deadline.is_near)
-    watch = LauncherWatch(stop, margin.seconds_to_leave)
-    with stop.listening(), closing(watch), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
+    watch.lead_to(stop, margin.seconds_to_leave)
+    with stop.listening(), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
         status = pretrain(config, options, folder, tokens, ranks, threads, stop, lock, margin, base)
         ranks.close()
     return status

@@ -63,22 +63,29 @@ class StopRequest:
 class LauncherWatch:
     """Asks for the end once torchrun, this worker's parent, is gone: nobody would start the run's other half again.
 
-    The worker saves at the next step boundary and leaves. If it does not get there in time it ends at once.
+    As long as there is nothing to save (`lead_to` has not been called) the worker ends at once: it may be waiting for
+    ranks that will never connect. Afterwards it saves at the next step boundary and leaves, and ends at once if it does
+    not get there in time.
     """
 
-    def __init__(self, stop: StopRequest, seconds_to_leave: Callable[[], float]) -> None:
-        """Start watching; under no launcher there is nothing to watch.
-
-        Args:
-            seconds_to_leave: how long a step and a save may take.
-        """
-        self._stop = stop
-        self._seconds_to_leave = seconds_to_leave
+    def __init__(self) -> None:
+        """Start watching; under no launcher there is nothing to watch."""
+        self._stop: StopRequest | None = None
+        self._seconds_to_leave: Callable[[], float] = lambda: 0.0
         self._gone_since: float | None = None
         self._watch: Periodic | None = None
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's; a shell may leave, and its nohup'ed child goes on
             self._parent = int(os.environ.get(LAUNCHER_PID, os.getppid()))
             self._watch = Periodic("launcher", LOOK_SECONDS, self._look)
+
+    def lead_to(self, stop: StopRequest, seconds_to_leave: Callable[[], float]) -> None:
+        """From now on ask for a clean stop.
+
+        Args:
+            seconds_to_leave: how long a step and a save may take.
+        """
+        self._seconds_to_leave = seconds_to_leave
+        self._stop = stop
 
     def close(self) -> None:
         if self._watch is not None:
@@ -87,6 +94,8 @@ class LauncherWatch:
     def _look(self) -> None:
         if os.getppid() == self._parent:
             return
+        if self._stop is None:
+            os._exit(1)
         if self._gone_since is None:
             self._gone_since = time.monotonic()
             self._stop.raise_flag(LAUNCHER)
