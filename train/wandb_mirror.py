@@ -3,6 +3,7 @@
 Offline unless WANDB_MODE says otherwise: compute nodes have no network, and `wandb sync` uploads later.
 """
 
+import atexit
 import contextlib
 import json
 import os
@@ -89,6 +90,8 @@ class WandbMirror:
         self._records: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_RECORDS)
         self._broken = threading.Event()
         self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
+        # registered before wandb is imported, so run after wandb's own end, which may wait for the service
+        atexit.register(self._leave_no_service)
         self._thread.start()
 
     def put(self, record: dict[str, Any]) -> None:
@@ -113,6 +116,10 @@ class WandbMirror:
             timer = threading.Timer(SERVICE_GRACE_SECONDS, _end_service)
             timer.daemon = True
             timer.start()
+
+    def _leave_no_service(self) -> None:
+        if self._broken.is_set():
+            _end_service()
 
     def _run(self) -> None:
         try:
