@@ -19,6 +19,7 @@ from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_argum
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of a process tree, as Linux has them")
 LAUNCH = PROJECT / "train" / "launch.py"
+STARTS_AND_WAITS = "import subprocess, sys; subprocess.run(sys.argv[1:])"
 SAVE_SECONDS = 40  # longer than torchrun waits for its workers
 
 
@@ -91,6 +92,40 @@ def test_no_rank_outlives_its_launcher_and_what_it_has_done_is_saved(tmp_path: P
     state = state_of(run)
     assert (state["status"], state["stop"]) == ("preempted", "launcher")
     assert list_checkpoints(run.checkpoints)[0][0] == state["step"] == max(losses(run))
+
+
+def test_a_rank_that_waits_for_others_at_the_start_ends_with_its_launcher(tmp_path: Path, data: Path) -> None:
+    """It would wait for `run.collective_timeout_seconds`, half an hour. Here the launcher starts one rank of two."""
+    arguments = tiny_arguments(tmp_path, data, "alone")
+    ready = tmp_path / "ready"
+    waiting = tmp_path / "waits.py"
+    waiting.write_text(
+        textwrap.dedent(
+            f"""
+            import pathlib, sys
+            sys.path.insert(0, {str(PROJECT)!r})
+            import train.pretrain
+            connect = train.pretrain.start_ranks
+            def start_ranks(*arguments, **keywords):
+                pathlib.Path({str(ready)!r}).touch()
+                return connect(*arguments, **keywords)
+            train.pretrain.start_ranks = start_ranks
+            sys.exit(train.pretrain.main())
+            """
+        )
+    )
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    launcher = psutil.Popen(
+        [sys.executable, "-c", STARTS_AND_WAITS, sys.executable, str(waiting), *arguments],
+        env=os.environ | rendezvous | {"LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none", "OMP_NUM_THREADS": "1"},
+    )
+    while not ready.exists():
+        assert launcher.poll() is None
+        time.sleep(0.02)
+    (rank,) = launcher.children()
+    launcher.kill()
+    launcher.wait()
+    assert ended([rank])
 
 
 def test_an_error_of_one_rank_is_reported_with_rank_host_and_traceback(tmp_path: Path, data: Path) -> None:
