@@ -8,7 +8,7 @@ The same command line continues the same run.
 
 import sys
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.checkpoint_files import read_checkpoint_manifest
-from common.errors import UserError, exit_on_user_error
+from common.errors import exit_on_user_error
 from common.publish import write_whole
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
@@ -41,6 +41,7 @@ from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
 from train.deadline import StopMargin, check_deadline, open_deadline
 from train.failure import FailureReporter
+from train.fitting import fit_to_data
 from train.heartbeat import Heartbeat
 from train.hellaswag_probe import HellaSwagProbe, check_hellaswag
 from train.keeper import CheckpointKeeper
@@ -99,30 +100,6 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
         status = pretrain(config, options, folder, tokens, ranks, threads, stop, lock, margin, base)
         ranks.close()
     return status
-
-
-def fit_to_data(config: Config, tokens: TokenSet) -> Config:
-    """Give the model the vocabulary of the data's tokenizer.
-
-    Raises UserError where the configuration asks for another one, or the data hold too few tokens for one step.
-    """
-    vocab_size = tokens.tokenizer_spec["vocab_size"]
-    if config.model.vocab_size not in (type(config.model)().vocab_size, vocab_size):
-        raise UserError(
-            f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {tokens.folder} has {vocab_size} "
-            "ids: leave model.vocab_size out"
-        )
-    length = config.model.block_size
-    for split, needed in (("train", config.batch.tokens_per_step + 1), ("val", length + 1)):
-        found = len(tokens.split(split))
-        if found < needed:
-            raise UserError(
-                f"{tokens.folder} has {found:,} tokens in its {split} split, one step needs {needed:,}: "
-                f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
-            )
-    if config.data.document_mask and tokens.tokenizer_spec["end_of_text_id"] is None:
-        raise UserError(f"data.document_mask needs documents, but {tokens.folder} marks no end of text: leave it out")
-    return replace(config, model=replace(config.model, vocab_size=vocab_size))
 
 
 def pretrain(
