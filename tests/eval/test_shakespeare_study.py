@@ -127,6 +127,18 @@ def test_the_best_configuration_keeps_to_the_same_size_and_text():
     assert config.run.max_steps * config.batch.tokens_per_step <= 15_685 * 2_048
 
 
+def test_the_record_says_what_was_measured_and_names_no_machine():
+    results = json.loads((STUDY / "results.json").read_text())["runs"]
+    page = (STUDY / "README.md").read_text()
+    for name, run in results.items():
+        cells = f"| {name} | {run['parameters']:,} | {run['step']:,} of {run['of_steps']:,} | {run['loss']:.4f} "
+        assert f"{cells}| {run['last_position_loss']:.4f} ± " in page
+        folder = STUDY / "runs" / name
+        assert json.loads((folder / "measured.json").read_text()).items() <= run.items()
+        assert (folder / "metrics.jsonl").stat().st_size < 1_000_000
+        assert '"host"' not in (folder / "provenance.json").read_text()
+
+
 @pytest.mark.slow
 def test_the_command_makes_a_record(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"

@@ -1,7 +1,7 @@
 """Make this record again: the data, every run, its measurements, the figures.
 
     python eval/records/2026-11-22-tiny-shakespeare/regenerate.py
-    python eval/records/2026-11-22-tiny-shakespeare/regenerate.py --only causal-seed1 --runs runs/again --out /tmp/again
+    … regenerate.py --only causal-seed1 --runs runs/again --out runs/again/record
 
 Runs go on where they stopped when it is started again. Options it doesn't know go to every run's trainer, such as
 --run.max_steps 100.
