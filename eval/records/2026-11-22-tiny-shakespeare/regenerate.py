@@ -105,7 +105,7 @@ def record(folder: RunFolder, to: Path) -> None:
     write_json_whole(to / "provenance.json", plain_provenance(json.loads(folder.provenance.read_text())))
     lines = [json.dumps(item) for item in thinned(read_metrics(folder.metrics))]
     write_whole(to / "metrics.jsonl", "\n".join(lines) + "\n")
-    if folder.samples.exists():
+    if folder.samples.exists() and folder.samples.stat().st_size:
         shutil.copyfile(folder.samples, to / "samples.jsonl")
 
 
