@@ -5,6 +5,7 @@ a newline, the reader passes over it. A run that resumed from step 900 after rea
 to 1,000: the later ones hold, and the reader drops the earlier.
 """
 
+import errno
 import json
 import math
 import os
@@ -22,9 +23,13 @@ class MetricsFile:
             self._file.write(b"\n")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Append one record. NaN and infinities, which JSON does not know, become null."""
-        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        """Append one record. NaN and infinities, which JSON does not know, become null.
+
+        Raises OSError where it can't be written whole; nothing may be appended afterwards.
+        """
+        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False).encode() + b"\n"
+        if self._file.write(line) != len(line):  # a disk takes what it has room for
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         os.fsync(self._file.fileno())

@@ -1,5 +1,6 @@
 """What a run tells while it goes on: `metrics.jsonl` is the record, terminal and log are views of it."""
 
+import contextlib
 import json
 import os
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.errors import UserError
 from common.metrics_file import MetricsFile
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
@@ -26,6 +28,7 @@ class Recorder:
         self._first_step = first_step
         if not self._active:
             return
+        self._metrics_path = folder.metrics
         self._metrics = MetricsFile(folder.metrics)
         self._samples = MetricsFile(folder.samples)
         self._log = open(folder.log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
@@ -42,7 +45,8 @@ class Recorder:
         """A line for people, on the terminal and in log.txt."""
         if not self._active:
             return
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        with contextlib.suppress(OSError):  # the disk is full: who holds the terminal is told all the same
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         try:
             if self._bar is not None:
                 self._bar.write(text, file=sys.stdout)
@@ -76,7 +80,14 @@ class Recorder:
             self._append(record)
 
     def _append(self, record: dict[str, Any]) -> None:
-        self._metrics.append(record)
+        """Raises UserError where the record can't be written: a run with gaps in it would be another one."""
+        try:
+            self._metrics.append(record)
+        except OSError as error:
+            raise UserError(
+                f"{self._metrics_path} can't be written: {error.strerror}: make room, then the same command goes on "
+                "from the newest checkpoint"
+            ) from None
         if self._mirror is not None and "kind" not in record:
             self._mirror.put(record)
 
@@ -94,7 +105,8 @@ class Recorder:
                 self._bar.close()
             self._metrics.close()
             self._samples.close()
-            self._log.close()
+            with contextlib.suppress(OSError):
+                self._log.close()
 
     def _line(self, record: dict[str, Any]) -> str:
         parts = [

@@ -1,8 +1,11 @@
 """What a run says of itself in `state` while it holds the run's lock, and how the word of several ranks is weighed."""
 
+import contextlib
+import sys
 from dataclasses import dataclass
 
 from common.checkpoint_files import BadCheckpoint, list_checkpoints, read_checkpoint_manifest
+from common.errors import UserError
 from common.run_folder import Failure, RunFolder, Status, Stop
 from train.checkpoint import Progress
 from train.run_lock import RunLock
@@ -18,8 +21,13 @@ class RunState:
     start: Progress  # where this start of the trainer began
 
     def write(self, status: Status, reason: str, progress: Progress, stop: Stop | None = None) -> None:
-        """Replace the `state`, unless another trainer has taken the run over: then it is that one's."""
-        if self.lock.still_mine():
+        """Replace the `state`, unless another trainer has taken the run over: then it is that one's.
+
+        Raises UserError where a run that has ended can't say so. That a running one can't costs no step.
+        """
+        if not self.lock.still_mine():
+            return
+        try:
             self.folder.write_state(
                 status,
                 reason=reason,
@@ -29,6 +37,11 @@ class RunState:
                 world_size=self.world_size,
                 stop=stop,
             )
+        except OSError as error:
+            why = f"{self.folder.state} can't be written: {error.strerror}"
+            if status != "running":
+                raise UserError(f"{why}: the same command goes on from the newest checkpoint") from None
+            print(f"WARNING: {why}", file=sys.stderr, flush=True)
 
     def write_done_before(self) -> None:
         """Say of a run that needs no more steps that it is done, should it have died after its last save."""
@@ -49,15 +62,16 @@ class RunState:
             if not better:
                 return False
         saved = self._saved()
-        self.folder.write_state(
-            "failed",
-            reason=reason,
-            step=saved.step,
-            tokens=saved.tokens,
-            started_step=self.start.step,
-            world_size=self.world_size,
-            failure=failure,
-        )
+        with contextlib.suppress(OSError):  # a full disk: the reason is told on the terminal alone
+            self.folder.write_state(
+                "failed",
+                reason=reason,
+                step=saved.step,
+                tokens=saved.tokens,
+                started_step=self.start.step,
+                world_size=self.world_size,
+                failure=failure,
+            )
         return True
 
     def _saved(self) -> Progress:

@@ -17,6 +17,7 @@ from tests.chaos.trainer import Trainer
 from tests.chaos.verdict import last_step, newest_whole
 
 GONE_SECONDS = 60.0  # a dead rank takes everything with it within this time
+NO_RECORD = "metrics.jsonl can't be written"
 REFUSED_SECONDS = 120.0
 WANDB_SECONDS = 120.0
 STEPS_UNTIL_STOPPED = 3  # until ranks have agreed on a signal
@@ -76,7 +77,7 @@ def inflict(fault: Fault, victims: Victims) -> Outcome | None:
         return _asked_to_stop(
             victims,
             lambda: [send(pid, number) for pid in _targets(fault, victims.trainer)],
-            may_be_unheard=fault.phase == "start",
+            may_be_unheard=fault.phase == "start" and fault.target != plan.LAUNCHER,
         )
     if fault.kind == plan.STOP_FILE:
         outcome = _asked_to_stop(victims, victims.run.stop_file.touch, may_be_unheard=False)
@@ -134,6 +135,9 @@ def _asked_to_stop(victims: Victims, ask: Callable[[], object], *, may_be_unhear
     state = victims.run.read_state() or {}
     saved = newest_whole(victims.run.checkpoints)
     recorded = victims.recorded_step()
+    if recorded - before > STEPS_UNTIL_STOPPED and may_be_unheard and state.get("status") == "done":
+        # torchrun's workers ignore signals until they listen; those to train/launch.py are kept for them
+        return Outcome(seconds, "came before the rank listened, and the run went on to its end", nothing_lost=True)
     if recorded - before > STEPS_UNTIL_STOPPED:
         return Outcome(seconds, "", f"{recorded - before} steps were done after the request to stop")
     if state.get("status") in ("preempted", "done") and saved == recorded == state["step"]:
@@ -165,7 +169,7 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
         told_seconds = None
         while trainer.status is None and told_seconds is None and time.monotonic() < started + GONE_SECONDS:
             trainer.next_event(0.05)
-            if "could not be saved" in trainer.said():
+            if any(words in trainer.said() for words in ("could not be saved", NO_RECORD)):
                 told_seconds = time.monotonic() - started
     if told_seconds is None and trainer.status == 0:
         return None  # there was room for all that was left to write
@@ -177,6 +181,8 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
         alive = trainer.wait_until_gone(GONE_SECONDS)
         return Outcome(seconds, f"stopped, status {trainer.status}", complaint or _orphans(alive))
     stopped = victims.stop()  # with room again it must save
+    if NO_RECORD in trainer.said() and not marked(trainer.mark):
+        return Outcome(seconds, f"stopped without room for its record, status {trainer.status}", complaint)
     return Outcome(seconds, f"went on; {stopped.outcome}", complaint or stopped.complaint, stopped.nothing_lost)
 
 

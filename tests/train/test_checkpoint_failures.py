@@ -1,5 +1,6 @@
 """A disk that fills up, turns read-only or ends a file: what was saved stays whole, and the message says what to do."""
 
+import contextlib
 import re
 import resource
 from pathlib import Path
@@ -12,7 +13,7 @@ from common.run_folder import RunFolder
 from tests.helpers.mounts import make_read_only, small_disk
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import losses, run_of, start_ranks_training, tiny_arguments, train, train_as_rank
+from tests.helpers.training import curve, losses, run_of, start_ranks_training, tiny_arguments, train, train_as_rank
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +124,42 @@ def test_a_disk_that_turns_read_only_is_named(tmp_path: Path, data: Path) -> Non
         assert group.join() == [2, 2]
         assert "Read-only file system; a checkpoint needs" in state_of(run)["reason"]
         verify_checkpoint(list_checkpoints(disk)[0][1])
+
+
+def train_until_nothing_has_room(arguments: list[str], step: int) -> None:
+    """A trainer on whose disk not a byte is left from some save on."""
+    from train import keeper
+
+    begin = keeper.CheckpointKeeper.save
+
+    def save(self, progress, **options):
+        if progress.step == step:
+            with open(self.folder / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+                for size in (4096, 1):
+                    with contextlib.suppress(OSError):
+                        while filler.write(bytes(size)):
+                            pass
+        return begin(self, progress, **options)
+
+    setattr(keeper.CheckpointKeeper, "save", save)  # noqa: B010 (a method)
+    train_as_rank(arguments)
+
+
+def test_a_disk_without_a_byte_ends_the_run_in_one_line_and_with_room_it_is_the_same_run(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Not even metrics.jsonl and `state` can be written: a run that went on would have gaps in its record."""
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "calm"))
+    with small_disk(tmp_path / "runs", 3000) as disk:
+        arguments = tiny_arguments(tmp_path, data, "full", "--checkpoint.on_failure=continue")
+        run = run_of(tmp_path, "full")
+        assert RankGroup(1, tmp_path / "store", train_until_nothing_has_room, arguments, 10).join() == [2]
+        assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]
+        told = capfd.readouterr().err
+        assert f"error: {run.metrics} can't be written: No space left on device" in told
+        assert "Traceback" not in told
+        (run.checkpoints / "filler").unlink()
+        train(1, tmp_path, arguments)
+        found = curve(run)
+    assert disk.exists()
+    assert found == curve(run_of(tmp_path, "calm"))
