@@ -134,6 +134,7 @@ def train_until_nothing_has_room(arguments: list[str], step: int) -> None:
 
     def save(self, progress, **options):
         if progress.step == step:
+            self.finish()  # the save before has had its room
             with open(self.folder / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
                 for size in (4096, 1):
                     with contextlib.suppress(OSError):
