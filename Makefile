@@ -46,7 +46,7 @@ test: dev-environment  ## the test suite (TESTS= for a part)
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slurm" $(TESTS)
 
 test-slurm: dev-environment  ## the tests on a Slurm cluster of this machine's own (root; slurm-wlm munge iproute2)
-	$(BIN)/python -m pytest -m slurm $(or $(TESTS),tests/slurm)
+	$(BIN)/python -m pytest -n 2 -m slurm $(or $(TESTS),tests/slurm)
 
 lint: dev-environment  ## style, types, shell scripts
 	$(BIN)/ruff check .
