@@ -19,6 +19,7 @@ class RunState:
     lock: RunLock
     world_size: int
     start: Progress  # where this start of the trainer began
+    _running: bool = False  # this start has said that it runs
 
     def write(self, status: Status, reason: str, progress: Progress, stop: Stop | None = None) -> None:
         """Replace the `state`, unless another trainer has taken the run over: then it is that one's.
@@ -27,6 +28,11 @@ class RunState:
         """
         if not self.lock.still_mine():
             return
+        if status == "running":
+            # rank 0 may be a step behind a rank that has failed since: that one's word stays
+            if self._running and (self.folder.read_state() or {}).get("status") == "failed":
+                return
+            self._running = True
         try:
             self.folder.write_state(
                 status,

@@ -83,7 +83,8 @@ def test_a_service_that_stands_still_does_not_keep_the_run_from_ending(tmp_path:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     children = psutil.Process(process.pid).children(recursive=True)
-    (service,) = [child for child in children if any("wandb-core" in argument for argument in child.cmdline())]
+    alive = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+    (service,) = [child for child in alive if any("wandb-core" in argument for argument in child.cmdline())]
     service.suspend()
     process.terminate()
     output, _ = process.communicate(timeout=60)
