@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from dataclasses import dataclass
 
 from common.checkpoint_files import BadCheckpoint, list_checkpoints, read_checkpoint_manifest
@@ -67,6 +68,15 @@ class RunState:
             better = certain and said.get("failure") == "lost_rank" and said["reason"].startswith(UNCERTAIN)
             if not better:
                 return False
+        self._write_failed(failure, reason)
+        until = time.monotonic() + SETTLE_SECONDS
+        while failure == "exception" and time.monotonic() < until:
+            time.sleep(SETTLE_SECONDS / 10)
+            if (self.folder.read_state() or {}).get("status") == "running":  # rank 0 was in the middle of saying so
+                self._write_failed(failure, reason)
+        return True
+
+    def _write_failed(self, failure: Failure, reason: str) -> None:
         saved = self._saved()
         with contextlib.suppress(OSError):  # a full disk: the reason is told on the terminal alone
             self.folder.write_state(
@@ -78,7 +88,6 @@ class RunState:
                 world_size=self.world_size,
                 failure=failure,
             )
-        return True
 
     def _saved(self) -> Progress:
         """What the newest checkpoint holds, or where this start began."""
@@ -91,3 +100,4 @@ class RunState:
 
 
 UNCERTAIN = "a rank vanished"
+SETTLE_SECONDS = 1.0  # how long a write of `state` that another rank has begun may take to appear

@@ -1,6 +1,7 @@
 """A disk that fills up, turns read-only or ends a file: what was saved stays whole, and the message says what to do."""
 
 import contextlib
+import os
 import re
 import resource
 from pathlib import Path
@@ -126,9 +127,11 @@ def test_a_disk_that_turns_read_only_is_named(tmp_path: Path, data: Path) -> Non
         verify_checkpoint(list_checkpoints(disk)[0][1])
 
 
-def train_until_nothing_has_room(arguments: list[str], step: int) -> None:
-    """A trainer on whose disk not a byte is left from some save on."""
+def train_until_nothing_has_room(arguments: list[str], step: int, told: Path) -> None:
+    """A trainer on whose disk not a byte is left from some save on; what it says on stderr goes to `told`."""
     from train import keeper
+
+    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
 
     begin = keeper.CheckpointKeeper.save
 
@@ -147,16 +150,17 @@ def train_until_nothing_has_room(arguments: list[str], step: int) -> None:
 
 
 def test_a_disk_without_a_byte_ends_the_run_in_one_line_and_with_room_it_is_the_same_run(
-    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, data: Path
 ) -> None:
     """Not even metrics.jsonl and `state` can be written: a run that went on would have gaps in its record."""
     train(1, tmp_path, tiny_arguments(tmp_path, data, "calm"))
     with small_disk(tmp_path / "runs", 3000) as disk:
         arguments = tiny_arguments(tmp_path, data, "full", "--checkpoint.on_failure=continue")
         run = run_of(tmp_path, "full")
-        assert RankGroup(1, tmp_path / "store", train_until_nothing_has_room, arguments, 10).join() == [2]
+        stderr = tmp_path / "stderr.txt"
+        assert RankGroup(1, tmp_path / "store", train_until_nothing_has_room, arguments, 10, stderr).join() == [2]
         assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]
-        told = capfd.readouterr().err
+        told = stderr.read_text()
         assert f"error: {run.metrics} can't be written: No space left on device" in told
         assert "Traceback" not in told
         (run.checkpoints / "filler").unlink()
