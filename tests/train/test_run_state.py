@@ -37,9 +37,7 @@ def test_a_failure_outlasts_a_write_that_another_rank_had_begun(tmp_path: Path) 
     lock.take()
     first, other = (RunState(folder, lock, 2, Progress()) for _ in range(2))
     # the first word of its own: nothing stops it
-    late = threading.Timer(
-        0.3, lambda: first.write("running", "saved", Progress(5))
-    )
+    late = threading.Timer(0.3, lambda: first.write("running", "saved", Progress(5)))
     late.start()
 
     other.write_failure("exception", "an error on rank 1")
