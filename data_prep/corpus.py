@@ -195,7 +195,7 @@ def _write_split(
                 folder, selection.side, corpus.tokenizer, corpus.settings.shard_tokens, finished=state.shards
             ) as writer,
             contextlib.closing(_works(corpus, state.next, file_count, selection)) as works,
-            _Bar(selection.side, limit, sum(file.bytes for file in corpus.files.listed[:file_count]), finished) as bar,
+            _Bar(writer, limit, sum(file.bytes for file in corpus.files.listed[:file_count])) as bar,
         ):
             parts = pool.run(works)
             for number, part in enumerate(parts):
@@ -259,19 +259,18 @@ def _works(corpus: Corpus, start: Place, file_count: int, selection: Selection) 
 class _Bar:
     """Progress in tokens, with documents and text rate; the total is estimated from how much of the input is read."""
 
-    def __init__(self, split: str, limit: int | None, input_bytes: int, finished: int) -> None:
-        self.tokens = 0
-        self._limit, self._input_bytes, self._finished = limit, max(1, input_bytes), finished
-        self._documents, self._text_bytes, self._started = 0, 0, time.monotonic()
-        self._bar = progress_bar(limit, "tok", split, scale=True, initial=finished)
+    def __init__(self, writer: ShardWriter, limit: int | None, input_bytes: int) -> None:
+        self.tokens = self._documents = 0
+        self._writer, self._limit, self._input_bytes = writer, limit, max(1, input_bytes)
+        self._bytes_before, self._started = writer.total_bytes, time.monotonic()
+        self._bar = progress_bar(limit, "tok", writer.split, scale=True, initial=writer.total_tokens)
 
     def add(self, part: Part, taken: int) -> None:
         self.tokens += taken
         self._documents += len(part.rows)
-        self._text_bytes += part.text_bytes
-        total = (self._finished + self.tokens) * self._input_bytes / max(1, part.work.input_bytes)
+        total = self._writer.total_tokens * self._input_bytes / max(1, part.work.input_bytes)
         self._bar.total = int(min(total, self._limit or total))
-        rate = self._text_bytes / 1e6 / max(1e-9, time.monotonic() - self._started)
+        rate = (self._writer.total_bytes - self._bytes_before) / 1e6 / max(1e-9, time.monotonic() - self._started)
         self._bar.set_postfix_str(f"{format_count(self._documents)} documents, {rate:.1f} MB/s of text", refresh=False)
         self._bar.update(taken)
 

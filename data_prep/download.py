@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import requests
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
 from common.progress import format_duration
 from common.publish import fsync_folder
+
+if TYPE_CHECKING:
+    import requests
 
 PART_SUFFIX = ".part"
 BLOCK_BYTES = 1 << 16  # at most so much is lost when a connection breaks
@@ -101,6 +103,8 @@ def _fetch_rest(
     have = _size(part)
     if size is not None and have >= size:
         return
+    import requests  # 13 MiB and 0.2 s that preparing a local folder can do without
+
     asked = dict(headers) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
         with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT_SECONDS) as answer:
@@ -124,7 +128,7 @@ def _fetch_rest(
         raise UserError(f"can't download {url}: {error}") from None
 
 
-def _understand(answer: requests.Response, have: int, url: str) -> str:
+def _understand(answer: "requests.Response", have: int, url: str) -> str:
     """How to open the partial file for what the server sends: append, anew, or not at all because it is all there."""
     status = answer.status_code
     if status in _BUSY:

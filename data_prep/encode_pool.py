@@ -156,8 +156,8 @@ class EncodePool:
             tokens = np.frombuffer(worker.connection.recv_bytes(), dtype=self._dtype)
         except (EOFError, OSError):
             self._report_death(worker)
-        rows, counts, text_bytes = message
-        pending.parts.append(Part(pending.work, rows, counts, tokens, text_bytes))
+        rows, counts = message
+        pending.parts.append(Part(pending.work, rows, counts, tokens))
         worker.buffered_bytes += tokens.nbytes
 
     def _report_death(self, worker: _Worker) -> None:

@@ -20,8 +20,8 @@ from data_prep.inputs import UnitReader
 from data_prep.preparation import chosen_for_validation
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
-PART_TOKENS = 1 << 20  # what a worker sends at once, about
-OUTBOX_PARTS = 6  # encoded and not yet taken by the parent: some seconds of work
+PART_TOKENS = 1 << 17  # what a worker sends at once, about
+OUTBOX_PARTS = 24  # encoded and not yet taken by the parent: about a second of work
 ENCODING_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, UserError, pa.ArrowException)  # damaged input
 
 
@@ -76,7 +76,6 @@ class Part(NamedTuple):
     rows: Ids
     counts: Ids
     tokens: Ids
-    text_bytes: int
 
     def place(self, offset: int) -> Place:
         """Where in the source the token at `offset` comes from; just past the last row for the offset past the last."""
@@ -108,16 +107,14 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
         counts.append(len(ids) + (len(end) if fragment.begins else 0))
         size += counts[-1]
         if size >= PART_TOKENS:
-            yield _part(work, rows, counts, pieces, tokenizer)
+            yield _part(work, rows, counts, pieces)
             rows, counts, pieces, size = [], [], [], 0
     if size:
-        yield _part(work, rows, counts, pieces, tokenizer)
+        yield _part(work, rows, counts, pieces)
 
 
-def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], tokenizer: Tokenizer) -> Part:
-    tokens = np.concatenate(pieces)
-    text_bytes = int(tokenizer.piece_bytes[tokens].sum(dtype=np.int64))
-    return Part(work, np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64), tokens, text_bytes)
+def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids]) -> Part:
+    return Part(work, np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64), np.concatenate(pieces))
 
 
 def serve(connection: Connection, to_close: Connection | None, spec: dict[str, Any], progress: Any, slot: int) -> None:
@@ -131,6 +128,7 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
         to_close.close()
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
+    pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps 8 MiB more of a row group's pages
     outbox: queue.Queue[Part | str | None] = queue.Queue(OUTBOX_PARTS)
     threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
     tokenizer, reader = load_tokenizer(spec), UnitReader()
@@ -155,7 +153,7 @@ def _send_all(connection: Connection, outbox: "queue.Queue[Part | str | None]") 
         while True:
             message = outbox.get()
             if isinstance(message, Part):
-                connection.send((message.rows, message.counts, message.text_bytes))
+                connection.send((message.rows, message.counts))
                 connection.send_bytes(message.tokens.data.cast("B"))
             else:
                 connection.send(message)

@@ -65,6 +65,11 @@ class ShardWriter:
         return sum(shard.tokens for shard in self.shards) + self._tokens
 
     @property
+    def total_bytes(self) -> int:
+        """Bytes of text that the split's tokens stand for so far."""
+        return sum(shard.bytes for shard in self.shards) + self._bytes
+
+    @property
     def path(self) -> Path:
         """The final name of the current shard."""
         return self._folder / shard_name(self.split, len(self.shards))
