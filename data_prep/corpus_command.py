@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from data_prep.encode_pool import START_METHODS
 from data_prep.manifest import Manifest
 from data_prep.preparation import complete_set, positive_count, read_json, report, writing_alone
 from data_prep.tokenization import Tokenizer
+from data_prep.tokenizer_choice import TokenizerChoice, add_tokenizer_option
 from data_prep.workers import choose_workers
 
 VALIDATION_ONE_IN = 32
@@ -45,12 +46,12 @@ class Command:
     load_tokenizer: Callable[[Files], Tokenizer]
 
 
-def add_amount_options(parser: argparse.ArgumentParser, tokenizers: list[str]) -> None:
-    """`--max-tokens`, `--val-tokens`, `--tokenizer`, `--field`."""
+def add_amount_options(parser: argparse.ArgumentParser, tokenizers: Sequence[str]) -> None:
+    """`--max-tokens`, `--val-tokens`, `--tokenizer` (one of these kinds, or a model's), `--field`."""
     group = parser.add_argument_group("amounts and text")
     group.add_argument("--max-tokens", type=positive_count, help="training tokens to make, as 1B or 1e9 (default: all)")
     group.add_argument("--val-tokens", type=count_or_none, default=10_000_000, help="validation tokens (default: 10M)")
-    group.add_argument("--tokenizer", choices=tokenizers, default="gpt2", help="vocabulary (default: gpt2)")
+    add_tokenizer_option(group, tokenizers)
     group.add_argument("--field", default="text", help="column or field with the text (default: text)")
 
 
@@ -66,13 +67,13 @@ def count_or_none(text: str) -> int:
     return 0 if text == "0" else positive_count(text)
 
 
-def settings_of(arguments: argparse.Namespace, validation_files: int | None) -> Settings:
+def settings_of(arguments: argparse.Namespace, tokenizer: TokenizerChoice, validation_files: int | None) -> Settings:
     return Settings(
         shard_tokens=arguments.shard_tokens,
         val_tokens=arguments.val_tokens,
         max_tokens=arguments.max_tokens,
         field=arguments.field,
-        tokenizer=arguments.tokenizer,
+        tokenizer=tokenizer.name,
         validation_one_in=VALIDATION_ONE_IN,
         validation_files=validation_files,
     )

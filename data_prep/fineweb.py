@@ -22,9 +22,11 @@ from data_prep.corpus_command import Command, Opened, add_amount_options, add_wo
 from data_prep.hub import HubFiles, HubSource, find_on_hub, local_parquet
 from data_prep.preparation import add_output_options
 from data_prep.tokenization import load_tokenizer
+from data_prep.tokenizer_choice import choose_tokenizer
 
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 REVISION = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"  # of HuggingFaceFW/fineweb-edu; its sample-10BT has 14 files
+TOKENIZERS = ("gpt2", "byte")
 DOWNLOAD_FOLDER = "download"
 # The published sample-10BT: 28,518,193,415 bytes of parquet for about 9.95 billion GPT-2 tokens.
 TOKENS_PER_INPUT_BYTE = 0.36
@@ -39,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--config", default="sample-10BT", help="its configuration (default: sample-10BT)")
     source.add_argument("--revision", help="commit, tag or branch (default: a pinned commit; of other data sets, main)")
     source.add_argument("--keep-parquet", action="store_true", help="keep downloaded files in OUT/download")
-    add_amount_options(parser, ["gpt2", "byte"])
+    add_amount_options(parser, TOKENIZERS)
     add_work_options(parser)
     return parser.parse_args()
 
@@ -77,12 +79,13 @@ def main() -> int:
         asked = {"repo": arguments.repo, "config": arguments.config, "asked_revision": arguments.revision or pinned}
     elif arguments.source.is_dir():
         asked["files"] = [asdict(file) for file in local_parquet(arguments.source, arguments.config).listed]
+    tokenizer = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
     command = Command(
         "fineweb",
         asked,
-        settings_of(arguments, validation_files=1),
+        settings_of(arguments, tokenizer, validation_files=1),
         lambda begun: open_source(arguments, asked, begun),
-        lambda files: load_tokenizer(arguments.tokenizer),
+        lambda files: load_tokenizer(tokenizer.spec),
     )
     return run(arguments, command)
 

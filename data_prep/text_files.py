@@ -24,15 +24,18 @@ from data_prep.hub import LocalFiles
 from data_prep.inputs import SUFFIXES, UnitReader, kind_of, units
 from data_prep.preparation import add_output_options
 from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
+from data_prep.tokenizer_choice import TokenizerChoice, choose_tokenizer
 
-TOKENS_PER_BYTE = {"gpt2": 0.3, "byte": 1.0, "char": 1.0}
+TOKENIZERS = ("gpt2", "char", "byte")
+TOKENS_PER_BYTE = {"byte": 1.0, "char": 1.0}
+SUBWORDS_PER_BYTE = 0.3  # of English, in GPT-2's and later vocabularies
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders to search")
     add_output_options(parser, "text_files")
-    add_amount_options(parser, ["gpt2", "char", "byte"])
+    add_amount_options(parser, TOKENIZERS)
     add_work_options(parser)
     return parser.parse_args()
 
@@ -68,10 +71,10 @@ def collect_symbols(files: Files, field: str) -> str:
     return "".join(sorted(symbols))
 
 
-def choose_tokenizer(kind: str, files: Files, field: str) -> Tokenizer:
-    if kind == "char":
+def make_tokenizer(choice: TokenizerChoice, files: Files, field: str) -> Tokenizer:
+    if choice.spec == "char":
         return CharTokenizer(collect_symbols(files, field), end_of_text=True)
-    return load_tokenizer(kind)
+    return load_tokenizer(choice.spec)
 
 
 def main() -> int:
@@ -79,12 +82,14 @@ def main() -> int:
     files = find_files(arguments.paths)
     asked: dict[str, Any] = {"files": [asdict(file) for file in files.listed]}
     label = ", ".join(map(str, arguments.paths))
+    tokenizer = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
+    rate = TOKENS_PER_BYTE.get(tokenizer.name.split()[0], SUBWORDS_PER_BYTE)
     command = Command(
         "text_files",
         asked,
-        settings_of(arguments, validation_files=None),
-        lambda begun: Opened(files, {}, label, TOKENS_PER_BYTE[arguments.tokenizer]),
-        lambda files: choose_tokenizer(arguments.tokenizer, files, arguments.field),
+        settings_of(arguments, tokenizer, validation_files=None),
+        lambda begun: Opened(files, {}, label, rate),
+        lambda files: make_tokenizer(tokenizer, files, arguments.field),
     )
     return run(arguments, command)
 

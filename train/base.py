@@ -65,7 +65,8 @@ class Base:
         if theirs["sha256"] != ours["sha256"]:
             raise UserError(
                 f"{tokens.folder} was made with a {theirs['kind']} tokenizer of {theirs['vocab_size']} ids, the base "
-                f"with a {ours['kind']} one of {ours['vocab_size']}: prepare the data with the base's"
+                f"with a {ours['kind']} one of {ours['vocab_size']}: prepare the data again with "
+                f"--tokenizer {self.source}"
             )
 
     def check_checkpoint(self, checkpoint: Path, manifest: Mapping[str, Any]) -> None:

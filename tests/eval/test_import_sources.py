@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from data_prep.tokenization import HuggingFaceTokenizer, load_tokenizer
+from data_prep.token_set import TokenSet
+from data_prep.tokenization import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
 from eval import export_hf, import_hf
 from eval.loading import load_checkpoint
 from eval.text_stream import TextStream
@@ -33,8 +34,8 @@ def call(script: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> No
     assert script.main() == 0
 
 
-def import_by_path(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROJECT / "eval" / "import_hf.py"), *map(str, arguments)]
+def run_by_path(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
 
@@ -194,6 +195,31 @@ def test_a_byte_level_tokenizer_of_its_own_is_carried_written_with_and_exported(
     assert load_checkpoint(tmp_path / "back").tokenizer.spec == tokenizer.spec
 
 
+def test_an_imported_model_is_tuned_on_texts_in_its_own_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama_folder(tmp_path / "llama")
+    call(import_hf, monkeypatch, tmp_path / "llama", tmp_path / "in")
+    documents = [f"the theory of thing {number} <|end|> naïve 日本" for number in range(300)]
+    (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    prepare = ["data_prep/text_files.py", tmp_path / "notes.jsonl", "--out", tmp_path / "set", "--val-tokens", 100]
+    done = run_by_path(*prepare, "--tokenizer", tmp_path / "in", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    opened = TokenSet.open(tmp_path / "set", verify="full")
+    tokenizer = load_tokenizer(opened.tokenizer_spec)
+    assert tokenizer.spec == load_checkpoint(tmp_path / "in").tokenizer.spec
+    found = tokenizer.decode(opened.split("train").read(0, len(opened.split("train")))).split(END_OF_TEXT)[1:]
+    assert len(found) > 250
+    assert set(found) < set(documents)
+    other = run_by_path(*prepare, "--tokenizer", "byte")
+    assert (other.returncode, "another tokenizer (huggingface" in other.stderr) == (2, True), other.stderr
+    tune = ["train/finetune.py", tmp_path / "in", "--data.path", tmp_path / "set", "--run.root", tmp_path / "runs"]
+    tune += ["--run.name", "tuned", "--run.max_steps", 2, "--batch.tokens_per_step", 48, "--batch.micro_batch", 2]
+    tuned = run_by_path(*tune, "--run.device", "cpu", "--run.compile", "false")
+    assert tuned.returncode == 0, tuned.stderr
+    call(export_hf, monkeypatch, tmp_path / "runs" / "tuned", tmp_path / "out")
+    wrong = run_by_path(*prepare[:-3], tmp_path / "b", "--tokenizer", tmp_path / "llama")
+    assert (wrong.returncode, "--tokenizer takes gpt2, char, byte, a run or a checkpoint" in wrong.stderr) == (2, True)
+
+
 def test_tokenizers_that_cannot_be_carried_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama_folder(tmp_path / "two", bos_token_id=0, eos_token_id=1)
     assert "begin with id 0 and end with 1" in refused(monkeypatch, tmp_path / "two", tmp_path / "in")
@@ -217,18 +243,19 @@ def test_a_name_is_fetched_from_the_hub_once_and_then_needs_no_network(tmp_path:
     ]
     home = {"HOME": str(tmp_path / "home"), "LONGHAUL_CACHE": str(tmp_path / "cache")}
     with Server(files=served) as server:
-        done = import_by_path("o/gpt2", tmp_path / "in", HF_ENDPOINT=server.url, **home)
+        done = run_by_path("eval/import_hf.py", "o/gpt2", tmp_path / "in", HF_ENDPOINT=server.url, **home)
         assert done.returncode == 0, done.stderr
         assert not server.asked(f"/o/gpt2/resolve/{REVISION}/rust_model.ot")
-        missing = import_by_path("o/other", tmp_path / "x", HF_ENDPOINT=server.url, **home)
+        missing = run_by_path("eval/import_hf.py", "o/other", tmp_path / "x", HF_ENDPOINT=server.url, **home)
     check_equal(tmp_path / "in", theirs)
     assert missing.returncode == 2
     assert missing.stderr.startswith("error: o/other is no folder")
     assert not (tmp_path / "home").exists()
-    again = import_by_path("o/gpt2", tmp_path / "again", HF_HUB_OFFLINE="1", **home)
+    again = run_by_path("eval/import_hf.py", "o/gpt2", tmp_path / "again", HF_HUB_OFFLINE="1", **home)
     assert again.returncode == 0, again.stderr
-    offline = import_by_path("o/never", tmp_path / "x", HF_HUB_OFFLINE="1", **home)
+    offline = run_by_path("eval/import_hf.py", "o/never", tmp_path / "x", HF_HUB_OFFLINE="1", **home)
     assert offline.returncode == 2
     assert offline.stderr.count("\n") == 1
     assert "hf download o/never --local-dir DIR" in offline.stderr
-    assert "neither a folder nor" in import_by_path(tmp_path / "no" / "such" / "dir", tmp_path / "x", **home).stderr
+    nowhere = run_by_path("eval/import_hf.py", tmp_path / "no" / "such" / "dir", tmp_path / "x", **home)
+    assert "neither a folder nor" in nowhere.stderr

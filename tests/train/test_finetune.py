@@ -209,7 +209,8 @@ def test_bases_and_runs_that_do_not_belong_together_are_refused(
     assert "is not a folder" in refusal(monkeypatch, arguments(tmp_path / "no", tmp_path, data, "x"))
     other_data = tmp_path / "other-data"
     make_token_set(other_data, vocab_size=65)
-    assert "prepare the data with the base's" in refusal(monkeypatch, arguments(base, tmp_path, other_data, "x"))
+    mixed = refusal(monkeypatch, arguments(base, tmp_path, other_data, "x"))
+    assert f"prepare the data again with --tokenizer {base}" in mixed
     finetune(1, tmp_path, arguments(base, tmp_path, data, "begun", "--run.max_steps=1"))
     other_base = write_checkpoint(tmp_path / "other", block_size=16, seed=1)
     begun = run_of(tmp_path, "begun")

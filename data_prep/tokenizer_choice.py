@@ -1,0 +1,43 @@
+"""The `--tokenizer` option of the commands that read any text: a kind by name, or the tokenizer of a trained model."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class TokenizerChoice:
+    """`spec` is what load_tokenizer takes. `name` tells one tokenizer from another in a token set's settings."""
+
+    name: str
+    spec: dict[str, Any] | str
+
+
+def add_tokenizer_option(parser: argparse._ArgumentGroup, kinds: Sequence[str]) -> None:
+    parser.add_argument(
+        "--tokenizer",
+        default="gpt2",
+        metavar="KIND_OR_MODEL",
+        help=f"{', '.join(kinds)}, or a run or checkpoint (an imported model, say) whose own is taken (default: gpt2)",
+    )
+
+
+def choose_tokenizer(asked: str, kinds: Sequence[str]) -> TokenizerChoice:
+    """What was asked for: one of `kinds`, else the tokenizer that a run's or a checkpoint's model was trained with.
+
+    Raises UserError where it is neither.
+    """
+    if asked in kinds:
+        return TokenizerChoice(asked, asked)
+    try:
+        checkpoint = find_checkpoint(asked)
+    except UserError as error:
+        raise UserError(f"--tokenizer takes {', '.join(kinds)}, a run or a checkpoint: {error}") from None
+    spec = read_checkpoint_manifest(checkpoint)["tokenizer"]
+    kind = str(spec["kind"])
+    whole = {"kind", "vocab_size", "end_of_text_id", "sha256"} == spec.keys()  # then the kind alone says which it is
+    return TokenizerChoice(kind if whole else f"{kind} {spec['sha256'][:12]}", spec)
