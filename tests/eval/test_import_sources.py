@@ -34,8 +34,8 @@ def call(script: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> No
     assert script.main() == 0
 
 
-def run_by_path(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(PROJECT / script), *map(str, arguments)]
+def run_by_path(script: object, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROJECT / str(script)), *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.run(command, env=kept | environment, capture_output=True, text=True, timeout=120)
 
