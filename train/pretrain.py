@@ -8,7 +8,7 @@ The same command line continues the same run.
 
 import sys
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,7 +53,8 @@ from train.provenance import describe_rank, record_start
 from train.recorder import Recorder
 from train.resume import changed_fields, check_same_run, choose_checkpoint
 from train.retention import sweep_leftovers
-from train.run_lock import RunLock, holding_lock
+from train.run_context import RunContext
+from train.run_lock import holding_lock
 from train.run_state import RunState
 from train.shares import checkpoint_bytes
 from train.space import check_space
@@ -97,43 +98,34 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
     stop = StopRequest(folder, watch_file=ranks.is_first, deadline=deadline.is_near)
     watch.lead_to(stop, margin.seconds_to_leave)
     with stop.listening(), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
-        status = pretrain(config, options, folder, tokens, ranks, threads, stop, lock, margin, base)
+        status = pretrain(RunContext(config, options, tokens, folder, ranks, threads, stop, lock, margin, base))
         ranks.close()
     return status
 
 
-def pretrain(
-    config: Config,
-    options: Options,
-    folder: RunFolder,
-    tokens: TokenSet,
-    ranks: Ranks,
-    threads: int,
-    stop: StopRequest,
-    lock: RunLock,
-    margin: StopMargin,
-    base: Base | None = None,
-) -> int:
+def pretrain(context: RunContext) -> int:
     """Begin a run or go on with it; return the exit status. All ranks call."""
-    checkpoint, complaints = agreed(ranks, lambda: choose_checkpoint(options.resume, folder))
+    folder, ranks, tokens, base = context.folder, context.ranks, context.tokens, context.base
+    checkpoint, complaints = agreed(ranks, lambda: choose_checkpoint(context.options.resume, folder))
     manifest = read_checkpoint_manifest(checkpoint) if checkpoint else None
-    config, reasons = resolve(config, manifest.get("config") if manifest else None, ranks)
+    config, reasons = resolve(context.config, manifest.get("config") if manifest else None, ranks)
+    context = replace(context, config=config)
     if checkpoint and manifest:
         if base is not None:
             base.check_checkpoint(checkpoint, manifest)
-        check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change)
+        check_same_run(checkpoint, as_dict(config), tokens.identity, context.options.allow_change)
     plan = plan_batch(
         config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
     )
-    machines = ranks.gather(describe_rank(ranks, threads))
+    machines = ranks.gather(describe_rank(ranks, context.threads))
     begin = Progress(manifest["step"], manifest["tokens"], manifest["sequences"]) if manifest else Progress()
-    state = RunState(folder, lock, ranks.world_size, begin)
+    state = RunState(folder, context.lock, ranks.world_size, begin)
     if begin.step >= config.run.max_steps:
         if ranks.is_first:
             print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
             state.write_done_before()
         return 0
-    agreed(ranks, lambda: prepare_folder(folder, config, machines, checkpoint, base, state))
+    agreed(ranks, lambda: prepare_folder(context, machines, checkpoint, state))
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
     reporter = FailureReporter(folder, ranks, state, recorder)
     with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
@@ -150,20 +142,10 @@ def pretrain(
             recorder.say(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
-        loop = compose(config, tokens, ranks, plan, recorder, stop, checkpoint, state, heartbeat, margin, base)
+        loop = compose(context, plan, recorder, checkpoint, state, heartbeat)
         for line in base.describe(loop.model) if base else []:
             recorder.say(line)
-        sizes = checkpoint_bytes(loop.model, loop.optimizer)
-        agreed(
-            ranks,
-            lambda: check_space(
-                folder.checkpoints,
-                config.checkpoint,
-                first_step=begin.step,
-                max_steps=config.run.max_steps,
-                sizes=sizes,
-            ),
-        )
+        agreed(ranks, lambda: require_space(context, begin, loop))
         if checkpoint and manifest:
             load_training_state(checkpoint, loop.model, loop.optimizer)
             if manifest.get("scaler"):
@@ -172,32 +154,40 @@ def pretrain(
     return 0
 
 
+def require_space(context: RunContext, begin: Progress, loop: TrainingLoop) -> None:
+    """Raises UserError where the disk has no room for the checkpoints to come. One rank calls."""
+    check_space(
+        context.folder.checkpoints,
+        context.config.checkpoint,
+        first_step=begin.step,
+        max_steps=context.config.run.max_steps,
+        sizes=checkpoint_bytes(loop.model, loop.optimizer),
+    )
+
+
 def prepare_folder(
-    folder: RunFolder,
-    config: Config,
-    machines: list[dict[str, Any]],
-    checkpoint: Path | None,
-    base: Base | None,
-    state: RunState,
+    context: RunContext, machines: list[dict[str, Any]], checkpoint: Path | None, state: RunState
 ) -> None:
     """Make the run's folder and write down what is about to be run. One rank calls."""
+    folder, config = context.folder, context.config
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder.checkpoints)
-    if base is not None:
-        base.keep(folder.checkpoints, config.model.architecture())
+    if context.base is not None:
+        context.base.keep(folder.checkpoints, config.model.architecture())
     write_whole(folder.config, to_yaml(config))
     record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
     state.write("running", "starting", state.start)
 
 
-def build_model(config: Config, ranks: Ranks, folder: RunFolder, base: Base | None, *, resumed: bool) -> GPT:
+def build_model(context: RunContext, *, resumed: bool) -> GPT:
     """The model with its first weights, on this rank's device."""
+    config, ranks, base = context.config, context.ranks, context.base
     set_determinism(config.run.deterministic, ranks.device)
     with torch.device("meta"):
         model = GPT(config.model.architecture())
     model.to_empty(device=ranks.device)
     if base is not None:
-        base.fill(model, folder.checkpoints, config.run.seed, resumed=resumed)
+        base.fill(model, context.folder.checkpoints, config.run.seed, resumed=resumed)
     else:
         initialise(model, config.run.seed)
     model.recompute_every = recompute_every(config)
@@ -208,21 +198,16 @@ def build_model(config: Config, ranks: Ranks, folder: RunFolder, base: Base | No
 
 
 def compose(
-    config: Config,
-    tokens: TokenSet,
-    ranks: Ranks,
+    context: RunContext,
     plan: BatchPlan,
     recorder: Recorder,
-    stop: StopRequest,
     checkpoint: Path | None,
     state: RunState,
     heartbeat: Heartbeat,
-    margin: StopMargin,
-    base: Base | None = None,
 ) -> TrainingLoop:
     """Put the run together from its parts."""
-    folder = state.folder
-    model = build_model(config, ranks, folder, base, resumed=checkpoint is not None)
+    config, tokens, ranks, folder, base = context.config, context.tokens, context.ranks, context.folder, context.base
+    model = build_model(context, resumed=checkpoint is not None)
     optimizer = build_optimizer(model, config.optim)
     dtype = cast(Dtype, config.run.dtype)  # resolve has replaced auto
     seed, clip, length = config.run.seed, config.optim.grad_clip, config.model.block_size
@@ -236,7 +221,7 @@ def compose(
     validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder, sha256, border)
     keeper = CheckpointKeeper(
         folder.checkpoints,
-        CheckpointWriter(folder.checkpoints, ranks, model, optimizer, state.lock.still_mine),
+        CheckpointWriter(folder.checkpoints, ranks, model, optimizer, context.lock.still_mine),
         config.checkpoint,
         manifest_facts(config, tokens, ranks) | (base.facts(folder.checkpoints) if base else {}),
         validator,
@@ -260,10 +245,10 @@ def compose(
         hellaswag=HellaSwagProbe.build(config.eval, model, tokenizer, ranks, dtype, recorder),
         keeper=keeper,
         recorder=recorder,
-        stop=stop,
+        stop=context.stop,
         state=state,
         heartbeat=heartbeat,
-        margin=margin,
+        margin=context.margin,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,
         untrained=base is None and checkpoint is None,

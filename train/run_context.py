@@ -1,0 +1,37 @@
+"""What the parts of a run work with from its start on."""
+
+from dataclasses import dataclass
+
+from common.run_folder import RunFolder
+from data_prep.token_set import TokenSet
+from model.ranks import Ranks
+from train.base import Base
+from train.config import Config, Options
+from train.deadline import StopMargin
+from train.run_lock import RunLock
+from train.stopping import StopRequest
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One start of a run, as this rank sees it.
+
+    Attributes:
+        config: fitted to the data; what it leaves to the machine is resolved once the checkpoint is known.
+        threads: of this rank's CPU work.
+        stop: what has asked for the end.
+        lock: the run's, held by the first rank.
+        margin: how long leaving in good order may take.
+        base: what a fine-tuning begins with.
+    """
+
+    config: Config
+    options: Options
+    tokens: TokenSet
+    folder: RunFolder
+    ranks: Ranks
+    threads: int
+    stop: StopRequest
+    lock: RunLock
+    margin: StopMargin
+    base: Base | None = None
