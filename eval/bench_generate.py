@@ -27,6 +27,7 @@ from torch import Tensor
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from common.publish import write_json_whole
+from eval.arguments import add_device, add_dtype, add_json
 from eval.decoding import Decoding
 from eval.hugging_face import to_config, to_tensors
 from eval.loading import device_for, load_checkpoint
@@ -66,9 +67,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="written for each prompt (default 64)")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each contestant (default 3)")
     parser.add_argument("--no-rerun", action="store_true", help="leave out re-running the context, which is slow")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="cpu")
-    parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    add_device(parser, "cpu")
+    add_dtype(parser, "the weights")
+    add_json(parser)
     return parser.parse_args()
 
 

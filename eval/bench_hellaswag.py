@@ -30,6 +30,7 @@ from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from common.publish import write_json_whole
 from data_prep.tokenization import Tokenizer, load_tokenizer
+from eval.arguments import add_device, add_dtype, add_json
 from eval.hellaswag_examples import evenly_spaced, read_hellaswag
 from eval.hellaswag_metrics import plain_question
 from eval.loading import load_checkpoint, start_evaluation
@@ -37,7 +38,7 @@ from eval.multiple_choice import Question, log_likelihoods
 from model.config import preset_config
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.precision import TORCH_DTYPES, Dtype, autocast
+from model.precision import Dtype, autocast
 
 LONGHAUL, ONE_AT_A_TIME = "longhaul", "one at a time"
 Scores = npt.NDArray[np.float64]
@@ -51,9 +52,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="examples, spread over the file (100)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU (default 1)")
     parser.add_argument("--turns", type=int, default=2, metavar="N", help="of each contestant (default 2)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="cpu")
-    parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32", help="of matrix products")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    add_device(parser, "cpu")
+    add_dtype(parser)
+    add_json(parser)
     return parser.parse_args()
 
 

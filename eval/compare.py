@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_whole
+from eval.arguments import add_json
 from eval.reporting.comparison import as_markdown, as_text, rows_with
 from eval.reporting.references import GPT2_VOCABULARY, NOTES
 from eval.reporting.run_data import RunData, load_run, load_runs
@@ -30,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         "runs", type=Path, nargs="*", metavar="RUN", help="folders of runs (default: the committed ones)"
     )
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
+    add_json(parser, "rows")
     return parser.parse_args()
 
 

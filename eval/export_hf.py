@@ -21,6 +21,7 @@ from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_metrics
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder, write_json_whole, write_whole
 from common.run_folder import RunFolder
+from eval.arguments import add_json, add_run
 from eval.hugging_face import home_of, to_config, to_tensors
 from eval.loading import Loaded, load_checkpoint
 from eval.tokenizer_files import write_tokenizer_files
@@ -32,9 +33,9 @@ PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Export a checkpoint for Hugging Face's transformers.")
-    parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+    add_run(parser)
     parser.add_argument("out", type=Path, help="the folder to make")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    add_json(parser)
     return parser.parse_args()
 
 

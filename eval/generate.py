@@ -20,6 +20,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_whole
 from data_prep.tokenization import Tokenizer
+from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.decoding import FULL, STOPPED, Decoding, Row
 from eval.loading import Loaded, device_for, load_checkpoint
 from eval.sampling import Sampling
@@ -63,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Let a trained model write.",
     )
-    parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+    add_run(parser)
     source = parser.add_argument_group("what to go on from")
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times: side by side")
     source.add_argument("--prompt-file", metavar="FILE", help="a prompt from this file; - is standard input")
@@ -96,9 +97,9 @@ def parse_arguments() -> argparse.Namespace:
         help="when the context is full, forget its N oldest tokens (default: half of it) instead of stopping",
     )
     machine = parser.add_argument_group("where")
-    machine.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    machine.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32", help="of the weights (default fp32)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write texts and figures to this file as well")
+    add_device(machine)
+    add_dtype(machine, "the weights")
+    add_json(parser, "texts and figures")
     return parser.parse_args()
 
 

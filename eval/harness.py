@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_whole
+from eval.arguments import add_device, add_json, add_run
 from eval.export_hf import verify, write_files
 from eval.hugging_face import home_of
 from eval.loading import Loaded, device_for, load_checkpoint
@@ -28,14 +29,14 @@ INSTALL = "pip install 'lm-eval[hf]'"
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Any task of lm-evaluation-harness on a checkpoint, offline.")
-    parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+    add_run(parser)
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME…]", help="as lm-eval names them")
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with tasks of your own (YAML)")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
     parser.add_argument("--fewshot", type=int, metavar="N", help="solved examples before each question")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences at once (default 8)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures and every answer to this file")
+    add_device(parser)
+    add_json(parser, "figures and every answer")
     return parser.parse_args()
 
 

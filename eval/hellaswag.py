@@ -20,11 +20,11 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_whole
+from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.hellaswag_examples import FULL_SIZE, HellaSwag, read_hellaswag
 from eval.hellaswag_metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
 from eval.loading import Loaded, load_checkpoint, start_evaluation
 from eval.multiple_choice import BatchSize, require_room, trunk_share
-from model.precision import TORCH_DTYPES
 from model.ranks import Ranks
 
 COMPARABLE = {
@@ -37,7 +37,7 @@ NOT_COMPARABLE = "nothing published: the text form's contexts are used as they s
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Which of four endings does the model find most likely?")
-    parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+    add_run(parser)
     parser.add_argument(
         "--data",
         type=Path,
@@ -46,9 +46,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the file's first N examples")
     parser.add_argument("--batch", type=int, metavar="N", help="contexts at once (default 16, on a GPU 128)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32", help="of matrix products")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and predictions to this file as well")
+    add_device(parser)
+    add_dtype(parser)
+    add_json(parser, "figures and predictions")
     return parser.parse_args()
 
 

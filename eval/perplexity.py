@@ -31,9 +31,10 @@ from common.progress import format_duration, progress_bar
 from common.publish import write_json_whole
 from data_prep.token_set import TokenSet, find_token_set
 from data_prep.windows import Tokens, document_ids
+from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.loading import Loaded, load_checkpoint, start_evaluation
 from model.gpt import GPT
-from model.precision import TORCH_DTYPES, Dtype, autocast
+from model.precision import Dtype, autocast
 from model.ranks import Ranks
 
 Sums = npt.NDArray[np.float64]
@@ -147,15 +148,15 @@ def _losses(
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Loss, perplexity and bits per byte on fixed tokens.")
-    parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+    add_run(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="a token set (default: the run's own)")
     parser.add_argument("--split", choices=["val", "train"], default="val", help="of the token set (default val)")
     parser.add_argument("--tokens", type=int, metavar="N", help="targets from the split's beginning (default: all)")
     parser.add_argument("--stride", type=int, metavar="S", help="let windows overlap: S new targets in each")
     parser.add_argument("--micro-batch", type=int, default=8, metavar="N", help="windows at a time (default 8)")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32", help="of matrix products")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    add_device(parser)
+    add_dtype(parser)
+    add_json(parser)
     return parser.parse_args()
 
 

@@ -18,6 +18,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration
 from common.publish import write_json_whole, write_whole
+from eval.arguments import add_json
 from eval.reporting import figures
 from eval.reporting.comparison import run_row
 from eval.reporting.key_figures import differences, key_figures
@@ -29,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Make a report of runs: one HTML file and its pictures.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, still going or done")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: the first run's report/)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the key figures to this file as well")
+    add_json(parser, "key figures")
     return parser.parse_args()
 
 

@@ -28,6 +28,7 @@ from common.progress import format_count, format_duration
 from common.publish import write_json_whole
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, TokenStream, find_token_set
+from eval.arguments import add_json
 
 CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample
@@ -62,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NATS",
         help="exit with 1 unless the last validation loss is this far below the unigram entropy",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file as well")
+    add_json(parser)
     return parser.parse_args()
 
 

@@ -1,0 +1,24 @@
+"""Options that the evaluation commands share, so that they are called and explained alike."""
+
+import argparse
+from pathlib import Path
+
+Parser = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def add_run(parser: Parser) -> None:
+    parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+
+
+def add_device(parser: Parser, default: str = "auto") -> None:
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default=default)
+
+
+def add_dtype(parser: Parser, of: str = "matrix products") -> None:
+    from model.precision import TORCH_DTYPES  # here, so that reports need not wait for torch
+
+    parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32", help=f"of {of} (default fp32)")
+
+
+def add_json(parser: Parser, what: str = "figures") -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write the {what} to this file as well")
