@@ -25,7 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORTED = 1.02  # LLM-Explorations' validation loss
-BLUES, RED, GREEN, GREY = ("#1f4e8c", "#3b6fb6", "#7fa6d9"), "#d1495b", "#3a8f5c", "#888888"
+BLUES, GREY = ("#1f4e8c", "#3b6fb6", "#7fa6d9"), "#888888"
+COLOURS = {  # red: sees the future
+    "positions-norm-seed1": "#e58a96",
+    "reported-positions-seed1": "#c0303f",
+    "reported-token-seed1": "#8a6fb0",
+    "best": "#3a8f5c",
+}
 
 
 def main() -> int:
@@ -35,7 +41,7 @@ def main() -> int:
         raise UserError(f"{out} has no measured runs: start regenerate.py")
     write_json_whole(out / "results.json", {"runs": runs, "causal_seeds": over_seeds(runs)})
     validations = {name: validation_curve(out / "runs" / name) for name in runs}
-    write_whole(out / "curves.png", curves(validations))
+    write_whole(out / "curves.png", curves(runs, validations))
     write_whole(out / "bars.png", bars(runs))
     print_table(runs)
     return 0
@@ -77,18 +83,21 @@ def validation_curve(folder: Path) -> list[tuple[int, float]]:
 def colour(name: str) -> str:
     if name.startswith("causal-seed"):
         return BLUES[(int(name.removeprefix("causal-seed")) - 1) % len(BLUES)]
-    return RED if name.startswith("positions") else GREEN
+    return COLOURS[name]
 
 
-def curves(validations: dict[str, list[tuple[int, float]]]) -> bytes:
+def curves(runs: dict[str, dict[str, Any]], validations: dict[str, list[tuple[int, float]]]) -> bytes:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, points in validations.items():
-        steps, losses = zip(*points[1:] or points, strict=True)
-        axes.plot(steps, losses, "o-", markersize=3, linewidth=1.5, color=colour(name), label=name)
+        steps, losses = zip(*points, strict=True)
+        step_characters = runs[name]["characters"] / runs[name]["step"]
+        millions = [step * step_characters / 1e6 for step in steps]
+        axes.plot(millions, losses, "o-", markersize=3, linewidth=1.5, color=colour(name), label=name)
     axes.axhline(REPORTED, color=GREY, linestyle="--", linewidth=1, label=f"reported: {REPORTED}")
-    axes.set_xlabel("optimizer steps")
+    axes.set_ylim(0.95, 2.2)
+    axes.set_xlabel("characters read (millions; the text has 1.0)")
     axes.set_ylabel("validation loss, all positions (nats per character)")
     return finished(figure, axes, "Tiny Shakespeare: a norm over positions sees the future")
 
@@ -128,12 +137,14 @@ def finished(figure: "Figure", axes: "Axes", title: str) -> bytes:
 
 
 def print_table(runs: dict[str, dict[str, Any]]) -> None:
-    print("| run | parameters | context | steps | all positions | last position | earlier logits moved by |")
+    print("| run | parameters | steps | all positions | last position | lowest on the way | earlier logits moved by |")
     print("|---|---|---|---|---|---|---|")
     for name, run in runs.items():
+        last = f"{run['last_position_loss']:.4f} ± {run['last_position_standard_error']:.3f}"
+        lowest = f"{run['lowest_validation_in_training']:.4f} at {run['lowest_validation_step']:,}"
         print(
-            f"| {name} | {run['parameters']:,} | {run['context']} | {run['step']:,} of {run['of_steps']:,} "
-            f"| {run['loss']:.4f} | {run['last_position_loss']:.4f} | {run['earlier_logits_moved_most']:.3g} |"
+            f"| {name} | {run['parameters']:,} | {run['step']:,} of {run['of_steps']:,} | {run['loss']:.4f} "
+            f"| {last} | {lowest} | {run['earlier_logits_moved_most']:.3g} |"
         )
 
 
