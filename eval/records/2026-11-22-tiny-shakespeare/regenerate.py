@@ -51,6 +51,7 @@ RUNS = {
     "causal-seed2": StudyRun(TRAINER, "causal", 2),
     "causal-seed3": StudyRun(TRAINER, "causal", 3),
     "best": StudyRun(TRAINER, "best", 1),
+    "best-deeper": StudyRun(TRAINER, "best-deeper", 1),
 }
 
 
