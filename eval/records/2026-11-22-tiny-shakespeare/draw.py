@@ -1,4 +1,4 @@
-"""The study's table and figures out of its recorded runs: results.json, curves.png and bars.png.
+"""The study's table and figures out of its recorded runs: results.json, curves.png, positions.png and bars.png.
 
 python eval/records/2026-11-22-tiny-shakespeare/draw.py [FOLDER]
 """
@@ -43,6 +43,7 @@ def main() -> int:
     write_json_whole(out / "results.json", {"runs": runs, "causal_seeds": over_seeds(runs)})
     validations = {name: validation_curve(out / "runs" / name) for name in runs}
     write_whole(out / "curves.png", curves(runs, validations))
+    write_whole(out / "positions.png", positions(runs))
     write_whole(out / "bars.png", bars(runs))
     print_table(runs)
     return 0
@@ -92,7 +93,7 @@ def curves(runs: dict[str, dict[str, Any]], validations: dict[str, list[tuple[in
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for name, points in validations.items():
-        steps, losses = zip(*points, strict=True)
+        steps, losses = zip(*points[1:] or points, strict=True)  # the first is before training
         step_characters = runs[name]["characters"] / runs[name]["step"]
         millions = [step * step_characters / 1e6 for step in steps]
         axes.plot(millions, losses, "o-", markersize=3, linewidth=1.5, color=colour(name), label=name)
@@ -101,6 +102,24 @@ def curves(runs: dict[str, dict[str, Any]], validations: dict[str, list[tuple[in
     axes.set_xlabel("characters read (millions; the text has 1.0)")
     axes.set_ylabel("validation loss, all positions (nats per character)")
     return finished(figure, axes, "Tiny Shakespeare: a norm over positions sees the future")
+
+
+def positions(runs: dict[str, dict[str, Any]]) -> bytes:
+    """Loss at each position of the windows, for the runs of the most common context."""
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
+    length = statistics.mode(run["context"] for run in runs.values())
+    for name, run in runs.items():
+        if run["context"] == length:
+            places = range(1, length + 1)
+            axes.plot(
+                places, run["loss_by_position"], "o-", markersize=3, linewidth=1.5, color=colour(name), label=name
+            )
+    axes.set_xlabel("position in the window (characters of context)")
+    axes.set_ylabel("validation loss (nats per character)")
+    axes.set_ylim(bottom=0.7)
+    return finished(figure, axes, "A model that sees the window's rest is good until nothing is left to see")
 
 
 def bars(runs: dict[str, dict[str, Any]]) -> bytes:
