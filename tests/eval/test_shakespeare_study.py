@@ -172,5 +172,5 @@ def test_the_command_makes_a_record(tmp_path: Path) -> None:
         for kept in ("config.yaml", "provenance.json", "metrics.jsonl"):
             assert str(tmp_path) not in (folder / kept).read_text()
             assert '"host"' not in (folder / kept).read_text()
-    for picture in ("curves.png", "bars.png"):
+    for picture in ("curves.png", "positions.png", "bars.png"):
         assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
