@@ -29,7 +29,8 @@ from common.progress import progress_bar
 from common.publish import write_json_whole
 from eval.arguments import add_device, add_dtype, add_json
 from eval.decoding import Decoding
-from eval.hugging_face import to_config, to_tensors
+from eval.hf_config import to_config
+from eval.hf_tensors import to_tensors
 from eval.loading import device_for, load_checkpoint
 from eval.sampling import Sampling
 from model.config import preset_config

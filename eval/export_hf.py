@@ -22,7 +22,8 @@ from common.metrics_file import read_metrics
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder, write_json_whole, write_whole
 from common.run_folder import RunFolder
 from eval.arguments import add_json, add_run
-from eval.hugging_face import home_of, to_config, to_tensors
+from eval.hf_config import home_of, to_config
+from eval.hf_tensors import to_tensors
 from eval.loading import Loaded, load_checkpoint
 from eval.tokenizer_files import write_tokenizer_files
 from model.counts import parameter_count

@@ -21,7 +21,7 @@ from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_whole
 from eval.arguments import add_device, add_json, add_run
 from eval.export_hf import verify, write_files
-from eval.hugging_face import home_of
+from eval.hf_config import home_of
 from eval.loading import Loaded, device_for, load_checkpoint
 
 INSTALL = "pip install 'lm-eval[hf]'"

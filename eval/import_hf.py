@@ -27,8 +27,9 @@ from common.errors import UserError, exit_on_user_error
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from data_prep.tokenization import Tokenizer, load_tokenizer
+from eval.hf_config import from_config
+from eval.hf_tensors import from_tensors
 from eval.hub_models import find_model, read_weights
-from eval.hugging_face import from_config, from_tensors
 from eval.tokenizer_files import recognise_tokenizer
 from model.config import ModelConfig
 from model.counts import parameter_count

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from common.errors import UserError
 from data_prep.tokenization import END_OF_TEXT, CharTokenizer, load_tokenizer
 from eval import export_hf, import_hf
-from eval.hugging_face import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config, to_tensors
+from eval.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config
+from eval.hf_tensors import to_tensors
 from eval.tokenizer_files import recognise_tokenizer, write_tokenizer_files
 from model.config import PRESETS
 from model.weights import load_model

@@ -1,14 +1,12 @@
-"""What a Longhaul model is called in Hugging Face's `transformers`: class, configuration and tensor names, both ways.
+"""What a Longhaul model is in Hugging Face's `transformers`: the class and its config.json, both ways.
 
 Four classes of `transformers` hold what has a home there; the rest is refused by name. This module needs no
-`transformers`. V vocabulary, C width.
+`transformers`.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from common.errors import UserError
@@ -20,19 +18,6 @@ ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu2": "relu
 MLPS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_new": "gelu"}
 OWN_FACTS = "longhaul"  # key of config.json for what their classes have no word for
 OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
-
-
-@dataclass(frozen=True)
-class Module:
-    """A module with a weight and perhaps a bias; theirs, one below the other, are ours.
-
-    `flip`: theirs is stored (in, out). `biased`: theirs has a bias.
-    """
-
-    ours: str
-    theirs: tuple[str, ...]
-    flip: bool = False
-    biased: bool = False
 
 
 def home_of(config: ModelConfig) -> str:
@@ -197,106 +182,3 @@ def _mlp(activation: str, *, gated: bool) -> str:
     if mlp is None or (mlp == "swiglu") != gated:
         raise UserError(f"the activation {activation} can't be imported: Longhaul has {', '.join(MLPS)}")
     return mlp
-
-
-def modules(config: ModelConfig, home: str) -> Iterable[Module]:
-    """Every module but embeddings and head."""
-    if home == GPT2:
-        for i in range(config.n_layer):
-            for name in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"):
-                yield Module(f"h.{i}.{name}", (f"transformer.h.{i}.{name}",), flip=".c_" in name, biased=True)
-        yield Module("ln_f", ("transformer.ln_f",), biased=True)
-        return
-    norms, linears = home == STARCODER2, config.bias and home != MISTRAL
-    mlp = {"c_fc": "up_proj", "c_gate": "gate_proj", "c_proj": "down_proj"}
-    if home == STARCODER2:
-        mlp = {"c_fc": "c_fc", "c_proj": "c_proj"}
-    for i in range(config.n_layer):
-        ours, theirs = f"h.{i}", f"model.layers.{i}"
-        yield Module(f"{ours}.ln_1", (f"{theirs}.input_layernorm",), biased=norms)
-        queries_keys_values = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
-        yield Module(f"{ours}.attn.c_attn", queries_keys_values, biased=linears)
-        yield Module(f"{ours}.attn.c_proj", (f"{theirs}.self_attn.o_proj",), biased=linears)
-        yield Module(f"{ours}.ln_2", (f"{theirs}.post_attention_layernorm",), biased=norms)
-        for name, its in mlp.items():
-            yield Module(f"{ours}.mlp.{name}", (f"{theirs}.mlp.{its}",), biased=linears)
-    yield Module("ln_f", ("model.norm",), biased=norms)
-
-
-def embeddings(config: ModelConfig, home: str) -> dict[str, str]:
-    """Our names of the tables to theirs."""
-    tables = {"wte.weight": "transformer.wte.weight" if home == GPT2 else "model.embed_tokens.weight"}
-    if home == GPT2:
-        tables["wpe.weight"] = "transformer.wpe.weight"
-    if not config.tie_weights:
-        tables["lm_head.weight"] = "lm_head.weight"
-    return tables
-
-
-def to_tensors(config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters under their names, the vocabulary cropped to the tokenizer's; biases we lack are zeros."""
-    home = home_of(config)
-    theirs = {}
-    for name, its in embeddings(config, home).items():
-        theirs[its] = ours[name] if name == "wpe.weight" else ours[name][: config.vocab_size]
-    for module in modules(config, home):
-        weight = ours[f"{module.ours}.weight"]
-        sizes = _split_sizes(config, module, len(weight))
-        for its, part in zip(module.theirs, weight.split(sizes), strict=True):
-            theirs[f"{its}.weight"] = part.T if module.flip else part
-        if module.biased:
-            bias = ours.get(f"{module.ours}.bias", weight.new_zeros(len(weight)))
-            for its, part in zip(module.theirs, bias.split(sizes), strict=True):
-                theirs[f"{its}.bias"] = part
-    return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
-
-
-def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors under our names; biases they lack are zeros, as is the vocabulary's padding.
-
-    Raises UserError naming a tensor that is missing or that has no place here.
-    """
-    home, used = home_of_fields(config), set()
-
-    def take(name: str) -> Tensor:
-        used.add(name)
-        if name not in theirs:
-            raise UserError(f"the folder has no tensor {name}: are all of its files there?")
-        return theirs[name].float()
-
-    ours = {}
-    for name, its in embeddings(config, home).items():
-        table = take(its)
-        if name != "wpe.weight":
-            table = table[: config.vocab_size]  # theirs may be padded as well
-            table = torch.cat((table, table.new_zeros(config.padded_vocab_size - len(table), table.shape[1])))
-        ours[name] = table
-    for module in modules(config, home):
-        parts = [take(f"{its}.weight") for its in module.theirs]
-        weight = torch.cat([part.T if module.flip else part for part in parts]).contiguous()
-        ours[f"{module.ours}.weight"] = weight
-        names = [f"{its}.bias" for its in module.theirs]
-        used.update(names)
-        norm = module.ours.rsplit(".", 1)[-1].startswith("ln_")
-        if config.bias and not (norm and config.norm == "rmsnorm"):
-            sizes = _split_sizes(config, module, len(weight))
-            zeros = [weight.new_zeros(size) for size in sizes]
-            biases = [take(name) if name in theirs else zero for name, zero in zip(names, zeros, strict=True)]
-            ours[f"{module.ours}.bias"] = torch.cat(biases)
-    spare = sorted(theirs.keys() - used - {"lm_head.weight"})
-    if spare:
-        raise UserError(f"the folder's tensor {spare[0]} has no place in Longhaul's model")
-    return ours
-
-
-def home_of_fields(config: ModelConfig) -> str:
-    """The class whose tensor names an imported configuration's tensors have (Mistral's are Llama's)."""
-    if config.position == "learned":
-        return GPT2
-    return STARCODER2 if config.norm == "layernorm" else LLAMA
-
-
-def _split_sizes(config: ModelConfig, module: Module, rows: int) -> list[int]:
-    if len(module.theirs) == 1:
-        return [rows]
-    return [heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)]
