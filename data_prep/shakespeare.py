@@ -14,6 +14,7 @@ import hashlib
 import time
 
 from common.errors import UserError, exit_on_user_error
+from data_prep.cached_files import cache_folder
 from data_prep.download import download
 from data_prep.manifest import Manifest
 from data_prep.preparation import (
@@ -24,7 +25,7 @@ from data_prep.preparation import (
     writing_alone,
 )
 from data_prep.shard_writer import ShardWriter, clear_token_set
-from data_prep.tokenization import CharTokenizer, cache_folder, load_tokenizer
+from data_prep.tokenization import CharTokenizer, load_tokenizer
 
 SOURCE_NAME = "shakespeare"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

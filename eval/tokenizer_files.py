@@ -9,13 +9,12 @@ from typing import Any
 from common.errors import UserError
 from common.publish import write_json_whole
 from data_prep.byte_level import BYTE_SHOWN_AS
+from data_prep.cached_files import gpt2_cache_file, place_gpt2_files
 from data_prep.tokenization import (
     END_OF_TEXT,
     HuggingFaceTokenizer,
     Tokenizer,
-    gpt2_cache_file,
     load_tokenizer,
-    place_gpt2_files,
 )
 
 SPEC_FILE = "longhaul_tokenizer.json"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import prepare_offline
+from data_prep.cached_files import GPT2_FILES, packaged_gpt2_file
 from data_prep.token_set import TokenSet
-from data_prep.tokenization import GPT2_FILES, _packaged_gpt2_file, load_tokenizer
+from data_prep.tokenization import load_tokenizer
 from tests.helpers.http_server import Server
 from tests.helpers.parquet_files import texts, write_parquet
 from tests.helpers.token_sets import make_token_set
@@ -183,7 +184,7 @@ def test_prepare_offline_fetches_checks_and_says_what_is_missing(tmp_path, monke
 
 def test_tokenizer_files_come_from_the_network_where_the_package_lacks_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    files = {f"/gpt2/{name}": _packaged_gpt2_file(name) for name in GPT2_FILES}
+    files = {f"/gpt2/{name}": packaged_gpt2_file(name) for name in GPT2_FILES}
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with Server(files=files) as server:
         for name in GPT2_FILES:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from data_prep import tokenization
-from data_prep.tokenization import ByteTokenizer, CharTokenizer, gpt2_cache_file, load_tokenizer
+from data_prep.cached_files import GPT2_FILES, GPT2_URL, gpt2_cache_file, place_gpt2_files
+from data_prep.tokenization import ByteTokenizer, CharTokenizer, load_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -157,10 +158,10 @@ def test_many_processes_fill_an_empty_cache_together(tmp_path):
 
 def test_a_damaged_cache_file_is_put_right(tmp_path, monkeypatch):
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    tokenization.place_gpt2_files()
+    place_gpt2_files()
     gpt2_cache_file("vocab.bpe").write_bytes(b"torn")
-    tokenization.place_gpt2_files()
-    assert hashlib.sha256(gpt2_cache_file("vocab.bpe").read_bytes()).hexdigest() == tokenization.GPT2_FILES["vocab.bpe"]
+    place_gpt2_files()
+    assert hashlib.sha256(gpt2_cache_file("vocab.bpe").read_bytes()).hexdigest() == GPT2_FILES["vocab.bpe"]
 
 
 def test_no_files_and_no_package_is_one_line_and_no_download(tmp_path):
@@ -185,6 +186,6 @@ def test_tiktoken_still_names_the_files_that_are_placed():
     openai_public = importlib.import_module("tiktoken_ext.openai_public")
 
     named = [value for value in openai_public.gpt2.__code__.co_consts if isinstance(value, str)]
-    for name, sha256 in tokenization.GPT2_FILES.items():
-        assert any(value.endswith(f"/{name}") and value.startswith(tokenization.GPT2_URL) for value in named)
+    for name, sha256 in GPT2_FILES.items():
+        assert any(value.endswith(f"/{name}") and value.startswith(GPT2_URL) for value in named)
         assert sha256 in named
