@@ -31,7 +31,6 @@ COLOURS = {  # red: sees the future
     "reported-positions-seed1": "#c0303f",
     "reported-token-seed1": "#8a6fb0",
     "best": "#3a8f5c",
-    "best-deeper": "#8cc084",
 }
 
 

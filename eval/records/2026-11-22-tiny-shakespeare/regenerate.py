@@ -42,6 +42,7 @@ class StudyRun:
 
 
 TRAINER = (PROJECT / "train" / "pretrain.py",)
+ON_TWO_CORES = (PROJECT / "train" / "launch.py", "--standalone", "--nproc_per_node=2", *TRAINER)
 LEAK = HERE / "leak.py"
 RUNS = {
     "causal-seed1": StudyRun(TRAINER, "causal", 1),
@@ -50,8 +51,7 @@ RUNS = {
     "reported-token-seed1": StudyRun((LEAK, "reported-token"), "causal", 1),
     "causal-seed2": StudyRun(TRAINER, "causal", 2),
     "causal-seed3": StudyRun(TRAINER, "causal", 3),
-    "best": StudyRun(TRAINER, "best", 1),
-    "best-deeper": StudyRun(TRAINER, "best-deeper", 1),
+    "best": StudyRun(ON_TWO_CORES, "best", 1),
 }
 
 
