@@ -142,7 +142,7 @@ def test_the_record_says_what_was_measured_and_names_no_machine():
 @pytest.mark.slow
 def test_the_command_makes_a_record(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text("".join(random.Random(0).choices("to be or not that is the question\n", k=4_000)))
+    text.write_text("".join(random.Random(0).choices("to be or not that is the question\n", k=6_000)))
     where = ["--data", tmp_path / "data", "--runs", tmp_path / "runs", "--out", tmp_path / "out"]
     tiny = [
         "--model.n_layer=1",
@@ -152,22 +152,22 @@ def test_the_command_makes_a_record(tmp_path: Path) -> None:
         "--run.max_steps=121",
     ]
     quick = ["--run.compile=false", "--run.dtype=fp32", "--eval.tokens=320", "--checkpoint.every_steps=0"]
-    runs = ["--only", "causal-seed2", "--only", "reported-positions-seed1"]
+    runs = ["--only", "causal-seed2", "--only", "reported-positions-seed1", "--only", "best"]
     command = [sys.executable, STUDY / "regenerate.py", "--file", text, *where, *runs, *tiny, *quick]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
-    assert list(results) == ["causal-seed2", "reported-positions-seed1"]
-    assert [run["norm"] for run in results.values()] == ["token", "positions"]
-    assert [run["step"] for run in results.values()] == [121, 121]
-    assert [run["earlier_logits_moved_most"] > 0 for run in results.values()] == [False, True]
+    assert list(results) == ["best", "causal-seed2", "reported-positions-seed1"]
+    assert [run["norm"] for run in results.values()] == ["token", "token", "positions"]
+    assert [run["step"] for run in results.values()] == [121, 121, 121]
+    assert [run["earlier_logits_moved_most"] > 0 for run in results.values()] == [False, False, True]
     for name, run in results.items():
-        assert len(run["loss_by_position"]) == 32
+        assert len(run["loss_by_position"]) == run["context"] == (128 if name == "best" else 32)
         folder = tmp_path / "out" / "runs" / name
         steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [record["step"] for record in steps if "loss" in record] == [*range(1, 101), 120, 121]
         assert run["validation_in_training"] == [step["val_loss"] for step in steps if "val_loss" in step][-1]
-        assert f"| {name} | {run['parameters']:,} | 32 | 121 of 121 | {run['loss']:.4f} |" in done.stdout
+        assert f"| {name} | {run['parameters']:,} | 121 of 121 | {run['loss']:.4f} |" in done.stdout
         for kept in ("config.yaml", "provenance.json", "metrics.jsonl"):
             assert str(tmp_path) not in (folder / kept).read_text()
             assert '"host"' not in (folder / kept).read_text()

@@ -53,6 +53,10 @@ OVERRIDES = {
     ".venv/bin/python eval/watch.py runs/demo --once": "",
     ".venv/bin/python eval/compare.py runs/demo": "",
     ".venv/bin/python eval/summary.py runs/demo --json runs/demo/report/summary.json": "",
+    ".venv/bin/python eval/records/2026-11-22-tiny-shakespeare/regenerate.py --out runs/tiny-shakespeare/record": (
+        "--only causal-seed1 --file CHANGELOG.md --data data/short --model.n_layer 1 --model.n_embd 16 "
+        "--model.mlp_hidden 16 --run.max_steps 2 --run.compile false --eval.tokens 32"
+    ),
     '.venv/bin/python eval/generate.py runs/demo --prompt "Return a new array with" --preset conservative '
     "--max-tokens 40": "",
     ".venv/bin/python eval/export_hf.py runs/demo exports/demo": "",
