@@ -13,7 +13,7 @@ from typing import Any
 from common.errors import UserError
 from common.progress import format_bytes, format_count
 from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, first_difference, prepare
-from data_prep.encode_pool import START_METHODS
+from data_prep.encode_pool import START_METHODS, warm_up
 from data_prep.manifest import Manifest
 from data_prep.preparation import complete_set, positive_count, read_json, report, writing_alone
 from data_prep.tokenization import Tokenizer
@@ -111,6 +111,8 @@ def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> 
     with _opened(command, begun) as opened:
         if not _say_plan(arguments, command.settings, opened, workers):
             print("warning: that may not fit; should the disk fill up, make room and run the same command again")
+        if workers:
+            warm_up(arguments.start_method)
         tokenizer = command.load_tokenizer(opened.files)
         corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer)
         manifest = prepare(corpus, arguments.out, workers, arguments.start_method)

@@ -18,6 +18,7 @@ from data_prep.tokenization import Tokenizer
 
 QUEUED_WORKS = 2  # per worker, so that it never waits for the parent
 BUFFERED_BYTES = 512 << 20  # of results that wait for their turn, over all workers
+PRELOADED = ["numpy", "pyarrow.parquet", "tiktoken"]  # in the fork server: once in memory, shared by all workers
 START_METHODS = [
     method for method in ("forkserver", "spawn", "fork") if method in multiprocessing.get_all_start_methods()
 ]
@@ -38,6 +39,15 @@ class _Pending:
     worker: _Worker
     parts: deque[Part] = field(default_factory=deque)
     done: bool = False
+
+
+def warm_up(start_method: str) -> None:
+    """Start the process that workers are forked from, if there will be one: it imports its packages meanwhile."""
+    if start_method == "forkserver":
+        from multiprocessing import forkserver  # Windows has none
+
+        multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
 
 
 class SerialEncoder:
@@ -78,8 +88,7 @@ class EncodePool:
         self._dtype = tokenizer.dtype
         self._limit = max(1, BUFFERED_BYTES // workers)
         context: Any = multiprocessing.get_context(start_method)
-        if start_method == "forkserver":
-            context.set_forkserver_preload(["numpy", "pyarrow.parquet", "tiktoken"])  # once in memory, shared by all
+        warm_up(start_method)
         self._progress = context.RawArray("q", workers)
         self._workers = []
         for slot in range(workers):
