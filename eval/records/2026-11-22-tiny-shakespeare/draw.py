@@ -125,7 +125,7 @@ def bars(runs: dict[str, dict[str, Any]]) -> bytes:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4.6), layout="constrained")
-    ends = [f"{name}\n{run['step']:,} steps" for name, run in runs.items()]
+    ends = [f"{name.replace('-', chr(10))}\n{run['step']:,} steps" for name, run in runs.items()]
     for shift, key, label, alpha in (
         (-0.2, "loss", "all positions", 1.0),
         (0.2, "last_position_loss", "last position alone", 0.55),
@@ -138,7 +138,7 @@ def bars(runs: dict[str, dict[str, Any]]) -> bytes:
     axes.annotate(f"{REPORTED}", (len(runs), REPORTED), ha="center", va="bottom", fontsize=8)
     axes.set_xticks(range(len(runs) + 1), [*ends, "reported"], fontsize=8)
     axes.set_ylabel("validation loss (nats per character)")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 2.15)  # room for the legend
     return finished(figure, axes, "All positions, and the last one, which has no future to see")
 
 
