@@ -16,6 +16,7 @@ import numpy as np
 from common.errors import UserError
 from data_prep.byte_level import shown_bytes
 from data_prep.cached_files import place_gpt2_files, tokenizer_cache_folder
+from data_prep.gpt2_encoding import Gpt2Encoding
 from data_prep.manifest import token_dtype
 
 Ids = np.ndarray[Any, Any]
@@ -73,9 +74,11 @@ class Gpt2Tokenizer(Tokenizer):
     """GPT-2's byte-level BPE: 50,257 ids, the last of them end of text (Radford et al. 2019)."""
 
     def __init__(self) -> None:
-        self._encoding = _gpt2_encoding()
-        end = self._encoding.eot_token
-        pieces = [self._encoding.decode_single_token_bytes(i) for i in range(self._encoding.n_vocab)]
+        place_gpt2_files()
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(tokenizer_cache_folder())
+        self._encoding = Gpt2Encoding()
+        end = self._encoding.end_of_text_id
+        pieces = self._encoding.pieces()
         pieces[end] = b""
         super().__init__("gpt2", pieces, end)
 
@@ -86,14 +89,14 @@ class Gpt2Tokenizer(Tokenizer):
 
     def _encode_segment(self, text: str) -> Ids:
         try:
-            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+            ids = self._encoding.encode(text)
         except UnicodeEncodeError:  # lone surrogates, replaced as tiktoken's encode_ordinary does
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+            ids = self._encoding.encode(text)
         return ids.astype(self.dtype)
 
     def decode(self, ids: Ids | Sequence[int]) -> str:
-        return self._encoding.decode(self._checked(ids).tolist(), errors="replace")
+        return self._encoding.decode(self._checked(ids).tolist())
 
 
 class ByteTokenizer(Tokenizer):
@@ -214,14 +217,6 @@ def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
 @functools.cache
 def _gpt2_tokenizer() -> Gpt2Tokenizer:
     return Gpt2Tokenizer()
-
-
-def _gpt2_encoding() -> Any:
-    place_gpt2_files()
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(tokenizer_cache_folder())
-    import tiktoken  # here, so that byte and character sets need no tiktoken
-
-    return tiktoken.get_encoding("gpt2")
 
 
 def _segments(text: str) -> Iterator[str]:

@@ -32,7 +32,7 @@ def tiktoken_gpt2(gpt2):
     return tiktoken.get_encoding("gpt2")
 
 
-TEXTS = st.text(alphabet=st.sampled_from("ab Zé1\n\t !'’s<|>中😀\u00a0\u0085\x1c\u2028"), max_size=200)
+TEXTS = st.text(alphabet=st.sampled_from("ab Zé1\n\t !'’s<|>中😀\u00a0\u0085\x1c\u2028\u200b\u3000"), max_size=200)
 
 
 @given(text=TEXTS)
@@ -42,6 +42,19 @@ def test_gpt2_ids_are_tiktokens(text, gpt2, tiktoken_gpt2):
     assert ids.tolist() == tiktoken_gpt2.encode_ordinary(text)
     assert gpt2.decode(ids) == text
     assert gpt2.piece_bytes[ids].sum() == len(text.encode())
+
+
+@given(text=st.text(alphabet="a1 .\n\0", max_size=50))
+def test_nul_characters_as_tiktoken_does(text, gpt2, tiktoken_gpt2):
+    assert gpt2.encode(text).tolist() == tiktoken_gpt2.encode_ordinary(text)
+
+
+def test_every_character_between_white_space_as_tiktoken_does(gpt2, tiktoken_gpt2):
+    """Whether a character counts as white space, letter, digit or other, alone and several times, is tiktoken's word."""
+    characters = [chr(point) for point in range(0x30000) if not 0xD800 <= point < 0xE000]
+    for start in range(0, len(characters), 1 << 14):
+        text = "".join(f"a {c}{c}b \t{c} 1" for c in characters[start : start + (1 << 14)])
+        assert gpt2.encode(text).tolist() == tiktoken_gpt2.encode_ordinary(text)
 
 
 @settings(max_examples=300)

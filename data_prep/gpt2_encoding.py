@@ -1,0 +1,57 @@
+"""GPT-2's encoding by tiktoken, nearly twice as fast: the same ids, the text cut into pieces without looking ahead.
+
+GPT-2's pattern cuts a text into pieces, which merges never cross, and leaves the last of several white-space characters
+to what follows: `\\s+(?!\\S)` (Radford et al. 2019). To look ahead, tiktoken needs a backtracking engine, which takes
+most of its time. Here every such place is marked first, with a character that the pattern doesn't match and tiktoken
+therefore passes over; what is left is a regular expression, found in one pass.
+"""
+
+from typing import Any
+
+import numpy as np
+
+MARK = "\0"  # a text that has one of its own is encoded the usual way
+# tiktoken's, but for ` ?[^\s\p{L}\p{N}]+` without the mark and `\s+` for `\s+$|\s+(?!\S)|\s`
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x00]+|\s+"
+# What \s is: Unicode's White_Space. Python's str.isspace counts U+001C … U+001F too.
+WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
+
+_IS_WHITE_SPACE = np.zeros(0x3002, dtype=np.bool_)  # by code point; the last stands for all above
+_IS_WHITE_SPACE[[ord(character) for character in WHITE_SPACE]] = True
+
+
+class Gpt2Encoding:
+    """50,257 ids. tiktoken's vocabulary files must be in its cache."""
+
+    def __init__(self) -> None:
+        from tiktoken import Encoding  # here, so that byte and character sets need no tiktoken
+        from tiktoken_ext.openai_public import ENCODING_CONSTRUCTORS
+
+        self._usual: Any = None
+        self._encoding = Encoding(**{**ENCODING_CONSTRUCTORS["gpt2"](), "pat_str": PATTERN})
+        self.end_of_text_id = self._encoding.eot_token
+
+    def pieces(self) -> list[bytes]:
+        """The bytes that each id stands for, the end of text's name included."""
+        return [self._encoding.decode_single_token_bytes(i) for i in range(self._encoding.n_vocab)]
+
+    def encode(self, text: str) -> np.ndarray[Any, np.dtype[np.uint32]]:
+        """Ids (n,) as tiktoken's encode_ordinary has them. Raises UnicodeEncodeError for a lone surrogate."""
+        if MARK in text:
+            if self._usual is None:
+                from tiktoken import get_encoding
+
+                self._usual = get_encoding("gpt2")
+            return self._usual.encode_to_numpy(text, disallowed_special=())
+        return self._encoding.encode_to_numpy(marked(text), disallowed_special=())
+
+    def decode(self, ids: list[int]) -> str:
+        return self._encoding.decode(ids, errors="replace")
+
+
+def marked(text: str) -> str:
+    """The text with a mark before every last of several white-space characters that something else follows."""
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    space = _IS_WHITE_SPACE.take(points, mode="clip")
+    cuts = (np.flatnonzero(space[:-2] & space[1:-1] & ~space[2:]) + 1).tolist()
+    return MARK.join([text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)])
