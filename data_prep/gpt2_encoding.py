@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-MARK = "\0"  # a text that has one of its own is encoded the usual way
+MARK = "\x10"  # a control character that texts hardly ever have: one with its own is encoded the usual way
 # tiktoken's, but for ` ?[^\s\p{L}\p{N}]+` without the mark and `\s+` for `\s+$|\s+(?!\S)|\s`
-PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x00]+|\s+"
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}\x10]+|\s+"
 # What \s is: Unicode's White_Space. Python's str.isspace counts U+001C … U+001F too.
 WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
