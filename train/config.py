@@ -129,7 +129,8 @@ def build_parser(command: Command[Any] = PRETRAIN) -> ArgumentParser:
     parser.add_argument(
         "--resume",
         default="auto",
-        help="auto: the newest good checkpoint of the run, or a new run; never: a new run; PATH: that checkpoint",
+        help="auto: the newest good checkpoint of the run, or a new run; never: a new run; PATH: that checkpoint, as "
+        "long as the run has none of its own",
     )
     parser.add_argument(
         "--allow-change",

@@ -14,10 +14,12 @@ FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
 
 
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from (None for a new run), and complaints about newer ones that are damaged.
+    """The checkpoint to go on from (None for a new run), and what was passed over: newer ones that are damaged.
+
+    A path outside of the run is where it begins: once it has checkpoints, the same command goes on from those.
 
     Raises UserError where `resume` is a path without a whole checkpoint, or to one of the run's own but the newest, or
-    `never` for a run that has some, or `auto` for a run all of whose checkpoints are damaged.
+    `never` for a run that has some, or all of whose checkpoints are damaged.
     """
     existing = list_checkpoints(folder.checkpoints)
     if resume == "never":
@@ -27,14 +29,17 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
                 "--run.name NAME begins another run"
             )
         return None, []
-    if resume != "auto":
+    passed_over = []
+    if resume != "auto" and existing and not Path(resume).resolve().is_relative_to(folder.path.resolve()):
+        passed_over.append(f"--resume {resume}: {folder.path} has checkpoints of its own by now")
+    elif resume != "auto":
         chosen = find_checkpoint(resume)
         if read_checkpoint_manifest(chosen).get("weights_only"):
             raise UserError(
                 f"{chosen} holds weights alone, without the optimizer's state: --resume needs a whole checkpoint "
                 "(step-…)"
             )
-        if existing and chosen.resolve().parent == folder.checkpoints.resolve() and chosen.name != existing[0][1].name:
+        if existing and chosen.name != existing[0][1].name:
             # going on behind them, the run would have two futures, and a restart would take the wrong one
             raise UserError(
                 f"{folder.path} has newer checkpoints than {chosen.name}: --run.name NAME branches from it into a run "
@@ -47,7 +52,7 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
             f"none of the {len(existing)} checkpoints in {folder.checkpoints} is whole ({complaints[0]}): "
             f"--run.name NAME begins another run"
         )
-    return checkpoint, complaints
+    return checkpoint, passed_over + complaints
 
 
 def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -141,11 +142,16 @@ def test_a_run_branches_into_a_new_name(tmp_path: Path, data: Path) -> None:
     train(1, tmp_path, tiny_arguments(tmp_path, data, "trunk", "--schedule.kind=constant"))
     checkpoint = run_of(tmp_path, "trunk").checkpoints / "step-00000015"
     branch = tiny_arguments(tmp_path, data, "branch", "--schedule.kind=constant", f"--resume={checkpoint}")
-    train(1, tmp_path, branch)
+    train(1, tmp_path, [*branch, "--run.max_steps=18"])
     behind = tiny_arguments(tmp_path, data, "trunk", "--schedule.kind=constant", f"--resume={checkpoint}")
     assert "has newer checkpoints than step-00000015: --run.name NAME branches" in refusal(train_by_path(*behind))
-    trunk = losses(run_of(tmp_path, "trunk"))
-    assert losses(run_of(tmp_path, "branch")) == {step: trunk[step] for step in range(16, 21)}
+    shutil.rmtree(checkpoint)  # as the trunk's own retention does in time
+    train(1, tmp_path, branch)  # the same command goes on with the branch: nothing of it is done again
+    trunk, run = losses(run_of(tmp_path, "trunk")), run_of(tmp_path, "branch")
+    assert losses(run) == {step: trunk[step] for step in range(16, 21)}
+    starts = [record["step"] for record in read_json_lines(run.metrics) if record.get("kind") == "start"]
+    assert starts == [15, 18]
+    assert f"passed over: --resume {checkpoint}: {run.path} has checkpoints of its own by now" in run.log.read_text()
 
 
 def test_a_dead_rank_ends_the_run_with_its_name(tmp_path: Path, data: Path) -> None:
