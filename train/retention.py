@@ -57,13 +57,14 @@ def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, r
 
     Args:
         last: the step just saved. What is newer was passed over when the run was resumed, and is let be.
-        resumed_from: never deleted.
+        resumed_from: never deleted. It may be another run's, and gone by now.
     """
     found = {
         step: path for step, path in list_checkpoints(folder) if step <= last and (path / CHECKPOINT_MANIFEST).is_file()
     }
     checkpoints = [checkpoint for item in found.items() if (checkpoint := read_checkpoint(*item)) is not None]
-    never = next((step for step, path in found.items() if resumed_from and path.samefile(resumed_from)), None)
+    kept = resumed_from and resumed_from.resolve()
+    never = next((step for step, path in found.items() if path.resolve() == kept), None)
     aside = []
     for step in sorted(expendable(checkpoints, config, never)):
         target = folder / f".{found[step].name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"

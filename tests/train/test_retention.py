@@ -66,6 +66,15 @@ def test_what_cant_be_parsed_or_is_newer_is_neither_deleted_nor_counted(tmp_path
     assert {path.name for path in tmp_path.iterdir()} == everything - {"step-00000001"}
 
 
+def test_a_beginning_in_another_run_that_is_gone_keeps_nothing_from_going(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        make_checkpoint(tmp_path, step)
+    aside = set_aside_expendable(tmp_path, CheckpointConfig(keep_last=2), last=3, resumed_from=tmp_path / "a" / "step")
+    assert [path.name[:14] for path in aside] == [".step-00000001"]
+    own = tmp_path / "step-00000002"
+    assert set_aside_expendable(tmp_path, CheckpointConfig(keep_last=1), last=3, resumed_from=own) == []
+
+
 @pytest.mark.parametrize(
     ("facts", "stays"),
     [
