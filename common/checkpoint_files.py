@@ -73,7 +73,7 @@ def _own_hash(manifest: dict[str, Any]) -> str:
 def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
     """Check every listed file's size, and its SHA-256 if `hashes`; return the manifest. Adapters' base is checked too.
 
-    Raises BadCheckpoint naming the first file that is missing, short or changed.
+    Raises BadCheckpoint naming the first file that is missing, short, unreadable or changed.
     """
     manifest = read_checkpoint_manifest(checkpoint)
     for name, expected in manifest["files"].items():
@@ -86,7 +86,7 @@ def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any
             raise BadCheckpoint(f"{path} has {size} bytes instead of {expected['bytes']}")
     if hashes:
         for name, expected in manifest["files"].items():
-            if sha256_file(checkpoint / name) != expected["sha256"]:
+            if _sha256(checkpoint / name) != expected["sha256"]:
                 raise BadCheckpoint(f"{checkpoint / name} has changed since it was written (SHA-256 differs)")
     if manifest.get("lora") is not None:
         base = base_folder(checkpoint, manifest)
@@ -95,10 +95,18 @@ def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any
                 f"{checkpoint} holds adapters alone and {base}, beside which they work, is missing: copy the run's "
                 "folder whole"
             )
-        if sha256_file(base / CHECKPOINT_MANIFEST) != manifest["base"]["sha256"]:
+        if _sha256(base / CHECKPOINT_MANIFEST) != manifest["base"]["sha256"]:
             raise BadCheckpoint(f"{base} is another base than the one the adapters of {checkpoint} were trained on")
         verify_checkpoint(base, hashes=hashes)
     return manifest
+
+
+def _sha256(path: Path) -> str:
+    """Raises BadCheckpoint for what a disk can't read, or a run has deleted in the meantime."""
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise BadCheckpoint(f"{path} can't be read: {error.strerror}") from None
 
 
 def base_folder(checkpoint: Path, manifest: dict[str, Any]) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,15 @@ def remove_weights(folder: Path) -> None:
     (folder / "weights.safetensors").unlink()
 
 
+def lose_a_sector(folder: Path) -> None:
+    """A file whose size is right and whose bytes the system answers for with an input/output error."""
+    (folder / "weights.safetensors").unlink()
+    (folder / "weights.safetensors").symlink_to("/proc/self/mem")
+    manifest = json.loads((folder / "checkpoint.json").read_text())
+    manifest["files"]["weights.safetensors"]["bytes"] = 0
+    (folder / "checkpoint.json").write_text(json.dumps(manifest))
+
+
 def remove_manifest(folder: Path) -> None:
     (folder / "checkpoint.json").unlink()
 
@@ -56,6 +66,7 @@ DAMAGES = {
     flip_a_bit: "SHA-256 differs",
     cut_short: "5 bytes instead of 7",
     remove_weights: "is missing",
+    lose_a_sector: "can't be read" if sys.platform == "linux" else "is missing",
     remove_manifest: "can't be read",
     tear_manifest: "is damaged",
     make_it_foreign: "has checkpoint format 99",
