@@ -6,6 +6,8 @@ Written aside, synced, renamed: a reader or a restart after a crash at any insta
 import hashlib
 import json
 import os
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +48,36 @@ def fsync_folder(path: Path | str) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path | str, data: bytes | str) -> None:
-    """Replace a file by `data` in one step; two writers at once leave one of the two, never a mixture."""
+def write_whole(path: Path | str, data: bytes | str, wanted: Callable[[], bool] = lambda: True) -> bool:
+    """Replace a file by `data` in one step; two writers at once leave one of the two, never a mixture.
+
+    Args:
+        wanted: asked when `data` is on the disk, which may take seconds, right before it would replace the file.
+
+    Returns whether it did.
+    """
     path = Path(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    # no process id: two containers or machines may share a folder and have the same
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
+        if not wanted():
+            temporary.unlink()
+            return False
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+    return True
 
 
-def write_json_whole(path: Path | str, value: Any) -> None:
-    """Replace a file by a JSON value, indented for people."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+def write_json_whole(path: Path | str, value: Any, wanted: Callable[[], bool] = lambda: True) -> bool:
+    """Replace a file by a JSON value, indented for people; see `write_whole`."""
+    return write_whole(path, json.dumps(value, indent=2) + "\n", wanted)
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

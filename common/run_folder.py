@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,8 +94,9 @@ class RunFolder:
         world_size: int = 1,
         stop: Stop | None = None,
         failure: Failure | None = None,
-    ) -> None:
-        """Replace the `state` in one step.
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Replace the `state` in one step; return whether it was.
 
         Args:
             reason: why the run has this status, in a few words.
@@ -104,6 +106,7 @@ class RunFolder:
             stop: what asked a `preempted` run to stop.
             failure: whether a `failed` run met an error of its own (the same command meets it again) or lost a process
                 or a machine (the same command may go on).
+            wanted: asked at the last moment; False leaves the `state` as it is.
         """
         state = {
             "status": status,
@@ -120,4 +123,4 @@ class RunFolder:
             "pid": os.getpid(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_json_whole(self.state, state)
+        return write_json_whole(self.state, state, wanted)

@@ -1,9 +1,10 @@
 """What a run says of itself in `state` while it holds the run's lock, and how the word of several ranks is weighed."""
 
-import contextlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from common.checkpoint_files import BadCheckpoint, list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
@@ -27,23 +28,12 @@ class RunState:
 
         Raises UserError where a run that has ended can't say so. That a running one can't costs no step.
         """
-        if not self.lock.still_mine():
-            return
-        if status == "running":
-            # rank 0 may be a step behind a rank that has failed since: that one's word stays
-            if self._running and (self.folder.read_state() or {}).get("status") == "failed":
-                return
-            self._running = True
+        # rank 0 may be a step behind a rank that has failed since: that one's word stays, but for a new start's first
+        yields = status == "running" and self._running
         try:
-            self.folder.write_state(
-                status,
-                reason=reason,
-                step=progress.step,
-                tokens=progress.tokens,
-                started_step=self.start.step,
-                world_size=self.world_size,
-                stop=stop,
-            )
+            if self.lock.still_mine():
+                self._replace(status, reason, progress, stop=stop, wanted=lambda: not (yields and self._has_failed()))
+                self._running = True
         except OSError as error:
             why = f"{self.folder.state} can't be written: {error.strerror}"
             if status != "running":
@@ -61,33 +51,45 @@ class RunState:
         An error of a rank's own explains why its peers saw it vanish, never the other way round; and who knows which
         rank vanished (`certain`) knows more than who only saw that one has.
         """
-        if self.lock.overtaken():
-            return False
-        said = self.folder.read_state() or {}
-        if said.get("status") == "failed" and (failure == "lost_rank" or said.get("failure") == "exception"):
-            better = certain and said.get("failure") == "lost_rank" and said["reason"].startswith(UNCERTAIN)
-            if not better:
+
+        def counts() -> bool:
+            said = self.folder.read_state() or {}
+            if said.get("status") != "failed":
+                return True
+            if said.get("failure") == "exception":
                 return False
-        self._write_failed(failure, reason)
+            return failure == "exception" or (certain and said["reason"].startswith(UNCERTAIN))
+
+        if self.lock.overtaken() or not counts():
+            return False
+        written = self._write_failed(failure, reason, counts)
         until = time.monotonic() + SETTLE_SECONDS
         while failure == "exception" and time.monotonic() < until:
             time.sleep(SETTLE_SECONDS / 10)
-            if (self.folder.read_state() or {}).get("status") == "running":  # rank 0 was in the middle of saying so
-                self._write_failed(failure, reason)
-        return True
+            if counts():  # another rank had already asked, and was about to replace what it had found
+                self._write_failed(failure, reason, counts)
+        return written
 
-    def _write_failed(self, failure: Failure, reason: str) -> None:
-        saved = self._saved()
-        with contextlib.suppress(OSError):  # a full disk: the reason is told on the terminal alone
-            self.folder.write_state(
-                "failed",
-                reason=reason,
-                step=saved.step,
-                tokens=saved.tokens,
-                started_step=self.start.step,
-                world_size=self.world_size,
-                failure=failure,
-            )
+    def _has_failed(self) -> bool:
+        return (self.folder.read_state() or {}).get("status") == "failed"
+
+    def _write_failed(self, failure: Failure, reason: str, counts: Callable[[], bool]) -> bool:
+        try:
+            return self._replace("failed", reason, self._saved(), failure=failure, wanted=counts)
+        except OSError:  # a full disk: the reason is told on the terminal alone
+            return True
+
+    def _replace(self, status: Status, reason: str, progress: Progress, **more: Any) -> bool:
+        """Write a `state`, with what all of this start's have; return whether it was `wanted`. Raises OSError."""
+        return self.folder.write_state(
+            status,
+            reason=reason,
+            step=progress.step,
+            tokens=progress.tokens,
+            started_step=self.start.step,
+            world_size=self.world_size,
+            **more,
+        )
 
     def _saved(self) -> Progress:
         """What the newest checkpoint holds, or where this start began."""
@@ -100,4 +102,4 @@ class RunState:
 
 
 UNCERTAIN = "a rank vanished"
-SETTLE_SECONDS = 1.0  # how long a write of `state` that another rank has begun may take to appear
+SETTLE_SECONDS = 1.0  # how long another rank may take from its last look at `state` to replacing it

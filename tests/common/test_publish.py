@@ -1,7 +1,10 @@
 """Nothing stands under its final name before it is whole; mistakes are one line."""
 
+import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,6 +42,24 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new_file(tmp_path: Path) -> 
         assert len(set(content)) == 1
         seen.add(content[:1])
     assert seen <= {b"a", b"b"}
+
+
+def test_two_writers_at_once_leave_one_of_the_two(tmp_path: Path) -> None:
+    """With the same process id, as in two containers that share a folder."""
+    path = tmp_path / "file"
+    write_whole(path, b"a" * 10_000)
+
+    def write(letter: bytes) -> set[bytes]:
+        seen = set()
+        for _ in range(30):
+            write_whole(path, letter * 10_000)
+            seen.add(path.read_bytes())
+        return seen
+
+    with ThreadPoolExecutor() as writers:
+        seen = set.union(*writers.map(write, (b"a", b"b")))
+    assert seen <= {b"a" * 10_000, b"b" * 10_000}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
@@ -80,6 +101,22 @@ def test_how_an_entry_leaves(body: str, status: int, errors: list[str]) -> None:
     code = f"from common.errors import *\ndef main():\n    {body}\nexit_on_user_error(main)"
     done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert (done.returncode, done.stderr.splitlines()) == (status, errors)
+
+
+@pytest.mark.parametrize(
+    ("place", "errors"),
+    [
+        ({"RANK": "0", "LOCAL_RANK": "0"}, ["error: no data"]),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, []),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, [f"error: no data (on {socket.gethostname()})"]),  # on a node of its own
+    ],
+)
+def test_one_rank_of_every_machine_tells_of_a_mistake(place: dict[str, str], errors: list[str]) -> None:
+    code = "from common.errors import *\ndef main():\n    raise UserError('no data')\nexit_on_user_error(main)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, env=os.environ | place, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (2, errors)
 
 
 def test_a_broken_invariant_keeps_its_traceback() -> None:
