@@ -1,6 +1,7 @@
 """Errors for people: a user's mistake is one line that says what to do, without a traceback."""
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -20,13 +21,14 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry script's `main` and leave with its exit status.
 
     A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130. Under a launcher every
-    rank meets the same mistake in the same way, so only the first says it.
+    rank of a machine meets the same mistake in the same way, so only the machine's first says it.
     """
     try:
         status = main()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            where = "" if os.environ.get("RANK", "0") == "0" else f" (on {socket.gethostname()})"
+            print(f"error: {error}{where}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
