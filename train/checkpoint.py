@@ -81,7 +81,8 @@ class CheckpointWriter:
         optimizer: torch.optim.Optimizer,
         still_mine: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Args: still_mine: asked on rank 0 before every publishing: whether the run is this trainer's yet."""
+        """Args: still_mine: asked on rank 0 before every publishing: whether the run is this trainer's yet. An OSError
+        of it fails the save."""
         self._folder = folder
         self.ranks = ranks
         self.model = model
@@ -166,13 +167,13 @@ class CheckpointWriter:
     def _publish(self, pending: _Pending, shares: list[ShareWritten]) -> Saved | SaveFailed | LockLost:
         """Manifest, then name, if the run is still ours. (Rank 0.)"""
         started = time.monotonic()
-        if not self._still_mine():
-            return LockLost(
-                f"step {pending.step} is not published: another trainer has taken over {self._folder.parent}"
-            )
         files = {name: entry for share in shares for name, entry in share.files.items()}
         final = self._folder / checkpoint_name(pending.step)
         try:
+            if not self._still_mine():
+                return LockLost(
+                    f"step {pending.step} is not published: another trainer has taken over {self._folder.parent}"
+                )
             write_checkpoint_manifest(pending.temporary, {"files": files, **pending.facts})
             _put_in_place(pending.temporary, final)
         except OSError as error:

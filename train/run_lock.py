@@ -71,11 +71,16 @@ class RunLock:
         return found
 
     def still_mine(self) -> bool:
-        """Whether the lock on disk is this run's owner's. Asked before anything is published."""
+        """Whether the lock on disk is this run's owner's. Asked before anything is published.
+
+        Raises OSError where it is there and can't be read: nobody knows then.
+        """
         for _ in range(2):  # a shared file system's first answer may be of a file that is gone
             owner = read_record(self.path)
             if owner is not None:
                 return bool(owner.get("token") == self.token)
+        with contextlib.suppress(FileNotFoundError):
+            self.path.read_bytes()
         return False
 
     def overtaken(self) -> bool:
@@ -94,9 +99,7 @@ class RunLock:
         owner = read_record(self.path)
         if owner is not None and owner.get("token") == self.token:
             _move_away(self.path, owner)
-        for made in reversed(self._made):
-            with contextlib.suppress(OSError):  # something has come into it
-                made.rmdir()
+        self._remove_made_folders()
 
     def _make_folder(self) -> None:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
@@ -112,13 +115,22 @@ class RunLock:
             return False
         try:
             self._file = RewrittenFile(self.path, must_be_new=True)
+            self.token = uuid.uuid4().hex
+            self._write()
         except FileExistsError:
             return False
         except OSError as error:
+            if self._file is not None:  # made, and empty for lack of room: the next start need not wait for it
+                self._file.close()
+                self.path.unlink()
+            self._remove_made_folders()
             raise UserError(f"{self.path} can't be written: {error.strerror}") from None
-        self.token = uuid.uuid4().hex
-        self._write()
         return True
+
+    def _remove_made_folders(self) -> None:
+        for made in reversed(self._made):
+            with contextlib.suppress(OSError):  # something has come into it
+                made.rmdir()
 
     def _write(self) -> None:
         assert self._file is not None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -162,6 +163,24 @@ def test_waiting_ends_when_asked_and_an_empty_folder_does_not_stay(tmp_path: Pat
     lock.take()
     lock.release()
     assert not (tmp_path / "other").exists()
+
+
+def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path, 60)
+    lock.take()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # no file can be opened any more
+    try:
+        lock._renew()
+        with pytest.raises(OSError, match="Too many open files"):
+            lock.still_mine()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not lock.lost
+    assert lock.still_mine()
+    lock.path.unlink()
+    assert not lock.still_mine()  # gone is not unreadable
+    lock.release()
 
 
 def compete(folder: Path, rounds: int) -> list[str]:
