@@ -17,6 +17,7 @@ class MetricsFile:
     """The writing side. Every line is one `write` of a file opened for appending."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         torn = path.exists() and path.stat().st_size > 0 and not _ends_with_newline(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
         if torn:
@@ -32,8 +33,11 @@ class MetricsFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Raises OSError where the last lines may not have reached the disk."""
+        try:
+            os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
 
 
 def _finite(value: Any) -> Any:

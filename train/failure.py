@@ -1,5 +1,6 @@
 """How a run that fails says so: which rank, on which host, why; and whether it was an error or a lost process."""
 
+import contextlib
 import re
 import socket
 import sys
@@ -97,7 +98,7 @@ class FailureReporter:
         print(f"{self._me()}: {text}", file=sys.stderr, flush=True)
 
     def _append_to_log(self, text: str) -> None:
-        with open(self.folder.log, "a", encoding="utf-8") as log:
+        with contextlib.suppress(OSError), open(self.folder.log, "a", encoding="utf-8") as log:  # the disk is full
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
 

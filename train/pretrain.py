@@ -19,7 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.checkpoint_files import read_checkpoint_manifest
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from common.publish import write_whole
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
@@ -168,14 +168,20 @@ def require_space(context: RunContext, begin: Progress, loop: TrainingLoop) -> N
 def prepare_folder(
     context: RunContext, machines: list[dict[str, Any]], checkpoint: Path | None, state: RunState
 ) -> None:
-    """Make the run's folder and write down what is about to be run. One rank calls."""
+    """Make the run's folder and write down what is about to be run. One rank calls.
+
+    Raises UserError where that can't be written.
+    """
     folder, config = context.folder, context.config
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(folder.checkpoints)
-    if context.base is not None:
-        context.base.keep(folder.checkpoints, config.model.architecture())
-    write_whole(folder.config, to_yaml(config))
-    record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
+    try:
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(folder.checkpoints)
+        if context.base is not None:
+            context.base.keep(folder.checkpoints, config.model.architecture())
+        write_whole(folder.config, to_yaml(config))
+        record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
+    except OSError as error:
+        raise UserError(f"{error.filename or folder.path} can't be written: {error.strerror}: make room") from None
     state.write("running", "starting", state.start)
 
 

@@ -28,7 +28,6 @@ class Recorder:
         self._first_step = first_step
         if not self._active:
             return
-        self._metrics_path = folder.metrics
         self._metrics = MetricsFile(folder.metrics)
         self._samples = MetricsFile(folder.samples)
         self._log = open(folder.log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
@@ -59,7 +58,7 @@ class Recorder:
         """Record a training step."""
         if not self._active:
             return
-        self._append(record)
+        self._record(record)
         if self._started is None:
             self._started, self._first_step = time.monotonic(), record["step"]  # the first step is not typical
         if self._bar is not None:
@@ -77,24 +76,27 @@ class Recorder:
     def note(self, record: dict[str, Any]) -> None:
         """Record anything else that belongs to a step (a validation, a start)."""
         if self._active:
-            self._append(record)
+            self._record(record)
 
-    def _append(self, record: dict[str, Any]) -> None:
-        """Raises UserError where the record can't be written: a run with gaps in it would be another one."""
-        try:
-            self._metrics.append(record)
-        except OSError as error:
-            raise UserError(
-                f"{self._metrics_path} can't be written: {error.strerror}: make room, then the same command goes on "
-                "from the newest checkpoint"
-            ) from None
+    def _record(self, record: dict[str, Any]) -> None:
+        self._append(self._metrics, record)
         if self._mirror is not None and "kind" not in record:
             self._mirror.put(record)
+
+    def _append(self, file: MetricsFile, record: dict[str, Any]) -> None:
+        """Raises UserError where the record can't be written: a run with gaps in it would be another one."""
+        try:
+            file.append(record)
+        except OSError as error:
+            raise UserError(
+                f"{file.path} can't be written: {error.strerror}: make room, then the same command goes on from the "
+                "newest checkpoint"
+            ) from None
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record what the model wrote after a prompt, and show it on one line."""
         if self._active:
-            self._samples.append({"step": step, "prompt": prompt, "text": text, "time": time.time()})
+            self._append(self._samples, {"step": step, "prompt": prompt, "text": text, "time": time.time()})
             self.say(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}")
 
     def close(self) -> None:
@@ -103,8 +105,11 @@ class Recorder:
                 self._mirror.close()
             if self._bar is not None:
                 self._bar.close()
-            self._metrics.close()
-            self._samples.close()
+            for file in (self._metrics, self._samples):
+                try:
+                    file.close()
+                except OSError as error:  # why the run ends counts for more
+                    self.say(f"WARNING: {file.path} may lack its last lines: {error.strerror}")
             with contextlib.suppress(OSError):
                 self._log.close()
 

@@ -127,26 +127,37 @@ def test_a_disk_that_turns_read_only_is_named(tmp_path: Path, data: Path) -> Non
         verify_checkpoint(list_checkpoints(disk)[0][1])
 
 
+def fill(folder: Path) -> Path:
+    """Take up all that is free with a file; return it."""
+    path = folder / "filler"
+    with open(path, "wb", buffering=0) as filler:
+        for size in (4096, 1):
+            with contextlib.suppress(OSError):
+                while filler.write(bytes(size)):
+                    pass
+    return path
+
+
+def train_and_tell(arguments: list[str], told: Path) -> None:
+    """A trainer whose stderr goes to `told`."""
+    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    train_as_rank(arguments)
+
+
 def train_until_nothing_has_room(arguments: list[str], step: int, told: Path) -> None:
     """A trainer on whose disk not a byte is left from some save on; what it says on stderr goes to `told`."""
     from train import keeper
-
-    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
 
     begin = keeper.CheckpointKeeper.save
 
     def save(self, progress, **options):
         if progress.step == step:
             self.finish()  # the save before has had its room
-            with open(self.folder / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
-                for size in (4096, 1):
-                    with contextlib.suppress(OSError):
-                        while filler.write(bytes(size)):
-                            pass
+            fill(self.folder)
         return begin(self, progress, **options)
 
     setattr(keeper.CheckpointKeeper, "save", save)  # noqa: B010 (a method)
-    train_as_rank(arguments)
+    train_and_tell(arguments, told)
 
 
 def test_a_disk_without_a_byte_ends_the_run_in_one_line_and_with_room_it_is_the_same_run(
@@ -168,3 +179,31 @@ def test_a_disk_without_a_byte_ends_the_run_in_one_line_and_with_room_it_is_the_
         found = curve(run)
     assert disk.exists()
     assert found == curve(run_of(tmp_path, "calm"))
+
+
+@pytest.mark.parametrize("pages_left", [0, 1, 2])  # for the lock; for the configuration beside it; for provenance
+def test_a_start_on_a_full_disk_is_refused_in_one_line_and_leaves_nothing(
+    tmp_path: Path, data: Path, pages_left: int
+) -> None:
+    with small_disk(tmp_path / "runs", 1000) as disk:
+        filler = fill(disk)
+        os.truncate(filler, filler.stat().st_size - pages_left * os.sysconf("SC_PAGE_SIZE"))
+        arguments, stderr = tiny_arguments(tmp_path, data, "full"), tmp_path / "stderr.txt"
+        assert RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr).join() == [2]
+        (line,) = stderr.read_text().splitlines()
+        assert line.startswith(f"error: {disk / 'full'}")
+        assert "can't be written: No space left on device" in line
+        assert not [path for path in disk.rglob("*") if "lock" in path.name or path.suffix == ".tmp"]
+
+
+def test_samples_that_cannot_be_written_end_the_run_in_one_line(tmp_path: Path, data: Path) -> None:
+    run = run_of(tmp_path, "full")
+    run.path.mkdir(parents=True)
+    run.samples.symlink_to("/dev/full")  # a disk that fills up at this file
+    more = ("--eval.sample_every_steps=2", '--eval.prompts=["ab"]')
+    arguments, stderr = tiny_arguments(tmp_path, data, "full", *more), tmp_path / "stderr.txt"
+    assert RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr).join() == [2]
+    why = f"{run.samples} can't be written: No space left on device"
+    assert [line for line in stderr.read_text().splitlines() if why in line and line.startswith("error: ")]
+    assert "Traceback" not in stderr.read_text()
+    assert why in state_of(run)["reason"]
