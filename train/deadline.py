@@ -98,7 +98,9 @@ def slurm_end(job_id: str) -> float | None:
     command = ["scontrol", "--oneliner", "show", "job", job_id]
     environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS, env=environment)
+        answer = subprocess.run(  # whose names and comments are anybody's bytes
+            command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"run.deadline: scontrol does not answer ({error})") from None
     ends = [word.removeprefix("EndTime=") for word in answer.stdout.split() if word.startswith("EndTime=")]

@@ -62,6 +62,13 @@ def test_slurms_answer_is_read_again_since_limits_get_extended(tmp_path: Path, m
     deadline.close()
 
 
+def test_a_job_named_in_another_encoding_has_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol(tmp_path / "bin", monkeypatch, "")
+    answer = job("2026-03-01T10:00:00").replace("JobName=x", "JobName=été")
+    (tmp_path / "bin" / "answer").write_bytes(answer.encode("latin-1"))
+    assert slurm_end("77") == datetime(2026, 3, 1, 10).timestamp()
+
+
 def test_without_a_limit_or_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert open_deadline("auto", StopMargin(0)).end is None
