@@ -32,10 +32,14 @@ class MetricsFile:
         if self._file.write(line) != len(line):  # a disk takes what it has room for
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def sync(self) -> None:
+        """Wait until all lines are on the disk. Raises OSError where they may not be."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
-        """Raises OSError where the last lines may not have reached the disk."""
+        """Sync and close. Raises OSError where the last lines may not have reached the disk."""
         try:
-            os.fsync(self._file.fileno())
+            self.sync()
         finally:
             self._file.close()
 

@@ -87,6 +87,7 @@ class CheckpointKeeper:
 
     def _finish(self, *, must_succeed: bool) -> bool:
         started = time.monotonic()
+        self.recorder.sync()
         try:
             saved = self.writer.finish()
         except SaveFailed as failure:

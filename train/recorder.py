@@ -5,6 +5,8 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -83,15 +85,15 @@ class Recorder:
         if self._mirror is not None and "kind" not in record:
             self._mirror.put(record)
 
+    def sync(self) -> None:
+        """Wait until the record so far is on the disk: a checkpoint that outlives a power cut must not outlive it."""
+        if self._active:
+            with _writing(self._metrics.path):
+                self._metrics.sync()
+
     def _append(self, file: MetricsFile, record: dict[str, Any]) -> None:
-        """Raises UserError where the record can't be written: a run with gaps in it would be another one."""
-        try:
+        with _writing(file.path):
             file.append(record)
-        except OSError as error:
-            raise UserError(
-                f"{file.path} can't be written: {error.strerror}: make room, then the same command goes on from the "
-                "newest checkpoint"
-            ) from None
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record what the model wrote after a prompt, and show it on one line."""
@@ -128,3 +130,15 @@ class Recorder:
             seconds = (time.monotonic() - self._started) / done * (self._max_steps - record["step"])
             parts.append(f"ETA {format_duration(seconds)}")
         return " | ".join(parts)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raises UserError where a record can't be written: a run with gaps in it would be another one."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written: {error.strerror}: make room, then the same command goes on from the newest "
+            "checkpoint"
+        ) from None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -166,3 +167,40 @@ def test_an_error_that_is_no_disks_fault_is_raised_and_publishes_nothing(
     with pytest.raises(AssertionError, match="an invariant"):
         writer.save(Progress(1), {})
     assert list_checkpoints(tmp_path) == []
+
+
+def train_noting_what_is_synced(arguments: list[str], metrics: Path, notes: Path) -> None:
+    """A trainer that notes, whenever a checkpoint gets its name, how much of the record a power cut would leave."""
+    synced = 0
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        nonlocal synced
+        status = os.fstat(descriptor)
+        fsync(descriptor)
+        if metrics.exists() and os.path.samestat(status, metrics.stat()):
+            synced = status.st_size
+
+    def noting_replace(source: Path, target: Path) -> None:
+        replace(source, target)
+        if target.name.startswith("step-"):
+            with open(notes, "a") as file:
+                file.write(f"{target.name} {synced}\n")
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(os, "fsync", noting_fsync)
+    patch.setattr(os, "replace", noting_replace)
+    train_as_rank(arguments)
+
+
+def test_no_checkpoint_outlives_the_record_of_its_steps(tmp_path: Path, data: Path) -> None:
+    """After a power cut a run goes on from its newest checkpoint: the steps before it must be in metrics.jsonl."""
+    run, notes = run_of(tmp_path, "noted"), tmp_path / "notes.txt"
+    arguments = tiny_arguments(tmp_path, data, "noted")
+    assert RankGroup(1, tmp_path / "store", train_noting_what_is_synced, arguments, run.metrics, notes).join() == [0]
+    content = run.metrics.read_bytes()
+    published = [line.split() for line in notes.read_text().splitlines()]
+    assert [name for name, _ in published] == [f"step-{step:08d}" for step in (5, 10, 15, 20)]
+    for name, synced in published:
+        steps = [json.loads(line)["step"] for line in content[: int(synced)].splitlines()]
+        assert max(steps, default=0) >= int(name.removeprefix("step-"))
