@@ -98,7 +98,8 @@ class RunLock:
         self._file = None
         owner = read_record(self.path)
         if owner is not None and owner.get("token") == self.token:
-            _move_away(self.path, owner)
+            with contextlib.suppress(OSError):  # a read-only disk: the next start sees that this process is gone
+                _move_away(self.path, owner)
         self._remove_made_folders()
 
     def _make_folder(self) -> None:

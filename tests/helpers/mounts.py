@@ -34,3 +34,18 @@ def make_read_only(folder: Path) -> None:
     done = subprocess.run(["mount", "-o", "remount,ro", str(folder)], capture_output=True, text=True)
     if done.returncode != 0:
         raise BlockingIOError(done.stderr)
+
+
+@contextmanager
+def read_only_from_now_on(folder: Path) -> Iterator[None]:
+    """Let nothing be made or renamed below a folder, whatever is open there. Skips the test if that isn't allowed."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a folder takes root")
+    mounted = subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, text=True)
+    if mounted.returncode != 0:
+        pytest.skip(f"no folder can be mounted here: {mounted.stderr.strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -11,7 +11,7 @@ import pytest
 
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.run_folder import RunFolder
-from tests.helpers.mounts import make_read_only, small_disk
+from tests.helpers.mounts import make_read_only, read_only_from_now_on, small_disk
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, start_ranks_training, tiny_arguments, train, train_as_rank
@@ -125,6 +125,20 @@ def test_a_disk_that_turns_read_only_is_named(tmp_path: Path, data: Path) -> Non
         assert group.join() == [2, 2]
         assert "Read-only file system; a checkpoint needs" in state_of(run)["reason"]
         verify_checkpoint(list_checkpoints(disk)[0][1])
+
+
+def test_a_run_whose_whole_folder_turns_read_only_ends_in_one_line(tmp_path: Path, data: Path) -> None:
+    """Neither `state` can be written then, nor the lock taken away."""
+    arguments, stderr = tiny_arguments(tmp_path, data, "read-only", "--run.max_steps=10000"), tmp_path / "stderr.txt"
+    run = run_of(tmp_path, "read-only")
+    group = RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr)
+    while not list_checkpoints(run.checkpoints):
+        assert group.processes[0].is_alive()
+    with read_only_from_now_on(run.path):
+        assert group.join() == [2]
+        assert "Read-only file system; a checkpoint needs" in stderr.read_text()
+        assert "Traceback" not in stderr.read_text()
+    train(1, tmp_path, [*arguments, f"--run.max_steps={max(losses(run)) + 1}"])  # the lock it left is a dead one's
 
 
 def fill(folder: Path) -> Path:
