@@ -15,7 +15,7 @@ from common.checkpoint_files import (
     read_checkpoint_manifest,
     write_checkpoint_manifest,
 )
-from common.publish import TEMPORARY_SUFFIX, publish_folder
+from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder
 from train.run_config import CheckpointConfig
 
 
@@ -104,6 +104,7 @@ def keep_weights(checkpoint: Path, step: int) -> Path:
                 os.link(checkpoint / name, temporary / name)
             except OSError:
                 shutil.copyfile(checkpoint / name, temporary / name)
+                fsync_file(temporary / name)  # it will be all that is left of these weights
         write_checkpoint_manifest(temporary, {**manifest, "weights_only": True})
         if final.exists():  # the run went back behind this step
             final.rename(temporary.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"))

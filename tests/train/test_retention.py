@@ -1,6 +1,7 @@
 """What stays and what goes, for any course of a run; and what is nobody's to delete."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -117,8 +118,16 @@ def test_weights_alone_outlive_their_checkpoint_and_are_evaluated_but_not_resume
             raise PermissionError(1, "Operation not permitted")
 
         monkeypatch.setattr("os.link", no_link)
+    synced, fsync = set(), os.fsync
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr("os.fsync", noting_fsync)
     weights = keep_weights(whole, 7)
     names = [path.name for path in whole.glob("weights-*")]
+    assert links or all((weights / name).stat().st_ino in synced for name in names)
     assert all((weights / name).samefile(whole / name) == links for name in names)
     before = {name: tensor.clone() for name, tensor in load_model(whole).state_dict().items()}
     shutil.rmtree(whole)
