@@ -33,7 +33,9 @@ def needed_bytes(
     """
     every = config.every_steps or max_steps
     without_best = replace(config, keep_best=False)  # which may be any: it takes a place of its own at worst
-    whole, ever, weights = set(existing), set(existing), set[int]()
+    whole, ever = set(existing), set(existing)
+    # those that are there have theirs, which begin to take room of their own when the whole checkpoint goes
+    weights = {step for step in whole if config.weights_every_steps and step % config.weights_every_steps == 0}
     before = most = len(whole) * checkpoint_bytes
     for step in [*range(first_step - first_step % every + every, max_steps, every), max_steps]:
         whole.add(step)

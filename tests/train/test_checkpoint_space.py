@@ -91,21 +91,26 @@ def test_no_run_takes_more_than_was_planned(
             )
             return path
 
+        def keep(step: int) -> Path:
+            path = save(step)
+            if config.weights_every_steps and step % config.weights_every_steps == 0:
+                keep_weights(path, step)
+            return path
+
         first = first_save * every
-        resumed_from = save(first) if first else None
+        existing = [step for step in (first - every, first) if step > 0]
+        resumed_from = [keep(step) for step in existing][-1] if first else None
         before, most = bytes_in(folder), 0
         planned = needed_bytes(
             config,
-            existing=[first] if first else [],
+            existing=existing,
             first_step=first,
             max_steps=first + saves * every,
             checkpoint_bytes=weights_bytes + optimizer_bytes + manifest_bytes,
             weights_bytes=weights_bytes + manifest_bytes,
         )
         for step in range(first + every, first + saves * every + 1, every):
-            path = save(step)
-            if config.weights_every_steps and step % config.weights_every_steps == 0:
-                keep_weights(path, step)
+            keep(step)
             most = max(most, bytes_in(folder))
             delete(set_aside_expendable(folder, config, last=step, resumed_from=resumed_from))
         assert most - before <= planned
