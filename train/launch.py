@@ -12,6 +12,7 @@ Exit status: 0 after the last step and after a clean stop alike (the run's `stat
 command line; 1 for an error; 128 and the signal's number where a rank was killed; 130 after a second Ctrl-C.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -85,8 +86,9 @@ class Launch:
             for worker in self._children():
                 told = self._told.get(worker.pid, 0)
                 if told < len(self._asked) and listens(worker.pid):
-                    for number in self._asked[told:]:
-                        worker.send_signal(number)
+                    with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+                        for number in self._asked[told:]:
+                            worker.send_signal(number)
                     self._told[worker.pid] = len(self._asked)
 
     def kill(self) -> None:
@@ -96,7 +98,7 @@ class Launch:
         except psutil.NoSuchProcess:
             return
         for process in [self.agent, *everything]:
-            if process.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended by itself
                 process.kill()
 
     def status(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from train import launch
 from train.launch import SAME_SECONDS
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -102,6 +103,23 @@ def test_a_second_ctrl_c_ends_workers_that_do_not(tmp_path: Path) -> None:
 
     assert process.returncode == 130
     assert "Traceback" not in output
+
+
+def test_a_worker_that_ends_before_it_can_be_told_to_does_not_end_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = psutil.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def listened_until_now(pid: int) -> bool:
+        worker.kill()
+        worker.wait()
+        return True
+
+    monkeypatch.setattr(launch, "listens", listened_until_now)
+    monkeypatch.setattr(launch.Launch, "__init__", lambda self: None)
+    monkeypatch.setattr(launch.Launch, "_children", lambda self: [worker])
+    launcher = launch.Launch()  # type: ignore[call-arg]
+    launcher._asked, launcher._told, launcher._end_at = [signal.SIGTERM], {}, None
+    launcher.hand_on()
+    assert not worker.is_running()
 
 
 def test_a_workers_status_passes_through(tmp_path: Path) -> None:
