@@ -104,16 +104,15 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
 
 
 def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> Manifest:
-    journal = arguments.out / JOURNAL_FILE
-    if arguments.force:
-        journal.unlink(missing_ok=True)
-    begun = _begun(arguments.out, command)
+    begun = None if arguments.force else _begun(arguments.out, command)
     with _opened(command, begun) as opened:
         if not _say_plan(arguments, command.settings, opened, workers):
             print("warning: that may not fit; should the disk fill up, make room and run the same command again")
         if workers:
             warm_up(arguments.start_method)
         tokenizer = command.load_tokenizer(opened.files)
+        if arguments.force:  # only now: a source that is not there costs nobody a set
+            (arguments.out / JOURNAL_FILE).unlink(missing_ok=True)
         corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer)
         manifest = prepare(corpus, arguments.out, workers, arguments.start_method)
         opened.close(True)

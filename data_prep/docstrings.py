@@ -75,9 +75,10 @@ def documents(files: list[SourceFile], workers: int) -> Generator[str, None, Non
 
 
 def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
-    """Write both splits, then the manifest."""
+    """Write both splits, then the manifest, in place of what is there."""
     folder, shard_tokens = arguments.out, arguments.shard_tokens
     distributions = required_distributions(arguments.requirements)
+    clear_token_set(folder)
     end = np.array([tokenizer.end_of_text_id], dtype=tokenizer.dtype)
     with (
         ShardWriter(folder, "train", tokenizer, shard_tokens) as train,
@@ -105,7 +106,6 @@ def main() -> int:
         manifest = complete_set(arguments.out, SOURCE_NAME, force=arguments.force)
         made = manifest is None
         if manifest is None:
-            clear_token_set(arguments.out)  # what an interrupted run left
             manifest = write_set(arguments, load_tokenizer(arguments.tokenizer))
     seconds = time.monotonic() - started if made else None
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))

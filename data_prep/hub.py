@@ -14,6 +14,7 @@ import yaml
 
 from common.errors import UserError
 from common.progress import progress_bar
+from common.publish import sha256_file
 from data_prep.corpus import InputFile
 from data_prep.download import Stopped, download
 from data_prep.inputs import fingerprint
@@ -153,7 +154,7 @@ class HubFiles:
 
     def _download(self, index: int) -> None:
         file, target = self.listed[index], self._target(index)
-        if target.exists():  # it was whole when it got this name
+        if target.exists() and _is_listed(target, file):  # not so after --force with another revision
             return
         download(
             self._source.url(file),
@@ -171,6 +172,11 @@ class HubFiles:
         self._pool.shutdown(cancel_futures=True)
         if complete and not self._keep:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _is_listed(path: Path, file: InputFile) -> bool:
+    """Whether the file on this disk is the one that the source lists."""
+    return path.stat().st_size == file.bytes and file.digest.get("sha256") in (None, sha256_file(path))
 
 
 def _finished(future: "Future[None]") -> bool:

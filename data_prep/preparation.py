@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import write_json_whole
 from data_prep.manifest import MANIFEST_FILE, Manifest, Shard
-from data_prep.shard_writer import SHARD_TOKENS, clear_token_set
+from data_prep.shard_writer import SHARD_TOKENS
 from data_prep.tokenization import Tokenizer
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
@@ -69,13 +69,12 @@ def writing_alone(folder: Path) -> Iterator[None]:
 
 
 def complete_set(folder: Path, source_name: str, *, force: bool) -> Manifest | None:
-    """The complete set that is there already, or None after making room for a new one.
+    """The complete set that is there already, or None where one is to be made.
 
-    A complete set is never rebuilt unless `force` is given. Raises UserError where the folder holds another corpus.
+    A complete set is never rebuilt unless `force` is given; it is the caller that removes it, once the source of the
+    new one is known to be there. Raises UserError where the folder holds another corpus.
     """
-    if force:
-        clear_token_set(folder)
-    if not (folder / MANIFEST_FILE).exists():
+    if force or not (folder / MANIFEST_FILE).exists():
         return None
     manifest = Manifest.read(folder)
     if manifest.source.get("name") != source_name:

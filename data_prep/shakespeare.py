@@ -62,6 +62,7 @@ def read_text(arguments: argparse.Namespace) -> str:
 def write_set(arguments: argparse.Namespace, text: str) -> Manifest:
     kind = arguments.tokenizer
     tokenizer = CharTokenizer("".join(sorted(set(text)))) if kind == "char" else load_tokenizer(kind)
+    clear_token_set(arguments.out)
     border = len(text) * TRAIN_TENTHS // 10
     splits = {}
     for split, part in (("train", text[:border]), ("val", text[border:])):
@@ -80,7 +81,7 @@ def write_set(arguments: argparse.Namespace, text: str) -> Manifest:
 def check_same(arguments: argparse.Namespace, manifest: Manifest) -> None:
     """Raise UserError where the complete set was made of another text or with another vocabulary."""
     same = manifest.source["settings"]["tokenizer"] == arguments.tokenizer
-    wanted = hashlib.sha256(arguments.file.read_bytes()).hexdigest() if arguments.file else SHA256
+    wanted = hashlib.sha256(read_text(arguments).encode()).hexdigest() if arguments.file else SHA256
     if not same or manifest.source["sha256"] != wanted:
         raise UserError(f"{arguments.out} was made of another text or vocabulary: choose another --out, or --force")
 
@@ -94,9 +95,7 @@ def main() -> int:
         if manifest is not None:
             check_same(arguments, manifest)
         else:
-            text = read_text(arguments)
-            clear_token_set(arguments.out)
-            manifest = write_set(arguments, text)
+            manifest = write_set(arguments, read_text(arguments))
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     seconds = time.monotonic() - started if made else None
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)

@@ -352,6 +352,30 @@ def test_a_killed_download_goes_on_at_the_pinned_revision(hub, undisturbed, tmp_
     assert hub.asked(resolve(1))[-1].range is not None
 
 
+def test_a_download_of_another_revision_is_not_taken_for_this_one(hub, undisturbed, tmp_path):
+    out = tmp_path / "set"
+    hub.faults[resolve(1)] = [Fault(status=404)]
+    assert from_hub(out, hub).returncode == 2  # begun, and left with the source's first file
+    kept = out / "download" / "sample" / "10BT" / "000_00000.parquet"
+    write_parquet(kept, texts(400, seed=99), row_group=50)  # which had other contents in that revision
+    done = from_hub(out, hub, "--force")
+    assert done.returncode == 0, done.stderr
+    assert TokenSet.open(out).manifest.splits == TokenSet.open(undisturbed).manifest.splits
+
+
+def test_force_removes_nothing_before_the_source_is_there(source, tmp_path):
+    out = tmp_path / "set"
+    assert run(out, *small(source), "--workers", 0, "--max-tokens", "20K").returncode == 0
+    before = contents(out)
+    with Server() as gone:
+        url = gone.url
+    done = run(out, "--force", HF_ENDPOINT=url)
+    assert (done.returncode, "can't be reached" in done.stderr) == (2, True), done.stderr
+    assert contents(out) == before
+    assert run(out, *small(source), "--workers", 0, "--max-tokens", "5K", "--force").returncode == 0
+    assert TokenSet.open(out).manifest.total("train", "tokens") == 5_000
+
+
 def test_a_token_is_sent_to_the_hub(hub, tmp_path):
     options = ["--repo", REPO, "--max-tokens", "1K", "--val-tokens", "0", "--workers", 0]
     done = run(tmp_path / "set", *options, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")

@@ -76,11 +76,14 @@ def test_shakespeare_mistakes_are_one_line(tmp_path):
             (["--file", tmp_path / "bad.txt", "--out", tmp_path / "b"], "not UTF-8"),
             (["--file", tmp_path / "text.txt", "--out", tmp_path / "set", "--tokenizer", "byte"], "another text"),
             (["--out", tmp_path / "c", "--url", f"{server.url}/none"], "no such file"),
+            (["--file", tmp_path / "none.txt", "--out", tmp_path / "set"], "can't read"),
+            (["--file", tmp_path / "none.txt", "--out", tmp_path / "set", "--force"], "can't read"),
         ]
         for options, words in cases:
             done = run("shakespeare.py", *options, LONGHAUL_CACHE=str(tmp_path / "cache"))
             assert (done.returncode, words in done.stderr) == (2, True), done.stderr
             assert "Traceback" not in done.stderr
+    assert len(tokens_of(tmp_path / "set", "val")) > 0  # no mistake has cost the set
 
 
 @pytest.fixture
