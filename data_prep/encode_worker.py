@@ -7,6 +7,7 @@ import os
 import queue
 import signal
 import threading
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,7 +23,10 @@ from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
 PART_TOKENS = 1 << 17  # what a worker sends at once, about
 OUTBOX_PARTS = 24  # encoded and not yet taken by the parent: about a second of work
-ENCODING_ERRORS = (ValueError, OSError, RuntimeError, MemoryError, UserError, pa.ArrowException)  # damaged input
+# what damaged input raises; zlib.error and EOFError: of gzip
+ENCODING_ERRORS = (
+    ValueError, OSError, EOFError, zlib.error, RuntimeError, MemoryError, UserError, pa.ArrowException
+)  # fmt: skip
 
 
 class Place(NamedTuple):

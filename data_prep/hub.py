@@ -201,9 +201,14 @@ class LocalFiles:
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self._folder = folder
-        self.listed = tuple(
-            InputFile(name, (folder / name).stat().st_size, fingerprint(folder / name)) for name in sorted(names)
-        )
+        self.listed = tuple(self._look_at(name) for name in sorted(names))
+
+    def _look_at(self, name: str) -> InputFile:
+        path = self._folder / name
+        try:
+            return InputFile(name, path.stat().st_size, fingerprint(path))
+        except OSError as error:
+            raise UserError(f"can't read {path}: {error.strerror}") from None
 
     def path(self, index: int) -> Path:
         return self._folder / self.listed[index].name
@@ -216,7 +221,8 @@ def local_parquet(folder: Path, config: str) -> LocalFiles:
     """The parquet files of a folder; of a copy of a whole data set (with its README.md) those of the configuration."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder: --source names one with parquet files")
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")]
+    # a folder may bear such a name, too: Spark and Dask write one for a table
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet") if not path.is_dir()]
     readme = folder / "README.md"
     if readme.is_file():
         parts = readme.read_text(encoding="utf-8").split("---\n", 2)

@@ -55,7 +55,7 @@ def kind_of(name: str) -> str:
 
 
 def units(path: Path, field: str) -> list[Unit]:
-    """The units of a file. Raises UserError for a file that can't be read or a parquet file without the column."""
+    """The units of a file. Raises UserError for a file that can't be read, or a column that isn't there or no text."""
     kind = kind_of(path.name)
     try:
         if kind == ".parquet":
@@ -73,6 +73,8 @@ def _row_groups(path: Path, field: str) -> list[Unit]:
         names = file.schema_arrow.names
         if field not in names:
             raise UserError(f"{path} has no column {field!r}: choose one of {', '.join(names)} with --field")
+        if not _is_text(kind := file.schema_arrow.field(field).type):
+            raise UserError(f"{path} has no text in its column {field!r} but {kind}: choose another with --field")
         metadata = file.metadata
         found = []
         for index in range(metadata.num_row_groups):
@@ -81,6 +83,13 @@ def _row_groups(path: Path, field: str) -> list[Unit]:
             size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
             found.append(Unit(group.num_rows, size))
         return found
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    of_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+    return any(is_it(kind) for is_it in of_text)
 
 
 def fingerprint(path: Path) -> dict[str, str]:

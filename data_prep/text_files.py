@@ -20,6 +20,7 @@ from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from data_prep.corpus import Files
 from data_prep.corpus_command import Command, Opened, add_amount_options, add_work_options, run, settings_of
+from data_prep.encode_worker import ENCODING_ERRORS
 from data_prep.hub import LocalFiles
 from data_prep.inputs import SUFFIXES, UnitReader, kind_of, units
 from data_prep.preparation import add_output_options
@@ -41,16 +42,23 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def find_files(paths: list[Path]) -> LocalFiles:
-    """All readable files that the paths name or contain, named from their common folder."""
-    found: set[Path] = set()
+    """All readable files that the paths name or contain, each once, named from their common folder.
+
+    A link counts by its own name: what it leads to may have none that tells its kind (the hub's cache is such).
+    """
+    named: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found |= {inner.resolve() for inner in path.rglob("*") if inner.name.lower().endswith(SUFFIXES)}
+            named += [
+                inner for inner in path.rglob("*") if inner.name.lower().endswith(SUFFIXES) and not inner.is_dir()
+            ]
         elif path.is_file():
             kind_of(path.name)
-            found.add(path.resolve())
+            named.append(path)
         else:
             raise UserError(f"there is no file or folder {path}")
+    names = {path.resolve(): Path(os.path.abspath(path)) for path in sorted(named, reverse=True)}
+    found = set(names.values())
     if not found:
         raise UserError(f"no files to read in {', '.join(map(str, paths))}: {', '.join(SUFFIXES)} are known")
     root = Path(os.path.commonpath([path.parent for path in found]))
@@ -64,8 +72,11 @@ def collect_symbols(files: Files, field: str) -> str:
         for index in range(len(files.listed)):
             path, reader = files.path(index), UnitReader()
             for number, unit in enumerate(units(path, field)):
-                for fragment in reader.read(str(path), number, field, 0, unit.rows):
-                    symbols.update(fragment.text)
+                try:
+                    for fragment in reader.read(str(path), number, field, 0, unit.rows):
+                        symbols.update(fragment.text)
+                except ENCODING_ERRORS as error:
+                    raise UserError(f"can't read {path}: {error}") from None
             reader.close()
             bar.update()
     return "".join(sorted(symbols))

@@ -1,8 +1,10 @@
 """shakespeare.py, text_files.py, inspect_shards.py, prepare_offline.py and bench_prepare.py as users run them."""
 
+import gzip
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,17 +123,54 @@ def test_own_texts_of_every_kind(kind, own_texts, tmp_path):
 
 def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
     folder, _ = own_texts
+    (tmp_path / "dangling").mkdir()
+    (tmp_path / "dangling" / "gone.parquet").symlink_to(tmp_path / "nowhere.parquet")
     (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{torn\n')
     cases = [
         ([tmp_path / "nowhere"], "no file or folder"),
         ([folder / "ignored.csv"], "can be read"),
         ([folder / "b.jsonl", "--field", "body"], "no field 'body'"),
         ([tmp_path / "broken.jsonl"], "broken.jsonl, block 0, row"),
+        ([tmp_path / "broken.jsonl", "--tokenizer", "char"], "broken.jsonl: Expecting"),
+        ([folder / "a.parquet", "--field", "score"], "no text in its column 'score' but double"),
+        ([tmp_path / "dangling"], "can't read"),
     ]
     for number, (options, words) in enumerate(cases):
         done = run("text_files.py", *options, "--out", tmp_path / f"set{number}", "--workers", 0)
         assert (done.returncode, words in done.stderr) == (2, True), done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_links_count_by_their_own_names_and_folders_may_have_a_file_s(own_texts, tmp_path):
+    """As the hub's cache links files that have no suffix, and as Spark writes a table into a folder."""
+    folder, documents = own_texts
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "links" / "table.parquet").mkdir(parents=True)
+    (tmp_path / "links" / "notes.md").mkdir()
+    for number, name in enumerate(["table.parquet/part-0.parquet", "b.jsonl", "c.md"]):
+        (tmp_path / "blobs" / str(number)).write_bytes(
+            (folder / ["a.parquet", "b.jsonl", "inner/c.md"][number]).read_bytes()
+        )
+        (tmp_path / "links" / name).symlink_to(tmp_path / "blobs" / str(number))
+    (tmp_path / "links" / "again.md").symlink_to(tmp_path / "links" / "c.md")
+    done = run("text_files.py", tmp_path / "links", "--out", tmp_path / "set", "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    manifest = TokenSet.open(tmp_path / "set").manifest
+    names = [file["name"] for file in manifest.source["files"]]
+    assert names == ["again.md", "b.jsonl", "table.parquet/part-0.parquet"]
+    assert sum(manifest.total(split, "documents") for split in manifest.splits) == len(documents)
+    parquet = ["--source", tmp_path / "links", "--out", tmp_path / "parquet", "--workers", 0]
+    assert run("fineweb.py", *parquet).returncode == 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_compressed_file_that_was_cut_off_is_named(workers, tmp_path):
+    whole = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts(200, seed=3)).encode())
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    done = run("text_files.py", tmp_path / "cut.jsonl.gz", "--out", tmp_path / "set", "--workers", workers)
+    assert done.returncode == 2
+    assert re.search(r"^error: cut\.jsonl\.gz, block 0, row \d+: .*ended before", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
 
 
 def test_looking_into_shards(own_texts, tmp_path):
