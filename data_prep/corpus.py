@@ -19,7 +19,7 @@ from data_prep.encode_worker import Part, Place, Selection, Work
 from data_prep.inputs import units
 from data_prep.manifest import Manifest, Shard
 from data_prep.preparation import finish_set, read_json
-from data_prep.shard_writer import ShardWriter, clear_token_set
+from data_prep.shard_writer import ShardWriter, clear_token_set, told
 from data_prep.tokenization import Tokenizer
 
 JOURNAL_FILE = "preparing.json"
@@ -134,7 +134,10 @@ class Journal:
                     raise UserError(f"{path} is not what was written: put it back, or start anew with --force")
 
     def save(self) -> None:
-        write_json_whole(self._path, {"plan": self._plan, "splits": {n: asdict(s) for n, s in self.splits.items()}})
+        try:
+            write_json_whole(self._path, {"plan": self._plan, "splits": {n: asdict(s) for n, s in self.splits.items()}})
+        except OSError as error:
+            raise told(error, self._path) from error
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import write_json_whole
 from data_prep.manifest import MANIFEST_FILE, Manifest, Shard
-from data_prep.shard_writer import SHARD_TOKENS
+from data_prep.shard_writer import SHARD_TOKENS, told
 from data_prep.tokenization import Tokenizer
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "data"
@@ -58,14 +58,18 @@ def chosen_for_validation(text: str, one_in: int) -> bool:
 @contextlib.contextmanager
 def writing_alone(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, so that no second command writes into it. Raises UserError where one does."""
+    lock = FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS):
-            yield
+        lock.acquire()
     except Timeout:
         raise UserError(f"another command is writing to {folder}: wait for it, or choose another --out") from None
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise UserError(f"can't write to {folder} ({error.strerror}): choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def complete_set(folder: Path, source_name: str, *, force: bool) -> Manifest | None:
@@ -95,7 +99,10 @@ def finish_set(
         digest.update((folder / shard.file).read_bytes())
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     manifest = Manifest(tokenizer.dtype.name, tokenizer.spec, source, versions, splits, digest.hexdigest())
-    manifest.write(folder)
+    try:
+        manifest.write(folder)
+    except OSError as error:
+        raise told(error, folder / MANIFEST_FILE) from error
     return manifest
 
 

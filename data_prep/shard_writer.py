@@ -90,7 +90,7 @@ class ShardWriter:
                 self._file = open(self.path.with_name(self.path.name + TEMPORARY_SUFFIX), "wb", buffering=0)  # noqa: SIM115
             _write_all(self._file, data)
         except OSError as error:
-            raise _told(error, self.path, self.room * self._tokenizer.dtype.itemsize) from error
+            raise told(error, self.path, self.room * self._tokenizer.dtype.itemsize) from error
         self._digest.update(data)
         self._tokens += len(part)
         self._documents += self._documents_in(part)
@@ -112,7 +112,7 @@ class ShardWriter:
             os.replace(temporary, self.path)
             fsync_folder(self._folder)
         except OSError as error:
-            raise _told(error, self.path, 0) from error
+            raise told(error, self.path) from error
         self._file = None
         shard = Shard(self.path.name, self._tokens, self._documents, self._bytes, self._digest.hexdigest())
         self.shards.append(shard)
@@ -154,10 +154,11 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
         data = data[file.write(data) or 0 :]  # an unbuffered write may take a part
 
 
-def _told(error: OSError, path: Path, missing_bytes: int) -> Exception:
+def told(error: OSError, path: Path, missing_bytes: int | None = None) -> UserError:
+    """What to tell people who can't have `path` written."""
     if error.errno not in _DISK_FULL:
         return UserError(f"can't write {path}: {error.strerror}")
+    missing = "" if missing_bytes is None else f" needs {format_bytes(missing_bytes)} more"
     return UserError(
-        f"the disk is full: {path} needs {format_bytes(missing_bytes)} more ({error.strerror}); "
-        "free some space and run the same command again"
+        f"the disk is full: {path}{missing} ({error.strerror}); free some space and run the same command again"
     )

@@ -19,6 +19,7 @@ from data_prep.encode_pool import START_METHODS
 from data_prep.hub import config_patterns, matches
 from data_prep.token_set import TokenSet
 from tests.helpers.http_server import Fault, Server, hub_files
+from tests.helpers.mounts import make_read_only, small_disk
 from tests.helpers.parquet_files import make_source, texts, write_parquet
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -184,21 +185,35 @@ def test_two_writers_are_kept_apart(source, tmp_path):
     assert "another command is writing" in done.stderr
 
 
-def test_a_full_disk_is_one_line_and_room_lets_it_go_on(source, undisturbed, tmp_path):
-    out = tmp_path / "set"
+@pytest.mark.parametrize(
+    ("bytes_per_file", "shard_tokens", "what"),
+    [(15_000, "10K", "train-00000.bin needs"), (6_000, "1K", "preparing.json (")],
+)
+def test_a_full_disk_is_one_line_and_room_lets_it_go_on(bytes_per_file, shard_tokens, what, source, tmp_path):
+    """Full under a shard, or under the journal, which grows with the shards."""
+    out, undisturbed = tmp_path / "set", tmp_path / "undisturbed"
+    options = ["--source", source, "--shard-tokens", shard_tokens, "--val-tokens", "1000", "--workers", 0]
     script = (
         "import resource, runpy, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (15_000, 15_000))\n"
-        f"sys.argv = {command(out, *small(source), '--workers', 0)[1:]!r}\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_per_file}, {bytes_per_file}))\n"
+        f"sys.argv = {command(out, *options)[1:]!r}\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     full = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert full.returncode == 2, full.stderr
-    assert "the disk is full" in full.stderr
+    assert f"the disk is full: {out}/{what}" in full.stderr
     assert "Traceback" not in full.stderr
     assert not (out / "manifest.json").exists()
-    assert run(out, *small(source), "--workers", 0).returncode == 0
+    assert run(out, *options).returncode == run(undisturbed, *options).returncode == 0
     assert contents(out) == contents(undisturbed)
+
+
+def test_a_read_only_disk_is_one_line(source, tmp_path):
+    with small_disk(tmp_path / "disk", 1024) as disk:
+        make_read_only(disk)
+        done = run(disk / "set", *small(source), "--workers", 0)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert "can't write to" in done.stderr
 
 
 def test_a_complete_set_is_left_alone_and_other_settings_are_refused(source, undisturbed):
