@@ -16,6 +16,7 @@ from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, first_differ
 from data_prep.encode_pool import START_METHODS, warm_up
 from data_prep.manifest import Manifest
 from data_prep.preparation import complete_set, positive_count, read_json, report, writing_alone
+from data_prep.shard_writer import shard_files
 from data_prep.tokenization import Tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, add_tokenizer_option
 from data_prep.workers import choose_workers
@@ -42,6 +43,7 @@ class Command:
     name: str
     asked: dict[str, Any]
     settings: Settings
+    token_bytes: int
     open_source: Callable[[dict[str, Any] | None], Opened]  # given what an interrupted run found
     load_tokenizer: Callable[[Files], Tokenizer]
 
@@ -83,8 +85,12 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
     """The whole command; returns its exit status."""
     workers = choose_workers(arguments.workers)
     if arguments.dry_run:
-        with _opened(command, None) as opened:
-            if not _say_plan(arguments, command.settings, opened, workers):
+        if (there := complete_set(arguments.out, command.name, force=arguments.force)) is not None:
+            _check_same(arguments.out, command, there.source, "was made")
+            print(f"{arguments.out} is complete already (--force makes it again)")
+            return 0
+        with _opened(command, _begun(arguments, command)) as opened:
+            if not _say_plan(arguments, command, opened, workers):
                 raise UserError(f"{arguments.out} lacks room: free some, or choose another --out or a --max-tokens")
         return 0
     started = time.monotonic()
@@ -104,9 +110,8 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
 
 
 def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> Manifest:
-    begun = None if arguments.force else _begun(arguments.out, command)
-    with _opened(command, begun) as opened:
-        if not _say_plan(arguments, command.settings, opened, workers):
+    with _opened(command, _begun(arguments, command)) as opened:
+        if not _say_plan(arguments, command, opened, workers):
             print("warning: that may not fit; should the disk fill up, make room and run the same command again")
         if workers:
             warm_up(arguments.start_method)
@@ -131,16 +136,16 @@ def _opened(command: Command, begun: dict[str, Any] | None) -> AbstractContextMa
     return _closing(command.open_source(begun))
 
 
-def _begun(folder: Path, command: Command) -> dict[str, Any] | None:
+def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | None:
     """The source as an interrupted run found it: going on needs no second look at a hub, and no second answer."""
-    path = folder / JOURNAL_FILE
-    if not path.exists():
+    path = arguments.out / JOURNAL_FILE
+    if arguments.force or not path.exists():
         return None
     try:
         source: dict[str, Any] = read_json(path)["plan"]["source"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
-    _check_same(folder, command, source, "was begun")
+    _check_same(arguments.out, command, source, "was begun")
     return source
 
 
@@ -150,13 +155,15 @@ def _check_same(folder: Path, command: Command, stored: dict[str, Any], what: st
         raise UserError(f"{folder} {what} with another {difference}: use the same, another --out, or --force")
 
 
-def _say_plan(arguments: argparse.Namespace, settings: Settings, opened: Opened, workers: int) -> bool:
+def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, workers: int) -> bool:
     """Print what will be done; returns whether the disk has room for it."""
+    settings = command.settings
     size = sum(file.bytes for file in opened.files.listed)
     tokens = int(size * opened.tokens_per_byte)
     tokens = min(tokens, settings.max_tokens or tokens)
     val_tokens = min(settings.val_tokens, int(size * opened.tokens_per_byte / VALIDATION_ONE_IN))
-    needed = (tokens + val_tokens) * 2 + opened.extra_disk_bytes
+    there = sum(path.stat().st_size for path in shard_files(arguments.out))  # to be gone on with, or taken away
+    needed = max(0, (tokens + val_tokens) * command.token_bytes + opened.extra_disk_bytes - there)
     folder = arguments.out.absolute()
     while not folder.exists():
         folder = folder.parent

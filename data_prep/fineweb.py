@@ -84,6 +84,7 @@ def main() -> int:
         "fineweb",
         asked,
         settings_of(arguments, tokenizer, validation_files=1),
+        tokenizer.token_bytes,
         lambda begun: open_source(arguments, asked, begun),
         lambda files: load_tokenizer(tokenizer.spec),
     )

@@ -23,6 +23,7 @@ from common.publish import sha256_file
 from data_prep.tokenization import SAFE_BORDER
 
 BLOCK_BYTES = 8 << 20  # of lines or text in a unit
+TEXT_PER_COMPRESSED_BYTE = 4  # about
 BATCH_ROWS = 64  # parquet rows decoded at once
 STREAM_BYTES = 1 << 20  # read-ahead of a parquet column: pages, not whole column chunks
 KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's side
@@ -64,7 +65,7 @@ def units(path: Path, field: str) -> list[Unit]:
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"can't read {path}: {error}") from None
     if kind in (".jsonl.gz", ".jsonl.zst"):
-        return [Unit(None, size * 4)]
+        return [Unit(None, size * TEXT_PER_COMPRESSED_BYTE)]
     return [Unit(None, min(BLOCK_BYTES, size - start)) for start in range(0, size, BLOCK_BYTES)]
 
 

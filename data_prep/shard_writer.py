@@ -141,12 +141,16 @@ class ShardWriter:
             self.abandon()
 
 
+def shard_files(folder: Path) -> list[Path]:
+    """The shards in a folder, by their names, half-written ones included."""
+    return sorted(path for path in folder.iterdir() if _OWN_FILES.fullmatch(path.name)) if folder.is_dir() else []
+
+
 def clear_token_set(folder: Path) -> None:
     """Remove a token set's own files from its folder, the manifest first; nothing else is touched."""
     (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if _OWN_FILES.fullmatch(path.name):
-            path.unlink()
+    for path in shard_files(folder):
+        path.unlink()
 
 
 def _write_all(file: BinaryIO, data: memoryview) -> None:

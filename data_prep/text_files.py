@@ -18,11 +18,11 @@ from typing import Any
 
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
-from data_prep.corpus import Files
+from data_prep.corpus import Files, InputFile
 from data_prep.corpus_command import Command, Opened, add_amount_options, add_work_options, run, settings_of
 from data_prep.encode_worker import ENCODING_ERRORS
 from data_prep.hub import LocalFiles
-from data_prep.inputs import SUFFIXES, UnitReader, kind_of, units
+from data_prep.inputs import SUFFIXES, TEXT_PER_COMPRESSED_BYTE, UnitReader, kind_of, units
 from data_prep.preparation import add_output_options
 from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, choose_tokenizer
@@ -65,6 +65,11 @@ def find_files(paths: list[Path]) -> LocalFiles:
     return LocalFiles(root, [path.relative_to(root).as_posix() for path in found])
 
 
+def text_bytes(file: InputFile) -> int:
+    """How much text a file holds, about."""
+    return file.bytes * (TEXT_PER_COMPRESSED_BYTE if file.name.lower().endswith((".gz", ".zst")) else 1)
+
+
 def collect_symbols(files: Files, field: str) -> str:
     """Every character that occurs in the files, sorted."""
     symbols: set[str] = set()
@@ -95,10 +100,12 @@ def main() -> int:
     label = ", ".join(map(str, arguments.paths))
     tokenizer = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
     rate = TOKENS_PER_BYTE.get(tokenizer.name.split()[0], SUBWORDS_PER_BYTE)
+    rate *= sum(map(text_bytes, files.listed)) / max(1, sum(file.bytes for file in files.listed))
     command = Command(
         "text_files",
         asked,
         settings_of(arguments, tokenizer, validation_files=None),
+        tokenizer.token_bytes,
         lambda begun: Opened(files, {}, label, rate),
         lambda files: make_tokenizer(tokenizer, files, arguments.field),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
 from common.errors import UserError
+from data_prep.manifest import token_dtype
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,11 @@ class TokenizerChoice:
 
     name: str
     spec: dict[str, Any] | str
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes that a stored token takes; of a bare kind 2, as no text has more characters than 16 bits count."""
+        return 2 if isinstance(self.spec, str) else token_dtype(self.spec["vocab_size"]).itemsize
 
 
 def add_tokenizer_option(parser: argparse._ArgumentGroup, kinds: Sequence[str]) -> None:

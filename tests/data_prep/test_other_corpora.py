@@ -15,6 +15,7 @@ from data_prep import prepare_offline
 from data_prep.cached_files import GPT2_FILES, packaged_gpt2_file
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import load_tokenizer
+from data_prep.tokenizer_choice import TokenizerChoice
 from tests.helpers.http_server import Server
 from tests.helpers.parquet_files import texts, write_parquet
 from tests.helpers.token_sets import make_token_set
@@ -161,6 +162,25 @@ def test_links_count_by_their_own_names_and_folders_may_have_a_file_s(own_texts,
     assert sum(manifest.total(split, "documents") for split in manifest.splits) == len(documents)
     parquet = ["--source", tmp_path / "links", "--out", tmp_path / "parquet", "--workers", 0]
     assert run("fineweb.py", *parquet).returncode == 0
+
+
+def test_a_dry_run_counts_compressed_text_wide_tokens_and_what_is_there(tmp_path):
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts(2_000, seed=3)).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    out = tmp_path / "set"
+    command = ["text_files.py", tmp_path / "a.jsonl.gz", "--out", out, "--shard-tokens", "10K", "--workers", 0]
+    (planned,) = re.findall(r"about ([\d.]+)K training", run(*command, "--dry-run").stdout)
+    assert run(*command, "--max-tokens", "30K").returncode == 0
+    again = run(*command, "--max-tokens", "30K", "--dry-run")
+    assert (again.returncode, "complete already" in again.stdout) == (0, True), again.stderr
+    assert "another max_tokens" in run(*command, "--dry-run").stderr
+    forced = run(*command, "--max-tokens", "30K", "--val-tokens", 0, "--force", "--dry-run")
+    assert "disk     about 0 B needed" in forced.stdout  # the new set takes the old one's place
+    assert (out / "manifest.json").exists()
+    assert run(*command, "--force").returncode == 0
+    made = TokenSet.open(out).manifest.total("train", "tokens")
+    assert 0.5 < float(planned) * 1e3 / made < 2
+    assert TokenizerChoice("a model's", {"vocab_size": 128_256}).token_bytes == 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])
