@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from common.errors import UserError
 from common.progress import format_count, progress_bar
-from common.publish import TEMPORARY_SUFFIX, canonical_json, sha256_file, write_json_whole
+from common.publish import TEMPORARY_SUFFIX, sha256_file, write_json_whole
 from data_prep.encode_pool import open_encoder
 from data_prep.encode_worker import Part, Place, Selection, Work
 from data_prep.inputs import units
 from data_prep.manifest import Manifest, Shard
-from data_prep.preparation import finish_set, read_json
+from data_prep.preparation import finish_set, first_difference, read_json
 from data_prep.shard_writer import ShardWriter, clear_token_set, told
 from data_prep.tokenization import Tokenizer
 
@@ -141,17 +141,6 @@ class Journal:
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)
-
-
-def first_difference(stored: Any, wanted: Any, path: str = "") -> str | None:
-    """The name of the first entry in which two JSON values differ, or None."""
-    if canonical_json(stored) == canonical_json(wanted):
-        return None
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in sorted(stored.keys() | wanted.keys()):
-            if found := first_difference(stored.get(key), wanted.get(key), key):
-                return found
-    return path if isinstance(stored, dict | list) else f"{path} ({stored}, now {wanted})"
 
 
 def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str) -> Manifest:

@@ -12,10 +12,10 @@ from typing import Any
 
 from common.errors import UserError
 from common.progress import format_bytes, format_count
-from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, first_difference, prepare
+from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, prepare
 from data_prep.encode_pool import START_METHODS, warm_up
 from data_prep.manifest import Manifest
-from data_prep.preparation import complete_set, positive_count, read_json, report, writing_alone
+from data_prep.preparation import complete_set, first_difference, positive_count, read_json, report, writing_alone
 from data_prep.shard_writer import shard_files
 from data_prep.tokenization import Tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, add_tokenizer_option

@@ -19,10 +19,11 @@ import multiprocessing
 import time
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from data_prep.docstring_sources import SourceFile, docstrings_in, required_distributions, source_files, topics
 from data_prep.manifest import Manifest
@@ -31,6 +32,8 @@ from data_prep.preparation import (
     chosen_for_validation,
     complete_set,
     finish_set,
+    first_difference,
+    positive_count,
     report,
     writing_alone,
 )
@@ -50,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--requirements", type=Path, default=REQUIREMENTS, help="whose packages are read")
     parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="vocabulary (default: gpt2)")
     parser.add_argument("--workers", type=int, default=available_cores(), help="parsing processes (default: all cores)")
-    parser.add_argument("--max-documents", type=int, help="stop after so many documents (for a quick look)")
+    parser.add_argument("--max-documents", type=positive_count, help="stop after so many documents (for a quick look)")
     return parser.parse_args()
 
 
@@ -93,10 +96,22 @@ def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
     source = {
         "name": SOURCE_NAME,
         "packages": {name: distribution.version for name, distribution in distributions.items()},
+        "settings": settings_of(arguments),
         "validation": f"1 document in {VALIDATION_ONE_IN}, by a hash of its first 200 characters",
     }
     splits = {"train": tuple(train.shards), "val": tuple(val.shards)}
     return finish_set(folder, tokenizer, source, ["tiktoken", "numpy"], splits)
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"tokenizer": arguments.tokenizer, "max_documents": arguments.max_documents}
+
+
+def check_same(arguments: argparse.Namespace, manifest: Manifest) -> None:
+    """Raise UserError where the complete set has another vocabulary, or is part of a corpus (or another part)."""
+    made = manifest.source.get("settings", {"tokenizer": manifest.tokenizer["kind"], "max_documents": None})
+    if difference := first_difference(made, settings_of(arguments)):
+        raise UserError(f"{arguments.out} was made with another {difference}: choose another --out, or --force")
 
 
 def main() -> int:
@@ -105,7 +120,9 @@ def main() -> int:
     with writing_alone(arguments.out):
         manifest = complete_set(arguments.out, SOURCE_NAME, force=arguments.force)
         made = manifest is None
-        if manifest is None:
+        if manifest is not None:
+            check_same(arguments, manifest)
+        else:
             manifest = write_set(arguments, load_tokenizer(arguments.tokenizer))
     seconds = time.monotonic() - started if made else None
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))

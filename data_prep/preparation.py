@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
-from common.publish import write_json_whole
+from common.publish import canonical_json, write_json_whole
 from data_prep.manifest import MANIFEST_FILE, Manifest, Shard
 from data_prep.shard_writer import SHARD_TOKENS, told
 from data_prep.tokenization import Tokenizer
@@ -35,13 +36,13 @@ def add_output_options(parser: argparse.ArgumentParser, default_name: str, shard
 
 def positive_count(text: str) -> int:
     """A whole number above zero; 100_000, 10M, 1.5B and 1e9 are understood too."""
-    units = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+    units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
     try:
         unit = units.get(text[-1:].upper(), 1)
-        value = float(text[:-1]) * unit if unit != 1 else float(text.replace("_", ""))
-    except ValueError:
+        value = Fraction(text[:-1] if unit != 1 else text) * unit  # exactly: as floats 2.01M is no whole number
+    except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 100000, 10M or 1e9") from None
-    if value < 1 or value != int(value):
+    if value < 1 or value.denominator != 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above zero")
     return int(value)
 
@@ -84,6 +85,17 @@ def complete_set(folder: Path, source_name: str, *, force: bool) -> Manifest | N
     if manifest.source.get("name") != source_name:
         raise UserError(f"{folder} holds the {manifest.source.get('name')} set: choose another --out, or --force")
     return manifest
+
+
+def first_difference(stored: Any, wanted: Any, path: str = "") -> str | None:
+    """The name of the first entry in which two JSON values differ, or None."""
+    if canonical_json(stored) == canonical_json(wanted):
+        return None
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            if found := first_difference(stored.get(key), wanted.get(key), key):
+                return found
+    return path if isinstance(stored, dict | list) else f"{path} ({stored}, now {wanted})"
 
 
 def finish_set(

@@ -1,5 +1,6 @@
 """Corpora out of many files: what comes out, whatever is interrupted, and who notices what is wrong."""
 
+import argparse
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from data_prep.corpus import Corpus, Settings, prepare
 from data_prep.encode_pool import START_METHODS, EncodePool
 from data_prep.encode_worker import Selection, Work
 from data_prep.hub import LocalFiles
-from data_prep.preparation import chosen_for_validation
+from data_prep.preparation import chosen_for_validation, positive_count
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import ByteTokenizer, load_tokenizer
 from tests.helpers.parquet_files import make_source, texts, write_parquet
@@ -110,6 +111,20 @@ def test_the_set_is_the_plain_one_whatever_the_sizes_and_stops(
     sizes = [shard.tokens for shard in TokenSet.open(out).manifest.splits["train"]]
     assert all(size == shard_tokens for size in sizes[:-1])
     assert not list(out.glob("*.tmp")) + list(out.glob("preparing.json"))
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("100_000", 100_000), ("1e9", 10**9), ("2.01M", 2_010_000), ("1.5B", 1_500_000_000), ("7k", 7_000)],
+)
+def test_amounts_as_people_write_them(text, count):
+    assert positive_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "many", "", "K", "0", "-3", "0.5", "1.0001K"])
+def test_no_amounts(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        positive_count(text)
 
 
 def test_an_interruption_costs_at_most_a_shard(source, tmp_path):

@@ -172,9 +172,15 @@ def test_a_complete_set_is_left_alone_and_a_killed_one_finished(tmp_path, small)
     assert run(out, *small, "--max-documents", "300").returncode == 0
     assert sum(shard.documents for shards in TokenSet.open(out).manifest.splits.values() for shard in shards) == 300
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.bin")}
-    again = run(out, *small)
+    again = run(out, *small, "--max-documents", "300")
     assert again.returncode == 0
     assert "complete already" in again.stdout
+    for options, difference in (  # not to be taken for the whole corpus, or for bytes
+        ([], "max_documents (300, now None)"),
+        (["--max-documents", "300", "--tokenizer", "byte"], "tokenizer (gpt2, now byte)"),
+    ):
+        other = run(out, *small, *options)
+        assert (other.returncode, f"was made with another {difference}" in other.stderr) == (2, True), other.stderr
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.bin")} == before
     assert run(out, *small, "--max-documents", "200", "--force").returncode == 0
     assert sum(shard.documents for shards in TokenSet.open(out).manifest.splits.values() for shard in shards) == 200
