@@ -34,6 +34,8 @@ run_job() { # DEFAULT_CONFIG [TRAINER OPTION…]: the whole life of a job
 enter_repository() {
     cd "$SLURM_SUBMIT_DIR"
     srun_options=() in_container=()
+    # after sbatch --export=NONE (a site's SBATCH_EXPORT, say) srun would pass nothing on of what is exported here
+    export SLURM_EXPORT_ENV=ALL
     # shellcheck disable=SC1091
     if [ -r slurm/site.sh ]; then . slurm/site.sh; fi
     LONGHAUL_LAUNCH=${LONGHAUL_LAUNCH:-torchrun}

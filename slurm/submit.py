@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import submitit
+from submitit.core.utils import FailedJobError
 from submitit.local.local import LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
@@ -96,6 +97,9 @@ def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
         chosen.append(f"--run.name={name}")
         parsed, _ = read_config(chosen)
         jobs.append(Job(name, Path(parsed.run.root, name).absolute(), chosen))
+    names = [job.name for job in jobs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"--sweep gives {twice[0]} twice: two jobs can't train one run, give each value once")
     return jobs
 
 
@@ -120,6 +124,7 @@ def minutes(text: str) -> int:
 def slurm_parameters(a: argparse.Namespace, job_name: str) -> dict[str, Any]:
     """What the sbatch script says."""
     lines = [f"cd {shlex.quote(os.getcwd())}", "unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT"]
+    lines += ["export SLURM_EXPORT_ENV=ALL"]  # after sbatch --export=NONE srun would pass nothing on of what follows
     lines += [f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"]
     lines += ["export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_ON_NODE"]
     site = PROJECT / "slurm" / "site.sh"
@@ -155,8 +160,11 @@ def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) ->
         return
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not on this machine: run this on the cluster's login node, or give --local")
-    with executor.batch():
-        submitted = [executor.submit(task) for task in tasks]
+    try:
+        with executor.batch():
+            submitted = [executor.submit(task) for task in tasks]
+    except FailedJobError as error:
+        raise UserError(f"not submitted: {error}") from None
     for job, handle in zip(jobs, submitted, strict=True):
         append_submission(RunFolder(job.folder), handle.job_id)
         print(f"submitted job {handle.job_id}: {job.folder}, output in {handle.paths.stdout}")

@@ -62,7 +62,12 @@ def test_a_sweep_names_its_runs():
 
 @pytest.mark.parametrize(
     ("sweep", "words"),
-    [("optim.lr", "give KEY=VALUE"), ("optim.learning=1", "unknown option"), ("optim.lr=fast", "optim.lr")],
+    [
+        ("optim.lr=1e-4,2e-4,1e-4", "smoke-lr-1e-4 twice"),
+        ("optim.lr", "give KEY=VALUE"),
+        ("optim.learning=1", "unknown option"),
+        ("optim.lr=fast", "optim.lr"),
+    ],
 )
 def test_a_wrong_sweep_is_one_line(sweep: str, words: str):
     with pytest.raises(UserError, match=words):
@@ -75,6 +80,32 @@ def test_a_wrong_sweep_is_one_line(sweep: str, words: str):
 )
 def test_times_as_sbatch_takes_them(text: str, expected: int):
     assert minutes(text) == expected
+
+
+def test_what_sbatch_refuses_is_one_line(tmp_path: Path, monkeypatch):
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpuu' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
+    done = run_submit("--config", str(SMOKE), "--partition=gpuu", cwd=tmp_path)
+    *echoed, last = done.stderr.splitlines()  # submitit shows what sbatch says, too
+    assert (done.returncode, last) == (2, "error: not submitted: sbatch: error: invalid partition specified: gpuu")
+    assert all(line.startswith("sbatch: ") for line in echoed)
+    assert not (tmp_path / "runs" / "smoke").exists()
+
+
+def test_the_steps_of_a_job_get_its_environment_whatever_sbatch_s_export_was(tmp_path: Path):
+    """sbatch --export=NONE leaves SLURM_EXPORT_ENV=NONE, by which srun passes nothing on."""
+    (tmp_path / "slurm").mkdir()
+    script = '. "$1" && enter_repository && echo "$SLURM_EXPORT_ENV"'
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", str(PROJECT / "slurm" / "job.sh")],
+        env={"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_EXPORT_ENV": "NONE"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("ALL\n", "")
 
 
 def test_a_wrong_time_is_one_line():
