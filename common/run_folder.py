@@ -72,15 +72,16 @@ class RunFolder:
     def read_state(self) -> dict[str, Any] | None:
         """The `state`, or None for a run that has none yet.
 
-        Raises UserError if the file is there but isn't JSON.
+        Raises UserError if the file is there but holds no JSON object.
         """
         try:
             state = json.loads(self.state.read_text())
         except FileNotFoundError:
             return None
         except ValueError:
-            raise UserError(f"{self.state} is not JSON: move it away and start again") from None
-        assert isinstance(state, dict)
+            state = None
+        if not isinstance(state, dict):
+            raise UserError(f"{self.state} is no JSON object: move it away and start again")
         return state
 
     def write_state(

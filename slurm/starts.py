@@ -42,7 +42,8 @@ def starts_file(folder: RunFolder) -> Path:
 
 
 def read_starts(folder: RunFolder) -> list[dict[str, Any]]:
-    return read_json_lines(starts_file(folder))
+    """The lines of slurm.jsonl; torn and foreign ones are passed over."""
+    return [line for line in read_json_lines(starts_file(folder)) if {"kind", "time", "job_id"} <= line.keys()]
 
 
 def append_start(folder: RunFolder, start: StartId, nodes: list[str], launch: str) -> None:

@@ -52,7 +52,10 @@ class RunStatus:
 
 def read_status(folder: RunFolder, now: float) -> RunStatus:
     """Read a run's folder, and ask Slurm about its last job."""
-    state = folder.read_state() or {}
+    try:
+        state = folder.read_state() or {}
+    except UserError as error:  # of one run; the others shall be told of all the same
+        state = {"status": "unreadable", "reason": str(error)}
     lines = read_starts(folder)
     job_id = lines[-1]["job_id"] if lines else state.get("job_id")
     job = job_record(str(job_id)) if job_id else {}

@@ -78,6 +78,24 @@ def test_the_command_prints_a_line_a_run_and_writes_json(folder: RunFolder, tmp_
     assert json.loads(figures.read_text())[0]["lost_steps"] == 2
 
 
+def test_a_damaged_run_does_not_hide_the_others(folder: RunFolder):
+    root = folder.path.parent
+    for name, state in (("torn", '{"status": "runn'), ("foreign", "[]")):
+        (root / name).mkdir()
+        (root / name / "state").write_text(state)
+    with open(folder.path / "slurm.jsonl", "a") as file:
+        file.write('{"kind": "start", "ti\n{"of": "somebody else"}\n')
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / "slurm" / "status.py"), "--root", str(root)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {row.split()[0]: row for row in done.stdout.splitlines()[1:]}
+    assert "6/10" in rows["power-failure"]
+    for name in ("torn", "foreign"):
+        assert "unreadable" in rows[name]
+        assert f"{root / name / 'state'} is no JSON object: move it away" in rows[name]
+
+
 def test_no_runs_is_one_line(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, str(PROJECT / "slurm" / "status.py"), "--root", str(tmp_path)], capture_output=True, text=True
