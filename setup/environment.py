@@ -110,7 +110,7 @@ def main() -> int:
 def make_environment(arguments: argparse.Namespace, lock: int | None) -> None:
     folder: Path = arguments.folder
     record = Record.read(folder)
-    if record is None and folder.exists():
+    if record is None and folder.exists() and not is_empty(folder):
         raise UserError(f"{folder} was not made by Longhaul's make: move or delete it, then run make again")
     usable = record if record and record.whole and still_there(folder, record) else None
     recipe = wanted_recipe(arguments, record)
@@ -134,6 +134,10 @@ def make_environment(arguments: argparse.Namespace, lock: int | None) -> None:
     if dev:
         install_dev_tools(folder, recipe, lock)
     replace(unfinished, whole=True, dev=dev).write(folder)
+
+
+def is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def wanted_recipe(arguments: argparse.Namespace, record: Record | None) -> Recipe:
@@ -183,9 +187,11 @@ def free_gib(asked: float | None, recipe: Recipe, *, new: bool) -> float:
 
 def check_disk(folder: Path, need_gib: float) -> None:
     """One line now instead of a failed pip in ten minutes. pip unpacks downloads in the folder for temporary files."""
-    temporary = Path(tempfile.gettempdir())
+    temporary, parent = Path(tempfile.gettempdir()), folder.resolve().parent  # it may be a link to a larger disk
+    while not parent.exists():
+        parent = parent.parent
     for place, gib, remedy in (
-        (folder.parent, need_gib, "on Linux without an NVIDIA driver TORCH_INDEX with PyTorch's CPU index needs 3"),
+        (parent, need_gib, "on Linux without an NVIDIA driver TORCH_INDEX with PyTorch's CPU index needs 3"),
         (temporary, 0.4 * need_gib, "or name a larger folder for temporary files with TMPDIR"),
     ):
         free = shutil.disk_usage(place).free / 2**30
@@ -200,10 +206,15 @@ def create(folder: Path, unfinished: Record) -> None:
     """A new environment, marked as unfinished before anything is in it."""
     torch_folder = system_torch_folder() if unfinished.recipe.torch == "system" else None
     print(f"making {folder} with {sys.executable}", flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    unfinished.write(folder)
-    made = subprocess.run([sys.executable, "-m", "venv", str(folder)], capture_output=True, text=True)
+    real = folder.resolve()  # a link stays (venv itself refuses one): .venv may lie on a larger disk than home
+    try:
+        if real.exists():
+            shutil.rmtree(real)
+        real.mkdir(parents=True)
+        unfinished.write(folder)
+    except OSError as error:  # NFS keeps files that a running program still uses
+        raise UserError(f"can't make {folder} anew ({error}): end what runs from it, or move it away") from None
+    made = subprocess.run([sys.executable, "-m", "venv", str(real)], capture_output=True, text=True)
     if made.returncode:
         said = (made.stdout + made.stderr).strip().splitlines() or [f"exit status {made.returncode}"]
         raise UserError(f"python -m venv {folder} failed: {said[-1]}")

@@ -24,15 +24,7 @@ def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, loc
 
     Raises UserError with pip's own reason.
     """
-    command = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--disable-pip-version-check",
-        "--no-input",
-        *progress_option(python),
-    ]
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
     environment = {**os.environ, "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}  # user = true in a pip.conf breaks in a venv
     with subprocess.Popen(
         [*command, *progress_option(python), *arguments],

@@ -241,6 +241,21 @@ def test_somebody_elses_environment_is_left_alone(copy: Copy) -> None:
     assert (copy.root / ".venv" / "precious").read_text() == "mine"
 
 
+def test_a_link_to_a_larger_disk_stays_one(copy: Copy, tmp_path: Path) -> None:
+    """.venv outside of a home folder with a small quota: nothing there yet, then half-built."""
+    link, target = copy.root / ".venv", tmp_path / "scratch" / "venv"
+    link.symlink_to(target)
+    assert copy.make("environment").returncode == 0
+    (target / "longhaul.json").write_text(json.dumps({**copy.record(), "whole": False}))
+    (target / "left over").touch()
+
+    again = copy.make("environment")
+
+    assert again.returncode == 0, again.stderr
+    assert (copy.version_of("alpha"), link.is_symlink()) == ("1.0", True)
+    assert not (target / "left over").exists()
+
+
 def test_a_moved_clone_gets_an_environment_of_its_own(copy: Copy) -> None:
     """A virtual environment's scripts hold the path that it was made in."""
     assert copy.make("environment").returncode == 0
