@@ -17,6 +17,7 @@ import numpy as np
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
 from common.publish import write_json_whole
+from data_prep.preparation import positive_count
 from data_prep.token_set import TokenSet, TokenStream
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
@@ -31,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the token set")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="which split (default: train)")
     parser.add_argument("--document", type=int, metavar="N", help="show this document, the first being 0, as a whole")
-    parser.add_argument("--max-tokens", type=int, help="look only at so many tokens from the start (default: all)")
+    parser.add_argument("--max-tokens", type=positive_count, help="look only at so many first tokens (default: all)")
     parser.add_argument("--plot", type=Path, nargs="?", const="", metavar="PNG", help="draw the lengths")
     parser.add_argument("--json", type=Path, help="also write the statistics to this file")
     return parser.parse_args()
@@ -117,7 +118,10 @@ def main() -> int:
         print(f"\n--- document {number}, {count:,} tokens\n{shown}")
     if arguments.plot is not None and len(lengths):
         path = arguments.plot if arguments.plot.name else arguments.folder / f"lengths-{arguments.split}.png"
-        draw_lengths(lengths, arguments.split, path)
+        try:
+            draw_lengths(lengths, arguments.split, path)
+        except (OSError, ValueError) as error:  # no such folder, no such format
+            raise UserError(f"can't draw {path}: {error}") from None
         print(f"\npicture: {path}")
     if arguments.json:
         write_json_whole(arguments.json, figures)

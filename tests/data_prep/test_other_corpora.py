@@ -211,6 +211,10 @@ def test_looking_into_shards(own_texts, tmp_path):
     missing = run("inspect_shards.py", tmp_path / "set", "--document", 99_999)
     assert missing.returncode == 2
     assert "there is no document 99999" in missing.stderr
+    for picture in (tmp_path / "nowhere" / "p.png", tmp_path / "p.docx"):
+        undrawn = run("inspect_shards.py", tmp_path / "set", "--max-tokens", "1K", "--plot", picture)
+        assert (undrawn.returncode, f"error: can't draw {picture}" in undrawn.stderr) == (2, True)
+        assert "Traceback" not in undrawn.stderr
     make_token_set(tmp_path / "bytes")
     assert run("inspect_shards.py", tmp_path / "bytes", "--split", "val", "--plot").returncode == 0
     assert (tmp_path / "bytes" / "lengths-val.png").exists()
