@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+
 TEMPORARY_SUFFIX = ".tmp"
 
 
@@ -78,6 +80,22 @@ def write_whole(path: Path | str, data: bytes | str, wanted: Callable[[], bool] 
 def write_json_whole(path: Path | str, value: Any, wanted: Callable[[], bool] = lambda: True) -> bool:
     """Replace a file by a JSON value, indented for people; see `write_whole`."""
     return write_whole(path, json.dumps(value, indent=2) + "\n", wanted)
+
+
+def file_to_write(name: str | Path) -> Path:
+    """A file that a command is to write when its work is done, its folder made now: the type of such an option.
+
+    Raises UserError where it can't be written, before the work rather than after it.
+    """
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"no permission to write into {path.parent}"
+        raise UserError(f"{path} can't be written ({why}): name another file")
+    return path
 
 
 def publish_folder(temporary: Path, final: Path) -> None:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from common.publish import file_to_write
+
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
@@ -21,4 +23,4 @@ def add_dtype(parser: Parser, of: str = "matrix products") -> None:
 
 
 def add_json(parser: Parser, what: str = "figures") -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help=f"write the {what} to this file as well")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help=f"write the {what} to this file as well")

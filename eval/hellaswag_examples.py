@@ -57,7 +57,7 @@ def read_hellaswag(path: Path | None = None) -> HellaSwag:
     try:
         content = bz2.decompress(path.read_bytes()) if path.suffix == ".bz2" else path.read_bytes()
         text = content.decode("utf-8").replace("\r\n", "\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # also text that is none, and a bzip2 file that breaks off
         raise UserError(f"{path} can't be read: {error}") from None
     lines = text.rstrip("\n").split("\n")
     official = lines[0].lstrip().startswith("{")

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from common.errors import exit_on_user_error
-from common.publish import write_whole
+from common.publish import file_to_write, write_whole
 from eval.reporting import drawing, figures
 from eval.reporting.run_data import RunData, load_run
 
@@ -35,8 +35,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     run = load_run(arguments.run)
-    path: Path = arguments.out or run.folder.report / "loss.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = file_to_write(arguments.out or run.folder.report / "loss.png")
     write_whole(path, draw(run))
     print(f"{path}: loss and learning rate up to step {int(run.table.tail('step', 1)[0]):,}")
     return 0

@@ -23,7 +23,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
-from common.publish import write_json_whole
+from common.publish import file_to_write, write_json_whole
 from model.attention_masks import Visibility, attend, see_before
 from model.flex import flex_works
 
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default, help=description)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"], help="of all tensors")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=file_to_write, help="also write the figures to this file")
     return parser.parse_args()
 
 

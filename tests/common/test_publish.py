@@ -11,7 +11,7 @@ import pytest
 
 from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
-from common.publish import canonical_json, publish_folder, sha256_file, write_whole
+from common.publish import canonical_json, file_to_write, publish_folder, sha256_file, write_whole
 
 PROJECT = Path(__file__).resolve().parents[2]
 KILLED_WHILE_WRITING = """
@@ -138,3 +138,13 @@ def test_numbers_as_people_read_them() -> None:
     ]
     assert [format_count(n) for n in (7, 0.5, 12_345, 124_439_808, 1e10)] == ["7", "0.5", "12.3K", "124.4M", "10.0B"]
     assert [format_bytes(n) for n in (512, 1536, 15 << 30)] == ["512 B", "1.5 KiB", "15.0 GiB"]
+
+
+def test_a_file_to_write_is_refused_before_the_work_in_one_line(tmp_path: Path) -> None:
+    assert file_to_write(str(tmp_path / "new" / "deep" / "a.json")).parent.is_dir()
+    (tmp_path / "taken").write_text("a file")
+    for path in (tmp_path / "taken" / "a.json", tmp_path / "taken" / "deep" / "a.json", tmp_path):
+        with pytest.raises(UserError, match="can't be written") as error:
+            file_to_write(path)
+        assert "\n" not in str(error.value)
+    assert file_to_write(tmp_path / "taken").read_text() == "a file", "an older one stays until the new one is whole"

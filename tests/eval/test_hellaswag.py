@@ -108,9 +108,10 @@ def test_the_script_chooses_as_the_definitions_do(tmp_path: Path, tokenizer: str
     checkpoint = write_checkpoint(tmp_path / "run", tokenizer=tokenizer, noise=0.3)
     rows = official_rows(17, seed=1)
     data = write_official(tmp_path / "official.jsonl", rows)
-    done = run_script(checkpoint, "--data", data, "--json", tmp_path / "out.json", "--device", "cpu")
+    out = tmp_path / "run" / "report" / "hellaswag.json"  # a run that no report was made of has no such folder
+    done = run_script(checkpoint, "--data", data, "--json", out, "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "out.json").read_text())
+    report = json.loads(out.read_text())
     loaded = load_checkpoint(checkpoint)
     expected = [reference(loaded.model, loaded.tokenizer, row) for row in rows]
     assert report["predictions"] == expected
@@ -213,12 +214,16 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("--data", write_official(tmp_path / "b.jsonl", [{**good[0], "label": ""}])): "line 1 is no HellaSwag",
         ("--data", write_official(tmp_path / "c.jsonl", good), "--limit", 0): "--limit is 0",
     }
+    cases["--data", tmp_path / "c.jsonl", "--json", tmp_path / "c.jsonl" / "out.json"] = "out.json can't be written"
     (tmp_path / "d.txt").write_text("context\n3\none\ntwo\n")
     cases["--data", tmp_path / "d.txt"] = "has 4 lines"
     (tmp_path / "e.txt").write_text("context\n4\none\ntwo\nthree\nfour\n")
     cases["--data", tmp_path / "e.txt"] = "a label of 0 to 3"
     (tmp_path / "f.txt.bz2").write_text("no bzip2")
     cases["--data", tmp_path / "f.txt.bz2"] = "can't be read"
+    packed = bz2.compress((tmp_path / "c.jsonl").read_bytes())
+    (tmp_path / "g.jsonl.bz2").write_bytes(packed[: len(packed) // 2])  # a download that broke off
+    cases["--data", tmp_path / "g.jsonl.bz2"] = "can't be read"
     for arguments, message in cases.items():
         monkeypatch.setattr(sys, "argv", ["hellaswag.py", str(checkpoint), *map(str, arguments)])
         with pytest.raises(UserError, match=message) as error:

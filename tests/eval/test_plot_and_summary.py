@@ -149,6 +149,14 @@ def test_plot_of_one_step_without_validation(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere" / "one.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_plot_that_can_not_be_written_is_one_line(run: RunFolder, tmp_path: Path) -> None:
+    run.report.write_text("a file where the folder should be")
+    result = run_script("plot_loss.py", run.path, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "loss.png can't be written" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize("script", ["plot_loss.py", "summary.py"])
 def test_a_folder_that_is_no_run_is_one_line(script: str, tmp_path: Path) -> None:
     result = run_script(script, "nowhere", cwd=tmp_path)
