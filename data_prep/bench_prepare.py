@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes, format_count
-from common.publish import sha256_file, write_json_whole
+from common.publish import file_to_write, sha256_file, write_json_whole
 from data_prep.preparation import DATA_FOLDER
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import END_OF_TEXT, Ids, load_tokenizer
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contender, taking turns (default: 3)")
     parser.add_argument("--workers", type=int, help="processes (default: all cores)")
     parser.add_argument("--shard-tokens", type=int, default=10_000_000, help="tokens per shard (default: 10 million)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=file_to_write, help="also write the figures to this file")
     parser.add_argument("--plain-writer", nargs=4, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
-from common.publish import write_json_whole
+from common.publish import file_to_write, write_json_whole
 from data_prep.preparation import positive_count
 from data_prep.token_set import TokenSet, TokenStream
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--document", type=int, metavar="N", help="show this document, the first being 0, as a whole")
     parser.add_argument("--max-tokens", type=positive_count, help="look only at so many first tokens (default: all)")
     parser.add_argument("--plot", type=Path, nargs="?", const="", metavar="PNG", help="draw the lengths")
-    parser.add_argument("--json", type=Path, help="also write the statistics to this file")
+    parser.add_argument("--json", type=file_to_write, help="also write the statistics to this file")
     return parser.parse_args()
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
-from common.publish import canonical_json, write_json_whole
+from common.publish import canonical_json, file_to_write, write_json_whole
 from data_prep.manifest import MANIFEST_FILE, Manifest, Shard
 from data_prep.shard_writer import SHARD_TOKENS, told
 from data_prep.tokenization import Tokenizer
@@ -31,7 +31,7 @@ def add_output_options(parser: argparse.ArgumentParser, default_name: str, shard
     parser.add_argument("--out", type=Path, default=DATA_FOLDER / default_name, help="folder of the token set")
     parser.add_argument("--shard-tokens", type=positive_count, default=shard_tokens, help="tokens per shard file")
     parser.add_argument("--force", action="store_true", help="remove the token set that is there and make it again")
-    parser.add_argument("--json", type=Path, help="also write the final figures to this file")
+    parser.add_argument("--json", type=file_to_write, help="also write the final figures to this file")
 
 
 def positive_count(text: str) -> int:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from common.errors import UserError, exit_on_user_error
-from common.publish import sha256_file, write_json_whole
+from common.publish import file_to_write, sha256_file, write_json_whole
 from data_prep.cached_files import GPT2_FILES, GPT2_URL, cache_folder, gpt2_cache_file, place_gpt2_files
 from data_prep.download import download
 
@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, help="the folder (default: LONGHAUL_CACHE, else .cache in the project)")
     parser.add_argument("--gpt2-url", default=GPT2_URL, help="where GPT-2's vocabulary files are, if not installed")
     parser.add_argument("--hellaswag-url", default=HELLASWAG_URL, help="where hellaswag_val.jsonl is")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--json", type=file_to_write, help="also write the result to this file")
     return parser.parse_args()
 
 

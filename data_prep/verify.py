@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.errors import exit_on_user_error
 from common.progress import format_count, progress_bar
-from common.publish import write_json_whole
+from common.publish import file_to_write, write_json_whole
 from data_prep.manifest import Manifest, Shard
 from data_prep.workers import choose_workers
 
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the token set")
     parser.add_argument("--workers", type=int, help="shards checked at once (default: all cores)")
-    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    parser.add_argument("--json", type=file_to_write, help="also write the result to this file")
     return parser.parse_args()
 
 

@@ -23,7 +23,7 @@ import yaml
 from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_json_lines, read_metrics
 from common.progress import format_count, format_duration
-from common.publish import write_json_whole
+from common.publish import file_to_write, write_json_whole
 from common.run_folder import RunFolder
 from slurm.controller import job_record
 from slurm.starts import read_starts
@@ -156,7 +156,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs; default: all below --root")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where runs are; default runs")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the figures there, too")
     a = parser.parse_args()
     statuses = [read_status(folder, time.time()) for folder in find_runs(a.runs, a.root)]
     print(table(statuses))

@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes
-from common.publish import write_json_whole
+from common.publish import file_to_write, write_json_whole
 from model.config import PRESETS, preset_config
 from model.counts import parameter_count
 from model.gpt import GPT
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks (default: 1 2)")
     parser.add_argument("--saves", type=int, default=4, help="saves of each kind (default: 4)")
     parser.add_argument("--folder", type=Path, help="where to save (default: the system's temporary folder)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--json", type=file_to_write, help="write the figures to this file as well")
     arguments = parser.parse_args()
     if arguments.saves < 2:
         parser.error("--saves: give 2 or more, as the first save makes the buffers that later ones use again")

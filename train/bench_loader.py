@@ -23,7 +23,7 @@ import psutil
 
 from common.errors import exit_on_user_error
 from common.progress import format_bytes, format_count
-from common.publish import write_json_whole
+from common.publish import file_to_write, write_json_whole
 from data_prep.manifest import Manifest, Shard, shard_name
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import ByteTokenizer
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens-per-step", type=int, default=524_288, help="tokens of a step (default: 524288)")
     parser.add_argument("--steps", type=int, default=40, help="steps that each measurement reads (default: 40)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
-    parser.add_argument("--json", type=Path, help="write the figures to this file as well")
+    parser.add_argument("--json", type=file_to_write, help="write the figures to this file as well")
     return parser.parse_args()
 
 
