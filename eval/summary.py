@@ -29,6 +29,7 @@ from common.publish import write_json_whole
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, TokenStream, find_token_set
 from eval.arguments import add_json
+from eval.reporting.run_data import read_starts, training_script
 
 CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample
@@ -108,7 +109,7 @@ def summarise(folder: RunFolder) -> Summary:
         tokens=train[-1]["tokens"],
         val_loss=val_loss,
         val_step=validation[-1]["step"],
-        perplexity=math.exp(val_loss),
+        perplexity=math.exp(min(val_loss, 700.0)),  # beyond it a float overflows
         unigram_entropy=entropy,
         margin=entropy - val_loss,
         tokens_per_second=statistics.median(record["tokens_per_second"] for record in train),
@@ -188,10 +189,12 @@ def print_places(folder: RunFolder) -> None:
 
 
 def print_next(folder: RunFolder, summary: Summary) -> None:
-    train = f".venv/bin/python train/pretrain.py --config {folder.config}"
+    config = read_config(folder)
+    train = f".venv/bin/python {training_script(config, read_starts(folder))} --config {folder.config}"
     print("\nWhat to try next:")
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
-    print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")
+    if "lora" not in config:  # a fine-tuning's model is its base's
+        print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")
     print(f"  .venv/bin/python eval/report.py {folder.path}   # a page for the browser, also while a run is going")
     print(f"  .venv/bin/python eval/watch.py {folder.path}    # the same in the terminal, live")
 

@@ -12,7 +12,7 @@ from eval.reporting.comparison import HEADINGS, NUMBERS, rows_with
 from eval.reporting.html_parts import code, folded, table, text
 from eval.reporting.key_figures import KeyFigures
 from eval.reporting.references import NOTES
-from eval.reporting.run_data import RunData, format_time
+from eval.reporting.run_data import RunData, format_time, training_script
 from eval.reporting.time_spent import LABELS
 
 SHOWN_STEPS = 12  # of samples, spread over the run
@@ -30,7 +30,7 @@ def loss_note(runs: Sequence[RunData]) -> str:
         data = f"Validation set: SHA-256 {text(next(iter(found)))}."
     else:
         data = "<b>The validation sets are not the same: these validation losses can't be compared.</b>"
-    flops = "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention)."
+    flops = "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention), 4N where adapters leave N frozen."
     return f'<p class="soft">{drawn}Hours leave out the time between a stop and the next start. {flops} {data}</p>'
 
 
@@ -188,5 +188,7 @@ def _again(run: RunData) -> str:
     launch = "python" if ranks == 1 else f"torchrun --standalone --nproc_per_node={ranks}"
     config = Path(run.folder.path) / run.folder.config.name
     again = shlex.quote(f"{run.folder.path.resolve().name}-again")
-    lines.append(f"{launch} train/pretrain.py --config {shlex.quote(str(config))} --run.name {again}")
+    lines.append(
+        f"{launch} {training_script(run.config, run.starts)} --config {shlex.quote(str(config))} --run.name {again}"
+    )
     return "<h3>Again</h3>" + code("\n".join(lines))

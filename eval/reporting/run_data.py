@@ -1,8 +1,9 @@
 """What a run's folder tells, read leniently: a run still going, an old record or a copied folder all give a report."""
 
 import json
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -52,7 +53,20 @@ class RunData:
 
     @property
     def flops_per_token(self) -> int | None:
-        return flops_per_token(self.model) if self.model else None
+        return flops_per_token(self.model, adapters=self.adapters) if self.model else None
+
+    @cached_property
+    def adapters(self) -> int | None:
+        """Parameters of the adapters that were trained beside frozen weights; None where those were trained."""
+        section = self.section("lora")
+        if not self.model or not section.get("rank"):
+            return None
+        from model.lora import TARGETS, LoraConfig, adapter_count  # here: other runs' reports need not wait for torch
+
+        try:
+            return adapter_count(self.model, LoraConfig(section["rank"], targets=tuple(section["targets"] or TARGETS)))
+        except (KeyError, TypeError, ValueError):
+            return None
 
     @property
     def max_steps(self) -> int | None:
@@ -111,7 +125,7 @@ def load_run(path: Path, name: str | None = None) -> RunData:
         name or path.resolve().name,
         table,
         read_configuration(folder),
-        _read_starts(folder),
+        read_starts(folder),
         read_state_leniently(folder),
         [sample for sample in read_json_lines(folder.samples) if isinstance(sample.get("step"), int)],
         _read_object(folder.report / "hellaswag.json"),
@@ -135,9 +149,19 @@ def read_state_leniently(folder: RunFolder) -> dict[str, Any]:
         return {}
 
 
-def _read_starts(folder: RunFolder) -> list[dict[str, Any]]:
+def read_starts(folder: RunFolder) -> list[dict[str, Any]]:
+    """What provenance.json tells of each start; empty where the folder has none that can be read."""
     starts = _read_object(folder.provenance).get("starts")
     return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+
+
+def training_script(config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> str:
+    """What trains such a run: `train/pretrain.py`, or `train/finetune.py` with the base that its command named."""
+    if "lora" not in config:
+        return "train/pretrain.py"
+    words = shlex.split(str(starts[0].get("command", ""))) if starts else []
+    bases = [after for before, after in pairwise(words) if Path(before).name == "finetune.py"]
+    return f"train/finetune.py {shlex.quote(bases[0]) if bases else 'RUN_OR_CHECKPOINT'}"
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from PIL import Image
 from common.metrics_file import MetricsFile
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
-from eval.summary import unigram_entropy
+from eval.summary import summarise, unigram_entropy
 from tests.helpers.token_sets import make_token_set
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -105,6 +105,13 @@ def test_summary_requires_the_margin(run: RunFolder, tmp_path: Path, short_of_en
 
     assert result.returncode == status, result.stdout + result.stderr
     assert ("under the required 1.0" in result.stdout) == (status == 1)
+
+
+def test_summary_of_a_run_that_went_astray(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss of thousands of nats, whose exponential no float holds."""
+    monkeypatch.chdir(tmp_path)
+    write_metrics(run, 4000.0)
+    assert summarise(run).perplexity == pytest.approx(math.exp(700))
 
 
 def test_unigram_entropy_of_known_distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

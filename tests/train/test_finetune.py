@@ -1,5 +1,6 @@
 """Fine-tuning: adapters or all weights, from our own checkpoints; killed, resumed, moved, written with and exported."""
 
+import html
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import torch
 
 from common.checkpoint_files import find_checkpoint, list_checkpoints
 from common.errors import UserError
+from eval import summary
 from eval.loading import load_checkpoint
+from eval.reporting import page_sections
+from eval.reporting.run_data import load_run
 from model.config import ModelConfig
 from model.counts import flops_per_token, parameter_count
 from model.gpt import GPT
@@ -109,6 +113,26 @@ def test_it_begins_as_its_base_changes_adapters_alone_and_is_merged_to_evaluate(
 def lora_names(config: ModelConfig) -> list[tuple[str, str]]:
     layers = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     return [(f"h.{i}.{name}", part) for i in range(config.n_layer) for name in layers for part in ("lora_a", "lora_b")]
+
+
+def test_its_report_counts_its_work_and_names_commands_that_work(
+    tmp_path: Path, data: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finetune(1, tmp_path, arguments(base, tmp_path, data, "tuned", "--run.max_steps=5"))
+    run = load_run(run_of(tmp_path, "tuned").path)
+    model = load_model(base).config
+    assert run.flops_per_token == flops_per_token(model, adapters=adapter_count(model, LoraConfig()))
+    (again,) = re.findall(r"^python (train/.*)", html.unescape(page_sections.provenance([run])), flags=re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, *shlex.split(again.removesuffix("</pre>"))],
+        cwd=PROJECT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, (again, done.stderr)
+    assert losses(run_of(tmp_path, "tuned-again")) == losses(run.folder)
+    summary.print_next(run.folder, summary.summarise(run.folder))
+    proposed = capsys.readouterr().out
+    assert f"train/finetune.py {base} --config" in proposed
+    assert "pretrain.py" not in proposed and "wider" not in proposed
 
 
 def test_its_validation_before_the_first_step_is_the_bases(tmp_path: Path, data: Path, base: Path) -> None:
