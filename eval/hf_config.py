@@ -117,17 +117,19 @@ def from_config(values: Mapping[str, Any], biases: Mapping[str, Tensor]) -> Mode
     bias = bool(biases)
     if own.get("bias") is False and not any(bool(tensor.any()) for tensor in biases.values()):
         bias = False
-    shared = {
-        "vocab_size": values["vocab_size"],
-        "vocab_multiple": own.get("vocab_multiple", ModelConfig().vocab_multiple),
-        "tie_weights": values.get("tie_word_embeddings", home in (GPT2, STARCODER2)),
-        "bias": bias,
-    }
-    fields = _gpt2_fields(values) if home == GPT2 else _rotary_fields(values, home)
-    fields["dropout"] = own.get("dropout", fields["dropout"])
     try:
+        shared = {
+            "vocab_size": values["vocab_size"],
+            "vocab_multiple": own.get("vocab_multiple", ModelConfig().vocab_multiple),
+            "tie_weights": values.get("tie_word_embeddings", home in (GPT2, STARCODER2)),
+            "bias": bias,
+        }
+        fields = _gpt2_fields(values) if home == GPT2 else _rotary_fields(values, home)
+        fields["dropout"] = own.get("dropout", fields["dropout"])
         return ModelConfig(**shared, **fields)
-    except ValueError as error:
+    except KeyError as error:
+        raise UserError(f"config.json doesn't say {error.args[0]}, which a {home} has: is it whole?") from None
+    except (TypeError, ValueError) as error:
         raise UserError(f"Longhaul has no such model: {error}") from None
 
 

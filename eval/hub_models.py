@@ -28,8 +28,9 @@ def find_model(name: str, revision: str | None = None) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    impossible = UserError(f"{name} is neither a folder nor a model's name on the hub, such as openai-community/gpt2")
     if not HUB_NAME.fullmatch(name):
-        raise UserError(f"{name} is neither a folder nor a model's name on the hub, such as openai-community/gpt2")
+        raise impossible
     import huggingface_hub
     from huggingface_hub import constants, errors
 
@@ -45,6 +46,8 @@ def find_model(name: str, revision: str | None = None) -> Path:
             )
             if any(folder.glob(weights)):
                 break
+    except errors.HFValidationError:
+        raise impossible from None
     except errors.RepositoryNotFoundError:
         raise UserError(f"{name} is no folder, and no model on the hub (or a token is needed: HF_TOKEN)") from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:

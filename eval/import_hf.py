@@ -89,6 +89,8 @@ def read_source(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise UserError(
             f"{source / 'config.json'} can't be read ({error}): give a Hugging Face model's folder"
         ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{source / 'config.json'} is no Hugging Face model's: it holds no options by name")
     return values, dict(map(_renamed, _without_buffers(read_weights(source)).items()))
 
 

@@ -110,12 +110,12 @@ def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     Raises UserError where it can't be told or carried.
     """
     if (folder / SPEC_FILE).is_file():
-        return load_tokenizer(json.loads((folder / SPEC_FILE).read_text()))
+        return load_tokenizer(_read_json(folder / SPEC_FILE))
     for name, keys in (("vocab.json", []), ("tokenizer.json", ["model", "vocab"])):
         if (folder / name).is_file():
-            vocabulary = json.loads((folder / name).read_text(encoding="utf-8"))
+            vocabulary = _read_json(folder / name)
             for key in keys:
-                vocabulary = vocabulary[key]
+                vocabulary = vocabulary.get(key, {})
             place_gpt2_files()
             expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
             if isinstance(vocabulary, dict) and {END_OF_TEXT: expected[END_OF_TEXT]} | vocabulary == expected:
@@ -132,3 +132,11 @@ def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
             "and can't prompt such a model rightly"
         )
     return HuggingFaceTokenizer.of((folder / "tokenizer.json").read_text(encoding="utf-8"), end)
+
+
+def _read_json(path: Path) -> Any:
+    """Raises UserError for a file that broke off, or a Git LFS pointer in its place."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as JSON ({error}): download the model again") from None

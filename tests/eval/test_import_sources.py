@@ -231,6 +231,25 @@ def test_tokenizers_that_cannot_be_carried_are_refused(tmp_path: Path, monkeypat
     assert "--tokenizer gpt2 or byte" in refused(monkeypatch, tmp_path / "words", tmp_path / "in")
 
 
+def test_descriptions_that_broke_off_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "llama"
+    llama_folder(source)
+    whole = json.loads((source / "config.json").read_text())
+    for values, message in (
+        ({name: value for name, value in whole.items() if name != "hidden_size"}, "doesn't say hidden_size"),
+        (whole | {"num_hidden_layers": "1"}, "no such model"),
+        ([whole], "holds no options by name"),
+    ):
+        (source / "config.json").write_text(json.dumps(values))
+        assert message in refused(monkeypatch, source, tmp_path / "in")
+    (source / "config.json").write_text(json.dumps(whole))
+    (source / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+    assert "tokenizer.json can't be read as JSON" in refused(monkeypatch, source, tmp_path / "in")
+    (source / "tokenizer.json").write_text("{}")
+    assert "no byte-level tokenizer" in refused(monkeypatch, source, tmp_path / "in")
+    assert "neither a folder nor" in refused(monkeypatch, "exports--demo", tmp_path / "in")
+
+
 def test_a_name_is_fetched_from_the_hub_once_and_then_needs_no_network(tmp_path: Path) -> None:
     theirs = gpt2_folder(tmp_path / "gpt2")
     files = {path.name: path.read_bytes() for path in (tmp_path / "gpt2").iterdir()}
