@@ -20,7 +20,7 @@ from data_prep.tokenization import Tokenizer
 from eval.hellaswag_examples import Example
 from eval.multiple_choice import BatchSize, Ids, Question, log_likelihoods
 from model.gpt import GPT
-from model.precision import Dtype
+from model.precision import NO_NUMBERS, Dtype
 from model.ranks import Ranks
 
 Choices = npt.NDArray[np.int64]  # (examples): the ending chosen
@@ -84,10 +84,15 @@ def choose_all(
     batch_size: BatchSize | None = None,
     done: Callable[[int], object] = lambda count: None,
 ) -> dict[Metric, Choices]:
-    """What the model chooses for each example by each definition. (All ranks call, all get everything.)"""
+    """What the model chooses for each example by each definition. (All ranks call, all get everything.)
+
+    Raises UserError where the tokenizer lacks a character, or the scores are no numbers, whose largest means nothing.
+    """
     questions = build_questions(examples, tokenizer)
     distinct = questions.distinct()
     scores = log_likelihoods(model, distinct, ranks, dtype=dtype, batch_size=batch_size, done=done)
+    if np.isnan(scores).any():
+        raise UserError(NO_NUMBERS)
     rows = {question: row for row, question in enumerate(distinct)}
     plain = scores[[rows[question] for question in questions.plain]]  # (examples, 4)
     harness = scores[[rows[question] for question in questions.harness]]

@@ -10,6 +10,7 @@ from common.errors import UserError
 DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
 Dtype = Literal["bf16", "fp16", "fp32"]
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+NO_NUMBERS = "the model's predictions are no numbers (NaN): fp16 ends at 65,504, try --dtype bf16 or fp32"
 
 
 def resolve_dtype(choice: DtypeChoice, device: torch.device) -> tuple[Dtype, str]:

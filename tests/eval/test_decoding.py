@@ -130,3 +130,17 @@ def test_prompts_that_can_not_be_continued_are_refused():
         Decoding(model_of(), [prompt_of(BLOCK + 1)], GREEDY, count=1)
     with pytest.raises(UserError, match="empty"):
         Decoding(model_of(), [[]], GREEDY, count=1)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling()])
+def test_predictions_that_are_no_numbers_are_said(sampling):
+    """Activations that float32 and bfloat16 hold and float16 doesn't, as models trained in bfloat16 may have them."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        model = model_of()
+        with torch.no_grad():
+            model.h[0].mlp.c_proj.weight.mul_(3e5)
+        if dtype == torch.float16:
+            with pytest.raises(UserError, match="try --dtype bf16 or fp32"):
+                written(model.to(dtype), [prompt_of(3)], 4, sampling=sampling)
+        else:
+            assert written(model.to(dtype), [prompt_of(3)], 4, sampling=sampling)[0].ended == COUNT

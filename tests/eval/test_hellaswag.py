@@ -203,6 +203,17 @@ def test_the_real_text_file(tmp_path: Path) -> None:
         assert choices["acc_norm_chars"][number] == np.argmax(np.array(sums) / [len(e) for e in example.endings])
 
 
+def test_scores_that_are_no_numbers_are_said(tmp_path: Path) -> None:
+    """float16 doesn't hold these activations; the largest of four NaN would be the first ending."""
+    loaded = load_checkpoint(write_checkpoint(tmp_path, noise=0.3))
+    with torch.no_grad():
+        loaded.model.get_parameter("h.0.mlp.c_proj.weight").mul_(3e5)
+    examples = read_hellaswag(write_official(tmp_path / "a.jsonl", official_rows(2, words_at_most=3))).examples
+    choose_all(loaded.model, examples, loaded.tokenizer, start_ranks("cpu"), dtype="bf16")
+    with pytest.raises(UserError, match="try --dtype bf16 or fp32"):
+        choose_all(loaded.model, examples, loaded.tokenizer, start_ranks("cpu"), dtype="fp16")
+
+
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
     monkeypatch.setenv("LONGHAUL_CACHE", str(tmp_path / "empty"))
