@@ -38,6 +38,9 @@ _PEAK_FLOPS: list[tuple[str, float]] = [
     ("MI300X", 1307.4e12),
     ("MI250X", 191.5e12),  # one of the two dies, which torch sees as a device of its own
 ]
+# Words that make another device of a name above: laptop chips of a power their makers don't state, variants with other
+# numbers of units, and slices of a card (multi-instance GPU).
+_OTHERS = {"LAPTOP", "TI", "SUPER", "D", "MIG"}
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -111,7 +114,7 @@ def _value_products(config: ModelConfig) -> int:
 def peak_flops(device_name: str) -> float | None:
     """Dense bf16 peak of one device in FLOP/s, by the name `torch.cuda.get_device_name` gives; None if unknown."""
     words = device_name.upper().replace("-", " ").split()
-    if "LAPTOP" in words:  # the same name as the desktop card, at a power the maker does not state
+    if _OTHERS.intersection(words):
         return None
     for name, flops in _PEAK_FLOPS:
         if all(word in words for word in name.upper().split()):

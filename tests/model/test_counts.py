@@ -98,6 +98,17 @@ def test_known_devices(name, teraflops):
     assert peak_flops(name) == pytest.approx(teraflops * 1e12)
 
 
-@pytest.mark.parametrize("name", ["NVIDIA GeForce RTX 4090 Laptop GPU", "Quadro M4000", "cpu"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 3090 Ti",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        "Quadro M4000",
+        "cpu",
+    ],
+)
 def test_an_unknown_device_has_no_peak(name):
     assert peak_flops(name) is None
