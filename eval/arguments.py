@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from common.errors import UserError
 from common.publish import file_to_write
 
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -10,6 +11,19 @@ Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
 def add_run(parser: Parser) -> None:
     parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+
+
+def folder_to_make(name: str) -> Path:
+    """A folder that a command is to publish when its work is done: the type of such an argument.
+
+    Raises UserError where it is there already or can't be made.
+    """
+    path = Path(name)
+    if path.name in ("", ".."):
+        raise UserError(f"{path} can't be made: name a new folder in it")
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is already there: move it away, or name another folder")
+    return path if path.exists() else file_to_write(path)
 
 
 def add_device(parser: Parser, default: str = "auto") -> None:

@@ -21,7 +21,7 @@ from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_metrics
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder, write_json_whole, write_whole
 from common.run_folder import RunFolder
-from eval.arguments import add_json, add_run
+from eval.arguments import add_json, add_run, folder_to_make
 from eval.hf_config import home_of, to_config
 from eval.hf_tensors import to_tensors
 from eval.loading import Loaded, load_checkpoint
@@ -35,7 +35,7 @@ PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Export a checkpoint for Hugging Face's transformers.")
     add_run(parser)
-    parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("out", type=folder_to_make, help="the folder to make")
     add_json(parser)
     return parser.parse_args()
 
@@ -44,7 +44,6 @@ def main() -> int:
     arguments = parse_arguments()
     loaded = load_checkpoint(arguments.run)
     home = home_of(loaded.model.config)
-    require_empty(arguments.out)
     temporary = arguments.out.with_name(f".{arguments.out.name}{TEMPORARY_SUFFIX}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -60,11 +59,6 @@ def main() -> int:
         report = {"checkpoint": str(loaded.checkpoint), "class": home, "relative_difference": difference}
         write_json_whole(arguments.json, report)
     return 0
-
-
-def require_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is already there: move it away, or name another folder")
 
 
 def write_files(loaded: Loaded, folder: Path) -> None:

@@ -27,6 +27,7 @@ from common.errors import UserError, exit_on_user_error
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from data_prep.tokenization import Tokenizer, load_tokenizer
+from eval.arguments import folder_to_make
 from eval.hf_config import from_config
 from eval.hf_tensors import from_tensors
 from eval.hub_models import find_model, read_weights
@@ -43,7 +44,7 @@ PADDING_ROWS = 1024  # a table is padded to a multiple of at most this; more row
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Import a Hugging Face model as a checkpoint.")
     parser.add_argument("source", help="folder with config.json and weights, or a name such as openai-community/gpt2")
-    parser.add_argument("out", type=Path, help="the checkpoint's folder to make")
+    parser.add_argument("out", type=folder_to_make, help="the checkpoint's folder to make")
     parser.add_argument(
         "--tokenizer", choices=["gpt2", "byte"], help="what the model was trained with, where its files don't tell"
     )
@@ -54,8 +55,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     out: Path = arguments.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is already there: move it away, or name another folder")
     source = find_model(arguments.source, arguments.revision)
     values, theirs = read_source(source)
     config = from_config(values, {name: tensor for name, tensor in theirs.items() if name.endswith(".bias")})

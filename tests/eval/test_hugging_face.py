@@ -215,6 +215,10 @@ def test_folders_in_the_way_and_foreign_models_are_refused(tmp_path, monkeypatch
         monkeypatch.setattr(sys, "argv", ["script", str(source), str(checkpoint)])
         with pytest.raises(UserError, match="already there"):
             script.main()
+        for out, message in ((".", "name a new folder"), (checkpoint / "checkpoint.json" / "x", "can't be written")):
+            monkeypatch.setattr(sys, "argv", ["script", str(source), str(out)])
+            with pytest.raises(UserError, match=message):
+                script.main()
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     save_file({"a": torch.zeros(1)}, foreign / "model.safetensors")
