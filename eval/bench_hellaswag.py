@@ -149,7 +149,7 @@ def one_at_a_time(model: GPT, questions: Sequence[Question], device: torch.devic
         shifted, targets = logits[:, :-1].contiguous(), tokens[:, 1:].contiguous()
         losses = F.cross_entropy(shifted.view(-1, shifted.size(-1)), targets.view(-1), reduction="none")
         losses = losses.view(len(question.endings), -1) * mask[:, 1:].contiguous()
-        scores[number] = -losses.sum(dim=1).double().cpu().numpy()
+        scores[number] = -losses.sum(dim=1).cpu().double().numpy()
     return scores
 
 

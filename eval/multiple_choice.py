@@ -138,7 +138,8 @@ def _score(model: GPT, batch: list[_Trunk], rows: int, device: torch.device) -> 
     endings = [(row, choice, ending) for row, trunk in enumerate(batch) for choice, ending in trunk.endings]
     endings.sort(key=lambda item: -len(item[2]))
     row_ids = torch.tensor([row for row, _, _ in endings])
-    begun = first[row_ids, [ending[0] for _, _, ending in endings]].double().cpu()  # (R): the first tokens
+    # (R): the first tokens; double only on the CPU, as Apple GPUs have no float64
+    begun = first[row_ids, [ending[0] for _, _, ending in endings]].cpu().double()
     scores = []
     for part in _parts([len(ending) - 1 for _, _, ending in endings], rows, model.config.block_size - len(contexts[0])):
         longer = [ending for _, _, ending in endings[part] if len(ending) > 1]
@@ -169,7 +170,7 @@ def _go_on(model: GPT, cache: KVCache, endings: list[Ids], device: torch.device)
     scored = hidden[row.to(device), column.to(device)]  # (n, C)
     losses = head_loss(scored, model.head_weight, targets[row, column].to(device), model.config.vocab_size, "none")
     table = torch.zeros(inputs.shape, dtype=torch.float64)
-    table[row, column] = losses.double().cpu()
+    table[row, column] = losses.cpu().double()
     return -table.sum(dim=1)
 
 

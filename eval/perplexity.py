@@ -143,7 +143,7 @@ def _losses(
     tokens = torch.from_numpy(rows).to(device)
     with autocast(dtype, device):
         losses = model(tokens[:, :-1], tokens[:, 1:], reduction="none", document_ids=documents)
-    return np.asarray(losses.double().cpu().numpy())
+    return np.asarray(losses.cpu().double().numpy())  # Apple GPUs have no float64
 
 
 def parse_arguments() -> argparse.Namespace:
