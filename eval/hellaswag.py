@@ -60,7 +60,7 @@ def main() -> int:
     data = read_hellaswag(arguments.data)
     data = replace(data, examples=data.examples[: arguments.limit])
     ranks = start_evaluation(arguments.device)
-    loaded = load_checkpoint(arguments.run, ranks.device)
+    loaded = load_checkpoint(arguments.run, ranks.device, ranks)
     started = time.monotonic()
     choices = answer(loaded, data, ranks, arguments)
     seconds = time.monotonic() - started

@@ -10,7 +10,7 @@ from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
 from common.errors import UserError
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from model.gpt import GPT
-from model.ranks import DeviceChoice, Ranks, choose_device, share_threads, start_ranks
+from model.ranks import DeviceChoice, Ranks, agreed, choose_device, share_threads, start_ranks
 from model.weights import load_model
 
 
@@ -24,9 +24,17 @@ class Loaded:
     manifest: dict[str, Any]
 
 
-def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu") -> Loaded:
-    """Load a run's newest good checkpoint, or this one. Raises UserError where there is none."""
-    checkpoint = find_checkpoint(run_or_checkpoint)
+def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu", ranks: Ranks | None = None) -> Loaded:
+    """Load a run's newest good checkpoint, or this one. Raises UserError where there is none.
+
+    Args:
+        ranks: who load the same one, which the first rank looks for (all must call): a run that is going may save
+            between one rank's look and another's.
+    """
+    if ranks is None:
+        checkpoint = find_checkpoint(run_or_checkpoint)
+    else:
+        checkpoint = agreed(ranks, lambda: find_checkpoint(run_or_checkpoint))
     manifest = read_checkpoint_manifest(checkpoint)
     return Loaded(load_model(checkpoint, device), load_tokenizer(manifest["tokenizer"]), checkpoint, manifest)
 

@@ -166,7 +166,7 @@ def main() -> int:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
     ranks = start_evaluation(arguments.device)
-    loaded = load_checkpoint(arguments.run, ranks.device)
+    loaded = load_checkpoint(arguments.run, ranks.device, ranks)
     settings = loaded.manifest.get("config") or {}
     tokens = open_tokens(arguments.data, settings, loaded)
     length = loaded.model.config.block_size

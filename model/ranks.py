@@ -6,9 +6,10 @@ gloo on the CPU: it neither waits for the GPU's queue nor dies of NCCL's short t
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from common.errors import UserError
 from model.launcher import place_of_this_process
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+Decision = TypeVar("Decision")
 
 
 @dataclass
@@ -77,6 +79,20 @@ class Ranks:
             self.barrier()
             if self._connected_here:
                 dist.destroy_process_group()
+
+
+def agreed(ranks: Ranks, decide: Callable[[], Decision]) -> Decision:
+    """What rank 0 decides, on all ranks; its UserError too."""
+    outcome: Decision | UserError | None = None
+    if ranks.is_first:
+        try:
+            outcome = decide()
+        except UserError as error:
+            outcome = error
+    outcome = ranks.from_first(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
 
 
 def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.0) -> Ranks:

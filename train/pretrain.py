@@ -29,8 +29,7 @@ from model.counts import flops_per_token, peak_flops
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.precision import Dtype
-from model.ranks import Ranks, share_threads, start_ranks
-from train.agreement import agreed
+from model.ranks import Ranks, agreed, share_threads, start_ranks
 from train.announce import describe_data, describe_model, describe_run
 from train.base import Base
 from train.batch import BatchPlan, plan_batch

@@ -22,8 +22,7 @@ from common.periodic import Periodic
 from common.processes import ProcessIdentity
 from common.rewritten_file import RewrittenFile, read_record
 from common.run_folder import RunFolder
-from model.ranks import Ranks
-from train.agreement import agreed
+from model.ranks import Ranks, agreed
 from train.run_config import RunConfig
 from train.stopping import StopRequest
 

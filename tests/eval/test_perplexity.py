@@ -98,6 +98,23 @@ def perplexity_of(folder: Path, out: Path, *more: str) -> None:
     assert main() == 0
 
 
+def loaded_by_rank(looks: list[Path]) -> str:
+    """Where this rank's look at the run finds one of `looks`: the checkpoint that it loads, or what it says."""
+    ranks = start_ranks("cpu")
+    try:
+        return str(load_checkpoint(looks[ranks.rank], "cpu", ranks).checkpoint)
+    except UserError as error:
+        return str(error)
+
+
+def test_ranks_load_one_checkpoint_though_the_run_saves_between_their_looks(tmp_path: Path) -> None:
+    older, newer = (write_checkpoint(tmp_path / "run", step=step) for step in (7, 8))
+    assert run_ranks(2, tmp_path / "store", loaded_by_rank, [older, newer]) == [str(older)] * 2
+    first, second = run_ranks(2, tmp_path / "again", loaded_by_rank, [tmp_path / "none", newer])
+    assert first == second
+    assert "is not a folder" in first
+
+
 def test_any_number_of_ranks_and_any_micro_batch_give_the_same(folder: Path, tmp_path: Path) -> None:
     figures = []
     for world_size, micro_batch in ((1, 8), (2, 5), (3, 1)):
