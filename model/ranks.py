@@ -156,8 +156,12 @@ def share_threads(local_world_size: int) -> int:
     """Give this rank its share of the cores the scheduler allows, so that ranks don't fight over them; return it.
 
     An explicit OMP_NUM_THREADS wins, except torchrun's own default of 1, which would waste the other cores.
+
+    Raises UserError where it is no number (of its lists, one for each level of nesting, the first counts).
     """
-    chosen = os.environ.get("OMP_NUM_THREADS")
+    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if chosen and not (chosen.isdecimal() and int(chosen) > 0):
+        raise UserError(f"OMP_NUM_THREADS is {chosen}: give a number of threads, or unset it")
     by_launcher = chosen == "1" and "TORCHELASTIC_RUN_ID" in os.environ
     threads = int(chosen) if chosen and not by_launcher else max(1, allowed_cores() // local_world_size)
     torch.set_num_threads(threads)

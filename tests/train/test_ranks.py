@@ -58,6 +58,7 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ({}, 1, allowed_cores()),
         ({}, allowed_cores() * 2, 1),
         ({"OMP_NUM_THREADS": "3"}, 1, 3),
+        ({"OMP_NUM_THREADS": "2,1"}, 1, 2),
         ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, allowed_cores()),  # torchrun's default, not a wish
     ],
 )
@@ -72,6 +73,13 @@ def test_ranks_share_the_cores(
         assert share_threads(ranks) == torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wish", ["0", "many", "-2"])
+def test_threads_that_are_no_number_are_refused(monkeypatch: pytest.MonkeyPatch, wish: str) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is {wish}"):
+        share_threads(1)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a trial on CUDA fails only where there is none")
