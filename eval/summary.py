@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -29,7 +28,7 @@ from common.publish import write_json_whole
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, TokenStream, find_token_set
 from eval.arguments import add_json
-from eval.reporting.run_data import read_starts, training_script
+from eval.reporting.run_data import read_configuration, read_starts, training_script
 
 CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample
@@ -119,11 +118,10 @@ def summarise(folder: RunFolder) -> Summary:
 
 
 def read_config(folder: RunFolder) -> dict[str, Any]:
-    """The run's resolved configuration."""
-    try:
-        content: dict[str, Any] = yaml.safe_load(folder.config.read_text())
-    except OSError as error:
-        raise UserError(f"{folder.config} can't be read ({error.strerror}): is this a run's folder?") from None
+    """The run's resolved configuration. Raises UserError where it can't be read."""
+    content = read_configuration(folder)
+    if not content:
+        raise UserError(f"{folder.config} is missing or no configuration: is {folder.path} a run's folder?")
     return content
 
 

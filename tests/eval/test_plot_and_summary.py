@@ -184,6 +184,14 @@ def test_summary_before_the_first_validation_is_one_line(run: RunFolder, tmp_pat
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_summary_without_a_configuration_is_one_line(run: RunFolder, tmp_path: Path) -> None:
+    run.config.write_text("model: [1,")
+    result = run_script("summary.py", "runs/tiny", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "no configuration" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_smooth_is_a_mean_that_does_not_lag() -> None:
     line = np.arange(20.0)
     line[5] = np.nan
