@@ -16,8 +16,12 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+PATIENCE_SECONDS = 300.0  # for ranks that hang; a machine that does much else is slow, not wrong
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "torch.distributed", "numpy", "tests.helpers.ranks", "train.pretrain"])
+# torch._dynamo: every optimizer imports it, for most of a second
+_CONTEXT.set_forkserver_preload(
+    ["torch", "torch.distributed", "torch._dynamo", "numpy", "tests.helpers.ranks", "train.pretrain"]
+)
 
 
 class RankGroup:
@@ -44,7 +48,7 @@ class RankGroup:
             process.kill()
         self.join()
 
-    def join(self, seconds: float = 120.0) -> list[int]:
+    def join(self, seconds: float = PATIENCE_SECONDS) -> list[int]:
         """Wait for the end of all ranks; their exit codes. Raises TimeoutError (after killing them) if they hang."""
         deadline = time.monotonic() + seconds
         running = {process.sentinel for process in self.processes}
@@ -59,7 +63,7 @@ class RankGroup:
             process.join()
         return [process.exitcode for process in self.processes]  # type: ignore[misc]
 
-    def results(self, seconds: float = 120.0) -> list[Any]:
+    def results(self, seconds: float = PATIENCE_SECONDS) -> list[Any]:
         """What every rank returned. Raises RuntimeError with the tracebacks of those that failed."""
         outcomes: list[Any] = []
         for receiver in self._results:
