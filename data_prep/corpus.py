@@ -101,7 +101,7 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, plan: dict[str, Any]) -> "Journal":
-        """The folder's journal, or a new one. Raises UserError where it is about another source or other settings."""
+        """The folder's journal, or a new one. Raises UserError where it has shards of other settings or sources."""
         journal = cls(folder, plan)
         if not journal._path.exists():
             clear_token_set(folder)
@@ -115,6 +115,9 @@ class Journal:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{journal._path} can't be read ({error}): --force starts anew") from None
         if difference := first_difference(stored["plan"], plan):
+            if not any(state.shards for state in journal.splits.values()):  # then there is nothing to lose
+                clear_token_set(folder)
+                return cls(folder, plan)
             raise UserError(f"{folder} was begun with another {difference}: use the same, another --out, or --force")
         journal._drop_leftovers(folder)
         return journal

@@ -6,7 +6,6 @@ into the run's folder, and prints what the job's shell needs as assignments.
 
 import argparse
 import json
-import os
 import shlex
 import sys
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
 from slurm.beginning import Beginning, leave_mark
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, port_range
-from slurm.starts import FRUITLESS_LIMIT, StartId, append_start, fruitless_starts, read_starts, saved_step
+from slurm.starts import StartId, append_start, fruitless_limit, fruitless_starts, read_starts, saved_step
 from train.config import read_config
 
 
@@ -54,7 +53,7 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
 
 def refuse_a_crash_loop(folder: RunFolder, start: StartId) -> None:
     """Raises UserError where the job's last starts all began where this one would."""
-    limit = int(os.environ.get("LONGHAUL_FRUITLESS_STARTS", FRUITLESS_LIMIT))
+    limit = fruitless_limit()
     step = saved_step(folder)
     count = fruitless_starts(read_starts(folder), start, step)
     if count >= limit:

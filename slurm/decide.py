@@ -5,7 +5,6 @@ end of every job and does what the exit status says.
 """
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from slurm.starts import (
     FRUITLESS_LIMIT,
     StartId,
     append_end,
+    fruitless_limit,
     fruitless_starts,
     read_starts,
     saved_step,
@@ -132,7 +132,7 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
             pre_empted=pre_empted,
             ended_by_slurm=told or job.get("JobState", "RUNNING") != "RUNNING",
             exit_status=exit_status,
-            fruitless_limit=int(os.environ.get("LONGHAUL_FRUITLESS_STARTS", FRUITLESS_LIMIT)),
+            fruitless_limit=fruitless_limit(),
         )
     )
     append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted)

@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint_files import list_checkpoints
+from common.errors import UserError
 from common.metrics_file import read_json_lines
 from common.run_folder import RunFolder
 
 FRUITLESS_LIMIT = 3  # starts in a row from the same checkpoint, after which the job is not started again
+
+
+def fruitless_limit() -> int:
+    """After how many such starts to give up: $LONGHAUL_FRUITLESS_STARTS. Raises UserError where that is no count."""
+    given = os.environ.get("LONGHAUL_FRUITLESS_STARTS") or str(FRUITLESS_LIMIT)
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"LONGHAUL_FRUITLESS_STARTS is {given!r}; it must be a count of starts, 1 or more")
+    return int(given)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,20 @@ def test_a_journal_of_other_settings_or_another_source_is_refused(source, tmp_pa
         prepare(corpus_of(copy, settings_for(5_000, 1_000, None)), out, 0, "")
 
 
+def test_a_journal_without_shards_holds_nobody_to_its_settings(source, tmp_path):
+    """A mistaken --field, say, seen before the first shard: the corrected command needs no --force."""
+    folder, _ = source
+    corpus = corpus_of(folder, settings_for(5_000, 1_000, None))
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    out.mkdir()
+    fresh.mkdir()
+    with pytest.raises(UserError, match="no column"):
+        prepare(replace(corpus, settings=replace(corpus.settings, field="body")), out, 0, "")
+    prepare(corpus, out, 0, "")
+    prepare(corpus, fresh, 0, "")
+    assert folder_bytes(out) == folder_bytes(fresh)
+
+
 def test_a_published_shard_that_was_hurt_is_noticed(source, tmp_path):
     folder, _ = source
     corpus = corpus_of(folder, settings_for(5_000, 0, None))

@@ -111,6 +111,10 @@ def test_a_job_that_slurm_itself_requeues_again_and_again_is_refused(tmp_path, m
     with pytest.raises(UserError, match=r"the last 3 starts of job 7 saved nothing after step 0: look into .*log.txt"):
         refuse_a_crash_loop(folder, StartId("7", 3))
     refuse_a_crash_loop(folder, StartId("8", 0))  # submitted anew
+    monkeypatch.setenv("LONGHAUL_FRUITLESS_STARTS", "four")
+    with pytest.raises(UserError, match=r"^LONGHAUL_FRUITLESS_STARTS is 'four'; it must be a count"):
+        refuse_a_crash_loop(folder, StartId("8", 0))
+    monkeypatch.delenv("LONGHAUL_FRUITLESS_STARTS")
     (folder.checkpoints / "step-00000100").mkdir(parents=True)
     refuse_a_crash_loop(folder, StartId("7", 3))
 
