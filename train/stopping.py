@@ -31,7 +31,8 @@ class StopRequest:
 
     def code(self) -> int:
         """0, or the number that `reason` explains. The rank that watches the folder looks for the STOP file."""
-        if self._code == 0 and self._watch_file and self._stop_file.exists():
+        # os.path's exists is False, not an error, where a network file system fails for a moment
+        if self._code == 0 and self._watch_file and os.path.exists(self._stop_file):
             self._code = STOP_FILE
         if self._code == 0 and self.deadline():
             self._code = DEADLINE
