@@ -14,6 +14,9 @@ from train.loader import StepBatch
 from train.parallel import Parallel
 
 
+SMALLEST_LOSS_SCALE = 1.0  # of fp16: what overflows without being scaled up will overflow in every step
+
+
 class NonFiniteLoss(Exception):
     """A loss or gradient norm that is no number; raised on all ranks, before the update, naming the culprits."""
 
@@ -63,7 +66,8 @@ class Stepper:
     def __call__(self, batch: StepBatch, step: int) -> StepResult:
         """Learn from one step's batch.
 
-        Raises NonFiniteLoss on all ranks, with parameters and optimizer untouched.
+        Raises NonFiniteLoss on all ranks, with parameters and optimizer untouched. An overflow in fp16 is one as well
+        once the loss scale, halved in each of a row of them, explains it no longer.
         """
         (target_count,) = self._ranks.sum([float(batch.target_count)])  # known before the first backward
         loss_sum = self._accumulate(batch, step, target_count)
@@ -72,6 +76,7 @@ class Stepper:
         (total,) = self._ranks.sum([loss_sum])
         loss = total / target_count
         overflow = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
+        overflow = overflow and self.scaler.get_scale() > SMALLEST_LOSS_SCALE
         if not (math.isfinite(loss) and math.isfinite(norm)) and not overflow:
             raise NonFiniteLoss(self._describe(batch, step, loss, norm, loss_sum))
         self.scaler.step(self._optimizer)

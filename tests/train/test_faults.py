@@ -1,6 +1,7 @@
 """What goes wrong in numbers is noticed: copies that drift apart, overflow in fp16, a loss that can't be true."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,22 @@ import torch
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.metrics_file import read_metrics
+from data_prep.token_set import TokenSet
+from data_prep.windows import Windows
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.initialisation import initialise
 from model.precision import cuda_dtype
 from model.ranks import start_ranks
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_by_path
-from train.parallel import ReplicasDiffer, check_replicas
+from train.batch import plan_batch
+from train.loader import StepLoader
+from train.optim_config import OptimConfig
+from train.optimizer import build_optimizer
+from train.parallel import Parallel, ReplicasDiffer, check_replicas
+from train.step import NonFiniteLoss, Stepper
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +117,18 @@ def test_a_run_that_leaves_the_numbers_says_where_and_fails(tmp_path: Path, data
 )
 def test_cards_without_bf16_get_fp16(capability: tuple[int, int], name: str, dtype: str) -> None:
     assert cuda_dtype(capability, name)[0] == dtype
+
+
+def test_fp16_gradients_that_no_loss_scale_makes_finite_end_the_run(data: Path) -> None:
+    """As a faulty kernel gives them: every loss is finite, and each step would be left out for ever."""
+    config = ModelConfig(vocab_size=257, block_size=8, n_layer=1, n_head=2, n_embd=16)
+    model, ranks, plan = GPT(config), start_ranks("cpu"), plan_batch(64, 8, 8, 1)
+    initialise(model, seed=1)
+    model.get_parameter("h.0.mlp.c_fc.weight").register_hook(lambda gradient: gradient * math.nan)
+    parallel, optimizer = Parallel(model, ranks, dtype="fp16"), build_optimizer(model, OptimConfig())
+    stepper = Stepper(parallel, optimizer, ranks, plan, dtype="fp16", grad_clip=1.0, seed=1)
+    batch = StepLoader(Windows(TokenSet.open(data).split("train"), 8), plan, rank=0, seed=1).step_at(0)
+    skipped = [stepper(batch, step).skipped for step in range(1, 17)]  # 65,536 is halved to 1
+    assert all(skipped)
+    with pytest.raises(NonFiniteLoss, match=r"step 17: loss 5\.\d+, gradient norm nan, before the update"):
+        stepper(batch, 17)
