@@ -90,7 +90,7 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
     if config.data.verify == "full":
         agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
     if config.data.stage_to is not None:
-        tokens = stage(tokens, Path(config.data.stage_to), ranks)
+        tokens = stage(tokens, Path(config.data.stage_to), ranks, config.data.verify)
     agreed(ranks, lambda: check_deadline(config.run.deadline))
     margin = StopMargin(config.run.deadline_margin_seconds)
     deadline = open_deadline(config.run.deadline if ranks.is_first else None, margin)

@@ -13,7 +13,6 @@ from train.batch import BatchPlan
 from train.loader import StepBatch
 from train.parallel import Parallel
 
-
 SMALLEST_LOSS_SCALE = 1.0  # of fp16: what overflows without being scaled up will overflow in every step
 
 

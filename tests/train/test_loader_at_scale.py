@@ -1,6 +1,7 @@
 """The loader over much data: few files opened, little memory, staged copies, attention inside documents."""
 
 import itertools
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from model.ranks import Ranks
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path
+from train import staging
 from train.batch import BatchPlan
 from train.loader import StepLoader
 from train.staging import stage
@@ -106,6 +108,45 @@ def test_a_shard_that_changed_is_not_staged(tmp_path: Path, capsys: pytest.Captu
     shard.write_bytes(content)
     assert stage(made, tmp_path / "local", ALONE).folder == made.folder
     assert "train-00001.bin is not what was prepared" in capsys.readouterr().err
+
+
+def test_a_staged_copy_that_lost_something_is_made_whole(tmp_path: Path) -> None:
+    """Node-local disks get cleaned, file by file; and a copy must be what data.verify asks of the data."""
+    made = make_token_set(tmp_path / "data", train_tokens=3_000, val_tokens=100, shard_tokens=1_000)
+    staged = stage(made, tmp_path / "local", ALONE)
+    (staged.folder / "train-00001.bin").unlink()
+    (staged.folder / "train-00002.bin").write_bytes(b"short")
+    left = staged.folder / ".train-00000.bin.0123abcd.tmp"  # of a copy that was killed long ago
+    left.touch()
+    os.utime(left, (0, 0))
+    assert stage(made, tmp_path / "local", ALONE).folder == staged.folder
+    assert files(staged.folder) == files(made.folder)
+    content = bytearray((staged.folder / "train-00000.bin").read_bytes())
+    content[7] ^= 1
+    (staged.folder / "train-00000.bin").write_bytes(content)
+    stage(made, tmp_path / "local", ALONE)  # whose sizes are right
+    assert files(staged.folder) != files(made.folder)
+    stage(made, tmp_path / "local", ALONE, "full")
+    assert files(staged.folder) == files(made.folder)
+
+
+def test_another_run_that_stages_the_same_set_leaves_a_copy_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs on a node write into files of their own, the more so where one reads a damaged source."""
+    made = make_token_set(tmp_path / "data", train_tokens=3_000, val_tokens=100)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(made.folder, damaged)
+    (damaged / "train-00000.bin").write_bytes(bytes(6_000))
+
+    def stage_in_between(path: Path) -> None:
+        monkeypatch.undo()
+        assert stage(TokenSet.open(damaged), tmp_path / "local", ALONE).folder == damaged
+
+    monkeypatch.setattr(staging, "fsync_file", stage_in_between)  # the first run has written and not yet published
+    staged = stage(made, tmp_path / "local", ALONE)
+    assert staged.folder != made.folder
+    assert files(staged.folder) == files(made.folder)
 
 
 def test_a_run_whose_staging_fails_reads_the_original(tmp_path: Path) -> None:
