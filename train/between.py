@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from data_prep.tokenization import Tokenizer
+from common.errors import UserError
+from data_prep.tokenization import Tokenizer, load_tokenizer
 from data_prep.windows import Windows
 from eval.loss import LossResult, evaluate_loss
 from eval.sampling import continue_tokens
@@ -78,6 +79,29 @@ class Validator:
         )
 
 
+def check_prompts(config: EvalConfig, tokenizer_spec: dict[str, Any]) -> None:
+    """Raises UserError where samples are asked for that the tokenizer can't begin. Before anything else is begun."""
+    if not config.sample_every_steps or not config.prompts:
+        return
+    tokenizer = load_tokenizer(tokenizer_spec)
+    for prompt in config.prompts:
+        try:
+            empty = not prompt_tokens(prompt, tokenizer)
+        except UserError as error:
+            raise UserError(f"eval.prompts has {prompt!r}, but {error}: give --eval.prompts of the data's") from None
+        if empty:
+            raise UserError("eval.prompts has an empty text, but the data mark no end of text to begin with: write one")
+
+
+def prompt_tokens(prompt: str, tokenizer: Tokenizer) -> list[int]:
+    """A prompt's ids. It begins a document, as documents of the training data do.
+
+    Raises UserError for a character that the vocabulary lacks.
+    """
+    start = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
+    return [*start, *tokenizer.encode(prompt).tolist()]
+
+
 @dataclass
 class SampleWriter:
     """Lets the model go on from fixed prompts, each on another rank."""
@@ -100,10 +124,7 @@ class SampleWriter:
             self.recorder.sample(step, self.config.prompts[index], text)
 
     def _continue(self, step: int, index: int, prompt: str) -> str:
-        end = self.tokenizer.spec["end_of_text_id"]
-        # the prompt begins a document, as documents of the training data do
-        tokens = [end] if end is not None else []
-        tokens += self.tokenizer.encode(prompt).tolist()
+        tokens = prompt_tokens(prompt, self.tokenizer)
         seed = int.from_bytes(hashlib.sha256(f"sample {self.seed} {step} {index}".encode()).digest()[:8], "little")
         written = continue_tokens(
             self.model,
@@ -112,6 +133,6 @@ class SampleWriter:
             temperature=self.config.temperature,
             top_k=self.config.top_k,
             seed=seed >> 1,  # torch takes seeds below 2^63 on every device
-            stop=end,
+            stop=self.tokenizer.end_of_text_id,
         )
         return self.tokenizer.decode(written)

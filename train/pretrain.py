@@ -33,7 +33,7 @@ from model.ranks import Ranks, agreed, share_threads, start_ranks
 from train.announce import describe_data, describe_model, describe_run
 from train.base import Base
 from train.batch import BatchPlan, plan_batch
-from train.between import SampleWriter, Validator
+from train.between import SampleWriter, Validator, check_prompts
 from train.checkpoint import CheckpointWriter, Progress, load_training_state
 from train.choices import recompute_every, resolve, set_determinism
 from train.compilation import compile_blocks
@@ -84,6 +84,7 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
         base.check_tokens(tokens)
     config = fit_to_data(config, tokens)
     check_hellaswag(config.eval)
+    check_prompts(config.eval, tokens.tokenizer_spec)
     folder = RunFolder(Path(config.run.root) / str(config.run.name))
     ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
     threads = share_threads(ranks.local_world_size)

@@ -12,6 +12,7 @@ import yaml
 
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.metrics_file import read_json_lines, read_metrics
+from data_prep.tokenization import CharTokenizer
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train, train_by_path
 
@@ -21,6 +22,25 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     make_token_set(folder, train_tokens=20_000, val_tokens=500)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("symbols", "prompt", "message"),
+    [
+        ("abc", "abC", "eval.prompts has 'abC', but the character 'C' is not among the vocabulary's 3 symbols"),
+        ("abc", "", "eval.prompts has an empty text"),
+    ],
+)
+def test_prompts_that_the_data_cannot_begin_are_refused_before_any_work(
+    tmp_path: Path, symbols: str, prompt: str, message: str
+) -> None:
+    """Not at the first sample, hours later, when all since the last checkpoint would be lost."""
+    data = tmp_path / "data"
+    make_token_set(data, train_tokens=2_000, val_tokens=100, tokenizer=CharTokenizer(symbols))
+    sampling = ("--eval.sample_every_steps=1", f"--eval.prompts={json.dumps([prompt])}")
+    line = refusal(train_by_path(*tiny_arguments(tmp_path, data, "mute", *sampling)))
+    assert message in line
+    assert not (tmp_path / "runs").exists()
 
 
 def torchrun(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
