@@ -36,7 +36,7 @@ from model.ranks import Ranks, start_ranks
 from train.checkpoint import CheckpointWriter, Progress
 from train.optim_config import OptimConfig
 from train.optimizer import build_optimizer
-from train.parallel import check_replicas
+from train.parallel import check_weights
 
 LOOK_SECONDS = 0.01
 BYTES_PER_PARAMETER = 4 * (1 + 2)  # float32: the weight and AdamW's two moments, on every rank
@@ -75,7 +75,7 @@ def save_once(writer: CheckpointWriter, ranks: Ranks, step: int, *, asynchronous
     """Seconds that this rank could not compute for, and until the checkpoint was published."""
     ranks.barrier()
     started = time.monotonic()
-    check_replicas(ranks, writer.model)
+    check_weights(ranks, writer.model)
     writer.begin(Progress(step), {})
     beside = 0.0
     if asynchronous:

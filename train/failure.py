@@ -16,13 +16,13 @@ from common.errors import UserError
 from common.run_folder import Failure, RunFolder
 from model.ranks import Ranks
 from train.heartbeat import vanished_ranks
-from train.parallel import ReplicasDiffer
+from train.parallel import NonFiniteWeights, ReplicasDiffer
 from train.recorder import Recorder
 from train.run_lock import LockLost
 from train.run_state import UNCERTAIN, RunState
 from train.step import NonFiniteLoss
 
-SELF_EXPLAINING = (NonFiniteLoss, ReplicasDiffer)  # their message says all; a traceback would hide it
+SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # their message says all; a traceback would hide it
 PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)
 LOOK_SECONDS = 3.0  # how long to look for the process that is gone
 

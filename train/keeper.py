@@ -12,7 +12,7 @@ from common.progress import format_bytes, format_duration
 from train.background_save import write_failure
 from train.between import Validator
 from train.checkpoint import CheckpointWriter, Progress, Saved, SaveFailed
-from train.parallel import check_replicas
+from train.parallel import check_weights
 from train.recorder import Recorder
 from train.retention import delete, keep_weights, set_aside_expendable
 from train.run_config import CheckpointConfig
@@ -57,12 +57,13 @@ class CheckpointKeeper:
             final: the run ends here: wait for the save, which must succeed whatever checkpoint.on_failure says.
 
         Raises:
-            ReplicasDiffer: the ranks' weights are no longer the same; nothing of this step is written.
+            ReplicasDiffer, NonFiniteWeights: the ranks' weights are no longer the same, or no numbers; nothing of this
+                step is written.
             SaveFailed: see `settle`.
         """
         published = self.writer.pending_step is not None and self._finish(must_succeed=False)
         started = time.monotonic()
-        check_replicas(self.writer.ranks, self.writer.model)
+        check_weights(self.writer.ranks, self.writer.model)
         facts = {**self.facts, **self.validator.facts(), "scaler": self.scaler.state_dict()}
         self._wait_for_deletion()  # which makes the room that was planned with
         try:

@@ -22,7 +22,7 @@ from train.keeper import CheckpointKeeper
 from train.loader import StepBatch, StepLoader
 from train.machine import peak_memory_gib
 from train.optimizer import set_learning_rate
-from train.parallel import ReplicasDiffer
+from train.parallel import NonFiniteWeights, ReplicasDiffer
 from train.recorder import Recorder
 from train.run_lock import LockLost
 from train.run_state import RunState
@@ -118,7 +118,7 @@ class TrainingLoop:
                     return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
                 if _due(progress.step, COLLECT_STEPS):
                     gc.collect()  # on all ranks at once
-        except (NonFiniteLoss, ReplicasDiffer):  # of all ranks together
+        except (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer):  # of all ranks together
             self.keeper.finish()
             raise
         except BaseException:

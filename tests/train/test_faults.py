@@ -111,6 +111,21 @@ def test_a_run_that_leaves_the_numbers_says_where_and_fails(tmp_path: Path, data
     assert list_checkpoints(run.checkpoints) == []
 
 
+def test_weights_that_are_no_numbers_are_never_a_checkpoint(tmp_path: Path, data: Path) -> None:
+    """Loss and gradients of the step were finite, its update was not: the newest good checkpoint is an earlier one."""
+    steps = ("--optim.grad_clip=0", "--schedule.warmup=0", "--checkpoint.every_steps=1", "--eval.every_steps=0")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=1"))
+    done = train_by_path(*tiny_arguments(tmp_path, data, "spoilt", *steps, "--optim.lr=1e39", "--run.max_steps=2"))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    run = run_of(tmp_path, "spoilt")
+    state = json.loads(run.state.read_text())
+    assert (state["status"], state["step"]) == ("failed", 1)
+    assert state["reason"].startswith("wte.weight has weights that are no numbers")
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [1]
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=2"))  # at a sane rate
+
+
 @pytest.mark.parametrize(
     ("capability", "name", "dtype"),
     [((7, 0), "Tesla V100-SXM2-16GB", "fp16"), ((7, 5), "Tesla T4", "fp16"), ((8, 0), "NVIDIA A100", "bf16")],
