@@ -1,6 +1,6 @@
 """The configuration of a fine-tuning: a run's, and what is trained of the model it begins with."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 
 from common.errors import UserError
 from model.config import ModelConfig
@@ -15,7 +15,8 @@ class LoraSection:
     """Adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) beside the base's frozen matrices.
 
     Args:
-        rank: columns and rows of an adapter's two matrices; 0 trains all of the base's weights instead.
+        rank: columns and rows of an adapter's two matrices; 0 trains all of the base's weights instead, and the rest of
+            this section counts for nothing.
         alpha: the adapters' correction is scaled by alpha/rank.
         dropout: on the input of the adapters.
         targets: which matrices get an adapter: c_attn (queries, keys, values), c_proj (out of attention and MLP), c_fc,
@@ -28,11 +29,7 @@ class LoraSection:
     targets: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.rank == 0:
-            senseless = [name for name in ("alpha", "dropout", "targets") if getattr(self, name) != _default(name)]
-            if senseless:
-                raise ValueError(f"lora.rank 0 trains all weights and has no use for lora.{senseless[0]}: leave it out")
-        elif self.adapters() is not None and self.alpha <= 0:
+        if self.adapters() is not None and self.alpha <= 0:
             raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
 
     def adapters(self) -> LoraConfig | None:
@@ -41,10 +38,6 @@ class LoraSection:
             return None
         targets = TARGETS if self.targets is None else tuple(self.targets)
         return LoraConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=targets)
-
-
-def _default(name: str) -> object:
-    return next(item.default for item in fields(LoraSection) if item.name == name)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, curve, losses, run_of, tiny_arguments, train, weights_hashes
 from tests.model.small import random_tokens
+from train.config import read_command
+from train.finetune import finetune_command
 from train.finetune_config import LoraSection
 
 FINETUNE = PROJECT / "train" / "finetune.py"
@@ -211,7 +213,6 @@ def test_learned_positions_are_cut_to_shorter_texts(tmp_path: Path, data: Path, 
         (("--lora.alpha=0",), "lora.alpha is 0"),
         (('--lora.targets=["q_proj"]',), "choose from c_attn"),
         (('--lora.targets=["c_gate"]',), "has no gate"),
-        (("--lora.rank=0", "--lora.dropout=0.1"), "no use for lora.dropout"),
         (("--lora.rnk=4",), "did you mean --lora.rank"),
         (("--model.n_layer=3",), "the base has 2"),
         (("--model.preset=gpt2-124m",), "leave section model out"),
@@ -268,9 +269,12 @@ def test_adapters_are_counted_in_closed_form(options: dict[str, object], targets
     assert saved == 2 * active - 6 * count
 
 
-def test_all_weights_have_no_adapters() -> None:
+def test_all_weights_have_no_adapters(tmp_path: Path, base: Path) -> None:
     assert LoraSection(rank=0).adapters() is None
     assert LoraSection().adapters() == LoraConfig()
+    # as docs/finetuning.md has it, on top of the default file, whose dropout is for adapters
+    config, _ = read_command(finetune_command(str(base)), ["--lora.rank=0", f"--run.root={tmp_path}"])
+    assert config.adapter_count() is None
 
 
 def test_every_command_of_the_page_works(tmp_path: Path) -> None:
