@@ -5,11 +5,12 @@ Precedence, lowest first: defaults, `model.preset`, the YAML file, the command l
 
 import difflib
 import itertools
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -157,7 +158,7 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     files, others = _split_config_files(arguments)
     files = files or [str(command.default_config)]
     known = set(field_names(command.kind))
-    contents = [_read_yaml(Path(file), known) for file in files]
+    contents = [_read_yaml(Path(file), command.kind) for file in files]
     _check_names(others, known)
     parser = build_parser(command)
     model = PRESETS.get(str(_named("model.preset", contents, others)))
@@ -169,6 +170,9 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
         parser.set_defaults({f"model.{key}": value for key, value in asdict(model).items()})
     # files first: what stands on the command line wins, wherever on it the files are named
     parsed = parser.parse_args([*(f"--config={file}" for file in files), *others])
+    for name in known:
+        if isinstance(value := parsed.get(name), float) and not math.isfinite(value):
+            raise UserError(f"{name} is {value}: give a finite number")
     try:
         sections = parser.instantiate(parsed)
         config = command.kind(**{item.name: getattr(sections, item.name) for item in fields(command.kind)})
@@ -187,13 +191,18 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(as_dict(config), sort_keys=False, width=120)
 
 
-def field_names(of: type = Config, prefix: str = "") -> Iterator[str]:
+def field_names(of: type = Config) -> Iterator[str]:
     """Every configurable field as section.key."""
+    return (name for name, _ in _field_types(of))
+
+
+def _field_types(of: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every configurable field as section.key, with its type."""
     for item in fields(of):
         if isinstance(item.type, type) and is_dataclass(item.type):
-            yield from field_names(item.type, f"{prefix}{item.name}.")
+            yield from _field_types(item.type, f"{prefix}{item.name}.")
         else:
-            yield f"{prefix}{item.name}"
+            yield f"{prefix}{item.name}", item.type
 
 
 def _split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -213,13 +222,26 @@ def _split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
-def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
+class _YamlLoader(yaml.SafeLoader):
+    """PyYAML's, which of two keys of one name would silently forget the first."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice} stands there twice, put it together")
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path, kind: type) -> dict[str, Any]:
     """A configuration file, its keys checked. Raises UserError naming the file."""
+    types = dict(_field_types(kind))
+    known = set(types)
     try:
-        content = yaml.safe_load(path.read_text()) or {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader) or {}
     except OSError as error:
         raise UserError(f"configuration {path} can't be read: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"configuration {path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"configuration {path} must hold sections such as model: and data:")
@@ -229,9 +251,12 @@ def _read_yaml(path: Path, known: set[str]) -> dict[str, Any]:
             raise UserError(f"{path}: unknown section {section!r}{_nearest(str(section), sections)}")
         if not isinstance(values, dict):
             raise UserError(f"{path}: section {section} must hold keys and values")
-        for key in values:
-            if f"{section}.{key}" not in known:
-                raise UserError(f"{path}: unknown key {section}.{key}{_nearest(f'{section}.{key}', known)}")
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            if name not in known:
+                raise UserError(f"{path}: unknown key {name}{_nearest(name, known)}")
+            if value is None and type(None) not in get_args(types[name]):
+                raise UserError(f"{path}: {name} has no value: give one, or leave it out")
     return content
 
 

@@ -64,6 +64,11 @@ def test_without_a_file_it_is_the_124m_run_on_fineweb_edu() -> None:
         ("- 3", "must hold sections"),
         ("optim: {lr: [", "is not YAML"),
         ("optim: {lr: fast}", "optim.lr"),
+        ("optim: {lr: 1.0}\nrun: {}\noptim: {beta1: 0.5}", "is not YAML: optim stands there twice"),
+        ("optim:\n  lr: 1.0\n  beta1: 0.5\n  lr: 2.0", "is not YAML: lr stands there twice"),
+        ("optim:\n  lr:\n  beta1: 0.5", "optim.lr has no value: give one, or leave it out"),
+        ("optim: {lr: .nan}", "optim.lr is nan: give a finite number"),
+        ("schedule: {warmup: .inf}", "schedule.warmup is inf: give a finite number"),
         ("model: {n_layer: 2.5}", "model.n_layer"),
         ("model: {norm: batchnorm}", "model.norm"),
         ("model: {preset: gpt5}", "model.preset 'gpt5' is unknown"),
@@ -94,6 +99,8 @@ def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: 
         (["--optim.lr=fast"], "optim.lr"),
         (["--config"], "--config needs the name of a YAML file"),
         (["--config=nowhere.yaml"], "nowhere.yaml can't be read: No such file"),
+        (["--optim.lr=1e400"], "optim.lr is inf: give a finite number"),
+        (["--run.lock_patience_seconds=.nan"], "run.lock_patience_seconds is nan: give a finite number"),
         (["stray"], "stray"),
         (["--model.n_layer"], "expected one argument"),
     ],
@@ -102,6 +109,13 @@ def test_mistakes_on_the_command_line_are_one_line(arguments: list[str], message
     with pytest.raises(UserError) as caught:
         read_config(arguments)
     assert message in str(caught.value)
+
+
+def test_a_file_of_something_else_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint.safetensors"
+    file.write_bytes(b"\x90\xff\x00\x01")
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors is not YAML"):
+        read_config([f"--config={file}"])
 
 
 def test_a_mistake_leaves_with_2_and_without_a_traceback(tmp_path: Path) -> None:
