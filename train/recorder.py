@@ -12,11 +12,11 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import UserError
-from common.metrics_file import MetricsFile
+from common.metrics_file import MetricsFile, record_kind
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
-from train.wandb_mirror import WandbMirror
+from train.wandb_mirror import MIRRORED, WandbMirror
 
 
 class Recorder:
@@ -82,7 +82,7 @@ class Recorder:
 
     def _record(self, record: dict[str, Any]) -> None:
         self._append(self._metrics, record)
-        if self._mirror is not None and "kind" not in record:
+        if self._mirror is not None and record_kind(record) in MIRRORED:
             self._mirror.put(record)
 
     def sync(self) -> None:

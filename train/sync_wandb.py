@@ -22,9 +22,7 @@ from common.processes import ProcessIdentity
 from common.progress import format_count
 from common.rewritten_file import read_record
 from common.run_folder import RunFolder
-from train.wandb_mirror import new_place, open_run, read_place, send, write_place
-
-MIRRORED = ("train", "validation")
+from train.wandb_mirror import MIRRORED, new_place, open_run, read_place, send, write_place
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from common.metrics_file import record_kind
 from common.publish import write_whole
 from common.run_folder import RunFolder
 from train.run_config import LogConfig
@@ -22,6 +23,7 @@ from train.run_config import LogConfig
 SERVICE_PROGRAM = "wandb-core"
 SERVICE_GRACE_SECONDS = 1.0
 MIRROR_FILE = "wandb-mirror.json"
+MIRRORED = ("train", "validation", "hellaswag")  # kinds of records: what has a curve
 QUEUE_RECORDS = 100_000  # a mirror that hangs costs memory up to here
 
 
@@ -44,17 +46,17 @@ def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: st
 
 def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
     """Log a record unless `place` says that its step has been; return whether it was, noting it in `place`."""
-    kind = "validation" if "val_loss" in record else "train"
-    if record["step"] <= place[kind]:
+    kind = record_kind(record)
+    if record["step"] <= place.get(kind, -1):
         return False
-    run.log({key: value for key, value in record.items() if key != "sequences"}, step=record["step"])
+    run.log({key: value for key, value in record.items() if key not in ("kind", "sequences")}, step=record["step"])
     place[kind] = record["step"]
     return True
 
 
 def new_place() -> dict[str, Any]:
-    """A wandb run's id, and the last step mirrored of each kind: none yet."""
-    return {"id": uuid.uuid4().hex[:12], "train": -1, "validation": -1}
+    """A wandb run's id; the last step mirrored of each kind stands beside it, of none yet."""
+    return {"id": uuid.uuid4().hex[:12]}
 
 
 def read_place(folder: RunFolder) -> dict[str, Any]:

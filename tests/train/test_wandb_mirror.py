@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from common.run_folder import RunFolder
+from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train_by_path
 
@@ -94,8 +95,8 @@ def test_a_service_that_stands_still_does_not_keep_the_run_from_ending(tmp_path:
     assert not service.is_running()
 
 
-def mirrored_steps(run: RunFolder) -> list[int]:
-    """The steps of all training records in the run's offline wandb files, in order of writing."""
+def mirrored_steps(run: RunFolder, key: str = "loss") -> list[int]:
+    """The steps of all records with this key in the run's offline wandb files, in order of writing."""
     from wandb.proto import wandb_internal_pb2 as protocol
 
     steps = []
@@ -105,7 +106,7 @@ def mirrored_steps(run: RunFolder) -> list[int]:
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
                 items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-                if "loss" in items:
+                if key in items:
                     steps.append(int(items["step"]))
     return steps
 
@@ -131,11 +132,16 @@ def leveldb_records(content: bytes) -> list[bytes]:
 
 
 def test_offline_without_an_account_every_step_appears_once_over_a_resume(tmp_path: Path, data: Path) -> None:
+    answers = write_official(tmp_path / "official.jsonl", official_rows(9, words_at_most=1))
+    hellaswag = ("--eval.hellaswag_every_steps=5", f"--eval.hellaswag_data={answers}")
     for steps in (7, 12):
-        arguments = tiny_arguments(tmp_path, data, "offline", "--log.wandb=true", f"--run.max_steps={steps}")
+        mirrored = ("--log.wandb=true", f"--run.max_steps={steps}", *hellaswag)
+        arguments = tiny_arguments(tmp_path, data, "offline", *mirrored)
         done = train_by_path(*arguments, WANDB_MODE="offline", WANDB_API_KEY="", HOME=str(tmp_path))
         assert done.returncode == 0, done.stderr
         assert "not mirroring" not in done.stdout
     run = run_of(tmp_path, "offline")
     assert mirrored_steps(run) == list(range(1, 13))
+    assert mirrored_steps(run, "val_loss") == [0, 5, 7, 10, 12]
+    assert mirrored_steps(run, "hellaswag_acc_norm") == [5, 7, 10, 12]
     assert len({path.name.split("-")[-1] for path in run.path.glob("wandb/offline-run-*")}) == 1  # one wandb run
