@@ -38,8 +38,9 @@ class Validator:
     latest_step: int | None = None
 
     def warm_up(self) -> None:
-        """Go through a validation's shapes once, unrecorded."""
-        self._evaluate(1)
+        """Go through a validation's shapes once, unrecorded, on every rank that has a share of it."""
+        a_micro_batch_each = (self.ranks.world_size - 1) * self.micro_batch + 1
+        self._evaluate(min(self.window_count, a_micro_batch_each))
 
     def validate(self, progress: Progress) -> None:
         """Measure and record. (All ranks call.)"""

@@ -1,16 +1,27 @@
 """torch.compile, activation checkpointing, DDP and weight tying, in all combinations; none changes what is learnt."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.checkpoint_files import list_checkpoints
+from common.run_folder import RunFolder
+from data_prep.token_set import TokenSet
+from data_prep.windows import Windows
+from model.config import ModelConfig
+from model.gpt import GPT
+from model.initialisation import initialise
+from model.ranks import start_ranks
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path, weights_hashes
+from train.between import Validator
+from train.checkpoint import Progress
+from train.recorder import Recorder
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler on CPUs"
@@ -107,6 +118,29 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path: Path, data: Path) -> No
     )
     assert train_by_path(*eager).returncode == 0
     assert compiled == pytest.approx(losses(run_of(tmp_path, "eager")), abs=1e-4)
+
+
+def validating_shapes(data: Path) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """The shapes that this rank's model meets in the warm-up of validation, and in a validation."""
+    ranks, windows = start_ranks("cpu"), Windows(TokenSet.open(data).split("val"), 16)
+    model = GPT(ModelConfig(vocab_size=257, block_size=16, n_layer=1, n_head=1, n_embd=8))
+    initialise(model, seed=1)
+    met: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, arguments: met.append(tuple(arguments[0].shape)))
+    recorder = Recorder(RunFolder(data), replace(ranks, rank=1), 1, first_step=0, line_every=1)  # writes nothing
+    validator = Validator(model, windows, windows.count, ranks, 4, "fp32", recorder, "")
+    validator.warm_up()
+    warm = list(met)
+    validator.validate(Progress())
+    ranks.close()
+    return warm, met[len(warm) :]
+
+
+def test_every_rank_has_met_the_shapes_of_validation_before_the_first_step(tmp_path: Path, data: Path) -> None:
+    """Each would compile for them later otherwise, while the others wait and the clock runs."""
+    for warm, later in run_ranks(3, tmp_path / "store", validating_shapes, data):
+        assert warm == [(4, 16)]
+        assert set(later) == set(warm)
 
 
 def test_without_a_compiler_true_is_refused(tmp_path: Path, data: Path) -> None:
