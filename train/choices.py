@@ -27,13 +27,14 @@ def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tu
 
     Raises UserError where nothing fits.
     """
+    asked_to_compile = config.run.compile
     config = _reuse(config, recorded, ranks.world_size)
     reasons = []
     dtype, because = resolve_dtype(config.run.dtype, ranks.device)
     if config.run.dtype == "auto":
         reasons.append(f"dtype {dtype}: {because}")
-    compile_, because = resolve_compile(config.run.compile, ranks)
-    if config.run.compile == "auto":
+    compile_, because = resolve_compile(config.run.compile, ranks, must=asked_to_compile is True)
+    if config.run.compile == "auto" or compile_ != config.run.compile:
         reasons.append(f"compile {str(compile_).lower()}: {because}")
     config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
     # the smallest answer of all ranks, so that they agree on uneven machines
@@ -55,8 +56,10 @@ def recompute_every(config: Config) -> int:
     return {"none": 0, "full": 1, "every": config.recompute.every_blocks}[config.recompute.mode]
 
 
-def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks) -> tuple[bool, str]:
+def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks, *, must: bool = True) -> tuple[bool, str]:
     """Whether to compile, and why. A toy is compiled first, on every rank: what fails there would fail in step 1.
+
+    Args: must: whether `true` was asked for, and is not an earlier start's choice.
 
     Raises UserError where compilation was asked for by `true` and can't be had.
     """
@@ -67,7 +70,7 @@ def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks) -> tuple[bool,
     problem = next((answer for answer in ranks.gather(trial_compilation(ranks.device)) if answer), None)
     if problem is None:
         return True, "a trial succeeded"
-    if choice is True:
+    if choice is True and must:
         raise UserError(f"run.compile is true, but a trial failed ({problem}): use --run.compile auto or false")
     return False, f"a trial failed ({problem})"
 

@@ -149,3 +149,14 @@ def test_without_a_compiler_true_is_refused(tmp_path: Path, data: Path) -> None:
     assert done.returncode == 2, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: run.compile is true, but a trial failed")
     assert not (tmp_path / "runs").exists()
+
+
+@needs_compiler
+def test_a_compiled_run_goes_on_without_a_compiler_unless_told_otherwise(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "moved", "--model.dropout=0")
+    train(1, tmp_path, [*arguments, "--run.compile=true", "--run.max_steps=1"])
+    none, cache = str(tmp_path / "no-compiler"), str(tmp_path / "cache")
+    done = train_by_path(*arguments, "--run.max_steps=2", CXX=none, TORCHINDUCTOR_CACHE_DIR=cache)
+    assert done.returncode == 0, done.stderr
+    assert "compile false: a trial failed" in done.stdout
+    assert max(losses(run_of(tmp_path, "moved"))) == 2
