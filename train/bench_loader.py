@@ -21,10 +21,11 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 import numpy as np
 import psutil
 
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes, format_count
 from common.publish import file_to_write, write_json_whole
 from data_prep.manifest import Manifest, Shard, shard_name
+from data_prep.preparation import positive_count
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import ByteTokenizer
 from data_prep.windows import Windows
@@ -37,13 +38,24 @@ FAR = 1_000_000_000  # a sequence number
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=1_000_000_000, help="tokens in all, 2 bytes each (default: 1e9)")
-    parser.add_argument("--block-size", type=int, default=1024, help="tokens of a sequence (default: 1024)")
-    parser.add_argument("--tokens-per-step", type=int, default=524_288, help="tokens of a step (default: 524288)")
-    parser.add_argument("--steps", type=int, default=40, help="steps that each measurement reads (default: 40)")
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)")
+    parser.add_argument(
+        "--tokens", type=positive_count, default=1_000_000_000, help="tokens in all, 2 bytes each (default: 1e9)"
+    )
+    parser.add_argument("--block-size", type=positive_count, default=1024, help="tokens of a sequence (default: 1024)")
+    parser.add_argument(
+        "--tokens-per-step", type=positive_count, default=524_288, help="tokens of a step (default: 524288)"
+    )
+    parser.add_argument(
+        "--steps", type=positive_count, default=40, help="steps that each measurement reads (default: 40)"
+    )
+    parser.add_argument(
+        "--ranks", type=positive_count, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)"
+    )
     parser.add_argument("--json", type=file_to_write, help="write the figures to this file as well")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.tokens <= arguments.block_size:
+        raise UserError(f"--tokens {arguments.tokens} fill no window of {arguments.block_size} tokens and the next one")
+    return arguments
 
 
 def make_shards(folder: Path, tokens: int) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from model.initialisation import initialise
 from model.ranks import Ranks
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path
+from tests.helpers.training import PROJECT, losses, run_of, tiny_arguments, train, train_by_path
 from train import staging
 from train.batch import BatchPlan
 from train.loader import StepLoader
@@ -220,3 +221,11 @@ def test_documents_need_a_mark_between_them(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "marks no end of text" in done.stderr
     shutil.rmtree(data)
+
+
+@pytest.mark.parametrize("wrong", [("--tokens=64",), ("--ranks", "0"), ("--block-size=0",)])
+def test_the_benchmark_refuses_what_it_cannot_measure(wrong: tuple[str, ...]) -> None:
+    command = [sys.executable, str(PROJECT / "train" / "bench_loader.py"), "--block-size=64", *wrong]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "error: " in done.stderr.splitlines()[-1]
