@@ -12,6 +12,7 @@ from model.precision import Dtype
 from train.batch import BatchPlan
 from train.choices import recompute_every
 from train.config import Config
+from train.schedule import in_steps
 
 
 def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any]], reasons: list[str]) -> list[str]:
@@ -21,6 +22,9 @@ def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any
         f"{m['threads']} thread{'' if m['threads'] == 1 else 's'} on {m['cores_allowed']} cores"
         for m in machines
     ]
+    warmup = in_steps(config.schedule.warmup, config.run.max_steps)
+    if warmup > config.run.max_steps:
+        reasons = [*reasons, f"schedule.warmup takes {warmup:,} steps: this run never reaches optim.lr"]
     return [f"run {folder.path}, {config.run.max_steps:,} steps", *ranks, *reasons]
 
 

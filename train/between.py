@@ -89,7 +89,7 @@ def check_prompts(config: EvalConfig, tokenizer_spec: dict[str, Any]) -> None:
         try:
             empty = not prompt_tokens(prompt, tokenizer)
         except UserError as error:
-            raise UserError(f"eval.prompts has {prompt!r}, but {error}: give --eval.prompts of the data's") from None
+            raise UserError(f"eval.prompts has {prompt!r}, but {error}: give other --eval.prompts") from None
         if empty:
             raise UserError("eval.prompts has an empty text, but the data mark no end of text to begin with: write one")
 

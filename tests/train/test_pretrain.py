@@ -43,6 +43,13 @@ def test_prompts_that_the_data_cannot_begin_are_refused_before_any_work(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_warm_up_longer_than_the_run_is_said(tmp_path: Path, data: Path) -> None:
+    """A trial with a lowered run.max_steps would be judged by steps at a fraction of its learning rate."""
+    done = train_by_path(*tiny_arguments(tmp_path, data, "trial", "--schedule.warmup=700", "--run.max_steps=1"))
+    assert done.returncode == 0, done.stderr
+    assert "schedule.warmup takes 700 steps: this run never reaches optim.lr" in done.stdout
+
+
 def torchrun(ranks: int, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     return subprocess.run(
