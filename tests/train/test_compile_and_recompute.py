@@ -152,6 +152,7 @@ def test_without_a_compiler_true_is_refused(tmp_path: Path, data: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_compiled_run_goes_on_without_a_compiler_unless_told_otherwise(tmp_path: Path, data: Path) -> None:
     arguments = tiny_arguments(tmp_path, data, "moved", "--model.dropout=0")
     train(1, tmp_path, [*arguments, "--run.compile=true", "--run.max_steps=1"])
