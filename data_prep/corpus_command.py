@@ -137,14 +137,21 @@ def _opened(command: Command, begun: dict[str, Any] | None) -> AbstractContextMa
 
 
 def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | None:
-    """The source as an interrupted run found it: going on needs no second look at a hub, and no second answer."""
+    """The source as an interrupted run found it: going on needs no second look at a hub, and no second answer.
+
+    None where nothing was written yet: then the settings were perhaps a mistake.
+    """
     path = arguments.out / JOURNAL_FILE
     if arguments.force or not path.exists():
         return None
     try:
-        source: dict[str, Any] = read_json(path)["plan"]["source"]
+        stored = read_json(path)
+        source: dict[str, Any] = stored["plan"]["source"]
+        nothing = not any(state["shards"] for state in stored["splits"].values())
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
+    if nothing:
+        return None
     _check_same(arguments.out, command, source, "was begun")
     return source
 

@@ -4,6 +4,7 @@ Files are cut into units that can be read on their own: a parquet row group, 8 M
 file. A place is (file, unit, row); reading a unit from a row on gives the same documents as reading it from its start.
 """
 
+import codecs
 import contextlib
 import gzip
 import hashlib
@@ -26,6 +27,7 @@ BLOCK_BYTES = 8 << 20  # of lines or text in a unit
 TEXT_PER_COMPRESSED_BYTE = 4  # about
 BATCH_ROWS = 64  # parquet rows decoded at once
 STREAM_BYTES = 1 << 20  # read-ahead of a parquet column: pages, not whole column chunks
+UTF8_CHECK_BYTES = 1 << 20
 KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's side
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".md")
 
@@ -53,6 +55,17 @@ def kind_of(name: str) -> str:
         if name.lower().endswith(suffix):
             return suffix
     raise UserError(f"{name}: only {', '.join(SUFFIXES)} can be read")
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether a file begins as UTF-8 does, as far as its first megabyte tells."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        with open(path, "rb") as file:
+            decoder.decode(file.read(UTF8_CHECK_BYTES))
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def units(path: Path, field: str) -> list[Unit]:

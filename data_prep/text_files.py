@@ -22,7 +22,7 @@ from data_prep.corpus import Files, InputFile
 from data_prep.corpus_command import Command, Opened, add_amount_options, add_work_options, run, settings_of
 from data_prep.encode_worker import ENCODING_ERRORS
 from data_prep.hub import LocalFiles
-from data_prep.inputs import SUFFIXES, TEXT_PER_COMPRESSED_BYTE, UnitReader, kind_of, units
+from data_prep.inputs import SUFFIXES, TEXT_PER_COMPRESSED_BYTE, UnitReader, is_utf8, kind_of, units
 from data_prep.preparation import add_output_options
 from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, choose_tokenizer
@@ -65,6 +65,18 @@ def find_files(paths: list[Path]) -> LocalFiles:
     return LocalFiles(root, [path.relative_to(root).as_posix() for path in found])
 
 
+def warn_of_other_encodings(files: Files) -> None:
+    """Say which text files are not UTF-8: training on replacement characters is seldom meant."""
+    texts = [index for index, file in enumerate(files.listed) if file.name.lower().endswith((".txt", ".md"))]
+    others = [index for index in texts if not is_utf8(files.path(index))]
+    if others:
+        name = files.listed[others[0]].name
+        which = f"{name} is" if len(others) == 1 else f"{len(others)} files, {name} among them, are"
+        print(
+            f"warning: {which} not UTF-8: what can't be read becomes U+FFFD (convert it with iconv)", file=sys.stderr
+        )
+
+
 def text_bytes(file: InputFile) -> int:
     """How much text a file holds, about."""
     return file.bytes * (TEXT_PER_COMPRESSED_BYTE if file.name.lower().endswith((".gz", ".zst")) else 1)
@@ -96,6 +108,7 @@ def make_tokenizer(choice: TokenizerChoice, files: Files, field: str) -> Tokeniz
 def main() -> int:
     arguments = parse_arguments()
     files = find_files(arguments.paths)
+    warn_of_other_encodings(files)
     asked: dict[str, Any] = {"files": [asdict(file) for file in files.listed]}
     label = ", ".join(map(str, arguments.paths))
     tokenizer = choose_tokenizer(arguments.tokenizer, TOKENIZERS)

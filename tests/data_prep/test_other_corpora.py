@@ -142,6 +142,24 @@ def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
         assert "Traceback" not in done.stderr
 
 
+def test_a_mistake_before_the_first_shard_binds_nobody(own_texts, tmp_path):
+    folder, _ = own_texts
+    options = ["text_files.py", folder / "a.parquet", "--out", tmp_path / "set", "--workers", 0]
+    assert run(*options, "--field", "score").returncode == 2
+    done = run(*options)
+    assert done.returncode == 0, done.stderr
+
+
+def test_text_in_another_encoding_is_warned_of(tmp_path):
+    (tmp_path / "good.txt").write_text("déjà vu " * 200_000)  # the check's megabyte ends within a character or not
+    (tmp_path / "bad.txt").write_bytes("déjà vu ".encode("latin-1") * 100)
+    for name, warned in (("good.txt", False), ("bad.txt", True)):
+        out = tmp_path / name[:-4]
+        done = run("text_files.py", tmp_path / name, "--out", out, "--workers", 0, "--tokenizer", "byte")
+        assert done.returncode == 0, done.stderr
+        assert ("warning: bad.txt is not UTF-8" in done.stderr) == warned
+
+
 def test_links_count_by_their_own_names_and_folders_may_have_a_file_s(own_texts, tmp_path):
     """As the hub's cache links files that have no suffix, and as Spark writes a table into a folder."""
     folder, documents = own_texts
