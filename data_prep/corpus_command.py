@@ -105,7 +105,10 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
     if not manifest.splits["val"] and command.settings.val_tokens:
-        print(f"warning: no validation split, as none of the documents is one in {VALIDATION_ONE_IN} by its hash")
+        print(
+            f"warning: no validation split, which training needs: none of the documents is one in {VALIDATION_ONE_IN} "
+            "by its hash; give more documents, or one long text to data_prep/shakespeare.py --file"
+        )
     return 0
 
 

@@ -26,11 +26,13 @@ from data_prep.preparation import (
 )
 from data_prep.shard_writer import ShardWriter, clear_token_set
 from data_prep.tokenization import CharTokenizer, load_tokenizer
+from data_prep.tokenizer_choice import TokenizerChoice, add_tokenizer_option, choose_tokenizer
 
 SOURCE_NAME = "shakespeare"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TRAIN_TENTHS = 9
+TOKENIZERS = ("char", "gpt2", "byte")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     add_output_options(parser, "shakespeare")
     parser.add_argument("--file", type=Path, help="a text on this disk, instead of a download")
     parser.add_argument("--url", default=URL, help="where Tiny Shakespeare is (its SHA-256 is checked)")
-    parser.add_argument("--tokenizer", choices=["char", "gpt2", "byte"], default="char", help="vocabulary (char)")
+    add_tokenizer_option(parser, TOKENIZERS, default="char")
     return parser.parse_args()
 
 
@@ -59,9 +61,9 @@ def read_text(arguments: argparse.Namespace) -> str:
     return text
 
 
-def write_set(arguments: argparse.Namespace, text: str) -> Manifest:
-    kind = arguments.tokenizer
-    tokenizer = CharTokenizer("".join(sorted(set(text)))) if kind == "char" else load_tokenizer(kind)
+def write_set(arguments: argparse.Namespace, text: str, choice: TokenizerChoice) -> Manifest:
+    own = choice.spec == "char"
+    tokenizer = CharTokenizer("".join(sorted(set(text)))) if own else load_tokenizer(choice.spec)
     clear_token_set(arguments.out)
     border = len(text) * TRAIN_TENTHS // 10
     splits = {}
@@ -72,15 +74,15 @@ def write_set(arguments: argparse.Namespace, text: str) -> Manifest:
     source = {
         "name": SOURCE_NAME,
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "settings": {"tokenizer": kind, "shard_tokens": arguments.shard_tokens},
+        "settings": {"tokenizer": choice.name, "shard_tokens": arguments.shard_tokens},
         "split": f"the first {TRAIN_TENTHS} tenths of the characters for training, the rest for validation",
     }
     return finish_set(arguments.out, tokenizer, source, ["tiktoken", "numpy"], splits)
 
 
-def check_same(arguments: argparse.Namespace, manifest: Manifest) -> None:
+def check_same(arguments: argparse.Namespace, manifest: Manifest, choice: TokenizerChoice) -> None:
     """Raise UserError where the complete set was made of another text or with another vocabulary."""
-    same = manifest.source["settings"]["tokenizer"] == arguments.tokenizer
+    same = manifest.source["settings"]["tokenizer"] == choice.name
     wanted = hashlib.sha256(read_text(arguments).encode()).hexdigest() if arguments.file else SHA256
     if not same or manifest.source["sha256"] != wanted:
         raise UserError(f"{arguments.out} was made of another text or vocabulary: choose another --out, or --force")
@@ -89,13 +91,14 @@ def check_same(arguments: argparse.Namespace, manifest: Manifest) -> None:
 def main() -> int:
     arguments = parse_arguments()
     started = time.monotonic()
+    choice = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
     with writing_alone(arguments.out):
         manifest = complete_set(arguments.out, SOURCE_NAME, force=arguments.force)
         made = manifest is None
         if manifest is not None:
-            check_same(arguments, manifest)
+            check_same(arguments, manifest, choice)
         else:
-            manifest = write_set(arguments, read_text(arguments))
+            manifest = write_set(arguments, read_text(arguments), choice)
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     seconds = time.monotonic() - started if made else None
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)

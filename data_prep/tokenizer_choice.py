@@ -23,12 +23,16 @@ class TokenizerChoice:
         return 2 if isinstance(self.spec, str) else token_dtype(self.spec["vocab_size"]).itemsize
 
 
-def add_tokenizer_option(parser: argparse._ArgumentGroup, kinds: Sequence[str]) -> None:
+Parser = argparse.ArgumentParser | argparse._ArgumentGroup
+
+
+def add_tokenizer_option(parser: Parser, kinds: Sequence[str], default: str = "gpt2") -> None:
     parser.add_argument(
         "--tokenizer",
-        default="gpt2",
+        default=default,
         metavar="KIND_OR_MODEL",
-        help=f"{', '.join(kinds)}, or a run or checkpoint (an imported model, say) whose own is taken (default: gpt2)",
+        help=f"{', '.join(kinds)}, or a run or checkpoint (an imported model, say) whose own is taken "
+        f"(default: {default})",
     )
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from common.checkpoint_files import write_checkpoint_manifest
 from data_prep import prepare_offline
 from data_prep.cached_files import GPT2_FILES, packaged_gpt2_file
 from data_prep.token_set import TokenSet
-from data_prep.tokenization import load_tokenizer
+from data_prep.tokenization import CharTokenizer, load_tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice
 from tests.helpers.http_server import Server
 from tests.helpers.parquet_files import texts, write_parquet
@@ -50,6 +51,19 @@ def test_a_text_is_split_in_order(kind, tmp_path):
     if kind == "char":
         assert opened.tokenizer_spec["symbols"] == "".join(sorted(set(TEXT)))
         assert opened.manifest.tokenizer["vocab_size"] == len(set(TEXT))
+
+
+def test_one_text_is_split_in_the_symbols_of_a_model(tmp_path):
+    spec = CharTokenizer("".join(sorted({*TEXT, "~"}))).spec
+    (tmp_path / "model").mkdir()
+    write_checkpoint_manifest(tmp_path / "model", {"files": {}, "tokenizer": spec})
+    (tmp_path / "text.txt").write_text(TEXT)
+    prepare = ["shakespeare.py", "--file", tmp_path / "text.txt", "--out", tmp_path / "set"]
+    done = run(*prepare, "--tokenizer", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    assert TokenSet.open(tmp_path / "set").tokenizer_spec == spec
+    assert "complete already" in run(*prepare, "--tokenizer", tmp_path / "model").stdout
+    assert "another text or vocabulary" in run(*prepare).stderr
 
 
 def test_tiny_shakespeare_is_the_one_everybody_trains_on(tmp_path):
