@@ -72,9 +72,7 @@ def warn_of_other_encodings(files: Files) -> None:
     if others:
         name = files.listed[others[0]].name
         which = f"{name} is" if len(others) == 1 else f"{len(others)} files, {name} among them, are"
-        print(
-            f"warning: {which} not UTF-8: what can't be read becomes U+FFFD (convert it with iconv)", file=sys.stderr
-        )
+        print(f"warning: {which} not UTF-8: what can't be read becomes U+FFFD (convert it with iconv)", file=sys.stderr)
 
 
 def text_bytes(file: InputFile) -> int:

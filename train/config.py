@@ -264,6 +264,8 @@ def _check_names(arguments: list[str], fields_known: set[str]) -> None:
     """Meet a misspelt option with the nearest name, which the parser would not give."""
     known = {f"--{name}" for name in fields_known}
     known |= {"--help", "--print_config", "--resume", "--allow-change"}
+    if arguments and not arguments[0].startswith("-"):
+        raise UserError(f"{arguments[0]} stands alone: a configuration is given as --config FILE (see --help)")
     for argument in arguments:
         name = argument.split("=")[0]
         if name.startswith("--") and len(name) > 2 and name.rstrip("+") not in known:
@@ -271,6 +273,9 @@ def _check_names(arguments: list[str], fields_known: set[str]) -> None:
 
 
 def _nearest(name: str, known: set[str]) -> str:
+    for full in sorted(known):  # the key alone, as other trainers take it
+        if full.rpartition(".")[2] == name.removeprefix("--"):
+            return f", did you mean {full}?"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f", did you mean {close[0]}?" if close else ""
 

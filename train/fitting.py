@@ -21,6 +21,11 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
     length = config.model.block_size
     for split, needed in (("train", config.batch.tokens_per_step + 1), ("val", length + 1)):
         found = len(tokens.split(split))
+        if not found:
+            raise UserError(
+                f"{tokens.folder} has no {split} split: make the set of more documents, or of one long text with "
+                "data_prep/shakespeare.py --file"
+            )
         if found < needed:
             raise UserError(
                 f"{tokens.folder} has {found:,} tokens in its {split} split, one step needs {needed:,}: "

@@ -121,6 +121,8 @@ def pretrain(context: RunContext) -> int:
     begin = Progress(manifest["step"], manifest["tokens"], manifest["sequences"]) if manifest else Progress()
     state = RunState(folder, context.lock, ranks.world_size, begin)
     if begin.step >= config.run.max_steps:
+        if checkpoint and checkpoint.resolve().parent != folder.checkpoints.resolve():
+            raise UserError(f"{checkpoint} has {begin.step} steps already: give a run.max_steps above that")
         if ranks.is_first:
             print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
             state.write_done_before()

@@ -7,6 +7,7 @@ from typing import Any
 from common.checkpoint_files import find_checkpoint, list_checkpoints, newest_good_checkpoint, read_checkpoint_manifest
 from common.errors import UserError
 from common.run_folder import RunFolder
+from model.weights import config_from_dict
 
 # What makes another run of it: these sections and fields must not change unnoticed.
 FIXED_SECTIONS = ("model", "lora")
@@ -16,10 +17,11 @@ FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from (None for a new run), and what was passed over: newer ones that are damaged.
 
-    A path outside of the run is where it begins: once it has checkpoints, the same command goes on from those.
+    A path that the run has begun from means its own newest once it has checkpoints: the same command goes on.
 
-    Raises UserError where `resume` is a path without a whole checkpoint, or to one of the run's own but the newest, or
-    `never` for a run that has some, or all of whose checkpoints are damaged.
+    Raises UserError where `resume` is a path without a whole checkpoint, to one of the run's own but the newest, or to
+    one elsewhere that a run with checkpoints did not begin from; or `never` for a run that has some; or where all of
+    the run's are damaged.
     """
     existing = list_checkpoints(folder.checkpoints)
     if resume == "never":
@@ -31,6 +33,11 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
         return None, []
     passed_over = []
     if resume != "auto" and existing and not Path(resume).resolve().is_relative_to(folder.path.resolve()):
+        if not _began_from(resume, folder):
+            raise UserError(
+                f"{folder.path} has checkpoints of its own, and did not begin from {resume}: leave --resume out to go "
+                "on with it, or give --run.name NAME for another run"
+            )
         passed_over.append(f"--resume {resume}: {folder.path} has checkpoints of its own by now")
     elif resume != "auto":
         chosen = find_checkpoint(resume)
@@ -55,6 +62,16 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
     return checkpoint, passed_over + complaints
 
 
+def _began_from(given: str, folder: RunFolder) -> bool:
+    """Whether one of the run's starts was from this checkpoint of another run's, or from that run's newest."""
+    try:
+        starts = json.loads(folder.provenance.read_text())["starts"]
+        found = [Path(start["resumed_from"]).resolve() for start in starts if start["resumed_from"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return any(Path(given).resolve() in (path, path.parent, path.parent.parent) for path in found)
+
+
 def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str]) -> None:
     """Refuse to go on with another model, other data, another seed or batch than the checkpoint's.
 
@@ -67,7 +84,8 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
     if manifest.get("lora") is not None and "lora" not in config:
         raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: go on with train/finetune.py")
     # an imported checkpoint says of itself only what model it is
-    before, now = _flat(manifest.get("config") or {"model": manifest["model"]}), _flat(config)
+    before = _flat(_with_widths(manifest.get("config") or {"model": manifest["model"]}))
+    now = _flat(_with_widths(config))
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
     for name in [*fixed, *FIXED_FIELDS]:
         if name in before and name not in allowed and before[name] != now.get(name):
@@ -90,6 +108,12 @@ def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name, value in new.items()
         if old.get(name) != value
     ]
+
+
+def _with_widths(config: dict[str, Any]) -> dict[str, Any]:
+    """The widths that null stands for in its place: an imported model states them, a configuration need not."""
+    model = config_from_dict({key: value for key, value in config["model"].items() if key != "preset"})
+    return config | {"model": config["model"] | {"mlp_hidden": model.hidden_size, "n_kv_head": model.kv_heads}}
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,8 @@ def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: 
     [
         (["--optim.lrr=1"], "unknown option --optim.lrr, did you mean --optim.lr?"),
         (["--optim.lr=fast"], "optim.lr"),
+        (["--lr=1"], "unknown option --lr, did you mean --optim.lr?"),
+        (["train/configs/smoke.yaml"], "is given as --config FILE"),
         (["--config"], "--config needs the name of a YAML file"),
         (["--config=nowhere.yaml"], "nowhere.yaml can't be read: No such file"),
         (["--optim.lr=1e400"], "optim.lr is inf: give a finite number"),

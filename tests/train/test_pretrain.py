@@ -131,9 +131,12 @@ def test_missing_data_name_the_command_that_makes_them(tmp_path: Path) -> None:
         ("--model.vocab_size=300", "has 257 ids: leave model.vocab_size out"),
         ("--run.device=cuda", "run.device is cuda, but PyTorch sees no GPU"),
         ("--resume=nowhere", "nowhere is not a folder"),
+        ("--data.path={folder}/without", "without has no val split: make the set of more documents, or of one long"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path: Path, data: Path, argument: str, message: str) -> None:
+    make_token_set(tmp_path / "without", val_tokens=0)
+    argument = argument.format(folder=tmp_path)
     line = refusal(train_by_path(*tiny_arguments(tmp_path, data, "bad"), argument, CUDA_VISIBLE_DEVICES=""))
     assert message in line
     assert not (tmp_path / "runs").exists()
@@ -172,6 +175,12 @@ def test_a_run_branches_into_a_new_name(tmp_path: Path, data: Path) -> None:
     train(1, tmp_path, [*branch, "--run.max_steps=18"])
     behind = tiny_arguments(tmp_path, data, "trunk", "--schedule.kind=constant", f"--resume={checkpoint}")
     assert "has newer checkpoints than step-00000015: --run.name NAME branches" in refusal(train_by_path(*behind))
+    elsewhere = checkpoint.with_name("step-00000150")
+    checkpoint.with_name("step-00000020").rename(elsewhere)
+    assert "did not begin from" in refusal(train_by_path(*branch, f"--resume={elsewhere}"))
+    short = train_by_path(*branch, "--run.name=short", "--run.max_steps=15")
+    assert "has 15 steps already" in refusal(short)
+    assert not run_of(tmp_path, "short").path.exists()
     shutil.rmtree(checkpoint)  # as the trunk's own retention does in time
     train(1, tmp_path, branch)  # the same command goes on with the branch: nothing of it is done again
     trunk, run = losses(run_of(tmp_path, "trunk")), run_of(tmp_path, "branch")
@@ -210,6 +219,7 @@ def test_a_checkpoint_of_weights_alone_is_trained_on(tmp_path: Path, data: Path)
     manifest = json.loads((checkpoint / "checkpoint.json").read_text())
     files = {name: facts for name, facts in manifest["files"].items() if name.startswith("weights-")}
     kept = {key: manifest[key] for key in ("format_version", "model", "tokenizer")}
+    kept["model"] |= {"mlp_hidden": 4 * 32, "n_kv_head": 2}  # which the configuration leaves out: null
     bare = kept | {"files": files, "data_identity": None, "step": 0, "tokens": 0, "sequences": 0}
     (checkpoint / "checkpoint.json").write_text(json.dumps(bare))
     train(1, tmp_path, tiny_arguments(tmp_path, data, "second", f"--resume={checkpoint}", "--run.max_steps=3"))
