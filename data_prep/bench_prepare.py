@@ -27,6 +27,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes, format_count
 from common.publish import file_to_write, sha256_file, write_json_whole
@@ -43,7 +44,7 @@ SAMPLE_SECONDS = 0.25
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--corpus", type=Path, default=DATA_FOLDER / "docstrings", help="token set whose text is used")
     parser.add_argument("--megabytes", type=int, default=200, help="text to prepare (default: 200)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contender, taking turns (default: 3)")

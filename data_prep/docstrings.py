@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from data_prep.docstring_sources import SourceFile, docstrings_in, required_distributions, source_files, topics
@@ -48,7 +49,7 @@ REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     add_output_options(parser, "docstrings")
     parser.add_argument("--requirements", type=Path, default=REQUIREMENTS, help="whose packages are read")
     parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="vocabulary (default: gpt2)")

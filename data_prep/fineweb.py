@@ -16,6 +16,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
+from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from data_prep.corpus import InputFile
 from data_prep.corpus_command import Command, Opened, add_amount_options, add_work_options, run, settings_of
@@ -33,7 +34,7 @@ TOKENS_PER_INPUT_BYTE = 0.36
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     add_output_options(parser, "fineweb-edu")
     source = parser.add_argument_group("source")
     source.add_argument("--source", type=Path, help="folder of parquet files to read instead of the hub's")

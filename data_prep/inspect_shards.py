@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_whole
@@ -28,7 +29,7 @@ SHOWN_CHARACTERS = 300
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the token set")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="which split (default: train)")
     parser.add_argument("--document", type=int, metavar="N", help="show this document, the first being 0, as a whole")

@@ -16,6 +16,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import file_to_write, sha256_file, write_json_whole
 from data_prep.cached_files import GPT2_FILES, GPT2_URL, cache_folder, gpt2_cache_file, place_gpt2_files
@@ -46,7 +47,7 @@ def hellaswag_file() -> Path:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--check", action="store_true", help="fetch nothing, only say what is there")
     parser.add_argument("--cache", type=Path, help="the folder (default: LONGHAUL_CACHE, else .cache in the project)")
     parser.add_argument("--gpt2-url", default=GPT2_URL, help="where GPT-2's vocabulary files are, if not installed")

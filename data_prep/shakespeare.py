@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import time
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from data_prep.cached_files import cache_folder
 from data_prep.download import download
@@ -36,7 +37,7 @@ TOKENIZERS = ("char", "gpt2", "byte")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     add_output_options(parser, "shakespeare")
     parser.add_argument("--file", type=Path, help="a text on this disk, instead of a download")
     parser.add_argument("--url", default=URL, help="where Tiny Shakespeare is (its SHA-256 is checked)")

@@ -16,6 +16,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from data_prep.corpus import Files, InputFile
@@ -33,7 +34,7 @@ SUBWORDS_PER_BYTE = 0.3  # of English, in GPT-2's and later vocabularies
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders to search")
     add_output_options(parser, "text_files")
     add_amount_options(parser, TOKENIZERS)

@@ -17,6 +17,7 @@ from functools import partial
 import numpy as np
 from tqdm import tqdm
 
+from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_whole
@@ -27,7 +28,7 @@ BLOCK_BYTES = 4 << 20
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the token set")
     parser.add_argument("--workers", type=int, help="shards checked at once (default: all cores)")
     parser.add_argument("--json", type=file_to_write, help="also write the result to this file")

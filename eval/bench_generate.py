@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from common.publish import write_json_whole
@@ -59,7 +60,7 @@ class Figure:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Tokens per second of generation, against transformers.")
+    parser = CommandParser("Tokens per second of generation, against transformers.")
     parser.add_argument("--run", type=Path, help="a run's folder or checkpoint (default: the preset, untrained)")
     parser.add_argument("--preset", default="gpt2-124m", help="without --run: a model of this size (default gpt2-124m)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], metavar="B", help="prompts at once")

@@ -26,6 +26,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from common.publish import write_json_whole
@@ -45,7 +46,7 @@ Scores = npt.NDArray[np.float64]
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="How fast HellaSwag is answered, against the loop everyone copies.")
+    parser = CommandParser("How fast HellaSwag is answered, against the loop everyone copies.")
     parser.add_argument("--run", type=Path, help="a run's folder or checkpoint (default: the preset, untrained)")
     parser.add_argument("--preset", default="gpt2-124m", help="without --run: a model of this size (default gpt2-124m)")
     parser.add_argument("--data", type=Path, metavar="FILE", help="HellaSwag (default: as eval/hellaswag.py)")

@@ -15,6 +15,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_whole
 from eval.arguments import add_json
@@ -26,7 +27,7 @@ RECORDS = Path(__file__).parent / "records"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Put runs beside GPT-2, GPT-3 and Arcane.")
+    parser = CommandParser("Put runs beside GPT-2, GPT-3 and Arcane.")
     parser.add_argument(
         "runs", type=Path, nargs="*", metavar="RUN", help="folders of runs (default: the committed ones)"
     )

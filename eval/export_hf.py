@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 import torch
 from safetensors.torch import save_file
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_metrics
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder, write_json_whole, write_whole
@@ -33,7 +34,7 @@ PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return 
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Export a checkpoint for Hugging Face's transformers.")
+    parser = CommandParser("Export a checkpoint for Hugging Face's transformers.")
     add_run(parser)
     parser.add_argument("out", type=folder_to_make, help="the folder to make")
     add_json(parser)

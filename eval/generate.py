@@ -17,6 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_whole
 from data_prep.tokenization import Tokenizer
@@ -61,9 +62,7 @@ class Text:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Let a trained model write.",
-    )
+    parser = CommandParser("Let a trained model write.")
     add_run(parser)
     source = parser.add_argument_group("what to go on from")
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times: side by side")

@@ -17,6 +17,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_whole
 from eval.arguments import add_device, add_json, add_run
@@ -28,7 +29,7 @@ INSTALL = "pip install 'lm-eval[hf]'"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Any task of lm-evaluation-harness on a checkpoint, offline.")
+    parser = CommandParser("Any task of lm-evaluation-harness on a checkpoint, offline.")
     add_run(parser)
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME…]", help="as lm-eval names them")
     parser.add_argument("--include-path", type=Path, metavar="DIR", help="a folder with tasks of your own (YAML)")

@@ -17,6 +17,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_whole
@@ -36,7 +37,7 @@ NOT_COMPARABLE = "nothing published: the text form's contexts are used as they s
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Which of four endings does the model find most likely?")
+    parser = CommandParser("Which of four endings does the model find most likely?")
     add_run(parser)
     parser.add_argument(
         "--data",

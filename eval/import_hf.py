@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint_files import write_checkpoint_manifest
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
@@ -42,7 +43,7 @@ PADDING_ROWS = 1024  # a table is padded to a multiple of at most this; more row
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Import a Hugging Face model as a checkpoint.")
+    parser = CommandParser("Import a Hugging Face model as a checkpoint.")
     parser.add_argument("source", help="folder with config.json and weights, or a name such as openai-community/gpt2")
     parser.add_argument("out", type=folder_to_make, help="the checkpoint's folder to make")
     parser.add_argument(

@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 import torch
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_whole
@@ -147,7 +148,7 @@ def _losses(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Loss, perplexity and bits per byte on fixed tokens.")
+    parser = CommandParser("Loss, perplexity and bits per byte on fixed tokens.")
     add_run(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="a token set (default: the run's own)")
     parser.add_argument("--split", choices=["val", "train"], default="val", help="of the token set (default val)")

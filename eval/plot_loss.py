@@ -19,6 +19,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from common.publish import file_to_write, write_whole
 from eval.reporting import drawing, figures
@@ -26,7 +27,7 @@ from eval.reporting.run_data import RunData, load_run
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Draw a run's training and validation loss and its learning rate.")
+    parser = CommandParser("Draw a run's training and validation loss and its learning rate.")
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo; still going or done")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the PNG goes (default: RUN/report/loss.png)")
     return parser.parse_args()

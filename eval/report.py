@@ -15,6 +15,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration
 from common.publish import write_json_whole, write_whole
@@ -27,7 +28,7 @@ from eval.reporting.run_data import RunData, load_runs
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make a report of runs: one HTML file and its pictures.")
+    parser = CommandParser("Make a report of runs: one HTML file and its pictures.")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, still going or done")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: the first run's report/)")
     add_json(parser, "key figures")

@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.checkpoint_files import list_checkpoints
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_json_lines, read_metrics, record_kind
 from common.progress import format_count, format_duration
@@ -55,7 +56,7 @@ class Summary:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Say what came out of a run.")
+    parser = CommandParser("Say what came out of a run.")
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo; still going or done")
     parser.add_argument(
         "--require-margin",

@@ -21,6 +21,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
@@ -31,7 +32,7 @@ LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Look at a run while it goes on.")
+    parser = CommandParser("Look at a run while it goes on.")
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo")
     parser.add_argument("--once", action="store_true", help="print the view once and leave")
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="look again after (default: 2)")

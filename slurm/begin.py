@@ -4,7 +4,6 @@ Checks the options and the data, refuses a job that comes back again and again w
 into the run's folder, and prints what the job's shell needs as assignments.
 """
 
-import argparse
 import json
 import shlex
 import sys
@@ -15,6 +14,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.checkpoint_files import list_checkpoints
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
@@ -64,7 +64,7 @@ def refuse_a_crash_loop(folder: RunFolder, start: StartId) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").strip())
+    parser = CommandParser(__doc__)
     parser.add_argument("--nodes", required=True, help="the job's nodes, the first one first, with spaces between")
     parser.add_argument("--addresses", default="", help="what Slurm calls them at, in the same order")
     parser.add_argument("--launch", choices=["torchrun", "srun"], default="torchrun")

@@ -4,7 +4,6 @@ The run's `state` decides, not an exit code: torchrun ends with 1 after a clean 
 end of every job and does what the exit status says.
 """
 
-import argparse
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from common.run_folder import RunFolder
 from slurm.controller import fields
@@ -140,9 +140,8 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=f"{(__doc__ or '').strip()} Exit status: "
-        + ", ".join(f"{status} {action}" for action, status in EXIT_STATUS.items())
+    parser = CommandParser(
+        f"{__doc__}\nExit status: " + ", ".join(f"{status} {action}" for action, status in EXIT_STATUS.items())
     )
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--job", default="", help="what `scontrol -o show job` says of the job")

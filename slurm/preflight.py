@@ -4,7 +4,6 @@ The head listens where the ranks will meet. Every other node calls it and says w
 in the data's. A node that stays silent is named.
 """
 
-import argparse
 import json
 import os
 import socket
@@ -16,6 +15,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from data_prep.token_set import TokenSet
 from slurm.beginning import Beginning, read_mark
@@ -122,7 +122,7 @@ def check_nodes(beginning: Beginning, nodes: list[str], number: int, patience_se
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").strip())
+    parser = CommandParser(__doc__)
     parser.add_argument("--nodes", required=True, help="the job's nodes, the first one first, with spaces between")
     parser.add_argument("--patience-seconds", type=float, default=PATIENCE_SECONDS)
     parser.add_argument("beginning", help="what the first node knows of this start, as JSON")

@@ -1,6 +1,5 @@
 """Where the ranks of a job meet: the head node's address, and a port that no other job and no start before uses."""
 
-import argparse
 import ipaddress
 import socket
 import sys
@@ -11,6 +10,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 import psutil
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from slurm.starts import StartId
 
@@ -103,8 +103,8 @@ def own_name_is_useless() -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description="Print the network interface that gloo must be told, if it would not find it by the host name."
+    parser = CommandParser(
+        "Print the network interface that gloo must be told, if it would not find it by the host name."
     )
     parser.add_argument("other", help="address or name of another node of the job")
     other = parser.parse_args().other

@@ -7,7 +7,6 @@ Goodput is the time of steps that count over the time the nodes were allocated: 
 that were done twice are what it lacks.
 """
 
-import argparse
 import itertools
 import sys
 import time
@@ -20,6 +19,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 import yaml
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_json_lines, read_metrics
 from common.progress import format_count, format_duration
@@ -153,7 +153,7 @@ def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs; default: all below --root")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where runs are; default runs")
     parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the figures there, too")

@@ -27,6 +27,7 @@ from submitit.core.utils import FailedJobError
 from submitit.local.local import LocalJob
 from submitit.slurm.slurm import SlurmExecutor
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.run_folder import RunFolder
 from slurm.starts import append_submission
@@ -65,7 +66,7 @@ class Job:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--config", required=True, metavar="FILE", help="the run's configuration")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="0: train on CPUs")

@@ -25,6 +25,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes
 from common.publish import file_to_write, write_json_whole
@@ -43,7 +44,7 @@ BYTES_PER_PARAMETER = 4 * (1 + 2)  # float32: the weight and AdamW's two moments
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--preset", nargs="+", default=["gpt2-124m"], choices=sorted(PRESETS), help="models to save")
     parser.add_argument("--quick", action="store_true", help="save a tiny model instead, to see the script run")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="numbers of ranks (default: 1 2)")

@@ -21,6 +21,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 import numpy as np
 import psutil
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes, format_count
 from common.publish import file_to_write, write_json_whole
@@ -37,7 +38,7 @@ FAR = 1_000_000_000  # a sequence number
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument(
         "--tokens", type=positive_count, default=1_000_000_000, help="tokens in all, 2 bytes each (default: 1e9)"
     )

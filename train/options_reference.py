@@ -12,6 +12,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from train.config import PROJECT, build_parser, field_names
 from train.finetune import finetune_command
@@ -63,7 +64,7 @@ def _row(action: argparse.Action) -> str | None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Write docs/options.md from the options that train/pretrain.py takes.")
+    parser = CommandParser("Write docs/options.md from the options that train/pretrain.py takes.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit status 1 if the page is out of date")
     arguments = parser.parse_args()
     text = reference()

@@ -7,7 +7,6 @@ metrics.jsonl is the record; lines that a resume superseded are left out. wandb-
 wandb run's id and how far it is. Offline (the default) this writes a folder for `wandb sync` below RUN/wandb.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import yaml
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_metrics, record_kind
 from common.processes import ProcessIdentity
@@ -26,7 +26,7 @@ from train.wandb_mirror import MIRRORED, new_place, open_run, read_place, send, 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--again", action="store_true", help="everything once more, into a new wandb run")
     arguments = parser.parse_args()

@@ -18,6 +18,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from common.progress import format_duration
 from common.publish import write_json_whole
@@ -61,7 +62,7 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--faults", type=int, default=20, help="how many (default 20)")
     parser.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     parser.add_argument("--json", type=Path, help="the report, rewritten after each fault")

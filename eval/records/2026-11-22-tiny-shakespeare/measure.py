@@ -5,7 +5,6 @@
 RUN is a run's folder or a checkpoint, of the causal model or of the leaking one. All in float32.
 """
 
-import argparse
 import importlib.util
 import json
 import sys
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from common.publish import write_json_whole
@@ -34,7 +34,7 @@ WINDOWS_AT_A_TIME = 64
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Loss at each position of a run of the study, and its leak.")
+    parser = CommandParser("Loss at each position of a run of the study, and its leak.")
     parser.add_argument("run", type=Path, help="a run's folder or a checkpoint")
     parser.add_argument("--data", default="data/shakespeare", help="the token set (data/shakespeare)")
     parser.add_argument("--stride", type=int, default=7, help="characters between windows of the loss by position (7)")

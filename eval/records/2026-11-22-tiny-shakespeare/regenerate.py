@@ -24,6 +24,7 @@ if __name__ == "__main__":  # run by path: put the project, not this folder, fir
 
 import yaml
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_metrics, record_kind
 from common.publish import write_json_whole, write_whole
@@ -56,7 +57,7 @@ RUNS = {
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--only", action="append", choices=list(RUNS), help="only this run; may be repeated")
     parser.add_argument("--file", type=Path, help="Tiny Shakespeare on this disk, instead of a download")
     parser.add_argument("--data", type=Path, default=PROJECT / "data" / "shakespeare", help="where the token set goes")
