@@ -6,7 +6,7 @@
 #   RANKS=N                   processes that `make demo` trains with (default: 2, or 1 where there is one core)
 #   DEMO_OPTIONS="--optim.lr 1e-3"   more options of train/pretrain.py for `make demo`
 #   TESTS="tests/model -k x"  what `make test` runs (default: everything)
-#   JOBS=N                    processes that `make test` runs in (default: the cores, 8 at most)
+#   JOBS=N                    processes that `make test` runs in (default: one more than cores, 8 at most)
 #   FREE_GIB=N                GiB that must be free before an installation (0: any)
 
 SHELL := /bin/sh
@@ -19,7 +19,8 @@ TORCH_INDEX ?=
 FREE_GIB ?=
 CORES := $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 RANKS ?= $(shell [ "$$(uname -s)" = Linux ] && [ $(CORES) -ge 2 ] && echo 2 || echo 1)
-JOBS ?= $(shell [ $(CORES) -gt 8 ] && echo 8 || echo $(CORES))
+# one more than cores: many tests wait for processes, files and clocks
+JOBS ?= $(shell [ $(CORES) -gt 7 ] && echo 8 || echo $$(($(CORES) + 1)))
 TESTS ?=
 DEMO_OPTIONS ?=
 
