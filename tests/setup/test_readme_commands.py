@@ -80,7 +80,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / ".venv").symlink_to(sys.prefix)
     corpus = root / "data" / "docstrings"
     made = make_token_set(corpus, train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
-    replace(made.manifest, source={"name": "docstrings"}).write(corpus)
+    stand_in = {"name": "docstrings", "settings": {"tokenizer": "gpt2", "max_documents": None}}  # so it is left alone
+    replace(made.manifest, source=stand_in).write(corpus)
     write_official(root / "hellaswag.jsonl", official_rows(8))
     make_source(root / "parquet", files=2, documents=200, row_group=50)
     return root
