@@ -6,6 +6,7 @@ Precedence, lowest first: defaults, `model.preset`, the YAML file, the command l
 import difflib
 import itertools
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
@@ -88,11 +89,33 @@ class Options:
     print_config: bool
 
 
+IN_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "list": 'a list such as ["a", "b"]',
+    "NoneType": "null",
+}
+
+
 class _Parser(ArgumentParser):
-    """jsonargparse, with its complaints as one line."""
+    """jsonargparse, with its complaints as one line, about types in words."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+        raise UserError(f"{_about_a_type(message) or message} (see --help)")
+
+
+def _about_a_type(message: str) -> str | None:
+    """jsonargparse's complaint about a value of the wrong type in our words; None for any other complaint."""
+    found = re.search(r'Parser key "([\w.]+)".*(?:Got value|Given value): (.*)', message, re.DOTALL)
+    expected = re.findall(r"Expected a (?:<class '(\w+)'>|typing.Literal\[(.*?)\])", message)
+    if not found or not expected:
+        return None
+    choices = [
+        IN_WORDS.get(kind, kind) or literals.replace("'", "").replace(", ", " or ") for kind, literals in expected
+    ]
+    return f"{found[1]} is {found[2].strip()}: give {' or '.join(choices)}"
 
 
 @dataclass(frozen=True)
@@ -178,6 +201,8 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
         config = command.kind(**{item.name: getattr(sections, item.name) for item in fields(command.kind)})
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
+    if unknown := [name for name in parsed.allow_change if name not in known]:
+        raise UserError(f"--allow-change {unknown[0]}: there is no such option{_nearest(unknown[0], known)}")
     if config.run.name is None:
         config = replace(config, run=replace(config.run, name=Path(files[-1]).stem))
     return config, Options(str(parsed.resume), list(parsed.allow_change), bool(parsed.print_config))
@@ -276,7 +301,7 @@ def _nearest(name: str, known: set[str]) -> str:
     for full in sorted(known):  # the key alone, as other trainers take it
         if full.rpartition(".")[2] == name.removeprefix("--"):
             return f", did you mean {full}?"
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f", did you mean {close[0]}?" if close else ""
 
 

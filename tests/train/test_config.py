@@ -97,6 +97,11 @@ def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: 
     [
         (["--optim.lrr=1"], "unknown option --optim.lrr, did you mean --optim.lr?"),
         (["--optim.lr=fast"], "optim.lr"),
+        (["--optim.lr=fast"], "optim.lr is fast: give a number (see --help)"),
+        (["--batch.micro_batch=many"], "batch.micro_batch is many: give a whole number or auto (see --help)"),
+        (["--model.window=wide"], "model.window is wide: give a whole number or null (see --help)"),
+        (["--eval.prompts=Hello"], 'eval.prompts is Hello: give a list such as ["a", "b"] (see --help)'),
+        (["--allow-change=model.n_embdd"], "there is no such option, did you mean model.n_embd?"),
         (["--lr=1"], "unknown option --lr, did you mean --optim.lr?"),
         (["train/configs/smoke.yaml"], "is given as --config FILE"),
         (["--config"], "--config needs the name of a YAML file"),
