@@ -85,7 +85,7 @@ class Manifest:
         path = folder / MANIFEST_FILE
         try:
             fields = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(_missing(folder)) from None
         except (ValueError, OSError) as error:
             raise UserError(f"{path} can't be read ({error}): prepare the set again with --force") from None
@@ -112,6 +112,8 @@ def _missing(folder: Path) -> str:
             f"there is no token set in {folder}: make one, for example with "
             f"'python data_prep/docstrings.py --out {folder}' or 'python data_prep/fineweb.py --out {folder}'"
         )
+    if folder.is_file():
+        return f"{folder} is a file: a token set is a folder, which data_prep/text_files.py makes of texts"
     if any(folder.glob("*.bin*")):
         return f"{folder} is incomplete (no {MANIFEST_FILE}): run its preparation command again, it continues"
     return f"{folder} holds no token set (no {MANIFEST_FILE}): is it the right folder?"

@@ -141,7 +141,8 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
     if seconds:
         tokens = sum(row["tokens"] for row in figures["splits"].values())
         print(f"{format_count(tokens)} tokens in {format_duration(seconds)}, {format_count(tokens / seconds)} tokens/s")
-    print(f"validation set sha256 {manifest.val_sha256}")
+    if manifest.splits["val"]:
+        print(f"validation set sha256 {manifest.val_sha256}")
     if json_file:
         write_json_whole(json_file, figures)
 

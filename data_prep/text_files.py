@@ -100,7 +100,9 @@ def collect_symbols(files: Files, field: str) -> str:
 
 def make_tokenizer(choice: TokenizerChoice, files: Files, field: str) -> Tokenizer:
     if choice.spec == "char":
-        return CharTokenizer(collect_symbols(files, field), end_of_text=True)
+        if not (symbols := collect_symbols(files, field)):
+            raise UserError("there is no text in the files")
+        return CharTokenizer(symbols, end_of_text=True)
     return load_tokenizer(choice.spec)
 
 

@@ -85,7 +85,9 @@ def main() -> int:
 
 
 def summarise(folder: RunFolder) -> Summary:
-    """Read a run's figures. Raises UserError where it has not come to a validation yet."""
+    """Read a run's figures. Raises UserError where there is no run, or it has not come to a validation yet."""
+    if not folder.metrics.exists():
+        raise UserError(f"{folder.path} is no run's folder: it has no {folder.metrics.name}")
     records = read_metrics(folder.metrics)
     train = [record for record in records if record_kind(record) == "train"]
     validation = [record for record in records if record_kind(record) == "validation"]

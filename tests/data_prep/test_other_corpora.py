@@ -140,6 +140,7 @@ def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
     folder, _ = own_texts
     (tmp_path / "dangling").mkdir()
     (tmp_path / "dangling" / "gone.parquet").symlink_to(tmp_path / "nowhere.parquet")
+    (tmp_path / "empty.txt").touch()
     (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{torn\n')
     cases = [
         ([tmp_path / "nowhere"], "no file or folder"),
@@ -149,6 +150,7 @@ def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
         ([tmp_path / "broken.jsonl", "--tokenizer", "char"], "broken.jsonl: Expecting"),
         ([folder / "a.parquet", "--field", "score"], "no text in its column 'score' but double"),
         ([tmp_path / "dangling"], "can't read"),
+        ([tmp_path / "empty.txt", "--tokenizer", "char"], "there is no text"),
     ]
     for number, (options, words) in enumerate(cases):
         done = run("text_files.py", *options, "--out", tmp_path / f"set{number}", "--workers", 0)

@@ -244,3 +244,9 @@ def test_clearing_touches_only_the_sets_own_files(tmp_path):
         (tmp_path / name).write_text("x")
     clear_token_set(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "train-1.bin"]
+
+
+def test_a_file_in_place_of_a_set_is_told(tmp_path):
+    (tmp_path / "mine.txt").write_text("text")
+    with pytest.raises(UserError, match=r"mine\.txt is a file: a token set is a folder"):
+        TokenSet.open(tmp_path / "mine.txt")

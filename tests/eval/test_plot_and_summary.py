@@ -97,6 +97,11 @@ def test_summary_reports_the_figures(run: RunFolder, tmp_path: Path) -> None:
     assert "step 20" not in result.stdout, "only the last samples are shown"
 
 
+def test_summary_of_no_run_is_one_line(tmp_path: Path) -> None:
+    result = run_script("summary.py", "runs/none", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, "error: runs/none is no run's folder: it has no metrics.jsonl\n")
+
+
 @pytest.mark.parametrize(("short_of_entropy", "status"), [(0.99, 1), (1.01, 0)])
 def test_summary_requires_the_margin(run: RunFolder, tmp_path: Path, short_of_entropy: float, status: int) -> None:
     write_metrics(run, validation_entropy(tmp_path / "tokens") - short_of_entropy)
