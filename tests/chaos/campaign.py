@@ -36,6 +36,7 @@ class Run:
     seen_bytes: int = 0  # of metrics.jsonl
     reached: int = 0  # the last step its newest start recorded
     position: int = 0  # the step it must go on from
+    failed_saves: int = 0  # which it was allowed to go on without, so that two saves are further apart
     damaged: set[Path] = field(default_factory=set)  # by the harness
     unnoticed: dict[Path, Row] = field(default_factory=dict)  # damage that no start has complained about yet
 
@@ -134,7 +135,8 @@ class Campaign:
             if path not in run.damaged:
                 complaint = complaint or f"{path.name} was published broken: {why}"
         reached, position = run.reached, newest_whole(run.folder.checkpoints)
-        allowed = 0 if outcome.nothing_lost else MOST_LOST
+        run.failed_saves += outcome.failed_saves
+        allowed = 0 if outcome.nothing_lost else MOST_LOST + run.failed_saves * SAVE_EVERY
         if reached - position > allowed:
             complaint = complaint or f"lost {reached - position} steps, at most {allowed} are promised"
         run.position = run.reached = position

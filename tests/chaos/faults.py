@@ -31,12 +31,14 @@ class Outcome:
 
     seconds_to_detect: from the fault until all processes were gone (or the second trainer was refused).
     complaint: what was not as it should be; "" for nothing. nothing_lost: the trainer stopped cleanly, or never began.
+    failed_saves: for want of room, where the run may go on without them.
     """
 
     seconds_to_detect: float
     outcome: str
     complaint: str = ""
     nothing_lost: bool = False
+    failed_saves: int = 0
 
 
 class Victims:
@@ -50,6 +52,14 @@ class Victims:
 
     def recorded_step(self) -> int:
         return last_step(read_json_lines(self.run.metrics)) or 0
+
+    def reached_step(self) -> int:
+        """The last step of the newest start, or where it began, which may be behind what an earlier one recorded."""
+        records = read_json_lines(self.run.metrics)
+        starts = [number for number, record in enumerate(records) if record.get("kind") == "start"]
+        if not starts:
+            return 0
+        return last_step(records[starts[-1] :]) or int(records[starts[-1]]["step"])
 
     def wait_for_steps(self, count: int, seconds: float) -> bool:
         """Wait until so many more steps are recorded, or the run ends; False if neither happens in time."""
@@ -134,20 +144,20 @@ def _asked_to_stop(victims: Victims, ask: Callable[[], object], *, may_be_unhear
         return Outcome(seconds, "", _orphans(alive))
     state = victims.run.read_state() or {}
     saved = newest_whole(victims.run.checkpoints)
-    recorded = victims.recorded_step()
+    recorded, reached = victims.recorded_step(), victims.reached_step()
     if recorded - before > STEPS_UNTIL_STOPPED and may_be_unheard and state.get("status") == "done":
         # torchrun's workers ignore signals until they listen; those to train/launch.py are kept for them
         return Outcome(seconds, "came before the rank listened, and the run went on to its end", nothing_lost=True)
     if recorded - before > STEPS_UNTIL_STOPPED:
         return Outcome(seconds, "", f"{recorded - before} steps were done after the request to stop")
-    if state.get("status") in ("preempted", "done") and saved == recorded == state["step"]:
+    if state.get("status") in ("preempted", "done") and saved == reached == state["step"]:
         return Outcome(seconds, f"{state['status']} ({state['reason']}), status {trainer.status}", nothing_lost=True)
     if may_be_unheard:
         return Outcome(seconds, f"ended before it listened, status {trainer.status}")
     return Outcome(
         seconds,
         "",
-        f"no clean stop: state {state.get('status')} ({state.get('reason')}), {recorded} steps, {saved} saved",
+        f"no clean stop: state {state.get('status')} ({state.get('reason')}), {reached} steps, {saved} saved",
     )
 
 
@@ -183,7 +193,9 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
     stopped = victims.stop()  # with room again it must save
     if NO_RECORD in trainer.said() and not marked(trainer.mark):
         return Outcome(seconds, f"stopped without room for its record, status {trainer.status}", complaint)
-    return Outcome(seconds, f"went on; {stopped.outcome}", complaint or stopped.complaint, stopped.nothing_lost)
+    failed = trainer.said().count("could not be saved")
+    complaint = complaint or stopped.complaint
+    return Outcome(seconds, f"went on; {stopped.outcome}", complaint, stopped.nothing_lost, failed_saves=failed)
 
 
 def goes_on_without_room(fault: Fault) -> bool:
