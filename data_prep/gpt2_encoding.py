@@ -1,4 +1,4 @@
-"""GPT-2's encoding by tiktoken, nearly twice as fast: the same ids, the text cut into pieces without looking ahead.
+"""GPT-2's encoding by tiktoken, faster: the same ids, the text cut into pieces without looking ahead.
 
 GPT-2's pattern cuts a text into pieces, which merges never cross, and leaves the last of several white-space characters
 to what follows: `\\s+(?!\\S)` (Radford et al. 2019). To look ahead, tiktoken needs a backtracking engine, which takes
