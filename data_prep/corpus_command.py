@@ -142,7 +142,7 @@ def _opened(command: Command, begun: dict[str, Any] | None) -> AbstractContextMa
 def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | None:
     """The source as an interrupted run found it: going on needs no second look at a hub, and no second answer.
 
-    None where nothing was written yet: then the settings were perhaps a mistake.
+    None as well where it had written nothing yet and was asked for something else: that was perhaps a mistake.
     """
     path = arguments.out / JOURNAL_FILE
     if arguments.force or not path.exists():
@@ -150,18 +150,23 @@ def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | 
     try:
         stored = read_json(path)
         source: dict[str, Any] = stored["plan"]["source"]
-        nothing = not any(state["shards"] for state in stored["splits"].values())
+        written = any(state["shards"] for state in stored["splits"].values())
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
-    if nothing:
+    if not written and _difference(command, source):
         return None
     _check_same(arguments.out, command, source, "was begun")
     return source
 
 
-def _check_same(folder: Path, command: Command, stored: dict[str, Any], what: str) -> None:
+def _difference(command: Command, stored: dict[str, Any]) -> str | None:
+    """In what a source as it was written down differs from the one that is asked for; None for nothing."""
     wanted = {"name": command.name, **command.asked, "settings": asdict(command.settings)}
-    if difference := first_difference({key: stored.get(key) for key in wanted}, wanted):
+    return first_difference({key: stored.get(key) for key in wanted}, wanted)
+
+
+def _check_same(folder: Path, command: Command, stored: dict[str, Any], what: str) -> None:
+    if difference := _difference(command, stored):
         raise UserError(f"{folder} {what} with another {difference}: use the same, another --out, or --force")
 
 

@@ -351,8 +351,9 @@ def test_few_files_are_held_unless_asked(hub, tmp_path):
     assert len(list((tmp_path / "kept" / "download").rglob("*.parquet"))) == 12
 
 
-def test_a_killed_download_goes_on_at_the_pinned_revision(hub, undisturbed, tmp_path):
-    hub.faults[resolve(1)] = [Fault(cut=66_000), Fault(status=404)]
+@pytest.mark.parametrize("number", [0, 1])  # before the first shard, and after some
+def test_a_killed_download_goes_on_at_the_pinned_revision(number, hub, undisturbed, tmp_path):
+    hub.faults[resolve(number)] = [Fault(cut=66_000), Fault(status=404)]
     first = from_hub(tmp_path / "set", hub)
     assert first.returncode == 2
     assert "no such file" in first.stderr
@@ -363,8 +364,8 @@ def test_a_killed_download_goes_on_at_the_pinned_revision(hub, undisturbed, tmp_
     second = from_hub(tmp_path / "set", hub)
     assert second.returncode == 0, second.stderr
     assert TokenSet.open(tmp_path / "set").manifest.splits == TokenSet.open(undisturbed).manifest.splits
-    assert len(hub.asked(resolve(0))) == 1
-    assert hub.asked(resolve(1))[-1].range is not None
+    assert number == 0 or len(hub.asked(resolve(0))) == 1
+    assert hub.asked(resolve(number))[-1].range is not None
 
 
 def test_a_download_of_another_revision_is_not_taken_for_this_one(hub, undisturbed, tmp_path):
