@@ -6,12 +6,11 @@ Precedence, lowest first: defaults, `model.preset`, the YAML file, the command l
 import difflib
 import itertools
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, get_args
+from typing import Any, Generic, TypeVar, get_args
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -21,6 +20,7 @@ from common.run_folder import RunFolder
 from model.config import PRESETS, ModelConfig, preset_config
 from train.batch import BatchConfig
 from train.optim_config import OptimConfig
+from train.option_parser import OptionParser
 from train.run_config import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RecomputeConfig, RunConfig
 from train.schedule import ScheduleConfig
 
@@ -89,35 +89,6 @@ class Options:
     print_config: bool
 
 
-IN_WORDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "text",
-    "list": 'a list such as ["a", "b"]',
-    "NoneType": "null",
-}
-
-
-class _Parser(ArgumentParser):
-    """jsonargparse, with its complaints as one line, about types in words."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(f"{_about_a_type(message) or message} (see --help)")
-
-
-def _about_a_type(message: str) -> str | None:
-    """jsonargparse's complaint about a value of the wrong type in our words; None for any other complaint."""
-    found = re.search(r'Parser key "([\w.]+)".*(?:Got value|Given value): (.*)', message, re.DOTALL)
-    expected = re.findall(r"Expected a (?:<class '(\w+)'>|typing.Literal\[(.*?)\])", message)
-    if not found or not expected:
-        return None
-    choices = [
-        IN_WORDS.get(kind, kind) or literals.replace("'", "").replace(", ", " or ") for kind, literals in expected
-    ]
-    return f"{found[1]} is {found[2].strip()}: give {' or '.join(choices)}"
-
-
 @dataclass(frozen=True)
 class Command(Generic[Kind]):
     """An entry that trains: how its command line is read.
@@ -141,7 +112,7 @@ PRETRAIN = Command(
 
 
 def build_parser(command: Command[Any] = PRETRAIN) -> ArgumentParser:
-    parser = _Parser(
+    parser = OptionParser(
         prog=command.prog,
         description=command.description,
         default_env=False,
