@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,15 +37,21 @@ def make_read_only(folder: Path) -> None:
 
 
 @contextmanager
-def read_only_from_now_on(folder: Path) -> Iterator[None]:
-    """Let nothing be made or renamed below a folder, whatever is open there. Skips the test if that isn't allowed."""
+def read_only_from_now_on(folder: Path, aside: Path) -> Iterator[None]:
+    """Let nothing be made or renamed below a folder, whatever is open there. Skips the test if that isn't allowed.
+
+    A mount can't be made read-only while a file is open for writing through it, so it is made so at `aside`, a folder
+    of its own, where nobody writes, and comes to `folder` in one step, as a copy that is read-only from its beginning.
+    """
     if os.geteuid() != 0:
         pytest.skip("mounting a folder takes root")
-    mounted = subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, text=True)
+    aside.mkdir()
+    mounted = subprocess.run(["mount", "--bind", str(folder), str(aside)], capture_output=True, text=True)
     if mounted.returncode != 0:
         pytest.skip(f"no folder can be mounted here: {mounted.stderr.strip()}")
-    try:
-        subprocess.run(["mount", "-o", "remount,ro,bind", str(folder)], check=True)
+    with ExitStack() as undo:
+        undo.callback(subprocess.run, ["umount", "-l", str(aside)], check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(aside)], check=True)
+        subprocess.run(["mount", "--bind", str(aside), str(folder)], check=True)
+        undo.callback(subprocess.run, ["umount", "-l", str(folder)], check=True)
         yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)

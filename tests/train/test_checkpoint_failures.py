@@ -134,7 +134,7 @@ def test_a_run_whose_whole_folder_turns_read_only_ends_in_one_line(tmp_path: Pat
     group = RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr)
     while not list_checkpoints(run.checkpoints):
         assert group.processes[0].is_alive()
-    with read_only_from_now_on(run.path):
+    with read_only_from_now_on(run.path, tmp_path / "read-only"):
         assert group.join() == [2]
         assert "Read-only file system; a checkpoint needs" in stderr.read_text()
         assert "Traceback" not in stderr.read_text()
