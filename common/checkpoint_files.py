@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.publish import canonical_json, sha256_file, write_json_whole
+from common.publish import canonical_json, finite_or_null, sha256_file, write_json_whole
 from common.run_folder import RunFolder
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
@@ -61,7 +61,8 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
 
 def write_checkpoint_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
     """Write `checkpoint.json`: these facts (`files` among them), the format's version, and a SHA-256 of all of it."""
-    manifest = json.loads(json.dumps({"format_version": FORMAT_VERSION, **facts}))  # as it will be read
+    facts = finite_or_null({"format_version": FORMAT_VERSION, **facts})
+    manifest = json.loads(json.dumps(facts))  # as it will be read
     write_json_whole(checkpoint / CHECKPOINT_MANIFEST, {**manifest, OWN_HASH: _own_hash(manifest)})
 
 

@@ -7,10 +7,11 @@ to 1,000: the later ones hold, and the reader drops the earlier.
 
 import errno
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
+
+from common.publish import finite_or_null
 
 
 class MetricsFile:
@@ -28,7 +29,7 @@ class MetricsFile:
 
         Raises OSError where it can't be written whole; nothing may be appended afterwards.
         """
-        line = json.dumps({key: _finite(value) for key, value in record.items()}, allow_nan=False).encode() + b"\n"
+        line = json.dumps(finite_or_null(record), allow_nan=False).encode() + b"\n"
         if self._file.write(line) != len(line):  # a disk takes what it has room for
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -42,10 +43,6 @@ class MetricsFile:
             self.sync()
         finally:
             self._file.close()
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _ends_with_newline(path: Path) -> bool:

@@ -5,6 +5,7 @@ Written aside, synced, renamed: a reader or a restart after a crash at any insta
 
 import hashlib
 import json
+import math
 import os
 import uuid
 from collections.abc import Callable
@@ -19,6 +20,15 @@ TEMPORARY_SUFFIX = ".tmp"
 def canonical_json(value: Any) -> str:
     """The one text of a JSON value (sorted keys, no spaces), for hashing and comparing."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def finite_or_null(value: Any) -> Any:
+    """A JSON value with null in the place of NaN and infinities, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite_or_null(item) for key, item in value.items()}
+    return [finite_or_null(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def sha256_file(path: Path | str, block_bytes: int = 1 << 20) -> str:
@@ -78,8 +88,8 @@ def write_whole(path: Path | str, data: bytes | str, wanted: Callable[[], bool] 
 
 
 def write_json_whole(path: Path | str, value: Any, wanted: Callable[[], bool] = lambda: True) -> bool:
-    """Replace a file by a JSON value, indented for people; see `write_whole`."""
-    return write_whole(path, json.dumps(value, indent=2) + "\n", wanted)
+    """Replace a file by a JSON value, indented for people; see `finite_or_null` and `write_whole`."""
+    return write_whole(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n", wanted)
 
 
 def file_to_write(name: str | Path) -> Path:

@@ -35,7 +35,7 @@ from data_prep.windows import Tokens, document_ids
 from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.loading import Loaded, load_checkpoint, start_evaluation
 from model.gpt import GPT
-from model.precision import Dtype, autocast
+from model.precision import NO_NUMBERS, Dtype, autocast
 from model.ranks import Ranks
 
 Sums = npt.NDArray[np.float64]
@@ -194,6 +194,8 @@ def main() -> int:
             split_documents_at=border,
             done=bar.update,
         )
+    if math.isnan(blocks.loss().value):
+        raise UserError(NO_NUMBERS)
     if ranks.is_first:
         report = describe(loaded, tokens, blocks, arguments, stride, border is not None)
         show(report, time.monotonic() - started)

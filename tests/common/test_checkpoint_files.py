@@ -29,6 +29,13 @@ def make_checkpoint(checkpoints: Path, step: int, content: bytes = b"weights") -
     return folder
 
 
+def test_a_fact_that_is_no_number_leaves_the_manifest_whole(tmp_path: Path) -> None:
+    write_checkpoint_manifest(tmp_path, {"files": {}, "val_loss": float("nan"), "best": [float("inf")]})
+    assert "NaN" not in (tmp_path / "checkpoint.json").read_text()
+    manifest = verify_checkpoint(tmp_path)
+    assert (manifest["val_loss"], manifest["best"]) == (None, [None])
+
+
 def flip_a_bit(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(b"veights")
 

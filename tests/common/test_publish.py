@@ -1,5 +1,7 @@
 """Nothing stands under its final name before it is whole; mistakes are one line."""
 
+import json
+import math
 import os
 import socket
 import subprocess
@@ -11,7 +13,14 @@ import pytest
 
 from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
-from common.publish import canonical_json, file_to_write, publish_folder, sha256_file, write_whole
+from common.publish import (
+    canonical_json,
+    file_to_write,
+    publish_folder,
+    sha256_file,
+    write_json_whole,
+    write_whole,
+)
 
 PROJECT = Path(__file__).resolve().parents[2]
 KILLED_WHILE_WRITING = """
@@ -23,6 +32,15 @@ while True:
     for letter in (b"a", b"b"):
         write_whole({path!r}, letter * 3_000_000)
 """
+
+
+def test_what_json_does_not_know_becomes_null(tmp_path: Path) -> None:
+    """A strict reader (jq, JavaScript, Go) refuses a file with NaN or Infinity in it."""
+    written = {"loss": math.nan, "by": [math.inf, (1.5, -math.inf)], "of": {"n": 3, "name": "NaN", "none": None}}
+    write_json_whole(tmp_path / "figures.json", written)
+    text = (tmp_path / "figures.json").read_text()
+    read = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    assert read == {"loss": None, "by": [None, [1.5, None]], "of": {"n": 3, "name": "NaN", "none": None}}
 
 
 def test_a_kill_at_any_moment_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:

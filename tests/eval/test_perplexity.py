@@ -98,6 +98,24 @@ def perplexity_of(folder: Path, out: Path, *more: str) -> None:
     assert main() == 0
 
 
+def test_a_loss_that_is_no_number_is_an_error_and_one_beyond_exp_has_no_perplexity(
+    folder: Path, tmp_path: Path
+) -> None:
+    options = {"block_size": LENGTH, "step": 7}
+    write_checkpoint(tmp_path / "overflowing" / "run", noise=1e30, **options)
+    write_checkpoint(tmp_path / "astray" / "run", noise=300.0, **options)
+    for name in ("overflowing", "astray"):
+        (tmp_path / name / "data").symlink_to(folder / "data")
+    with pytest.raises(UserError, match="no numbers"):
+        perplexity_of(tmp_path / "overflowing", tmp_path / "no.json")
+    assert not (tmp_path / "no.json").exists()
+
+    perplexity_of(tmp_path / "astray", tmp_path / "astray.json")
+    found = json.loads((tmp_path / "astray.json").read_text())
+    assert found["loss"]["value"] > 700
+    assert found["perplexity"] == {"value": None, "standard_error": None}
+
+
 def loaded_by_rank(looks: list[Path]) -> str:
     """Where this rank's look at the run finds one of `looks`: the checkpoint that it loads, or what it says."""
     ranks = start_ranks("cpu")
