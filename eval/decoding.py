@@ -20,7 +20,6 @@ from eval.sampling import Sampling, choose_tokens
 from model.cache import KVCache
 from model.config import ModelConfig
 from model.gpt import GPT
-from model.precision import NO_NUMBERS
 
 COUNT, END, STOPPED, FULL = "count", "end of text", "stop string", "context full"  # why a row ended
 
@@ -72,7 +71,7 @@ class Decoding:
             ends there. 1 gives the most context and recomputes it for every token.
 
     Raises UserError for an empty prompt, or one that fills the context of a model that can neither go on nor slide; and
-    while it goes on, where the logits are no numbers (the likeliest of them would be id 0 again and again).
+    while it goes on, where the logits are no numbers.
     """
 
     def __init__(
@@ -119,8 +118,6 @@ class Decoding:
         logits = self._begin()
         seen = self._seen() if self._sampling.repetition_penalty != 1 else None
         while True:
-            if not bool(logits.amax(dim=-1).isfinite().all()):
-                raise UserError(NO_NUMBERS)
             generators = [self.rows[index].generator for index in self._live]
             tokens = choose_tokens(logits, self._sampling, generators, seen)  # (B, 1)
             if seen is not None:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from model.gpt import GPT
+from model.precision import NO_NUMBERS
 
 NEVER = float("-inf")
+LEAST_TEMPERATURE = 1e-30  # below it logits divided by the temperature leave float32; this one is greedy already
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Sampling:
             logits = penalise_repetition(logits, seen, self.repetition_penalty)
         if self.temperature == 0:
             return logits
-        logits = logits.float() / self.temperature
+        logits = logits.float() / max(self.temperature, LEAST_TEMPERATURE)
         if self.top_k > 0:
             logits = keep_top_k(logits, self.top_k)
         if self.top_p < 1:
@@ -101,7 +103,11 @@ def choose_tokens(
         seen: (B, V) bool, what a row's text holds already, for the repetition penalty.
 
     Returns: (B, 1) int64 on the logits' device.
+
+    Raises UserError where the logits are no numbers: the likeliest of them would be id 0 again and again.
     """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise UserError(NO_NUMBERS)
     filtered = sampling.filter(logits, seen)
     if sampling.temperature == 0:
         return filtered.argmax(dim=-1, keepdim=True)  # (B, 1)
@@ -117,19 +123,21 @@ def continue_tokens(
     """The `count` tokens that the model writes after `prompt`, fewer where it writes `stop`.
 
     The plain way, which computes the last block_size tokens anew for every token; `eval.decoding` is the fast one.
-    The model's mode and the global random state stay as they are.
+    The model's mode and the global random state stay as they are. Raises UserError as `choose_tokens` does.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     sampling, generator = Sampling(temperature=temperature, top_k=top_k), torch.Generator().manual_seed(seed)
     tokens = list(prompt)
-    for _ in range(count):
-        context = torch.tensor([tokens[-model.config.block_size :]], device=device)  # (1, ≤T)
-        logits = model(context)[:, -1]  # (1, V)
-        token = int(choose_tokens(logits, sampling, [generator]))
-        if token == stop:
-            break
-        tokens.append(token)
-    model.train(was_training)
+    try:
+        for _ in range(count):
+            context = torch.tensor([tokens[-model.config.block_size :]], device=device)  # (1, ≤T)
+            logits = model(context)[:, -1]  # (1, V)
+            token = int(choose_tokens(logits, sampling, [generator]))
+            if token == stop:
+                break
+            tokens.append(token)
+    finally:
+        model.train(was_training)
     return tokens[len(prompt) :]

@@ -116,24 +116,31 @@ class SampleWriter:
 
     def write(self, step: int) -> None:
         """Sample and record. (All ranks call.) The same step gives the same text for any number of ranks."""
-        texts: dict[int, str] = {}
+        texts: dict[int, str | None] = {}
         # a context grows with every token: compiled blocks would be compiled again for each length
         with torch.compiler.set_stance("force_eager"):
             for index in range(self.ranks.rank, len(self.config.prompts), self.ranks.world_size):
                 texts[index] = self._continue(step, index, self.config.prompts[index])
         for index, text in sorted(item for share in self.ranks.gather(texts) for item in share.items()):
-            self.recorder.sample(step, self.config.prompts[index], text)
+            if text is None:
+                self.recorder.say(f"WARNING: no sample at step {step}: the model's predictions are no numbers")
+            else:
+                self.recorder.sample(step, self.config.prompts[index], text)
 
-    def _continue(self, step: int, index: int, prompt: str) -> str:
+    def _continue(self, step: int, index: int, prompt: str) -> str | None:
+        """None where the predictions are no numbers: what has become of the weights is for the step or save to say."""
         tokens = prompt_tokens(prompt, self.tokenizer)
         seed = int.from_bytes(hashlib.sha256(f"sample {self.seed} {step} {index}".encode()).digest()[:8], "little")
-        written = continue_tokens(
-            self.model,
-            tokens,
-            self.config.sample_tokens,
-            temperature=self.config.temperature,
-            top_k=self.config.top_k,
-            seed=seed >> 1,  # torch takes seeds below 2^63 on every device
-            stop=self.tokenizer.end_of_text_id,
-        )
+        try:
+            written = continue_tokens(
+                self.model,
+                tokens,
+                self.config.sample_tokens,
+                temperature=self.config.temperature,
+                top_k=self.config.top_k,
+                seed=seed >> 1,  # torch takes seeds below 2^63 on every device
+                stop=self.tokenizer.end_of_text_id,
+            )
+        except UserError:
+            return None
         return self.tokenizer.decode(written)

@@ -1,12 +1,15 @@
 """HellaSwag on a fixed subset between steps, over all ranks; the training curve stays as it is."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.tokenization import Tokenizer
 from eval.hellaswag_examples import Example, evenly_spaced, read_hellaswag, require_hellaswag
-from eval.hellaswag_metrics import accuracy, choose_by_token, plain_question
+from eval.hellaswag_metrics import Accuracy, accuracy, choose_by_token, plain_question
 from eval.multiple_choice import Question, log_likelihoods, require_room
 from model.gpt import GPT
 from model.precision import Dtype
@@ -58,10 +61,12 @@ class HellaSwagProbe:
         return cls(model, examples, questions, every, sha256, data.official, ranks, dtype, recorder)
 
     def measure(self, progress: Progress) -> None:
-        """Answer and record. (All ranks call.)"""
+        """Answer and record; scores that are no numbers, whose largest means nothing, as null. (All ranks call.)"""
         started = time.monotonic()
         scores = log_likelihoods(self.model, self.questions, self.ranks, dtype=self.dtype)
-        result = accuracy(choose_by_token(scores, self.questions), self.examples)
+        result = Accuracy(math.nan, None)
+        if not np.isnan(scores).any():
+            result = accuracy(choose_by_token(scores, self.questions), self.examples)
         seconds = time.monotonic() - started
         record = {
             "kind": "hellaswag",

@@ -88,7 +88,8 @@ def test_padding_ids_are_never_chosen(sampling):
 
 def test_nothing_left_but_the_likeliest_is_greedy():
     rows = random_rows(5)[1:4]  # rows without ties
-    for sampling in (Sampling(top_k=1), Sampling(top_p=0.0), Sampling(min_p=1.0), Sampling(temperature=1e-6)):
+    for sampling in (Sampling(top_k=1), Sampling(top_p=0.0), Sampling(min_p=1.0), Sampling(temperature=1e-6),
+                     Sampling(temperature=1e-40), Sampling(temperature=1e-300)):  # fmt: skip
         chosen = choose_tokens(rows, sampling, [torch.Generator() for _ in rows])
         assert torch.equal(chosen, choose_tokens(rows, Sampling(temperature=0.0), []))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
-from common.metrics_file import read_metrics
+from common.metrics_file import read_json_lines, read_metrics
 from data_prep.token_set import TokenSet
 from data_prep.windows import Windows
 from model.config import ModelConfig
@@ -16,6 +16,7 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from model.precision import cuda_dtype
 from model.ranks import start_ranks
+from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_by_path
@@ -25,6 +26,8 @@ from train.optim_config import OptimConfig
 from train.optimizer import build_optimizer
 from train.parallel import Parallel, ReplicasDiffer, check_replicas
 from train.step import NonFiniteLoss, Stepper
+
+SCORES = ("val_loss", "hellaswag_acc_norm")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,10 @@ def test_weights_that_are_no_numbers_are_never_a_checkpoint(tmp_path: Path, data
     """Loss and gradients of the step were finite, its update was not: the newest good checkpoint is an earlier one."""
     steps = ("--optim.grad_clip=0", "--schedule.warmup=0", "--checkpoint.every_steps=1", "--eval.every_steps=0")
     train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=1"))
-    done = train_by_path(*tiny_arguments(tmp_path, data, "spoilt", *steps, "--optim.lr=1e39", "--run.max_steps=2"))
+    swag = write_official(tmp_path / "official.jsonl", official_rows(8, words_at_most=1))
+    between = ("--eval.hellaswag_every_steps=2", f"--eval.hellaswag_data={swag}", "--eval.sample_every_steps=2")
+    bad = (*steps, *between, '--eval.prompts=["ab"]', "--optim.lr=1e39", "--run.max_steps=2")
+    done = train_by_path(*tiny_arguments(tmp_path, data, "spoilt", *bad))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     run = run_of(tmp_path, "spoilt")
@@ -123,6 +129,9 @@ def test_weights_that_are_no_numbers_are_never_a_checkpoint(tmp_path: Path, data
     assert (state["status"], state["step"]) == ("failed", 1)
     assert state["reason"].startswith("wte.weight has weights that are no numbers")
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [1]
+    between_steps = {key: record[key] for record in read_metrics(run.metrics) for key in SCORES if key in record}
+    assert between_steps == dict.fromkeys(SCORES), "neither is a figure: the first of four NaN is no answer"
+    assert "no sample at step 2" in done.stdout and not read_json_lines(run.samples)
     train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=2"))  # at a sane rate
 
 
