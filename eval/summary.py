@@ -44,7 +44,8 @@ class Summary:
     step: int
     max_steps: int
     n_embd: int
-    tokens: int
+    tokens: int  # that the model has learned from
+    run_tokens: int  # of these in this run: a branch begins with another run's
     val_loss: float
     val_step: int
     perplexity: float
@@ -109,13 +110,14 @@ def summarise(folder: RunFolder) -> Summary:
         max_steps=config["run"]["max_steps"],
         n_embd=config["model"]["n_embd"],
         tokens=train[-1]["tokens"],
+        run_tokens=round(sum(record["tokens_per_second"] * record["step_seconds"] for record in train)),
         val_loss=val_loss,
         val_step=validation[-1]["step"],
         perplexity=math.exp(min(val_loss, 700.0)),  # beyond it a float overflows
         unigram_entropy=entropy,
         margin=entropy - val_loss,
         tokens_per_second=statistics.median(record["tokens_per_second"] for record in train),
-        training_seconds=training_seconds(train),
+        training_seconds=sum(record["step_seconds"] for record in train),
         val_sha256=tokens.manifest.val_sha256,
     )
 
@@ -139,14 +141,6 @@ def unigram_entropy(stream: TokenStream) -> float:
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def training_seconds(train: list[dict[str, Any]]) -> float:
-    """Seconds spent in the steps that hold, from their tokens and rates."""
-    before = [0, *(record["tokens"] for record in train)]
-    return sum(
-        (record["tokens"] - tokens) / record["tokens_per_second"] for record, tokens in zip(train, before, strict=False)
-    )
-
-
 def print_figures(summary: Summary) -> None:
     latest = "" if summary.val_step == summary.step else f" (at step {summary.val_step:,})"
     print(f"{summary.run}: {summary.status}, step {summary.step:,} of {summary.max_steps:,}")
@@ -155,7 +149,7 @@ def print_figures(summary: Summary) -> None:
     print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
     print(f"  margin            {summary.margin:.3f} nats")
     print(
-        f"  training          {format_count(summary.tokens)} tokens in {format_duration(summary.training_seconds)},"
+        f"  training          {format_count(summary.run_tokens)} tokens in {format_duration(summary.training_seconds)},"
         f" {format_count(summary.tokens_per_second)} tokens/s"
     )
 

@@ -38,14 +38,15 @@ def train_record(step: int, loss: float) -> dict[str, object]:
         "grad_norm": 1.0,
         "tokens_per_second": TOKENS_PER_SECOND,
         "mfu": None,
+        "step_seconds": TOKENS_PER_STEP / TOKENS_PER_SECOND,
         "time": 1.7e9 + step,
     }
 
 
-def write_metrics(folder: RunFolder, val_loss: float, *, steps: int = STEPS) -> None:
+def write_metrics(folder: RunFolder, val_loss: float, *, first: int = 0, steps: int = STEPS) -> None:
     metrics = MetricsFile(folder.metrics)
-    metrics.append({"kind": "start", "step": 0, "world_size": 1, "time": 1.7e9})
-    for step in range(1, steps + 1):
+    metrics.append({"kind": "start", "step": first, "world_size": 1, "time": 1.7e9})
+    for step in range(first + 1, steps + 1):
         metrics.append(train_record(step, math.nan if step == 7 else 6.0 - step / STEPS))
         if step % 10 == 0:
             metrics.append({"step": step, "tokens": step * TOKENS_PER_STEP, "val_loss": val_loss + (steps - step) / 10})
@@ -95,6 +96,20 @@ def test_summary_reports_the_figures(run: RunFolder, tmp_path: Path) -> None:
     assert f"{entropy:.3f}" in result.stdout
     assert " upon step 40\\nthere was" in result.stdout
     assert "step 20" not in result.stdout, "only the last samples are shown"
+
+
+def test_summary_of_a_branch_counts_its_own_steps(run: RunFolder, tmp_path: Path) -> None:
+    """Its record begins where it left the other run: the time and the tokens of those steps are not its own."""
+    run.metrics.unlink()
+    write_metrics(run, 3.5, first=25)
+
+    result = run_script("summary.py", "runs/tiny", "--json", "figures.json", cwd=tmp_path)
+
+    assert result.returncode == 0, result.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["tokens"], figures["run_tokens"]) == (40_000, 15_000)
+    assert figures["training_seconds"] == pytest.approx(15_000 / TOKENS_PER_SECOND)
+    assert "15.0K tokens in 30.0 s" in result.stdout
 
 
 def test_summary_of_no_run_is_one_line(tmp_path: Path) -> None:
