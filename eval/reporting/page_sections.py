@@ -100,10 +100,17 @@ def starts(runs: Sequence[RunData]) -> str:
 
 
 def _hosts(start: dict[str, Any]) -> str:
-    ranks = [rank for rank in start.get("ranks") or [] if isinstance(rank, dict)]
-    hosts = list(dict.fromkeys(str(rank.get("host")) for rank in ranks))
-    devices = list(dict.fromkeys(str(rank.get("gpu") or rank.get("cpu")) for rank in ranks))
+    devices = list(dict.fromkeys(str(rank.get("gpu") or rank.get("cpu")) for rank in _ranks(start)))
+    hosts = _host_names(start)
     return f"{', '.join(hosts)} ({', '.join(devices)})" if hosts else ""
+
+
+def _host_names(start: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(str(rank.get("host")) for rank in _ranks(start)))
+
+
+def _ranks(start: dict[str, Any]) -> list[dict[str, Any]]:
+    return [rank for rank in start.get("ranks") or [] if isinstance(rank, dict)]
 
 
 def samples(runs: Sequence[RunData]) -> str:
@@ -184,11 +191,14 @@ def _again(run: RunData) -> str:
     data = run.section("data").get("path")
     if data:
         lines.append(f"# the token set {data} must be there: python data_prep/verify.py {shlex.quote(str(data))}")
-    ranks = run.table.lives[0].world_size or 1
+    ranks, nodes = run.table.lives[0].world_size or 1, len(_host_names(first)) or 1
     launch = "python" if ranks == 1 else f"torchrun --standalone --nproc_per_node={ranks}"
+    if nodes > 1 and ranks % nodes == 0:
+        lines.append(f"# on each of {nodes} nodes, HOST being the first of them and K counting them from 0")
+        launch = f"torchrun --nnodes={nodes} --nproc_per_node={ranks // nodes} --node_rank=K --master_addr=HOST"
     config = Path(run.folder.path) / run.folder.config.name
     again = shlex.quote(f"{run.folder.path.resolve().name}-again")
-    lines.append(
-        f"{launch} {training_script(run.config, run.starts)} --config {shlex.quote(str(config))} --run.name {again}"
-    )
+    branch = f" --resume {shlex.quote(str(first['resumed_from']))}" if first.get("resumed_from") else ""
+    script = training_script(run.config, run.starts)
+    lines.append(f"{launch} {script} --config {shlex.quote(str(config))}{branch} --run.name {again}")
     return "<h3>Again</h3>" + code("\n".join(lines))

@@ -1,5 +1,6 @@
 """The report as a user makes it, read back from its file and, where there is one, through a browser."""
 
+import html
 import io
 import json
 import os
@@ -96,6 +97,23 @@ def test_the_page_tells_what_happened(reported: tuple[Path, str]) -> None:
         "0.2900 (of 400)",
     ):
         assert expected in text, expected
+
+
+def test_again_begins_where_a_branch_began_and_on_as_many_nodes(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, "branch", lives=[(20, 40)])
+    told = json.loads(run.provenance.read_text())
+    told["starts"][0] |= {"resumed_from": "runs/a b/step-00000020", "ranks": [{"host": "node1"}, {"host": "node2"}]}
+    run.provenance.write_text(json.dumps(told))
+
+    done = run_script("report.py", "runs/branch", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    again = html.unescape((run.report / "report.html").read_text()).split("<h3>Again</h3>")[1].split("</pre>")[0]
+    assert "on each of 2 nodes" in again
+    assert again.splitlines()[-1] == (
+        "torchrun --nnodes=2 --nproc_per_node=1 --node_rank=K --master_addr=HOST train/pretrain.py "
+        "--config runs/branch/config.yaml --resume 'runs/a b/step-00000020' --run.name branch-again"
+    )
 
 
 def test_pictures_lie_beside_the_page(reported: tuple[Path, str]) -> None:
