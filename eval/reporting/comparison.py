@@ -40,6 +40,7 @@ class Row:
     hellaswag_acc_norm: float | None
     hellaswag_examples: int | None
     source: str
+    hellaswag_step: int | None = None  # that it was measured at, where the run has gone on since
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,6 +51,8 @@ class Row:
         swag = "" if self.hellaswag_acc_norm is None else f"{self.hellaswag_acc_norm:.{digits}f}"
         if swag and self.hellaswag_examples not in (None, HELLASWAG_EXAMPLES):
             swag += f" (of {self.hellaswag_examples:,})"
+        if swag and self.hellaswag_step is not None:
+            swag += f" (step {self.hellaswag_step:,})"
         return [
             self.model,
             "" if self.parameters is None else format_count(self.parameters),
@@ -104,6 +107,7 @@ def run_row(run: RunData) -> Row:
         hellaswag_acc_norm=figures.hellaswag_acc_norm,
         hellaswag_examples=figures.hellaswag_examples,
         source=str(run.folder.path),
+        hellaswag_step=figures.earlier_hellaswag_step,
     )
 
 

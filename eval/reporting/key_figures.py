@@ -31,14 +31,20 @@ class KeyFigures:
     best_val_loss: float | None
     best_val_step: int | None
     val_sha256: str | None
-    hellaswag_acc_norm: float | None  # of the trained model where that was measured, else the last one of training
+    hellaswag_acc_norm: float | None  # of report/hellaswag.json, or of training where that has a later one
     hellaswag_examples: int | None
+    hellaswag_step: int | None  # that it was measured at
     tokens_per_second: float | None  # median over steps
     mfu: float | None  # median over steps
     memory_gib: float | None  # largest
     starts: int
     steps_done_again: int
     seconds: TimeSpent
+
+    @property
+    def earlier_hellaswag_step(self) -> int | None:
+        """The step of the score where the run has gone on since."""
+        return None if self.hellaswag_step == self.step else self.hellaswag_step
 
     @property
     def perplexity(self) -> float | None:
@@ -74,6 +80,7 @@ def key_figures(run: RunData) -> KeyFigures:
         val_sha256=last.get("val_sha256"),
         hellaswag_acc_norm=hellaswag[0],
         hellaswag_examples=hellaswag[1],
+        hellaswag_step=hellaswag[2],
         tokens_per_second=_over(np.median, run, "tokens_per_second"),
         mfu=_over(np.median, run, "mfu"),
         memory_gib=_over(np.max, run, "memory_gib"),
@@ -83,21 +90,25 @@ def key_figures(run: RunData) -> KeyFigures:
     )
 
 
-def _hellaswag(run: RunData) -> tuple[float | None, int | None]:
-    """acc_norm and the number of examples: of report/hellaswag.json, else of the last record of training.
+def _hellaswag(run: RunData) -> tuple[float | None, int | None, int | None]:
+    """acc_norm, the number of examples and the step: of report/hellaswag.json, else of the last record of training.
 
-    Those of the text form, whose contexts are others, compare with nothing published and are left out.
+    A run that was extended after that file was written has later records, and these count. Those of the text form,
+    whose contexts are others, compare with nothing published and are left out.
     """
+    last = (run.table.of_kind("hellaswag_acc_norm") or [{}])[-1]
     measured = run.hellaswag
     data = measured.get("data")
     if isinstance(data, dict) and data.get("form") == "text":
         measured = {}
-    if isinstance(measured.get("acc_norm"), float) and isinstance(measured.get("examples"), int):
-        return measured["acc_norm"], measured["examples"]
-    last = (run.table.of_kind("hellaswag_acc_norm") or [{}])[-1]
-    if not last.get("hellaswag_official", True):
-        return None, None
-    return last.get("hellaswag_acc_norm"), last.get("hellaswag_examples")
+    official = last.get("hellaswag_official", True)
+    step = measured.get("step")
+    superseded = isinstance(step, int) and official and step < last.get("step", step)
+    if isinstance(measured.get("acc_norm"), float) and isinstance(measured.get("examples"), int) and not superseded:
+        return measured["acc_norm"], measured["examples"], step
+    if not official:
+        return None, None, None
+    return last.get("hellaswag_acc_norm"), last.get("hellaswag_examples"), last.get("step")
 
 
 def _over(reduce: Any, run: RunData, key: str, last: int | None = None) -> float | None:

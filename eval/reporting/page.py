@@ -84,7 +84,8 @@ def _tiles(figures: KeyFigures) -> str:
 def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
     """(what it is, the figure as people read it) of all that the run tells."""
     of = f" of {figures.max_steps:,}" if figures.max_steps else ""
-    seconds = figures.seconds
+    seconds, scored = figures.seconds, figures.earlier_hellaswag_step
+    at = f" (step {scored:,})" if scored is not None else ""
     entries: list[tuple[str, str | None]] = [
         ("steps", f"{figures.step:,}{of}"),
         ("training tokens", format_count(figures.tokens)),
@@ -94,7 +95,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("validation loss, last", _number(figures.val_loss, ".4f")),
         ("perplexity", _number(figures.perplexity, ",.2f")),
         ("validation loss, best", _number(figures.best_val_loss, ".4f")),
-        ("HellaSwag acc_norm", _number(figures.hellaswag_acc_norm, ".4f")),
+        ("HellaSwag acc_norm", _number(figures.hellaswag_acc_norm, ".4f", at)),
         (
             "tokens per second, median",
             None if figures.tokens_per_second is None else format_count(figures.tokens_per_second),

@@ -76,6 +76,31 @@ def test_the_trained_models_score_on_all_examples_holds(tmp_path: Path) -> None:
     assert next(line for line in done.stdout.splitlines() if line.startswith("tested")).endswith(" 0.3111")
 
 
+@pytest.mark.parametrize(("step", "shown"), [(40, "0.3111"), (20, "0.2900 (of 400)")])
+def test_a_score_of_before_the_run_went_on_gives_way_to_a_later_one(tmp_path: Path, step: int, shown: str) -> None:
+    run = recorded_run(tmp_path, "extended", lives=[(0, 20), (20, 40)], hellaswag=True)
+    run.report.mkdir()
+    measured = {"acc_norm": 0.3111, "examples": 10_042, "step": step}
+    (run.report / "hellaswag.json").write_text(json.dumps(measured))
+
+    done = run_script("compare.py", "runs/extended", cwd=tmp_path)
+
+    assert next(line for line in done.stdout.splitlines() if line.startswith("extended")).endswith(f"  {shown}")
+
+
+def test_a_score_of_before_the_run_went_on_is_told_with_its_step(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, "extended", lives=[(0, 20), (20, 40)])
+    run.report.mkdir()
+    measured = {"acc_norm": 0.3111, "examples": 10_042, "step": 20}
+    (run.report / "hellaswag.json").write_text(json.dumps(measured))
+
+    done = run_script("compare.py", "runs/extended", cwd=tmp_path)
+
+    assert next(line for line in done.stdout.splitlines() if line.startswith("extended")).endswith(" 0.3111 (step 20)")
+    run_script("report.py", "runs/extended", cwd=tmp_path)
+    assert "0.3111 (step 20)</b><span>HellaSwag acc_norm" in (run.report / "report.html").read_text()
+
+
 def test_a_score_on_other_contexts_stands_beside_nothing_published(tmp_path: Path) -> None:
     run = recorded_run(tmp_path, "text", hellaswag=True, official=False)
     assert run_row(load_run(run.path)).hellaswag_acc_norm is None
