@@ -88,6 +88,8 @@ def test_differential_attention_multiplies_two_maps_with_the_values():
         ("NVIDIA L40S", 362),
         ("NVIDIA A10G", 70),
         ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-PCIE-16GB", 112),
+        ("Tesla V100S-PCIE-32GB", 130),
         ("Tesla T4", 65),
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("NVIDIA RTX 6000 Ada Generation", 364.2),
