@@ -29,8 +29,9 @@ class TokenStream:
     the operating system's cache keeps what it can.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: np.dtype[Any]) -> None:
+    def __init__(self, folder: Path, shards: Sequence[Shard], dtype: np.dtype[Any], vocab_size: int) -> None:
         self.dtype = dtype
+        self._vocab_size = vocab_size
         self.documents = sum(shard.documents for shard in shards)
         self.bytes = sum(shard.bytes for shard in shards)
         self._paths = [folder / shard.file for shard in shards]
@@ -45,7 +46,8 @@ class TokenStream:
     def read(self, start: int, stop: int) -> Ids:
         """Tokens start … stop - 1 as a new array (stop - start,) of the stored dtype.
 
-        Raises IndexError outside the stream and UserError where a file has changed its size since it was opened.
+        Raises IndexError outside the stream and UserError where a file has changed its size since it was opened, or
+        holds an id outside the vocabulary.
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} … {stop} of {len(self)}")
@@ -55,8 +57,14 @@ class TokenStream:
             shard_start = self._ends[index] - self._sizes[index] // self.dtype.itemsize
             end = min(stop, self._ends[index])
             part = slice(position - shard_start, end - shard_start)
-            out[position - start : end - start] = self._tokens(index)[part]
+            taken = out[position - start : end - start]
+            taken[:] = self._tokens(index)[part]
             self._hand_back_pages(index, part)
+            if (largest := int(taken.max())) >= self._vocab_size:  # a model would fail on it without saying where
+                raise UserError(
+                    f"{self._paths[index]} holds the token id {largest:,}, outside the vocabulary of "
+                    f"{self._vocab_size:,}: it is damaged, run data_prep/verify.py on its folder"
+                )
             position, index = end, index + 1
         return out
 
@@ -124,7 +132,8 @@ class TokenSet:
 
     def split(self, name: str) -> TokenStream:
         """The split's stream (of no tokens where the set lacks the split)."""
-        return TokenStream(self.folder, self.manifest.splits.get(name, ()), self.manifest.numpy_dtype)
+        shards, vocab_size = self.manifest.splits.get(name, ()), self.tokenizer_spec["vocab_size"]
+        return TokenStream(self.folder, shards, self.manifest.numpy_dtype, vocab_size)
 
 
 def _check_size(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> None:

@@ -181,6 +181,17 @@ def test_full_verification_names_the_shard_that_changed(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+def test_ids_that_the_vocabulary_lacks_end_the_run_with_the_shard_s_name(tmp_path: Path) -> None:
+    """Damage that leaves a shard's size alone: on a GPU such an id is an error of the device, without a place."""
+    data = tmp_path / "data"
+    make_token_set(data, train_tokens=5_000, val_tokens=500, shard_tokens=2_000)
+    (data / "train-00001.bin").write_bytes(b"\xff" * 4_000)
+    done = train_by_path(*tiny_arguments(tmp_path, data, "damaged"))
+    assert done.returncode == 2
+    assert "train-00001.bin holds the token id 65,535, outside the vocabulary of 257" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_document_ids_count_the_ends_of_texts() -> None:
     tokens = np.array([[5, 6, 9, 7, 9, 9, 8], [9, 1, 2, 3, 4, 5, 6]])
     assert document_ids(tokens, 9).tolist() == [[0, 0, 1, 1, 2, 3, 3], [1, 1, 1, 1, 1, 1, 1]]
