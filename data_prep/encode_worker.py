@@ -101,7 +101,8 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
     progress[slot] = work.start
     for fragment in reader.read(work.path, work.unit, work.field, work.start, work.stop):
         progress[slot] = fragment.row
-        if not work.selection.takes(Place(work.file, work.unit, fragment.row), fragment.key):
+        begun_in = work.unit if fragment.begins else 0  # a text file's later blocks go where its first one went
+        if not work.selection.takes(Place(work.file, begun_in, fragment.row), fragment.key):
             continue
         ids = tokenizer.encode(fragment.text)
         if fragment.begins:

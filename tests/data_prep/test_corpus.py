@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from data_prep import inputs
 from data_prep.corpus import Corpus, Settings, prepare
 from data_prep.encode_pool import START_METHODS, EncodePool
 from data_prep.encode_worker import Selection, Work
@@ -150,6 +151,26 @@ def test_validation_is_the_same_for_any_prefix_and_shard_size(source, tmp_path):
         out.mkdir()
         found.add(prepare(corpus_of(folder, settings_for(shard_tokens, 3_000, max_tokens)), out, 0, "").val_sha256)
     assert len(found) == 1
+
+
+def test_what_validation_leaves_of_a_long_text_is_not_trained_on(tmp_path, monkeypatch):
+    """A text file of many blocks is one document: what follows the last validation token belongs to neither split."""
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 2_000)
+    out, names = tmp_path / "out", ["a.txt", "b.txt", "c.txt"]
+    out.mkdir()
+    found = texts(200, seed=4, mean_words=400)
+    chosen = next(text for text in found[6:] if chosen_for_validation(text, ONE_IN))
+    first, last = [text for text in found[6:] if not chosen_for_validation(text, ONE_IN)][:2]
+    for name, text in zip(names, (first, chosen * 5, last), strict=True):
+        (tmp_path / name).write_text(text)
+    corpus = Corpus("test", {}, LocalFiles(tmp_path, names), settings_for(10**6, 700, None, None), ByteTokenizer())
+    prepare(corpus, out, 0, "")
+    assert len(inputs.units(tmp_path / "b.txt", "text")) > 4
+    end = ByteTokenizer().end_of_text_id
+    assert content(out) == {
+        "val": [end, *(chosen * 5).encode()][:700],
+        "train": [end, *first.encode(), end, *last.encode()],
+    }
 
 
 @pytest.mark.parametrize("method", START_METHODS)
