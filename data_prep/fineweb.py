@@ -29,8 +29,9 @@ REPOSITORY = "HuggingFaceFW/fineweb-edu"
 REVISION = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"  # of HuggingFaceFW/fineweb-edu; its sample-10BT has 14 files
 TOKENIZERS = ("gpt2", "byte")
 DOWNLOAD_FOLDER = "download"
-# The published sample-10BT: 28,518,193,415 bytes of parquet for about 9.95 billion GPT-2 tokens.
-TOKENS_PER_INPUT_BYTE = 0.36
+# The published sample-10BT: 28,518,193,415 bytes of parquet for about 9.95 billion GPT-2 tokens of some 4.6 bytes.
+TOKENS_PER_INPUT_BYTE = {"byte": 1.6}
+SUBWORDS_PER_INPUT_BYTE = 0.36
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,9 +50,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def open_source(arguments: argparse.Namespace, asked: dict[str, Any], begun: dict[str, Any] | None) -> Opened:
     """The files to read: a local folder's or the hub's, as an interrupted run found them where there was one."""
+    rate = TOKENS_PER_INPUT_BYTE.get(arguments.tokenizer, SUBWORDS_PER_INPUT_BYTE)
     if arguments.source is not None:
         files = local_parquet(arguments.source, arguments.config)
-        return Opened(files, asked, str(arguments.source), TOKENS_PER_INPUT_BYTE)
+        return Opened(files, asked, str(arguments.source), rate)
     if begun is not None:
         listed = tuple(InputFile(**file) for file in begun["files"])
         source = HubSource(begun["repo"], begun["config"], begun["revision"], listed)
@@ -60,13 +62,13 @@ def open_source(arguments: argparse.Namespace, asked: dict[str, Any], begun: dic
     sizes = [file.bytes for file in source.files]
     wanted = sum(sizes)
     if arguments.max_tokens:
-        wanted = min(wanted, int(arguments.max_tokens / TOKENS_PER_INPUT_BYTE) + max(sizes))
+        wanted = min(wanted, int(arguments.max_tokens / rate) + max(sizes))
     hub_files = HubFiles(source, arguments.out / DOWNLOAD_FOLDER, keep=arguments.keep_parquet)
     return Opened(
         hub_files,
         asked | {"revision": source.revision},
         f"{source.repo} {source.config} at {source.revision[:12]}",
-        TOKENS_PER_INPUT_BYTE,
+        rate,
         wanted if arguments.keep_parquet else min(wanted, 3 * max(sizes)),
         lambda complete: hub_files.close(complete=complete),
     )

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -242,6 +243,11 @@ def test_dry_run_says_the_plan_and_writes_nothing(source, tmp_path):
     assert "3 files" in done.stdout
     assert "needed" in done.stdout
     assert not (tmp_path / "set").exists()
+    for tokenizer in ("gpt2", "byte"):  # the latter makes several times as many
+        options = small(source, "--tokenizer", tokenizer, "--workers", 0)
+        (planned,) = re.findall(r"about ([\d.]+)K training", run(tmp_path / tokenizer, *options).stdout)
+        made = TokenSet.open(tmp_path / tokenizer).manifest.total("train", "tokens")
+        assert 0.5 < float(planned) * 1e3 / made < 2
     sparse = tmp_path / "huge"
     sparse.mkdir()
     write_parquet(sparse / "d.parquet", ["text"])
