@@ -26,7 +26,7 @@ DAMAGED_ATTEMPTS = 3  # whole files with the wrong bytes
 BACKOFF_SECONDS = 1.0  # doubled at every attempt, up to
 LONGEST_BACKOFF_SECONDS = 120.0
 TOLD_SECONDS = 3.0  # longer waits are told
-_BUSY = {408, 425, 429, 500, 502, 503, 504}
+BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
 class Stopped(Exception):
@@ -79,7 +79,7 @@ def download(
                 attempt = 0 if _size(part) > before else attempt + 1
                 if attempt >= ATTEMPTS or damaged >= DAMAGED_ATTEMPTS:
                     raise UserError(f"can't download {url}: {error}; run the same command again later") from None
-                _wait(error, error.seconds, attempt, stop)
+                wait(str(error), error.seconds, attempt, stop)
         os.replace(part, target)
         fsync_folder(target.parent)
     except OSError as error:
@@ -131,8 +131,8 @@ def _fetch_rest(
 def _understand(answer: "requests.Response", have: int, url: str) -> str:
     """How to open the partial file for what the server sends: append, anew, or not at all because it is all there."""
     status = answer.status_code
-    if status in _BUSY:
-        raise _TryAgainError(f"the server answers {status}", _retry_after(answer.headers.get("Retry-After")))
+    if status in BUSY:
+        raise _TryAgainError(f"the server answers {status}", retry_after(answer.headers.get("Retry-After")))
     if status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
         return "ab"
     if status == 416 and answer.headers.get("Content-Range", "").endswith(f"/{have}"):
@@ -145,7 +145,7 @@ def _understand(answer: "requests.Response", have: int, url: str) -> str:
     raise UserError(f"can't download {url}: {hints.get(status, 'the server refuses')} (status {status})")
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Seconds from a Retry-After header, which holds seconds or a date."""
     if value is None:
         return None
@@ -159,7 +159,8 @@ def _retry_after(value: str | None) -> float | None:
         return None
 
 
-def _wait(reason: Exception, asked: float | None, attempt: int, stop: threading.Event) -> None:
+def wait(reason: str, asked: float | None, attempt: int, stop: threading.Event) -> None:
+    """As long as a server asks, else longer at every attempt. Raises Stopped."""
     seconds = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.75, 1.25)
     if asked is not None:
         seconds = asked

@@ -4,11 +4,12 @@ import fnmatch
 import os
 import shutil
 import threading
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -16,13 +17,15 @@ from common.errors import UserError
 from common.progress import progress_bar
 from common.publish import sha256_file
 from data_prep.corpus import InputFile
-from data_prep.download import Stopped, download
+from data_prep.download import ATTEMPTS, BUSY, Stopped, download, retry_after, wait
 from data_prep.inputs import fingerprint
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 POLL_SECONDS = 0.2
+STOP_SECONDS = 2.0  # a stalled server may keep a download from noticing that it is to stop
 _NO_ACCESS = "there is no such data set, or a token is needed (HF_TOKEN)"
 _LATER = "try again later, or give a folder with --source DIR"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
 
     api = huggingface_hub.HfApi(endpoint=endpoint())
     try:
-        info = api.dataset_info(repo, revision=revision, expand=["sha", "cardData"], timeout=30)
+        info = _patiently(lambda: api.dataset_info(repo, revision=revision, expand=["sha", "cardData"], timeout=30))
         card = info.card_data.to_dict() if info.card_data is not None else {}
         patterns = config_patterns(card, config, f"{repo} at {revision}")
         found: dict[str, InputFile] = {}
@@ -81,6 +84,21 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
         raise UserError(f"{repo} at {revision} has no parquet files for the configuration {config!r}")
     assert info.sha is not None
     return HubSource(repo, config, info.sha, tuple(found[name] for name in sorted(found)))
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """What the hub answers, asked again while it is busy: huggingface_hub does so for listings and files alone."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    for attempt in range(ATTEMPTS - 1):
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            if error.response is None or error.response.status_code not in BUSY:
+                raise
+            asked = retry_after(error.response.headers.get("Retry-After"))
+            wait(f"the hub answers {error.response.status_code}", asked, attempt, threading.Event())
+    return ask()
 
 
 def config_patterns(card: dict[str, Any], config: str, where: str) -> list[str]:
@@ -123,7 +141,6 @@ class HubFiles:
     def __init__(self, source: HubSource, folder: Path, *, keep: bool) -> None:
         self.listed = source.files
         self._source, self._folder, self._keep = source, folder, keep
-        self._pool = ThreadPoolExecutor(1, "download")
         self._stop = threading.Event()
         self._running: dict[int, Future[None]] = {}
         self._bytes: dict[int, int] = {}
@@ -149,10 +166,20 @@ class HubFiles:
         return self._folder / self.listed[index].name
 
     def _start(self, index: int) -> None:
+        """Begin a download, on a thread that nobody waits for at the end, as that of an executor would be."""
         if index not in self._running:
-            self._running[index] = self._pool.submit(self._download, index)
+            self._running[index] = future = Future[None]()
+            threading.Thread(target=self._download, args=(index, future), name="download", daemon=True).start()
 
-    def _download(self, index: int) -> None:
+    def _download(self, index: int, future: "Future[None]") -> None:
+        try:
+            self._fetch(index)
+        except BaseException as error:  # surfaces in the main thread
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    def _fetch(self, index: int) -> None:
         file, target = self.listed[index], self._target(index)
         if target.exists() and _is_listed(target, file):  # not so after --force with another revision
             return
@@ -169,7 +196,7 @@ class HubFiles:
     def close(self, *, complete: bool) -> None:
         """Stop what still runs; after a complete preparation remove what isn't to be kept."""
         self._stop.set()
-        self._pool.shutdown(cancel_futures=True)
+        futures.wait(self._running.values(), STOP_SECONDS)
         if complete and not self._keep:
             shutil.rmtree(self._folder, ignore_errors=True)
 

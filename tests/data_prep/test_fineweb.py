@@ -357,6 +357,33 @@ def test_few_files_are_held_unless_asked(hub, tmp_path):
     assert len(list((tmp_path / "kept" / "download").rglob("*.parquet"))) == 12
 
 
+def test_a_busy_hub_is_asked_again_from_the_first_question_on(hub, tmp_path):
+    hub.faults[f"/api/datasets/{REPO}/revision/main"] = [Fault(status=429, retry_after="0"), Fault(status=503)]
+    hub.faults[f"/api/datasets/{REPO}/tree/{REVISION}/sample/10BT"] = [Fault(status=429, retry_after="0")]
+    done = from_hub(tmp_path / "set", hub, "--dry-run")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stalled_download_keeps_nobody_from_leaving(hub, tmp_path):
+    """The file fetched ahead comes no further: a minute would pass before that counts as a broken connection."""
+    hub.faults[resolve(1)] = [Fault(cut=70_000, stall=True)]
+    out = tmp_path / "set"
+    options = ["--repo", REPO, "--shard-tokens", "10K", "--val-tokens", "1000", "--workers", 0]
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    process = subprocess.Popen(
+        command(out, *options), stderr=subprocess.PIPE, text=True, env=environment | {"HF_ENDPOINT": hub.url}
+    )
+    while not list((out / "download").rglob("*.part")) or not hub.asked(resolve(1)):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, "Traceback" in err) == (130, False), err
+
+
 @pytest.mark.parametrize("number", [0, 1])  # before the first shard, and after some
 def test_a_killed_download_goes_on_at_the_pinned_revision(number, hub, undisturbed, tmp_path):
     hub.faults[resolve(number)] = [Fault(cut=66_000), Fault(status=404)]

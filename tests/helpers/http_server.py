@@ -12,12 +12,16 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Fault:
-    """What to do with the next request of a path: answer `status`, or cut or spoil the body after `cut` bytes."""
+    """What to do with the next request of a path: answer `status`, or cut or spoil the body after `cut` bytes.
+
+    With `stall` what follows the cut doesn't come either, but the connection stays.
+    """
 
     status: int | None = None
     retry_after: str | None = None
     cut: int | None = None
     damage: bool = False
+    stall: bool = False
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Server:
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     ranges: bool = True
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> "Server":
         owner = self
@@ -58,6 +63,7 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.ended.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -121,6 +127,9 @@ class Server:
         if fault.damage:
             body = bytes([body[0] ^ 1]) + body[1:]
         handler.wfile.write(body[: fault.cut])
+        if fault.stall:
+            handler.wfile.flush()
+            self.ended.wait()
         if fault.cut is not None:
             handler.close_connection = True
 
