@@ -252,11 +252,14 @@ def local_parquet(folder: Path, config: str) -> LocalFiles:
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet") if not path.is_dir()]
     readme = folder / "README.md"
     if readme.is_file():
-        parts = readme.read_text(encoding="utf-8").split("---\n", 2)
-        card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-        if isinstance(card, dict) and card.get("configs"):
-            patterns = config_patterns(card, config, str(readme))
-            names = [name for name in names if matches(name, patterns)]
+        try:
+            parts = readme.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+            card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
+            if isinstance(card, dict) and card.get("configs"):
+                patterns = config_patterns(card, config, str(readme))
+                names = [name for name in names if matches(name, patterns)]
+        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+            raise UserError(f"{readme} is no data set's card that can be read ({error}): take it away") from None
     if not names:
         raise UserError(f"{folder} has no parquet files (for the configuration {config!r})")
     return LocalFiles(folder, names)

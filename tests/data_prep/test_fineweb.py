@@ -1,5 +1,6 @@
 """fineweb.py as users run it: killed, crowded, without a network, with a hub that stands on loopback."""
 
+import contextlib
 import json
 import os
 import random
@@ -215,6 +216,16 @@ def test_a_read_only_disk_is_one_line(source, tmp_path):
         done = run(disk / "set", *small(source), "--workers", 0)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert "can't write to" in done.stderr
+
+
+def test_no_room_for_the_figures_is_one_line(source, undisturbed, tmp_path):
+    with small_disk(tmp_path / "disk", 8) as disk:
+        with contextlib.suppress(OSError), open(disk / "full", "wb", buffering=0) as full:
+            while full.write(bytes(4096)):
+                pass
+        done = run(undisturbed, *small(source), "--json", disk / "figures.json")
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert f"the disk is full: {tmp_path}/disk/figures.json" in done.stderr
 
 
 def test_a_complete_set_is_left_alone_and_other_settings_are_refused(source, undisturbed):
@@ -478,4 +489,9 @@ def test_a_copy_of_the_repository_is_read_by_configuration(source, tmp_path):
     assert run(tmp_path / "set", "--source", copy, "--workers", 0, "--val-tokens", "0").returncode == 0
     files = TokenSet.open(tmp_path / "set").manifest.source["files"]
     assert [file["name"] for file in files] == ["sample/10BT/0.parquet"]
+    for broken in (b"configs: [\n", b"configs:\n- data_files: x\n", b"configs: true\n", b"\xe4: [\n"):
+        (copy / "README.md").write_bytes(b"---\n" + broken + b"---\n")
+        done = run(tmp_path / "other", "--source", copy, "--dry-run")
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+        assert "README.md is no data set's card" in done.stderr
     assert pq.ParquetFile(copy / "sample" / "10BT" / "0.parquet").metadata.num_rows == 50
