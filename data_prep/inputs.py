@@ -25,7 +25,8 @@ from data_prep.tokenization import SAFE_BORDER
 
 BLOCK_BYTES = 8 << 20  # of lines or text in a unit
 TEXT_PER_COMPRESSED_BYTE = 4  # about
-BATCH_ROWS = 64  # parquet rows decoded at once
+BATCH_ROWS = 64  # parquet rows decoded at once, fewer where they are long:
+BATCH_BYTES = 1 << 20
 STREAM_BYTES = 1 << 20  # read-ahead of a parquet column: pages, not whole column chunks
 UTF8_CHECK_BYTES = 1 << 20
 KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's side
@@ -93,10 +94,13 @@ def _row_groups(path: Path, field: str) -> list[Unit]:
         found = []
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
-            columns = [group.column(number) for number in range(group.num_columns)]
-            size = sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
-            found.append(Unit(group.num_rows, size))
+            found.append(Unit(group.num_rows, _text_bytes(group, field)))
         return found
+
+
+def _text_bytes(group: pq.RowGroupMetaData, field: str) -> int:
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -114,6 +118,8 @@ def fingerprint(path: Path) -> dict[str, str]:
         with open(path, "rb") as file:
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
+            if file.read(4) != b"PAR1":  # a download that broke off: to be known now, not when its turn comes
+                raise UserError(f"{path} is no whole parquet file: fetch it again, or take it away")
             file.seek(-8 - length, os.SEEK_END)
             return {"footer_sha256": hashlib.sha256(file.read(length)).hexdigest()}
     except OSError as error:
@@ -165,7 +171,9 @@ class UnitReader:
         if self._file is None or self._open is None or self._open[0] != path:
             self.close()
             self._file = pq.ParquetFile(path, buffer_size=STREAM_BYTES, pre_buffer=False)
-        self._batches = self._file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[field], use_threads=False)
+        metadata = self._file.metadata.row_group(group)
+        rows = max(1, min(BATCH_ROWS, metadata.num_rows * BATCH_BYTES // max(1, _text_bytes(metadata, field))))
+        self._batches = self._file.iter_batches(rows, row_groups=[group], columns=[field], use_threads=False)
         self._open, self._next_row, self._rest = (path, group), 0, []
 
     def close(self) -> None:

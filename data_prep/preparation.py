@@ -108,7 +108,9 @@ def finish_set(
     """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted."""
     digest = hashlib.sha256()
     for shard in splits["val"]:
-        digest.update((folder / shard.file).read_bytes())
+        with open(folder / shard.file, "rb") as file:  # in blocks: a shard may be larger than the memory
+            while block := file.read(1 << 20):
+                digest.update(block)
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     manifest = Manifest(tokenizer.dtype.name, tokenizer.spec, source, versions, splits, digest.hexdigest())
     try:
@@ -144,7 +146,10 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
     if manifest.splits["val"]:
         print(f"validation set sha256 {manifest.val_sha256}")
     if json_file:
-        write_json_whole(json_file, figures)
+        try:
+            write_json_whole(json_file, figures)
+        except OSError as error:
+            raise told(error, json_file) from error
 
 
 def read_json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 
 import pyarrow as pa
 import pytest
@@ -117,6 +118,26 @@ def test_what_can_not_be_read_says_why(tmp_path):
         (tmp_path / "d.jsonl").write_bytes(b'{"text": "fine"}\n' + line)
         with pytest.raises(ValueError, match=words):
             read_all(tmp_path / "d.jsonl")
+
+
+def test_long_documents_are_decoded_a_few_at_a_time(tmp_path):
+    path = tmp_path / "d.parquet"
+    write_parquet(path, [f"{number} " + "long " * 200_000 for number in range(32)], row_group=32)
+    tracemalloc.start()
+    first = next(UnitReader().read(str(path), 0, "text", 0, 32))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(first.text) > 1_000_000
+    assert peak < 4 << 20
+
+
+def test_a_parquet_file_that_was_cut_off_is_known_at_once(tmp_path):
+    """Whatever its last bytes say: zeros mean a footer of no length."""
+    path = tmp_path / "d.parquet"
+    write_parquet(path, DOCUMENTS)
+    path.write_bytes(path.read_bytes()[:5_000] + bytes(8))
+    with pytest.raises(UserError, match="no whole parquet file"):
+        fingerprint(path)
 
 
 def test_a_fingerprint_notices_another_file(tmp_path):

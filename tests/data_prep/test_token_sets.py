@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data_prep.manifest import token_dtype
+from common.publish import sha256_file
+from data_prep.manifest import Shard, token_dtype
 from data_prep.preparation import finish_set
 from data_prep.shard_writer import ShardWriter, clear_token_set
 from data_prep.token_set import TokenSet
@@ -236,6 +238,19 @@ def test_disk_full_is_one_line_and_published_shards_stay(tmp_path):
     assert "the disk is full" in done.stderr
     assert done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["train-00000.bin"]
+
+
+def test_finishing_a_set_reads_its_validation_shards_in_blocks(tmp_path):
+    (tmp_path / "val-00000.bin").write_bytes(b"")
+    os.truncate(tmp_path / "val-00000.bin", 64 << 20)
+    splits = {"train": (), "val": (Shard("val-00000.bin", 32 << 20, 0, 0, ""),)}
+    tokenizer = ByteTokenizer()
+    tracemalloc.start()
+    manifest = finish_set(tmp_path, tokenizer, {"name": "test"}, [], splits)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest.val_sha256 == sha256_file(tmp_path / "val-00000.bin")
+    assert peak < 8 << 20
 
 
 def test_clearing_touches_only_the_sets_own_files(tmp_path):
