@@ -12,9 +12,10 @@ from typing import Any
 
 from common.errors import UserError
 from common.progress import format_bytes, format_count
+from common.publish import TEMPORARY_SUFFIX
 from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, prepare
 from data_prep.encode_pool import START_METHODS, warm_up
-from data_prep.manifest import Manifest
+from data_prep.manifest import MANIFEST_FILE, Manifest
 from data_prep.preparation import complete_set, first_difference, positive_count, read_json, report, writing_alone
 from data_prep.shard_writer import shard_files
 from data_prep.tokenization import Tokenizer
@@ -95,10 +96,12 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
         return 0
     started = time.monotonic()
     with writing_alone(arguments.out):
+        _remove_leftovers(arguments.out)
         manifest = complete_set(arguments.out, command.name, force=arguments.force)
         made = manifest is None
         if manifest is not None:
             _check_same(arguments.out, command, manifest.source, "was made")
+            (arguments.out / JOURNAL_FILE).unlink(missing_ok=True)  # of a command that was killed at its very end
         else:
             manifest = _make_set(arguments, command, workers)
     seconds = time.monotonic() - started if made else None
@@ -110,6 +113,13 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
             "by its hash; give more documents, or one long text to data_prep/shakespeare.py --file"
         )
     return 0
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what a killed command had not published yet of its journal and its manifest."""
+    for name in (JOURNAL_FILE, MANIFEST_FILE):
+        for path in folder.glob(f"{name}.*{TEMPORARY_SUFFIX}"):
+            path.unlink()
 
 
 def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> Manifest:

@@ -125,6 +125,19 @@ def test_twenty_kills_at_random_moments_end_in_the_same_bytes(source, tmp_path):
     assert contents(out) == contents(undisturbed)
 
 
+def test_what_a_kill_leaves_half_published_is_taken_away(source, tmp_path):
+    """Killed while it wrote its journal or its manifest, or right before the journal would have gone."""
+    out = tmp_path / "set"
+    assert run(out, *small(source), "--workers", 0).returncode == 0
+    before = contents(out)
+    for name in ("manifest.json.0123abcd.tmp", "preparing.json.0123abcd.tmp", "preparing.json"):
+        (out / name).write_text("{")
+    again = run(out, *small(source), "--workers", 0)
+    assert (again.returncode, "complete already" in again.stdout) == (0, True), again.stderr
+    assert contents(out) == before
+    assert not list(out.glob("*.tmp"))
+
+
 def wait_for_a_new_shard(out, process):
     before = len(list(out.glob("*.bin"))) if out.exists() else 0
     while process.poll() is None and (not out.exists() or len(list(out.glob("*.bin"))) == before):
