@@ -102,9 +102,11 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
     for fragment in reader.read(work.path, work.unit, work.field, work.start, work.stop):
         progress[slot] = fragment.row
         begun_in = work.unit if fragment.begins else 0  # a text file's later blocks go where its first one went
-        if not work.selection.takes(Place(work.file, begun_in, fragment.row), fragment.key):
+        taken = work.selection.takes(Place(work.file, begun_in, fragment.row), fragment.key)
+        ids = tokenizer.encode(fragment.text) if taken else None
+        progress[slot] = fragment.row + 1  # which may be what can't be read
+        if ids is None:
             continue
-        ids = tokenizer.encode(fragment.text)
         if fragment.begins:
             pieces.append(end)
         pieces.append(ids)

@@ -218,6 +218,14 @@ def test_a_dry_run_counts_compressed_text_wide_tokens_and_what_is_there(tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+def test_a_line_that_can_not_be_read_is_named(workers, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "thr\n{"text": "four"}\n')
+    done = run("text_files.py", tmp_path / "a.jsonl", "--out", tmp_path / "set", "--workers", workers)
+    assert done.returncode == 2
+    assert "a.jsonl, block 0, row 2: " in done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_compressed_file_that_was_cut_off_is_named(workers, tmp_path):
     whole = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in texts(200, seed=3)).encode())
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
