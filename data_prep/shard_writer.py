@@ -23,7 +23,7 @@ from data_prep.tokenization import Ids, Tokenizer
 
 SHARD_TOKENS = 100_000_000  # 200 MB of uint16
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_OWN_FILES = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}\.bin({re.escape(TEMPORARY_SUFFIX)})?")
+_OWN_FILES = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.bin({re.escape(TEMPORARY_SUFFIX)})?")
 
 
 class ShardWriter:

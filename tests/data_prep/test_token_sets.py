@@ -255,7 +255,7 @@ def test_finishing_a_set_reads_its_validation_shards_in_blocks(tmp_path):
 
 def test_clearing_touches_only_the_sets_own_files(tmp_path):
     make_token_set(tmp_path)
-    for name in ("notes.txt", "train-1.bin", "train-00000.bin.tmp"):
+    for name in ("notes.txt", "train-1.bin", "train-00000.bin.tmp", "train-100000.bin"):
         (tmp_path / name).write_text("x")
     clear_token_set(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "train-1.bin"]
