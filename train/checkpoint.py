@@ -227,8 +227,8 @@ def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.opt
     """
     manifest = read_checkpoint_manifest(checkpoint)
     parameters = named_parameters(model)
-    _fill_weights(checkpoint, parameters)
-    filled = _fill_optimizer(checkpoint, parameters, optimizer)
+    _fill_weights(checkpoint, manifest, parameters)
+    filled = _fill_optimizer(checkpoint, manifest, parameters, optimizer)
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     absent = sorted(name for name, p in parameters.items() if id(p) in trained and name not in filled)
     if manifest["step"] > 0 and absent:
@@ -236,10 +236,10 @@ def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.opt
     return Progress(manifest["step"], manifest["tokens"], manifest["sequences"])
 
 
-def _fill_weights(checkpoint: Path, parameters: dict[str, nn.Parameter]) -> None:
+def _fill_weights(checkpoint: Path, manifest: dict[str, Any], parameters: dict[str, nn.Parameter]) -> None:
     missing = set(parameters)
     with torch.no_grad():
-        for name, tensor in _tensors(checkpoint, WEIGHTS):
+        for name, tensor in _tensors(checkpoint, manifest, WEIGHTS):
             if name not in parameters:
                 raise UserError(
                     f"{checkpoint} is of another model: it has a tensor {name}, this configuration has none"
@@ -256,7 +256,10 @@ def _fill_weights(checkpoint: Path, parameters: dict[str, nn.Parameter]) -> None
 
 
 def _fill_optimizer(
-    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    checkpoint: Path,
+    manifest: dict[str, Any],
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
 ) -> set[str]:
     """Give every parameter its state, where and as `Optimizer.load_state_dict` would put it; return their names.
 
@@ -264,7 +267,7 @@ def _fill_optimizer(
     """
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
     filled = set()
-    for full_name, tensor in _tensors(checkpoint, OPTIMIZER):
+    for full_name, tensor in _tensors(checkpoint, manifest, OPTIMIZER):
         name, key = full_name.rsplit("/", 1)
         parameter = parameters.get(name)
         if parameter is None or id(parameter) not in groups:
@@ -282,12 +285,18 @@ def _fill_optimizer(
     return filled
 
 
-def _tensors(checkpoint: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """One tensor at a time, on the CPU, read rather than mapped: mapped pages would count as this process's memory."""
-    for path in sorted(checkpoint.glob(f"{kind}-*.safetensors")):
+def _tensors(checkpoint: Path, manifest: dict[str, Any], kind: str) -> Iterator[tuple[str, Tensor]]:
+    """One tensor at a time, on the CPU, read rather than mapped: mapped pages would count as this process's memory.
+
+    Of the files that the manifest lists alone: in a copy over another one lie files of both.
+    """
+    for name in sorted(manifest["files"]):
+        if not name.startswith(f"{kind}-"):
+            continue
+        path = checkpoint / name
         try:
             with safe_open(path, framework="pt", device="cpu", backend="pread") as file:
-                for name in file.keys():  # noqa: SIM118 (no mapping)
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
+                for key in file.keys():  # noqa: SIM118 (no mapping)
+                    yield key, file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
             raise UserError(f"{path} can't be read: {error}") from None

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.checkpoint_files import read_checkpoint_manifest, verify_checkpoint, write_checkpoint_manifest
 from common.errors import UserError
 from model.ranks import start_ranks
 from tests.helpers.training import PROJECT
@@ -101,6 +102,24 @@ def test_what_does_not_belong_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             load_training_state(checkpoint, *trained(width=width, layers=layers))
-    next(checkpoint.glob("optimizer-*")).unlink()
+    manifest = read_checkpoint_manifest(checkpoint)
+    kept = {name: entry for name, entry in manifest["files"].items() if not name.startswith("optimizer-")}
+    write_checkpoint_manifest(checkpoint, {**manifest, "files": kept})
     with pytest.raises(UserError, match=r"has no optimizer state for 0\.bias"):
         load_training_state(checkpoint, *trained(width=8, layers=2))
+
+
+def test_files_that_the_manifest_does_not_list_are_not_loaded(tmp_path: Path) -> None:
+    """`cp -r` and `rsync` over an older copy of the same step, written by another number of ranks, leave its files."""
+    model, optimizer = trained(width=8, layers=2)
+    checkpoint = CheckpointWriter(tmp_path / "new", start_ranks("cpu"), model, optimizer).save(Progress(1), {})
+    older = trained(seed=1, width=8, layers=2)
+    stale = CheckpointWriter(tmp_path / "old", start_ranks("cpu"), *older).save(Progress(1), {})
+    for path in stale.glob("*.safetensors"):
+        path.rename(checkpoint / path.name.replace("-of-00001", "-of-00002"))
+    verify_checkpoint(checkpoint)
+    loaded, loaded_optimizer = trained(seed=2, width=8, layers=2)
+    load_training_state(checkpoint, loaded, loaded_optimizer)
+    for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert ours.equal(theirs)
+        assert optimizer.state[ours]["exp_avg"].equal(loaded_optimizer.state[theirs]["exp_avg"])
