@@ -1,6 +1,8 @@
 """torchrun as train/launch.py runs it: deaf to signals, dead with its parent, and brief about failures."""
 
+import argparse
 import os
+import re
 import signal
 import socket
 import sys
@@ -13,7 +15,8 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from common.errors import USER_ERROR_STATUS
+from common.command_line import CommandParser
+from common.errors import USER_ERROR_STATUS, UserError, exit_on_user_error
 from common.periodic import Periodic
 from train.launch import AGENT_PARENT
 from train.stopping import LAUNCHER_PID
@@ -23,6 +26,7 @@ IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 def main() -> int:
+    options = read_options(sys.argv[1:])
     for name in IGNORED:  # workers inherit it until they listen: a signal to the whole tree does not kill them
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # not inherited: torchrun ends its workers with it
@@ -30,10 +34,31 @@ def main() -> int:
     Periodic("parent", LOOK_SECONDS, lambda: None if os.getppid() == parent else os.kill(os.getpid(), signal.SIGKILL))
     os.environ[LAUNCHER_PID] = str(os.getpid())
     try:
-        torchrun.run(torchrun.parse_args(["--signals-to-handle=SIGQUIT", *sys.argv[1:]]))
+        torchrun.run(options)
     except ChildFailedError as error:
         return report(error.failures)
     return 0
+
+
+def read_options(arguments: list[str]) -> argparse.Namespace:
+    """torchrun's options. Raises UserError for those that it would meet with a page, a traceback or a long wait."""
+    parser = torchrun.get_args_parser()
+    parser.__class__ = CommandParser  # whose complaints are one line
+    options = parser.parse_args(["--signals-to-handle=SIGQUIT", *arguments])
+    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", options.nnodes):
+        raise UserError(f"--nnodes is {options.nnodes}: give the number of machines")
+    try:
+        enough = torchrun.determine_local_world_size(options.nproc_per_node) > 0
+    except ValueError as error:
+        raise UserError(f"--nproc_per_node is {options.nproc_per_node} ({error}): give the number of ranks") from None
+    if not enough:
+        raise UserError(f"--nproc_per_node is {options.nproc_per_node}: give the number of ranks, 1 or more")
+    nodes = int(options.nnodes.split(":")[-1])
+    if not 0 <= options.node_rank < nodes:
+        raise UserError(f"--node_rank is {options.node_rank}: the {nodes} machines count from 0 to {nodes - 1}")
+    if not (options.module or options.no_python or Path(options.training_script).is_file()):
+        raise UserError(f"{options.training_script} is no file: give the script to start, such as train/pretrain.py")
+    return options
 
 
 def report(failures: dict[int, ProcessFailure]) -> int:
@@ -67,4 +92,4 @@ def _traceback(failure: ProcessFailure) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_user_error(main)

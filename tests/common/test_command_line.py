@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-# torchrun's own options come first there, and its words with them
+# they start processes, or are started by one: tests/train/test_launch.py
 OF_TORCHRUN = {"train/launch.py", "train/torchrun_agent.py"}
 ASK_ALL = """
 import contextlib, json, runpy, sys, tempfile

@@ -13,9 +13,11 @@ import psutil
 import pytest
 
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
+from common.errors import UserError
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_arguments
+from train.torchrun_agent import read_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of a process tree, as Linux has them")
 LAUNCH = PROJECT / "train" / "launch.py"
@@ -168,6 +170,33 @@ def test_a_users_mistake_stays_one_line_with_status_2(tmp_path: Path, data: Path
     assert [line for line in errors.splitlines() if line.startswith("error: ")] != []
     assert "Traceback" not in errors
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "the following arguments are required: training_script"),
+        ("--no-such-option=1 {script}", "unrecognized arguments: --no-such-option=1"),
+        ("--config x.yaml", "unrecognized arguments: --config"),
+        ("--master_port=x {script}", "argument --master-port.*: invalid int value: 'x'"),
+        ("--nnodes=a {script}", "--nnodes is a: give the number of machines"),
+        ("--nproc_per_node=two {script}", "--nproc_per_node is two .*: give the number of ranks"),
+        ("--nproc_per_node=0 {script}", "--nproc_per_node is 0: give the number of ranks, 1 or more"),
+        ("--nnodes=2 --node_rank=2 {script}", "--node_rank is 2: the 2 machines count from 0 to 1"),
+        ("train/pretran.py --run.name x", "train/pretran.py is no file: give the script to start"),
+    ],
+)
+def test_a_mistake_in_torchruns_options_is_one_line(options: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        read_options(options.format(script=PRETRAIN).split())
+    assert "\n" not in str(error.value)
+
+
+def test_the_launcher_ends_with_the_line_of_a_mistake() -> None:
+    done = subprocess.run([sys.executable, str(LAUNCH), "--standalone"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the following arguments are required")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
