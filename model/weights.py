@@ -1,6 +1,9 @@
 """Tensors on disk as safetensors, and a model out of a checkpoint's folder without a process group."""
 
 import dataclasses
+import errno
+import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,22 @@ from model.lora import LoraConfig, add_lora, drop_lora, lora_tensors
 
 WEIGHTS_PREFIX = "weights-"
 SUFFIX = ".safetensors"
+_OS_ERROR_CODE = re.compile(r"(?:os error|code:) (\d+)")  # as safetensors' Rust code prints an operating system's error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors to one safetensors file and make it durable.
 
     The file appears under its final name at once: write into a folder that is published whole.
+
+    Raises OSError where it can't be written, safetensors' own error for a full disk included.
     """
-    save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, str(path))
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, str(path))
+    except SafetensorError as error:
+        found = _OS_ERROR_CODE.search(str(error))
+        code = int(found[1]) if found else errno.EIO
+        raise OSError(code, os.strerror(code) if found else str(error), str(path)) from None
     fsync_file(path)
 
 

@@ -4,8 +4,6 @@ The thread never speaks to other ranks: whoever started it asks for `done` and `
 """
 
 import errno
-import os
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -13,14 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from common.publish import sha256_file
 from model.weights import save_tensors
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_OS_ERROR_CODE = re.compile(r"(?:os error|code:) (\d+)")  # as safetensors' Rust code prints an operating system's error
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class BackgroundSave:
                 try:
                     save_tensors(path, tensors)
                     self._share.files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-                except (OSError, SafetensorError) as error:
+                except OSError as error:
                     self._share.failure = write_failure(path, error)
                     return
         except BaseException as error:
@@ -98,10 +94,6 @@ class BackgroundSave:
             self._share.seconds = time.monotonic() - started
 
 
-def write_failure(path: Path, error: OSError | SafetensorError) -> WriteFailure:
+def write_failure(path: Path, error: OSError) -> WriteFailure:
     """An error of the file system in one line that names the path."""
-    code = error.errno if isinstance(error, OSError) else None
-    if code is None and (found := _OS_ERROR_CODE.search(str(error))):
-        code = int(found[1])
-    reason = os.strerror(code) if code is not None else str(error)
-    return WriteFailure(f"{path}: {reason}", no_room=code in NO_ROOM)
+    return WriteFailure(f"{path}: {error.strerror or error}", no_room=error.errno in NO_ROOM)

@@ -81,7 +81,10 @@ class Base:
             )
 
     def keep(self, checkpoints: Path, model: ModelConfig) -> None:
-        """Copy the weights to where the adapters' checkpoints look for them, whole or not at all. One rank calls."""
+        """Copy the weights to where the adapters' checkpoints look for them, whole or not at all. One rank calls.
+
+        Raises OSError where they can't be written.
+        """
         final = checkpoints / BASE_FOLDER
         if self.adapters is None or final.exists():
             return
@@ -89,7 +92,11 @@ class Base:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         path = temporary / WEIGHTS_FILE
-        save_tensors(path, self._weights(model))
+        try:
+            save_tensors(path, self._weights(model))
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         manifest = {
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
             "model": asdict(model),
@@ -166,7 +173,13 @@ def _begun_with(folder: RunFolder) -> Base | None:
     """The base that a run's files tell of, if it has begun."""
     kept = folder.checkpoints / BASE_FOLDER
     if (kept / CHECKPOINT_MANIFEST).exists():
-        manifest = read_checkpoint_manifest(kept)
+        try:
+            manifest = read_checkpoint_manifest(kept)
+        except BadCheckpoint as error:
+            raise UserError(
+                f"{error}: without its base the run can't go on; copy it again from where the run was copied from, or "
+                "give another --run.name"
+            ) from None
         return Base(kept, manifest, manifest["identity"])
     for _, path in list_checkpoints(folder.checkpoints):
         try:

@@ -25,6 +25,7 @@ from model.gpt import GPT
 from model.lora import LoraConfig, adapter_count, add_lora, lora_tensors
 from model.weights import load_model, read_tensors
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.mounts import small_disk
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, curve, losses, run_of, tiny_arguments, train, weights_hashes
@@ -181,6 +182,20 @@ def test_a_moved_run_is_whole_and_adapters_without_their_base_are_named(tmp_path
     weights.write_bytes(content)
     with pytest.raises(UserError, match="has changed since"):
         find_checkpoint(folder)
+
+
+def test_a_base_that_is_damaged_or_finds_no_room_is_one_line(
+    tmp_path: Path, data: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = arguments(base, tmp_path, data, "full")
+    run = run_of(tmp_path, "full")
+    with small_disk(run.path, 40):
+        assert refusal(monkeypatch, command).endswith("can't be written: No space left on device: make room")
+        assert list(run.checkpoints.iterdir()) == []
+    manifest = run.checkpoints / "base" / "checkpoint.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text((base / "checkpoint.json").read_text()[:100])  # a copy of the run that was cut short
+    assert "base/checkpoint.json is damaged: without its base" in refusal(monkeypatch, command)
 
 
 def test_a_llama_is_tuned_on_shorter_texts_tuned_again_and_exported(
