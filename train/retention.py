@@ -1,5 +1,6 @@
 """Which checkpoints a run keeps and deletes. What can't be parsed is nobody's to delete."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -13,6 +14,7 @@ from common.checkpoint_files import (
     BadCheckpoint,
     list_checkpoints,
     read_checkpoint_manifest,
+    verify_checkpoint,
     write_checkpoint_manifest,
 )
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder
@@ -53,7 +55,8 @@ def read_checkpoint(step: int, path: Path) -> Checkpoint | None:
 def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, resumed_from: Path | None) -> list[Path]:
     """Take the names of checkpoints that are due for deletion; return where they are now, for `delete` at leisure.
 
-    A deletion that is cut short leaves nothing that looks like a checkpoint.
+    A deletion that is cut short leaves nothing that looks like a checkpoint. Weights that are to stay for good, and of
+    which there is no copy (the run was killed, or had no room, before it), are copied first.
 
     Args:
         last: the step just saved. What is newer was passed over when the run was resumed, and is let be.
@@ -67,6 +70,11 @@ def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, r
     never = next((step for step, path in found.items() if path.resolve() == kept), None)
     aside = []
     for step in sorted(expendable(checkpoints, config, never)):
+        every = config.weights_every_steps
+        if every > 0 and step % every == 0 and not _weights_folder(found[step], step).exists():
+            with contextlib.suppress(BadCheckpoint):  # nothing to keep of one that has lost files
+                verify_checkpoint(found[step], hashes=False)
+                keep_weights(found[step], step)
         target = folder / f".{found[step].name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
         aside.append(found[step].rename(target))
     return aside
@@ -85,6 +93,12 @@ def sweep_leftovers(folder: Path) -> None:
     delete([path for kind in ("step", "weights") for path in folder.glob(f".{kind}-*{TEMPORARY_SUFFIX}")])
     for path in folder.glob(f".space-*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
+    # what has been replaced, whole, by what now has its name
+    delete([path for path in folder.glob("*.replaced-*") if path.with_name(path.name.partition(".")[0]).exists()])
+
+
+def _weights_folder(checkpoint: Path, step: int) -> Path:
+    return checkpoint.with_name(f"weights-{step:08d}")
 
 
 def keep_weights(checkpoint: Path, step: int) -> Path:
@@ -93,7 +107,7 @@ def keep_weights(checkpoint: Path, step: int) -> Path:
     The files are shared with the checkpoint (hard links) and outlive it; where the file system knows no hard links
     they are copied. Such a folder can be evaluated and exported, and never resumed from.
     """
-    final = checkpoint.with_name(f"weights-{step:08d}")
+    final, replaced = _weights_folder(checkpoint, step), None
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     manifest = read_checkpoint_manifest(checkpoint)
     manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name.startswith("weights-")}
@@ -107,9 +121,11 @@ def keep_weights(checkpoint: Path, step: int) -> Path:
                 fsync_file(temporary / name)  # it will be all that is left of these weights
         write_checkpoint_manifest(temporary, {**manifest, "weights_only": True})
         if final.exists():  # the run went back behind this step
-            final.rename(temporary.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"))
+            replaced = final.rename(temporary.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"))
         publish_folder(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    if replaced is not None:
+        delete([replaced])
     return final

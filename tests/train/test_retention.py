@@ -145,3 +145,23 @@ def test_a_run_that_went_back_replaces_its_weights_copy(tmp_path: Path) -> None:
     second = write_checkpoint(tmp_path, step=7, seed=1)
     kept = keep_weights(second, 7)
     assert verify_checkpoint(kept)["files"].items() <= verify_checkpoint(second)["files"].items()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [second.name, kept.name]
+    for name in (second.name, kept.name, "step-00000008"):  # killed while it was being replaced
+        (tmp_path / f"{name}.replaced-0a1b2c3d").mkdir()
+    sweep_leftovers(tmp_path)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == [second.name, "step-00000008.replaced-0a1b2c3d", kept.name]
+
+
+def test_weights_for_good_that_a_kill_prevented_are_kept_before_their_checkpoint_goes(tmp_path: Path) -> None:
+    for step in (4, 6, 8, 10):
+        write_checkpoint(tmp_path, step=step)
+    keep_weights(tmp_path / "step-00000006", 6)
+    before = (tmp_path / "weights-00000006").stat().st_ino
+    next((tmp_path / "step-00000008").glob("weights-*")).unlink()  # of which nothing can be kept
+    config = CheckpointConfig(every_steps=2, keep_last=1, keep_best=False, weights_every_steps=2)
+    delete(set_aside_expendable(tmp_path, config, last=10, resumed_from=None))
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["step-00000010", "weights-00000004", "weights-00000006"]
+    assert (tmp_path / "weights-00000006").stat().st_ino == before
+    assert verify_checkpoint(tmp_path / "weights-00000004")["step"] == 4
