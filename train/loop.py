@@ -201,7 +201,8 @@ class TrainingLoop:
         """Record how the run ended."""
         if self.ranks.is_first:
             self.state.write(outcome.status, outcome.reason, outcome.progress, outcome.stop)
-            self.folder.stop_file.unlink(missing_ok=True)  # it has been heard
+            if outcome.stop in ("file", None):  # it has been heard; one that came during another stop is yet to be
+                self.folder.stop_file.unlink(missing_ok=True)
         self.recorder.say(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
         self.recorder.close()
 

@@ -19,9 +19,11 @@ from tests.helpers.training import (
     start_ranks_training,
     tiny_arguments,
     train,
+    train_as_rank,
     train_by_path,
     weights_hashes,
 )
+from train.loop import Outcome, TrainingLoop
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,40 @@ def test_a_stop_file_stops_the_run_once(tmp_path: Path, data: Path) -> None:
     assert state is not None
     assert (state["status"], state["reason"]) == ("preempted", "STOP file")
     assert not run.stop_file.exists()  # the same command goes on
+
+
+def train_with_a_stop_file_during_the_last_save(arguments: list[str], stop_file: Path) -> None:
+    finish = TrainingLoop.finish
+
+    def late(self: TrainingLoop, outcome: Outcome) -> None:
+        stop_file.touch()
+        finish(self, outcome)
+
+    pytest.MonkeyPatch().setattr(TrainingLoop, "finish", late)
+    train_as_rank(arguments)
+
+
+def test_a_stop_file_that_comes_while_a_pre_empted_run_saves_is_heard_by_the_next_start(
+    tmp_path: Path, data: Path
+) -> None:
+    """A job that is pre-empted puts itself back into the queue: the request would be lost."""
+    arguments = tiny_arguments(tmp_path, data, "both", "--run.max_steps=100000")
+    run = run_of(tmp_path, "both")
+    group = RankGroup(1, tmp_path / "store", train_with_a_stop_file_during_the_last_save, arguments, run.stop_file)
+    while len(losses(run)) < 3:
+        assert group.processes[0].is_alive()
+    pid = group.processes[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    assert group.join() == [0]
+    before = run.read_state()
+    assert before is not None
+    assert before["stop"] == "signal"
+    train(1, tmp_path, [*arguments, f"--run.max_steps={before['step'] + 5}"])
+    state = run.read_state()
+    assert state is not None
+    assert (state["status"], state.get("stop"), state["step"]) == ("preempted", "file", before["step"])
+    assert not run.stop_file.exists()
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
