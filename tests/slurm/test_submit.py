@@ -111,6 +111,9 @@ def test_the_steps_of_a_job_get_its_environment_whatever_sbatch_s_export_was(tmp
 def test_a_wrong_time_is_one_line():
     with pytest.raises(UserError, match="--time soon"):
         minutes("soon")
+    for nothing in ("0", "0:00:00", "0-0"):  # "no limit" to sbatch
+        with pytest.raises(UserError, match=f"--time {nothing}: a job needs a limit"):
+            minutes(nothing)
 
 
 def test_the_same_without_slurm(tmp_path: Path):
