@@ -4,16 +4,16 @@ The starts tell how often a job came back without getting further, whoever reque
 Slurm by itself after a node's failure.
 """
 
-import json
 import os
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.checkpoint_files import list_checkpoints
 from common.errors import UserError
-from common.metrics_file import read_json_lines
+from common.metrics_file import MetricsFile, read_json_lines
 from common.run_folder import RunFolder
 
 FRUITLESS_LIMIT = 3  # starts in a row from the same checkpoint, after which the job is not started again
@@ -106,7 +106,5 @@ def steps_trained(folder: RunFolder, start: StartId) -> int:
 def _append(folder: RunFolder, start: StartId, values: dict[str, Any]) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     record = {"time": time.time(), "job_id": start.job_id, "restart_count": start.restart_count, **values}
-    with open(starts_file(folder), "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with closing(MetricsFile(starts_file(folder))) as file:  # which ends a line that was torn, and syncs this one
+        file.append(record)

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.run_folder import RunFolder
 from slurm.begin import refuse_a_crash_loop
 from slurm.decide import Facts, decide, decide_for
-from slurm.starts import StartId, append_end, append_start, fruitless_starts, read_starts, steps_trained
+from slurm.starts import StartId, append_end, append_start, fruitless_starts, read_starts, starts_file, steps_trained
 
 START = StartId("7", 2)
 
@@ -123,8 +123,11 @@ def test_the_facts_come_from_the_run_and_the_controller(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     folder = RunFolder(tmp_path / "run")
+    append_start(folder, StartId("7", 1), ["n1"], "torchrun")
+    with open(starts_file(folder), "a") as file:
+        file.write('{"time": 17000')  # where a node lost its power: it must not take the next start's line with it
     append_start(folder, START, ["n1"], "torchrun")
-    begun = read_starts(folder)[0]["time"]
+    begun = read_starts(folder)[1]["time"]
     records = [{"step": step, "step_seconds": 1.0, "time": begun + step - 5} for step in range(10)]
     folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
     assert steps_trained(folder, START) == 5  # the others are of an earlier start
