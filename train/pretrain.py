@@ -150,8 +150,10 @@ def pretrain(context: RunContext) -> int:
         agreed(ranks, lambda: require_space(context, begin, loop))
         if checkpoint and manifest:
             load_training_state(checkpoint, loop.model, loop.optimizer)
-            if manifest.get("scaler"):
-                loop.stepper.scaler.load_state_dict(manifest["scaler"])
+            if scaler := manifest.get("scaler"):
+                # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 shall fit again
+                scale = scaler["scale"] * manifest["world_size"] / ranks.world_size
+                loop.stepper.scaler.load_state_dict({**scaler, "scale": scale})
         loop.finish(loop.run(begin))
     return 0
 

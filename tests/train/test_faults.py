@@ -90,6 +90,18 @@ def test_fp16_resumes_with_its_scale(tmp_path: Path, data: Path) -> None:
     assert curve(run_of(tmp_path, "halved")) == curve(run_of(tmp_path, "calm"))
 
 
+def test_fp16_resumes_on_more_ranks_without_skipping_a_step(tmp_path: Path, data: Path) -> None:
+    """Of the loss that a rank's backward begins with, the number of ranks is a factor as the scale is."""
+    arguments = tiny_arguments(tmp_path, data, "grown", "--run.dtype=fp16", "--schedule.kind=constant")
+    train(1, tmp_path, [*arguments, "--run.max_steps=15"])
+    run = run_of(tmp_path, "grown")
+    before = read_checkpoint_manifest(list_checkpoints(run.checkpoints)[0][1])
+    train(4, tmp_path, [*arguments, "--run.max_steps=16"])
+    assert not any(record.get("skipped") for record in read_metrics(run.metrics) if record["step"] > 15)
+    after = read_checkpoint_manifest(list_checkpoints(run.checkpoints)[0][1])
+    assert after["scaler"]["scale"] == before["scaler"]["scale"] / 4
+
+
 def test_a_first_loss_far_from_chance_warns_loudly(tmp_path: Path, data: Path) -> None:
     # so wide that the untrained head's logits are far from equal
     wide = ("--model.n_embd=4096", "--model.n_layer=1", "--model.mlp_hidden=1", "--run.max_steps=1")
