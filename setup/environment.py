@@ -27,6 +27,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from setup.pip_install import pip_install
 from setup.system_torch import is_torch, show_to, supported_version, system_torch_folder
@@ -73,7 +74,7 @@ class Record:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make the virtual environment .venv, or bring it up to date.")
+    parser = CommandParser("Make the virtual environment .venv, or bring it up to date.")
     parser.add_argument("--dev", action="store_true", help="install the tools for tests and checks as well")
     parser.add_argument(
         "--torch",

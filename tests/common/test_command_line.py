@@ -27,7 +27,7 @@ print(json.dumps(answers))
 
 
 def entry_scripts() -> list[str]:
-    rooms = ("data_prep", "eval", "model", "slurm", "train")
+    rooms = ("data_prep", "eval", "model", "setup", "slurm", "train")
     found = [
         path for room in rooms for path in (PROJECT / room).glob("*.py") if "exit_on_user_error(" in path.read_text()
     ]
