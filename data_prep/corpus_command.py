@@ -109,8 +109,9 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
     if not manifest.splits["val"] and command.settings.val_tokens:
         print(
-            f"warning: no validation split, which training needs: none of the documents is one in {VALIDATION_ONE_IN} "
-            "by its hash; give more documents, or one long text to data_prep/shakespeare.py --file"
+            "warning: no validation split, which training needs: none of the documents is one in "
+            f"{command.settings.validation_one_in} by its hash; give more documents or, to data_prep/text_files.py, a "
+            "smaller --val-one-in; one long text goes to data_prep/shakespeare.py --file"
         )
     return 0
 
@@ -186,7 +187,7 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
     size = sum(file.bytes for file in opened.files.listed)
     tokens = int(size * opened.tokens_per_byte)
     tokens = min(tokens, settings.max_tokens or tokens)
-    val_tokens = min(settings.val_tokens, int(size * opened.tokens_per_byte / VALIDATION_ONE_IN))
+    val_tokens = min(settings.val_tokens, int(size * opened.tokens_per_byte / settings.validation_one_in))
     there = sum(path.stat().st_size for path in shard_files(arguments.out))  # to be gone on with, or taken away
     needed = max(0, (tokens + val_tokens) * command.token_bytes + opened.extra_disk_bytes - there)
     folder = arguments.out.absolute()

@@ -2,7 +2,7 @@
 
 A text file is one document, a line of JSON or a row of parquet is one (--field says where its text is). Files are taken
 in the order of their names. The validation split is the first --val-tokens tokens of documents chosen by hash, one in
-32. Stopped in any way, the same command goes on. One long text is better split with shakespeare.py --file.
+--val-one-in. Stopped in any way, the same command goes on. One long text is better split with shakespeare.py --file.
 """
 
 import sys
@@ -13,18 +13,26 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 import argparse
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from data_prep.corpus import Files, InputFile
-from data_prep.corpus_command import Command, Opened, add_amount_options, add_work_options, run, settings_of
+from data_prep.corpus_command import (
+    VALIDATION_ONE_IN,
+    Command,
+    Opened,
+    add_amount_options,
+    add_work_options,
+    run,
+    settings_of,
+)
 from data_prep.encode_worker import ENCODING_ERRORS
 from data_prep.hub import LocalFiles
 from data_prep.inputs import SUFFIXES, TEXT_PER_COMPRESSED_BYTE, UnitReader, is_utf8, kind_of, units
-from data_prep.preparation import add_output_options
+from data_prep.preparation import add_output_options, positive_count
 from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, choose_tokenizer
 
@@ -38,8 +46,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders to search")
     add_output_options(parser, "text_files")
     add_amount_options(parser, TOKENIZERS)
+    parser.add_argument(
+        "--val-one-in",
+        type=two_or_more,
+        default=VALIDATION_ONE_IN,
+        metavar="N",
+        help=f"validate on one document in N, chosen by hash (default: {VALIDATION_ONE_IN}; fewer where there are few)",
+    )
     add_work_options(parser)
     return parser.parse_args()
+
+
+def two_or_more(text: str) -> int:
+    if (value := positive_count(text)) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} leaves nothing for training: give 2 or more")
+    return value
 
 
 def find_files(paths: list[Path]) -> LocalFiles:
@@ -118,7 +139,7 @@ def main() -> int:
     command = Command(
         "text_files",
         asked,
-        settings_of(arguments, tokenizer, validation_files=None),
+        replace(settings_of(arguments, tokenizer, validation_files=None), validation_one_in=arguments.val_one_in),
         tokenizer.token_bytes,
         lambda begun: Opened(files, {}, label, rate),
         lambda files: make_tokenizer(tokenizer, files, arguments.field),

@@ -136,6 +136,21 @@ def test_own_texts_of_every_kind(kind, own_texts, tmp_path):
     assert "complete already" in again.stdout
 
 
+def test_a_handful_of_files_has_a_validation_split_where_more_of_them_are_asked_for(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(8):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"Text {number}.")
+    command = ["text_files.py", tmp_path / "texts", "--out", tmp_path / "set", "--workers", 0]
+    assert "smaller --val-one-in" in run(*command).stdout
+    assert "another validation_one_in (32, now 2)" in run(*command, "--val-one-in", 2).stderr
+    done = run(*command, "--val-one-in", 2, "--force")
+    assert (done.returncode, "no validation" in done.stdout) == (0, False), done.stderr
+    splits = [TokenSet.open(tmp_path / "set").split(split).documents for split in ("train", "val")]
+    assert sum(splits) == 8
+    assert min(splits) > 0
+    assert "give 2 or more" in run(*command, "--val-one-in", 1).stderr
+
+
 def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
     folder, _ = own_texts
     (tmp_path / "dangling").mkdir()
