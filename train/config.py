@@ -163,7 +163,8 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     if model is not None:
         parser.set_defaults({f"model.{key}": value for key, value in asdict(model).items()})
     # files first: what stands on the command line wins, wherever on it the files are named
-    parsed = parser.parse_args([*(f"--config={file}" for file in files), *others])
+    said = [f"--config={file}" for file, content in zip(files, contents, strict=True) if content]  # not empty ones
+    parsed = parser.parse_args([*said, *others])
     for name in known:
         if isinstance(value := parsed.get(name), float) and not math.isfinite(value):
             raise UserError(f"{name} is {value}: give a finite number")

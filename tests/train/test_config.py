@@ -48,6 +48,15 @@ def test_later_files_win(tmp_path: Path) -> None:
     assert (config.optim.lr, config.optim.beta1, config.run.name) == (2.0, 0.5, "b")
 
 
+def test_an_empty_file_changes_nothing_but_names_the_run(tmp_path: Path) -> None:
+    first, empty = tmp_path / "a.yaml", tmp_path / "none.yaml"
+    first.write_text("optim: {beta1: 0.5}")
+    empty.write_text("# nothing here yet\n")
+    config, _ = read_config(["--config", str(first), "--config", str(empty)])
+    assert (config.optim.beta1, config.run.name) == (0.5, "none")
+    assert read_config(["--config", str(empty)])[0].optim == Config().optim
+
+
 def test_without_a_file_it_is_the_124m_run_on_fineweb_edu() -> None:
     config, _ = read_config([])
     assert DEFAULT_CONFIG.stem == config.run.name == "gpt2-124m"
