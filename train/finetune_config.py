@@ -29,6 +29,8 @@ class LoraSection:
     targets: list[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank is {self.rank}: give 1 or more, or 0 to train all weights")
         if self.adapters() is not None and self.alpha <= 0:
             raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
 

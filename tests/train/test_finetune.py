@@ -223,7 +223,7 @@ def test_learned_positions_are_cut_to_shorter_texts(tmp_path: Path, data: Path, 
 @pytest.mark.parametrize(
     ("more", "names"),
     [
-        (("--lora.rank=-1",), "lora.rank is -1"),
+        (("--lora.rank=-1",), "or 0 to train all weights"),
         (("--lora.dropout=1",), "lora.dropout is 1"),
         (("--lora.alpha=0",), "lora.alpha is 0"),
         (('--lora.targets=["q_proj"]',), "choose from c_attn"),
