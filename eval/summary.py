@@ -9,6 +9,7 @@ context can reach there. With --require-margin the exit status is 1 unless the m
 import argparse
 import json
 import math
+import shlex
 import statistics
 import sys
 from dataclasses import asdict, dataclass
@@ -185,13 +186,14 @@ def print_places(folder: RunFolder) -> None:
 
 def print_next(folder: RunFolder, summary: Summary) -> None:
     config = read_config(folder)
-    train = f".venv/bin/python {training_script(config, read_starts(folder))} --config {folder.config}"
+    path, file = shlex.quote(str(folder.path)), shlex.quote(str(folder.config))
+    train = f".venv/bin/python {training_script(config, read_starts(folder))} --config {file}"
     print("\nWhat to try next:")
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
     if "lora" not in config:  # a fine-tuning's model is its base's
         print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")
-    print(f"  .venv/bin/python eval/report.py {folder.path}   # a page for the browser, also while a run is going")
-    print(f"  .venv/bin/python eval/watch.py {folder.path}    # the same in the terminal, live")
+    print(f"  .venv/bin/python eval/report.py {path}   # a page for the browser, also while a run is going")
+    print(f"  .venv/bin/python eval/watch.py {path}    # the same in the terminal, live")
 
 
 if __name__ == "__main__":

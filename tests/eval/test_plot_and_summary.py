@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -110,6 +111,17 @@ def test_summary_of_a_branch_counts_its_own_steps(run: RunFolder, tmp_path: Path
     assert (figures["tokens"], figures["run_tokens"]) == (40_000, 15_000)
     assert figures["training_seconds"] == pytest.approx(15_000 / TOKENS_PER_SECOND)
     assert "15.0K tokens in 30.0 s" in result.stdout
+
+
+def test_the_commands_that_summary_proposes_can_be_typed_where_a_path_has_spaces(
+    run: RunFolder, tmp_path: Path
+) -> None:
+    moved = run.path.rename(tmp_path / "runs" / "my run")
+    said = run_script("summary.py", moved, cwd=tmp_path).stdout
+    commands = [shlex.split(line, comments=True) for line in said.splitlines() if ".venv/bin/python" in line]
+    assert len(commands) == 4
+    for command in commands:
+        assert str(moved) in command or str(moved / "config.yaml") in command
 
 
 def test_summary_of_no_run_is_one_line(tmp_path: Path) -> None:
