@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint_files import list_checkpoints
-from common.metrics_file import read_metrics
+from common.metrics_file import read_json_lines, read_metrics
 from common.run_folder import RunFolder
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
@@ -34,20 +34,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def newest(run: RunFolder) -> int:
+    """The step of the newest checkpoint, 0 for none."""
+    return max((step for step, _ in list_checkpoints(run.checkpoints)), default=0)
+
+
 def kill_inside_a_save(group: RankGroup, run: RunFolder, chance: random.Random) -> None:
-    """Wait until a save is under way and kill everything in it."""
+    """Let a save or two be published, wait until another is under way and kill everything in it."""
+    wanted = newest(run) + SAVE_STEPS * chance.randint(1, 2)
+    while newest(run) < wanted:
+        group.processes[0].join(0.01)
+        assert group.processes[0].is_alive()
     left_over = set(run.checkpoints.glob(".step-*.tmp"))  # by an earlier kill: every save has a name of its own
     while not set(run.checkpoints.glob(".step-*.tmp")) - left_over:
-        assert group.processes[0].is_alive(), "the run ended before it could be killed"
+        assert group.processes[0].is_alive()
     group.kill()
 
 
 def kill_between_steps(group: RankGroup, run: RunFolder, chance: random.Random) -> None:
-    """Let the run get on by up to three records, and kill everything."""
+    """Let the run get on by up to ten records, and kill everything."""
     size = run.metrics.stat().st_size if run.metrics.exists() else 0
-    wanted = size + chance.randrange(600)
+    wanted = size + chance.randrange(3000)
     while not run.metrics.exists() or run.metrics.stat().st_size < wanted:
-        assert group.processes[0].is_alive(), "the run ended before it could be killed"
+        assert group.processes[0].is_alive()
     group.kill()
 
 
@@ -57,6 +66,7 @@ def kill_at_the_start(group: RankGroup, run: RunFolder, chance: random.Random) -
     group.kill()
 
 
+SAVE_STEPS = 2
 # at 1, 2 and 4 ranks; tests/chaos kills in every phase of a step and of a save
 KILLS = {
     1: [kill_inside_a_save] * 2 + [kill_between_steps] * 3 + [kill_at_the_start],
@@ -68,14 +78,19 @@ KILLS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_killed_at_random_moments_the_run_ends_as_if_undisturbed(tmp_path: Path, data: Path, world_size: int) -> None:
-    more = ("--checkpoint.every_steps=2", "--run.max_steps=40")
-    train(world_size, tmp_path, tiny_arguments(tmp_path, data, "calm", *more))
+    more = (f"--checkpoint.every_steps={SAVE_STEPS}", "--schedule.kind=constant")
     calm, disturbed = run_of(tmp_path, "calm"), run_of(tmp_path, "disturbed")
     chance = random.Random(world_size)
     for kill in chance.sample(KILLS[world_size], len(KILLS[world_size])):
-        arguments = tiny_arguments(tmp_path, data, "disturbed", *more)
+        # endless: however late a kill comes, it comes before the end
+        arguments = tiny_arguments(tmp_path, data, "disturbed", *more, "--run.max_steps=100000")
         kill(start_ranks_training(world_size, tmp_path, arguments), disturbed, chance)
-    train(world_size, tmp_path, tiny_arguments(tmp_path, data, "disturbed", *more))
+    end = f"--run.max_steps={max(losses(disturbed)) + 5}"
+    train(world_size, tmp_path, tiny_arguments(tmp_path, data, "disturbed", *more, end))
+    records = read_json_lines(disturbed.metrics)
+    begun_at = [record["step"] for record in records if record.get("kind") == "start"]
+    assert len({step for step in begun_at if step > 0}) >= KILLS[world_size].count(kill_inside_a_save), begun_at
+    train(world_size, tmp_path, tiny_arguments(tmp_path, data, "calm", *more, end))
     assert curve(disturbed) == curve(calm)
     final = weights_hashes(list_checkpoints(calm.checkpoints)[0][1])
     assert weights_hashes(list_checkpoints(disturbed.checkpoints)[0][1]) == final
