@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.run_folder import RunFolder
-from tests.helpers.mounts import make_read_only, read_only_from_now_on, small_disk
+from tests.helpers.mounts import read_only_from_now_on, small_disk
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, start_ranks_training, tiny_arguments, train, train_as_rank
@@ -88,14 +89,32 @@ def test_the_last_save_must_succeed(tmp_path: Path, data: Path, policy: str) -> 
     assert "step 20 could not be saved" in state_of(run)["reason"]
 
 
+def train_with_a_save_that_waits(arguments: list[str], step: int, go_on: Path) -> None:
+    """A trainer that, when one save is due, has finished the one before and waits until a file appears."""
+    from train import keeper
+
+    begin = keeper.CheckpointKeeper.save
+
+    def save(self, progress, **options):
+        if progress.step == step:
+            self.finish()
+            while not go_on.exists():
+                time.sleep(0.01)
+        return begin(self, progress, **options)
+
+    setattr(keeper.CheckpointKeeper, "save", save)  # noqa: B010 (a method)
+    train_as_rank(arguments)
+
+
 def test_a_full_disk_is_named_with_bytes_and_costs_no_checkpoint(tmp_path: Path, data: Path) -> None:
     arguments = tiny_arguments(tmp_path, data, "full", "--checkpoint.keep_last=1")
-    run = run_of(tmp_path, "full")
+    run, go_on = run_of(tmp_path, "full"), tmp_path / "go-on"
     with small_disk(run.checkpoints, 6 * CHECKPOINT_KIB) as disk:
-        group = start_ranks_training(2, tmp_path, arguments)
+        group = RankGroup(2, tmp_path / "store", train_with_a_save_that_waits, arguments, 10, go_on)
         while not list_checkpoints(disk):
             assert group.processes[0].is_alive()
         (disk / "somebody-else's").write_bytes(bytes(1024 * (9 * CHECKPOINT_KIB // 2)))
+        go_on.touch()
         assert group.join() == [2, 2]
         reason = state_of(run)["reason"]
         why = r"could not be saved: .*: No space left on device; a checkpoint needs [\d,]+ bytes, [\d,]+ are free"
@@ -116,15 +135,10 @@ def test_a_disk_that_turns_read_only_is_named(tmp_path: Path, data: Path) -> Non
         group = start_ranks_training(2, tmp_path, arguments)
         while not list_checkpoints(disk):
             assert group.processes[0].is_alive()
-        for _ in range(1000):  # a file that is being written makes the file system busy
-            try:
-                make_read_only(disk)
-                break
-            except BlockingIOError:
-                continue
-        assert group.join() == [2, 2]
-        assert "Read-only file system; a checkpoint needs" in state_of(run)["reason"]
-        verify_checkpoint(list_checkpoints(disk)[0][1])
+        with read_only_from_now_on(disk, tmp_path / "read-only"):
+            assert group.join() == [2, 2]
+            assert "Read-only file system; a checkpoint needs" in state_of(run)["reason"]
+            verify_checkpoint(list_checkpoints(disk)[0][1])
 
 
 def test_a_run_whose_whole_folder_turns_read_only_ends_in_one_line(tmp_path: Path, data: Path) -> None:
