@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
@@ -26,6 +27,15 @@ from data_prep.tokenization import ByteTokenizer, load_tokenizer
 from tests.helpers.parquet_files import make_source, texts, write_parquet
 
 ONE_IN = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_fork_server():
+    """One that other tests have started holds torch for their ranks; theirs must not be this module's, without it."""
+    stop = forkserver._forkserver._stop  # type: ignore[attr-defined] # made for unit tests
+    stop()
+    yield
+    stop()
 
 
 @pytest.fixture(scope="module")

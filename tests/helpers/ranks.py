@@ -19,15 +19,14 @@ from typing import Any
 PATIENCE_SECONDS = 300.0  # for ranks that hang; a machine that does much else is slow, not wrong
 _CONTEXT = multiprocessing.get_context("forkserver")
 # torch._dynamo: every optimizer imports it, for most of a second
-_CONTEXT.set_forkserver_preload(
-    ["torch", "torch.distributed", "torch._dynamo", "numpy", "tests.helpers.ranks", "train.pretrain"]
-)
+_PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "numpy", "tests.helpers.ranks", "train.pretrain"]
 
 
 class RankGroup:
     """`world_size` processes that run `function(*arguments)` as ranks of one group."""
 
     def __init__(self, world_size: int, store: Path, function: Callable[..., Any], *arguments: Any) -> None:
+        _CONTEXT.set_forkserver_preload(_PRELOADED)  # there is one server, of whoever starts a process first
         store.parent.mkdir(parents=True, exist_ok=True)
         meeting_point = store.parent / f"{store.name}-{uuid.uuid4().hex}"  # never an earlier group's
         self._results: list[Connection] = []
