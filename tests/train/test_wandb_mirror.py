@@ -69,6 +69,13 @@ def test_a_mirror_that_fails_or_hangs_costs_no_step(
     assert said in done.stdout
 
 
+def is_wandbs_service(process: psutil.Process) -> bool:
+    try:
+        return any("wandb-core" in argument for argument in process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):  # one of the short-lived ones beside it
+        return False
+
+
 def test_a_service_that_stands_still_does_not_keep_the_run_from_ending(tmp_path: Path, data: Path) -> None:
     """wandb's own end, at the exit of the process, would wait for it for ever."""
     arguments = tiny_arguments(tmp_path, data, "still", "--log.wandb=true", "--log.wandb_finish_seconds=1")
@@ -83,9 +90,7 @@ def test_a_service_that_stands_still_does_not_keep_the_run_from_ending(tmp_path:
     while not list(run_of(tmp_path, "still").path.glob("wandb/offline-run-*/*.wandb")):  # it has begun to write
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    children = psutil.Process(process.pid).children(recursive=True)
-    alive = [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    (service,) = [child for child in alive if any("wandb-core" in argument for argument in child.cmdline())]
+    (service,) = [child for child in psutil.Process(process.pid).children(recursive=True) if is_wandbs_service(child)]
     service.suspend()
     process.terminate()
     output, _ = process.communicate(timeout=60)
