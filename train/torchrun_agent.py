@@ -58,6 +58,8 @@ def read_options(arguments: list[str]) -> argparse.Namespace:
         raise UserError(f"--node_rank is {options.node_rank}: the {nodes} machines count from 0 to {nodes - 1}")
     if not (options.module or options.no_python or Path(options.training_script).is_file()):
         raise UserError(f"{options.training_script} is no file: give the script to start, such as train/pretrain.py")
+    if options.standalone and options.local_addr is None:
+        options.local_addr = "127.0.0.1"  # else the machine's name: where that doesn't resolve, ranks wait in vain
     return options
 
 

@@ -199,6 +199,27 @@ def test_the_launcher_ends_with_the_line_of_a_mistake() -> None:
     assert done.stderr.count("\n") == 1
 
 
+def test_ranks_meet_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> None:
+    """A laptop away from its network, a container: torchrun hands the name out as the address to meet at."""
+    script = tmp_path / "meet.py"
+    script.write_text(
+        "import torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "print('met', dist.get_rank(), flush=True)\n"
+        "dist.destroy_process_group()\n"
+    )
+    renamed = "import os, socket, sys; socket.sethostname('no-such-name.invalid'); os.execv(sys.argv[1], sys.argv[1:])"
+    launch = [sys.executable, "-c", renamed, sys.executable, LAUNCH, "--standalone", "--nproc_per_node=2", script]
+    if subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode != 0:
+        pytest.skip("giving the machine another name takes root")
+    done = subprocess.run(
+        ["unshare", "--uts", *map(str, launch)],
+        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["met 0", "met 1"]
+
+
 @pytest.mark.slow
 def test_a_save_longer_than_torchruns_patience_survives_sigterm(tmp_path: Path, data: Path) -> None:
     script = tmp_path / "slow.py"
