@@ -6,7 +6,7 @@ the source the next one begins; the manifest replaces it when all is done.
 
 import contextlib
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,8 +40,8 @@ class Files(Protocol):
 
     listed: tuple[InputFile, ...]
 
-    def path(self, index: int) -> Path:
-        """The file on this disk; may take as long as its download."""
+    def path(self, index: int, meanwhile: Callable[[], None] = lambda: None) -> Path:
+        """The file on this disk; may take as long as its download, and calls `meanwhile` again and again until then."""
         ...
 
     def done_with(self, index: int) -> None:
@@ -189,7 +189,7 @@ def _write_split(
             ShardWriter(
                 folder, selection.side, corpus.tokenizer, corpus.settings.shard_tokens, finished=state.shards
             ) as writer,
-            contextlib.closing(_works(corpus, state.next, file_count, selection)) as works,
+            contextlib.closing(_works(corpus, state.next, file_count, selection, pool.check)) as works,
             _Bar(writer, limit, sum(file.bytes for file in corpus.files.listed[:file_count])) as bar,
         ):
             parts = pool.run(works)
@@ -227,11 +227,13 @@ def _write_part(
     return offset - begin
 
 
-def _works(corpus: Corpus, start: Place, file_count: int, selection: Selection) -> Generator[Work, None, None]:
-    """Tasks from a place on, in the source's order."""
+def _works(
+    corpus: Corpus, start: Place, file_count: int, selection: Selection, meanwhile: Callable[[], None]
+) -> Generator[Work, None, None]:
+    """Tasks from a place on, in the source's order; `meanwhile` as of `Files.path`."""
     before = sum(file.bytes for file in corpus.files.listed[: start.file])
     for index in range(start.file, file_count):
-        listed, path = corpus.files.listed[index], corpus.files.path(index)
+        listed, path = corpus.files.listed[index], corpus.files.path(index, meanwhile)
         found = units(path, corpus.settings.field)
         total = max(1, sum(unit.bytes for unit in found))
         read = 0

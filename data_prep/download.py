@@ -163,7 +163,7 @@ def wait(reason: str, asked: float | None, attempt: int, stop: threading.Event) 
     """As long as a server asks, else longer at every attempt. Raises Stopped."""
     seconds = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.75, 1.25)
     if asked is not None:
-        seconds = asked
+        seconds = min(asked, threading.TIMEOUT_MAX)
     if seconds >= TOLD_SECONDS:
         print(f"download: {reason}; trying again in {format_duration(seconds)}", file=sys.stderr, flush=True)
     if stop.wait(seconds):

@@ -65,6 +65,9 @@ class SerialEncoder:
             except ENCODING_ERRORS as error:
                 raise UserError(f"{_where(work, progress[0])}: {error}") from error
 
+    def check(self) -> None:
+        """There is no worker that could have died."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -127,6 +130,12 @@ class EncodePool:
             else:
                 self._receive(head.worker)
 
+    def check(self) -> None:
+        """Raise UserError where a worker has died: for whoever keeps `run` waiting for its next work."""
+        for worker in self._workers:
+            if not worker.process.is_alive():
+                self._report_death(worker)
+
     def _least_busy(self) -> _Worker | None:
         worker = min(self._workers, key=lambda worker: len(worker.works))
         return worker if len(worker.works) < QUEUED_WORKS else None
@@ -177,9 +186,9 @@ class EncodePool:
             if code is not None and code < 0
             else f"left with status {code}"
         )
-        place = _where(worker.works[0].work, self._progress[worker.slot]) if worker.works else "no work"
+        place = f"at {_where(worker.works[0].work, self._progress[worker.slot])}" if worker.works else "without work"
         raise UserError(
-            f"worker {worker.slot} {how} at {place}; run the same command again to go on from the last whole shard "
+            f"worker {worker.slot} {how} {place}; run the same command again to go on from the last whole shard "
             "(short of memory? fewer --workers)"
         )
 

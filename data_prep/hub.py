@@ -145,13 +145,14 @@ class HubFiles:
         self._running: dict[int, Future[None]] = {}
         self._bytes: dict[int, int] = {}
 
-    def path(self, index: int) -> Path:
+    def path(self, index: int, meanwhile: Callable[[], None] = lambda: None) -> Path:
         self._start(index)
         future, file = self._running[index], self.listed[index]
         if not future.done():
             with progress_bar(file.bytes, "B", f"downloading {Path(file.name).name}", scale=True) as bar:
                 while not _finished(future):
                     bar.update(self._bytes.get(index, 0) - bar.n)
+                    meanwhile()
         future.result()
         if index + 1 < len(self.listed):
             self._start(index + 1)
@@ -237,7 +238,7 @@ class LocalFiles:
         except OSError as error:
             raise UserError(f"can't read {path}: {error.strerror}") from None
 
-    def path(self, index: int) -> Path:
+    def path(self, index: int, meanwhile: Callable[[], None] = lambda: None) -> Path:
         return self._folder / self.listed[index].name
 
     def done_with(self, index: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 import time
 from email.utils import formatdate
 from itertools import pairwise
@@ -10,7 +11,7 @@ import pytest
 
 from common.errors import UserError
 from data_prep import download as module
-from data_prep.download import download
+from data_prep.download import Stopped, download
 from tests.helpers.http_server import Fault, Server
 
 DATA = os.urandom(3_000_000)
@@ -83,6 +84,14 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date(server, tmp_path):
     first, second, _ = (request.time for request in server.requests)
     assert second - first >= 1
     assert time.time() >= until
+
+
+def test_an_endless_retry_after_is_waited_for_until_somebody_stops_it(server, tmp_path):
+    server.faults["/file"] = [Fault(status=429, retry_after="1e999")]
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        download(f"{server.url}/file", tmp_path / "file", size=len(DATA), stop=stop)
 
 
 def test_it_waits_longer_and_longer(server, tmp_path, monkeypatch):

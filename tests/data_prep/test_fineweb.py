@@ -330,6 +330,12 @@ def from_hub(out, hub, *options):
     return run(out, *basic, *options, HF_ENDPOINT=hub.url)
 
 
+def online(hub):
+    """The environment of a command that may ask this hub."""
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    return environment | {"HF_ENDPOINT": hub.url}
+
+
 def resolve(number):
     return f"/datasets/{REPO}/resolve/{REVISION}/sample/10BT/00{number}_00000.parquet"
 
@@ -393,10 +399,7 @@ def test_a_stalled_download_keeps_nobody_from_leaving(hub, tmp_path):
     hub.faults[resolve(1)] = [Fault(cut=70_000, stall=True)]
     out = tmp_path / "set"
     options = ["--repo", REPO, "--shard-tokens", "10K", "--val-tokens", "1000", "--workers", 0]
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    process = subprocess.Popen(
-        command(out, *options), stderr=subprocess.PIPE, text=True, env=environment | {"HF_ENDPOINT": hub.url}
-    )
+    process = subprocess.Popen(command(out, *options), stderr=subprocess.PIPE, text=True, env=online(hub))
     while not list((out / "download").rglob("*.part")) or not hub.asked(resolve(1)):
         assert process.poll() is None
         time.sleep(0.005)
@@ -406,6 +409,27 @@ def test_a_stalled_download_keeps_nobody_from_leaving(hub, tmp_path):
     finally:
         process.kill()
     assert (process.returncode, "Traceback" in err) == (130, False), err
+
+
+def test_a_worker_that_dies_during_a_download_ends_the_command(hub, tmp_path):
+    hub.faults[resolve(0)] = [Fault(cut=70_000, stall=True)]
+    out = tmp_path / "set"
+    options = ["--repo", REPO, "--shard-tokens", "10K", "--val-tokens", "1000"]
+    process = subprocess.Popen(
+        command(out, *options, "--workers", 2, "--start-method", "spawn"),
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=online(hub),
+    )  # fmt: skip
+    while not (out / "download").exists() or not list((out / "download").rglob("*.part")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if "resource_tracker" not in " ".join(child.cmdline())).kill()
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert (process.returncode, "Traceback" in err) == (2, False), err
+    assert "was killed by SIGKILL without work; run the same command again" in err
 
 
 @pytest.mark.parametrize("number", [0, 1])  # before the first shard, and after some
