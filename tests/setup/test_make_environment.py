@@ -65,7 +65,7 @@ def copy(tmp_path: Path) -> Copy:
     (root / "common").mkdir(parents=True)
     shutil.copy(PROJECT / "Makefile", root)
     shutil.copytree(PROJECT / "setup", root / "setup", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "command_line.py", "errors.py"):
         shutil.copy(PROJECT / "common" / name, root / "common")
     for name, version in (("torch", "2.13.0"), ("alpha", "1.0"), ("alpha", "1.1"), ("tool", "3.0")):
         make_wheel(wheels, name, version)
@@ -118,8 +118,8 @@ def test_made_once_and_brought_up_to_date_when_the_files_change(copy: Copy) -> N
 
 
 def start_make(copy: Copy) -> "subprocess.Popen[str]":
-    """A make in a session of its own that has begun to fill .venv."""
-    process = subprocess.Popen(
+    """A make in a session of its own."""
+    return subprocess.Popen(
         copy.command("environment", f"PYTHON={sys.executable}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -127,6 +127,11 @@ def start_make(copy: Copy) -> "subprocess.Popen[str]":
         env=copy.environment,
         start_new_session=True,
     )
+
+
+def begin_make(copy: Copy) -> "subprocess.Popen[str]":
+    """A make that has begun to fill .venv."""
+    process = start_make(copy)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not (copy.root / ".venv" / "longhaul.json").exists():
         assert process.poll() is None, "make ended before it began"
@@ -136,7 +141,7 @@ def start_make(copy: Copy) -> "subprocess.Popen[str]":
 
 
 def test_an_environment_left_half_built_is_built_anew(copy: Copy) -> None:
-    process = start_make(copy)
+    process = begin_make(copy)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert copy.record()["whole"] is False
@@ -149,12 +154,15 @@ def test_an_environment_left_half_built_is_built_anew(copy: Copy) -> None:
 
 
 def test_a_second_make_waits_for_the_first(copy: Copy) -> None:
-    first = start_make(copy)
-    second = copy.make("environment")
-    output, _ = first.communicate(timeout=PATIENCE_SECONDS)
+    first = begin_make(copy)
+    os.killpg(first.pid, signal.SIGSTOP)
+    second = start_make(copy)
+    assert second.stdout is not None
+    assert any("another make is working on .venv" in line for line in iter(second.stdout.readline, ""))
+    os.killpg(first.pid, signal.SIGCONT)
+    outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in (first, second)]
 
-    assert (first.returncode, second.returncode) == (0, 0), output + second.stderr
-    assert "another make is working on .venv" in second.stdout
+    assert (first.returncode, second.returncode) == (0, 0), outputs
     assert copy.log().count("Successfully installed") == 1
 
 

@@ -3,7 +3,6 @@
 import re
 import shutil
 import sys
-import time
 
 import pytest
 
@@ -94,7 +93,6 @@ def test_srun_launches_several_ranks_a_node(bench: Bench):
 
 def test_an_unreachable_node_is_named_within_a_minute(isolated_bench: Bench):
     bench, cluster = isolated_bench, isolated_bench.cluster
-    began = time.monotonic()
     cluster.block_ports(cluster.nodes[1], 10_000, 32_767)
     try:
         job = bench.submit("unreachable")
@@ -103,7 +101,7 @@ def test_an_unreachable_node_is_named_within_a_minute(isolated_bench: Bench):
         cluster.unblock_ports(cluster.nodes[1])
     assert job.facts["JobState"] == "FAILED"
     assert f"{cluster.nodes[1]} did not reach the first node" in job.output
-    assert time.monotonic() - began < 60 + 15  # a minute from the job's start, which may take a moment here
+    assert job.facts["RunTime"] < "00:01:00"
 
 
 def test_a_run_folder_that_only_one_node_sees_is_refused(isolated_bench: Bench):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
@@ -22,12 +23,18 @@ def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status:
     folder.mkdir(exist_ok=True)
     (folder / "answer").write_text(answer)
     program = folder / "scontrol"
-    program.write_text(
-        f'#!/bin/sh\ntest "$*" = "--oneliner show job 77" || exit 9\ncat {folder}/answer\nexit {status}\n'
-    )
+    check = 'test "$*" = "--oneliner show job 77" || exit 9'
+    program.write_text(f"#!/bin/sh\n{check}\ncat {folder}/answer\necho >> {folder}/asked\nexit {status}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.02)
 
 
 def job(end: str) -> str:
@@ -52,12 +59,11 @@ def test_slurms_answer_is_read_again_since_limits_get_extended(tmp_path: Path, m
     deadline = SlurmDeadline(StopMargin(0), "77", read_seconds=0.1)
     later = datetime(2026, 3, 1, 12).timestamp()
     (tmp_path / "bin" / "answer").write_text(job("2026-03-01T12:00:00"))
-    until = time.monotonic() + 60
-    while deadline.end != later and time.monotonic() < until:
-        time.sleep(0.02)
-    assert deadline.end == later
+    wait_until(lambda: deadline.end == later)
     (tmp_path / "bin" / "answer").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
-    time.sleep(0.3)
+    asked = tmp_path / "bin" / "asked"
+    before = asked.stat().st_size
+    wait_until(lambda: asked.stat().st_size >= before + 3)  # the first of these may have read the answer before
     assert deadline.end == later  # the last answer holds
     deadline.close()
 

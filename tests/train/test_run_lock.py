@@ -46,6 +46,14 @@ def endless(tmp_path: Path, data: Path) -> Iterator[RankGroup]:
     group.kill()
 
 
+def suspend(process: int) -> None:
+    """Stop a process, and wait until none of its threads is in the middle of a write any more."""
+    os.kill(process, signal.SIGSTOP)
+    for thread in Path(f"/proc/{process}/task").glob("*"):  # none where there is no /proc
+        while "\nState:\tT" not in (thread / "status").read_text():
+            time.sleep(0.001)
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -56,7 +64,7 @@ def test_a_second_trainer_is_refused_and_touches_nothing_until_the_first_is_dead
     run = run_of(tmp_path, "mine")
     for process in endless.processes:
         assert process.pid is not None
-        os.kill(process.pid, signal.SIGSTOP)  # alive, but nothing moves while we compare
+        suspend(process.pid)  # alive, but nothing moves while we compare
     before = contents(run.path)
     second = train_by_path(*tiny_arguments(tmp_path, data, "mine"))
     assert second.returncode == 2
@@ -88,7 +96,7 @@ def test_a_trainer_that_has_been_overtaken_leaves_everything_alone(
         while len(losses(run)) < 3:
             assert old.poll() is None
             time.sleep(0.05)
-        os.kill(old.pid, signal.SIGSTOP)
+        suspend(old.pid)
         monkeypatch.setenv("SLURM_JOB_ID", "77")
         with pytest.raises(UserError, match="Slurm job 77"):
             RunLock(run.path, 60).take()  # the same start of the job: refused
