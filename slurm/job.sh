@@ -126,6 +126,19 @@ conclude() {
         --exit-status "$launcher_status" "${flags[@]}" || status=$?
     if [ "$status" != 75 ]; then exit "$status"; fi
     trap - TERM # which Slurm now sends; it would wait for whoever does not leave
-    scontrol requeue "$SLURM_JOB_ID" || { say "not requeued by Slurm: submit again to go on"; exit 1; }
+    requeue || { say "not requeued by Slurm: submit again to go on"; exit 1; }
     while :; do sleep 1; done
+}
+
+requeue() { # again and again while the controller is away, as at its restart; fails where it refuses
+    local heard=
+    until scontrol requeue "$SLURM_JOB_ID"; do
+        if [ -n "$heard" ]; then return 1; fi
+        if scontrol ping | grep -q "is UP"; then
+            heard=yes # or it has come back since: that is worth another try
+        else
+            say "the controller does not answer: asking again to be requeued"
+            sleep 5
+        fi
+    done
 }

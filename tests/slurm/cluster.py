@@ -106,7 +106,7 @@ class Cluster:
         if self.isolated:
             self._lay_cables()
             self._start_login_node()
-        self._daemons.append(self.start(["slurmctld", "-i", "-D"], log="slurmctld.out"))
+        self.start_controller("-i")
         for node in self.nodes:
             self.start_node(node)
         self.wait_for(self._all_idle, "all nodes idle", seconds=60)
@@ -181,6 +181,15 @@ class Cluster:
             time.sleep(0.2)
 
     # --- what can befall it
+
+    def start_controller(self, *options: str) -> None:
+        self._controller = self.start(["slurmctld", *options, "-D"], log="slurmctld.out")
+        self._daemons.append(self._controller)
+
+    def stop_controller(self) -> None:
+        """As at a restart: it writes down what it knows."""
+        self._controller.terminate()
+        self._controller.wait(60)
 
     def start_node(self, node: str) -> None:
         """Switch a node on, or start its slurmd again."""

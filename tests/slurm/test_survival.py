@@ -102,6 +102,21 @@ def test_a_true_time_limit(bench: Bench, undisturbed: Job):
     assert job.decisions == ["requeue", "finished"]
 
 
+def test_the_controller_is_away_while_the_job_ends(bench: Bench, undisturbed: Job):
+    """A restart of it, just as the run has saved and left."""
+    job = bench.submit("no-controller")
+    job.wait_for_step(5)
+    bench.cluster.stop_controller()
+    job.signal_rank(0, signal.SIGUSR1)
+    try:
+        job.wait_for_text("asking again to be requeued")
+    finally:
+        bench.cluster.start_controller()
+    job.wait_for_restart(1)
+    job.completes(restarts=1, like=undisturbed.run)
+    assert job.decisions == ["requeue", "finished"]
+
+
 def test_power_failure_of_a_node(isolated_bench: Bench, undisturbed: Job):
     bench = isolated_bench
     job = bench.submit("power-failure")
