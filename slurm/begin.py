@@ -20,7 +20,7 @@ from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
 from slurm.beginning import Beginning, leave_mark
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, port_range
-from slurm.starts import StartId, append_start, fruitless_limit, fruitless_starts, read_starts, saved_step
+from slurm.starts import StartId, append_start, fruitless_limit, fruitless_starts, read_starts, saved_step, starts_file
 from train.config import read_config
 
 
@@ -37,7 +37,10 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
     tokens = TokenSet.open(find_token_set(config.data.path))
     start = StartId.of_environment()
     refuse_a_crash_loop(folder, start)
-    append_start(folder, start, nodes, launch)
+    try:
+        append_start(folder, start, nodes, launch)
+    except OSError as error:
+        raise UserError(f"{starts_file(folder)} can't be written: {error.strerror}") from None
     others = addresses[1:] or nodes[1:]
     return Beginning(
         run_folder=str(folder.path),

@@ -24,6 +24,7 @@ from slurm.starts import (
     fruitless_starts,
     read_starts,
     saved_step,
+    starts_file,
     steps_trained,
 )
 
@@ -135,7 +136,10 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
             fruitless_limit=fruitless_limit(),
         )
     )
-    append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted)
+    try:
+        append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted)
+    except OSError as error:  # a full disk must not cost the job its next start, which may find room
+        print(f"warning: {starts_file(folder)} can't be written: {error.strerror}", file=sys.stderr)
     return decision
 
 

@@ -1,6 +1,7 @@
 """What becomes of a job, by the facts alone."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 
 from common.errors import UserError
 from common.run_folder import RunFolder
-from slurm.begin import refuse_a_crash_loop
+from slurm.begin import begin, refuse_a_crash_loop
 from slurm.decide import Facts, decide, decide_for
 from slurm.starts import StartId, append_end, append_start, fruitless_starts, read_starts, starts_file, steps_trained
+from tests.helpers.mounts import small_disk
+from tests.helpers.token_sets import make_token_set
 
 START = StartId("7", 2)
 
@@ -143,3 +146,30 @@ def test_the_facts_come_from_the_run_and_the_controller(tmp_path, monkeypatch):
     assert decision("JobId=7 JobState=RUNNING PreemptTime=2026-11-22T05:00:00") == "requeue"
     written = [line["decision"] for line in read_starts(folder) if line["kind"] == "end"]
     assert written == ["requeue", "leave", "failed", "requeue"]
+
+
+def test_a_full_disk_costs_no_decision_and_a_start_is_refused_in_one_line(tmp_path, monkeypatch, capsys):
+    data = tmp_path / "data"
+    make_token_set(data)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        folder = RunFolder(disk / "run")
+        start, file = StartId.of_environment(), starts_file(folder)
+        append_start(folder, start, ["n1"], "torchrun")
+        append_start(folder, start, ["n1" + "x" * (4096 - 30 - 2 * file.stat().st_size)], "torchrun")
+        assert 4096 - 60 < file.stat().st_size < 4096  # of a page, which is what a file takes
+        folder.write_state("preempted", reason="SIGTERM", step=9, tokens=1, stop="signal")
+        with suppress(OSError), open(disk / "full", "wb", buffering=0) as full:
+            while full.write(bytes(4096)):
+                pass
+        decision = decide_for(folder, "JobId=7 JobState=RUNNING", asked=False, told=False, exit_status=1)
+        assert decision.action == "requeue"
+        assert "slurm.jsonl can't be written: No space left on device" in capsys.readouterr().err
+        with pytest.raises(UserError, match=r"slurm.jsonl can't be written: No space left on device"):
+            begin(
+                ["--config=train/configs/smoke.yaml", f"--run.root={disk}", "--run.name=run", f"--data.path={data}"],
+                ["n1"],
+                ["n1"],
+                "torchrun",
+            )
