@@ -215,7 +215,7 @@ def test_ranks_meet_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> 
         pytest.skip("giving the machine another name takes root")
     done = subprocess.run(
         ["unshare", "--uts", *map(str, launch)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["met 0", "met 1"]
