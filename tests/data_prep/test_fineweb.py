@@ -1,6 +1,5 @@
 """fineweb.py as users run it: killed, crowded, without a network, with a hub that stands on loopback."""
 
-import contextlib
 import json
 import os
 import random
@@ -21,7 +20,7 @@ from data_prep.encode_pool import START_METHODS
 from data_prep.hub import config_patterns, matches
 from data_prep.token_set import TokenSet
 from tests.helpers.http_server import Fault, Server, hub_files
-from tests.helpers.mounts import make_read_only, small_disk
+from tests.helpers.mounts import fill, make_read_only, small_disk
 from tests.helpers.parquet_files import make_source, texts, write_parquet
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -231,9 +230,7 @@ def test_a_read_only_disk_is_one_line(source, tmp_path):
 
 def test_no_room_for_the_figures_is_one_line(source, undisturbed, tmp_path):
     with small_disk(tmp_path / "disk", 8) as disk:
-        with contextlib.suppress(OSError), open(disk / "full", "wb", buffering=0) as full:
-            while full.write(bytes(4096)):
-                pass
+        fill(disk)
         done = run(undisturbed, *small(source), "--json", disk / "figures.json")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
     assert f"the disk is full: {tmp_path}/disk/figures.json" in done.stderr

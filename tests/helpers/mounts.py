@@ -3,7 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,17 @@ def small_disk(folder: Path, kibibytes: int) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Take up all that is free with a file; return it."""
+    path = folder / "filler"
+    with open(path, "wb", buffering=0) as filler:
+        for size in (4096, 1):
+            with suppress(OSError):
+                while filler.write(bytes(size)):
+                    pass
+    return path
 
 
 def make_read_only(folder: Path) -> None:

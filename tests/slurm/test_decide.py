@@ -1,7 +1,6 @@
 """What becomes of a job, by the facts alone."""
 
 import json
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from common.run_folder import RunFolder
 from slurm.begin import begin, refuse_a_crash_loop
 from slurm.decide import Facts, decide, decide_for
 from slurm.starts import StartId, append_end, append_start, fruitless_starts, read_starts, starts_file, steps_trained
-from tests.helpers.mounts import small_disk
+from tests.helpers.mounts import fill, small_disk
 from tests.helpers.token_sets import make_token_set
 
 START = StartId("7", 2)
@@ -160,9 +159,7 @@ def test_a_full_disk_costs_no_decision_and_a_start_is_refused_in_one_line(tmp_pa
         append_start(folder, start, ["n1" + "x" * (4096 - 30 - 2 * file.stat().st_size)], "torchrun")
         assert 4096 - 60 < file.stat().st_size < 4096  # of a page, which is what a file takes
         folder.write_state("preempted", reason="SIGTERM", step=9, tokens=1, stop="signal")
-        with suppress(OSError), open(disk / "full", "wb", buffering=0) as full:
-            while full.write(bytes(4096)):
-                pass
+        fill(disk)
         decision = decide_for(folder, "JobId=7 JobState=RUNNING", asked=False, told=False, exit_status=1)
         assert decision.action == "requeue"
         assert "slurm.jsonl can't be written: No space left on device" in capsys.readouterr().err

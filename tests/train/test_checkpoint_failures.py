@@ -1,6 +1,5 @@
 """A disk that fills up, turns read-only or ends a file: what was saved stays whole, and the message says what to do."""
 
-import contextlib
 import os
 import re
 import resource
@@ -12,7 +11,7 @@ import pytest
 
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.run_folder import RunFolder
-from tests.helpers.mounts import read_only_from_now_on, small_disk
+from tests.helpers.mounts import fill, read_only_from_now_on, small_disk
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, start_ranks_training, tiny_arguments, train, train_as_rank
@@ -153,17 +152,6 @@ def test_a_run_whose_whole_folder_turns_read_only_ends_in_one_line(tmp_path: Pat
         assert "Read-only file system; a checkpoint needs" in stderr.read_text()
         assert "Traceback" not in stderr.read_text()
     train(1, tmp_path, [*arguments, f"--run.max_steps={max(losses(run)) + 1}"])  # the lock it left is a dead one's
-
-
-def fill(folder: Path) -> Path:
-    """Take up all that is free with a file; return it."""
-    path = folder / "filler"
-    with open(path, "wb", buffering=0) as filler:
-        for size in (4096, 1):
-            with contextlib.suppress(OSError):
-                while filler.write(bytes(size)):
-                    pass
-    return path
 
 
 def train_and_tell(arguments: list[str], told: Path) -> None:
