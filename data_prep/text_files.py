@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
         type=two_or_more,
         default=VALIDATION_ONE_IN,
         metavar="N",
-        help=f"validate on one document in N, chosen by hash; few documents want a smaller N (default: {VALIDATION_ONE_IN})",
+        help=f"validate on one document in N, chosen by hash: a smaller N for few (default: {VALIDATION_ONE_IN})",
     )
     add_work_options(parser)
     return parser.parse_args()
