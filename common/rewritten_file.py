@@ -18,7 +18,7 @@ class RewrittenFile:
     def __init__(self, path: Path, *, must_be_new: bool = False) -> None:
         """Open `path`. Raises FileExistsError where it must be new and is not, OSError where it can't be written."""
         flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0) | (os.O_EXCL if must_be_new else 0)
-        self._descriptor = os.open(path, flags, 0o644)
+        self._descriptor = os.open(path, flags, 0o666)
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace the record. Raises OSError."""

@@ -15,7 +15,6 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from safetensors.torch import save_file
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
@@ -28,6 +27,7 @@ from eval.hf_tensors import to_tensors
 from eval.loading import Loaded, load_checkpoint
 from eval.tokenizer_files import write_tokenizer_files
 from model.counts import parameter_count
+from model.weights import write_safetensors
 
 TOLERANCE = 1e-5  # of the logits, relative to the largest
 PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return x  # 日本 😀"
@@ -66,7 +66,7 @@ def write_files(loaded: Loaded, folder: Path) -> None:
     """Weights, configuration and tokenizer."""
     config = loaded.model.config
     tensors = to_tensors(config, {name: parameter.detach() for name, parameter in loaded.model.named_parameters()})
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
     write_json_whole(folder / "config.json", to_config(config, loaded.tokenizer.end_of_text_id))
     write_tokenizer_files(loaded.tokenizer, folder, config.block_size)
     for path in folder.iterdir():

@@ -1,9 +1,11 @@
 """Tensors on disk as safetensors, and a model out of a checkpoint's folder without a process group."""
 
+import contextlib
 import dataclasses
 import errno
 import os
 import re
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,28 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises OSError where it can't be written, safetensors' own error for a full disk included.
     """
     try:
-        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, str(path))
+        write_safetensors(path, {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()})
     except SafetensorError as error:
         found = _OS_ERROR_CODE.search(str(error))
         code = int(found[1]) if found else errno.EIO
         raise OSError(code, os.strerror(code) if found else str(error), str(path)) from None
     fsync_file(path)
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """safetensors' `save_file`, with the permissions that any other new file has there.
+
+    From 0.8 on it writes a temporary file that only its owner may read, whatever the umask, and renames it.
+    """
+    with open(path, "wb") as file:  # asks for the umask without changing it, which is the whole process's
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    try:
+        save_file(dict(tensors), str(path), metadata=metadata)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    with contextlib.suppress(PermissionError):  # a file system that knows no permissions
+        os.chmod(path, mode)
 
 
 def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
