@@ -2,16 +2,15 @@
 
 import ctypes
 import errno
+import math
 import os
 import uuid
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 from common.checkpoint_files import list_checkpoints
 from common.errors import UserError
 from common.publish import TEMPORARY_SUFFIX
-from train.retention import Checkpoint, expendable
 from train.run_config import CheckpointConfig
 
 
@@ -32,22 +31,42 @@ def needed_bytes(
         checkpoint_bytes, weights_bytes: of a whole checkpoint, and of its weights alone.
     """
     every = config.every_steps or max_steps
-    without_best = replace(config, keep_best=False)  # which may be any: it takes a place of its own at worst
-    whole, ever = set(existing), set(existing)
-    # those that are there have theirs, which begin to take room of their own when the whole checkpoint goes
-    weights = {step for step in whole if config.weights_every_steps and step % config.weights_every_steps == 0}
-    before = most = len(whole) * checkpoint_bytes
-    for step in [*range(first_step - first_step % every + every, max_steps, every), max_steps]:
-        whole.add(step)
-        ever.add(step)
-        if config.weights_every_steps and step % config.weights_every_steps == 0:
-            weights.add(step)
-        count = min(len(ever), len(whole) + config.keep_best)
+    passed = first_step // every  # saves before the run (or this part of it) on the grid of multiples
+    count = (max_steps - 1) // every - passed + 1  # of saves to come: at multiples, and at the last step
+    old = sorted(set(existing))
+    before = len(old) * checkpoint_bytes
+
+    def stays(step: int) -> bool:
+        return step == first_step or _is_multiple(step, config.keep_every_steps)
+
+    def taken(newest: int) -> int:
+        """Bytes once the last step is saved, while so many of the newest checkpoints are whole."""
+        aged = max(0, count - newest)
+        recent = set(old[len(old) - min(len(old), max(0, newest - count)) :])
+        old_whole = {step for step in old if step in recent or stays(step)}
+
+        def aged_at(interval: int) -> int:
+            """How many of the aged among the new saves are at multiples of this (and of `every`, as all are)."""
+            both = math.lcm(every, interval)
+            return (passed + aged) * every // both - first_step // both if interval else 0
+
+        each, kept_each = config.weights_every_steps, config.keep_every_steps
+        # the best may be any: it takes a place of its own at worst
+        whole = len(old_whole) + min(newest, count) + aged_at(kept_each) + config.keep_best
         # a copy of the weights shares its files with the whole checkpoint while that is there
-        most = max(most, count * checkpoint_bytes + len(weights - whole) * weights_bytes)
-        whole -= expendable([Checkpoint(step) for step in whole], without_best, first_step)
-    count = min(len(ever), len(whole) + config.keep_best)
-    return max(most, count * checkpoint_bytes + len(weights - whole) * weights_bytes) - before
+        alone = aged_at(each) - aged_at(math.lcm(each, kept_each))
+        alone += sum(_is_multiple(step, each) for step in old if step not in old_whole)
+        return min(len(old) + count, whole) * checkpoint_bytes + alone * weights_bytes
+
+    # The first save comes beside all that is there. From the second on what is taken only ever grows, so that the last
+    # one tells: beside as many as stay (where it is not the first itself), and when one of these is gone.
+    first = (len(old) + 1) * checkpoint_bytes
+    last = taken(config.keep_last + 1) if count > 1 else 0
+    return max(first, last, taken(config.keep_last)) - before
+
+
+def _is_multiple(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
 
 
 def check_space(

@@ -3,6 +3,7 @@
 import re
 import resource
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.model.small import small_model
 from train.checkpoint import CheckpointWriter, Progress
 from train.optim_config import OptimConfig
 from train.optimizer import build_optimizer
-from train.retention import delete, keep_weights, set_aside_expendable
+from train.retention import Checkpoint, delete, expendable, keep_weights, set_aside_expendable
 from train.run_config import CheckpointConfig
 from train.shares import checkpoint_bytes
 from train.space import check_space, needed_bytes
@@ -116,6 +117,71 @@ def test_no_run_takes_more_than_was_planned(
         assert most - before <= planned
         # nor is a run refused that needs much less: at most the best one's place and a resumed one's are to spare
         assert planned <= most - before + 2 * (weights_bytes + optimizer_bytes + manifest_bytes)
+
+
+def simulated(config: CheckpointConfig, existing: list[int], first_step: int, max_steps: int, sizes: tuple[int, int]):
+    """What is taken at most, by going through every save to come under the rules of retention."""
+    every = config.every_steps or max_steps
+    without_best = replace(config, keep_best=False)  # which may be any: it takes a place of its own at worst
+    whole, ever = set(existing), set(existing)
+    weights_at = [config.weights_every_steps] if config.weights_every_steps else []
+    weights = {step for step in whole for each in weights_at if step % each == 0}
+
+    def taken() -> int:
+        count = min(len(ever), len(whole) + config.keep_best)
+        return count * sizes[0] + len(weights - whole) * sizes[1]
+
+    before = most = len(whole) * sizes[0]
+    for step in [*range(first_step - first_step % every + every, max_steps, every), max_steps]:
+        whole.add(step)
+        ever.add(step)
+        weights |= {step for each in weights_at if step % each == 0}
+        most = max(most, taken())
+        whole -= expendable([Checkpoint(step) for step in whole], without_best, first_step)
+    return max(most, taken()) - before
+
+
+@given(
+    every=st.integers(0, 4),
+    keep_last=st.integers(1, 5),
+    keep_every=st.integers(0, 12),
+    keep_best=st.booleans(),
+    weights_each=st.integers(0, 3),
+    existing=st.sets(st.integers(1, 20), max_size=8),
+    first_step=st.integers(0, 20),
+    more_steps=st.integers(1, 60),
+    sizes=st.sampled_from([(1000, 1), (1000, 400), (7, 6)]),
+)
+def test_the_plan_is_what_every_save_to_come_would_take(
+    every, keep_last, keep_every, keep_best, weights_each, existing, first_step, more_steps, sizes
+) -> None:
+    config = CheckpointConfig(
+        every_steps=every,
+        keep_last=keep_last,
+        keep_every_steps=keep_every,
+        keep_best=keep_best,
+        weights_every_steps=weights_each * every,
+    )
+    there = [step for step in existing if step <= first_step]
+    planned = needed_bytes(
+        config,
+        existing=there,
+        first_step=first_step,
+        max_steps=first_step + more_steps,
+        checkpoint_bytes=sizes[0],
+        weights_bytes=sizes[1],
+    )
+    assert planned == simulated(config, there, first_step, first_step + more_steps, sizes)
+
+
+def test_a_run_without_an_end_is_planned_without_going_through_it() -> None:
+    config = CheckpointConfig(every_steps=10, keep_last=10**9, keep_every_steps=1000, weights_every_steps=100)
+    steps = 10**15
+    planned = needed_bytes(
+        config, existing=[], first_step=0, max_steps=steps, checkpoint_bytes=10**6, weights_bytes=10**3
+    )
+    whole = 10**9 + 1 + 1 + (steps - 10**10) // 1000  # newest, best, the one being written, and those that stay
+    assert planned / 10**6 == pytest.approx(whole + (steps / 100 - steps / 1000) / 1000, rel=1e-4)
 
 
 def test_a_disk_too_small_for_the_plan_is_refused_before_the_first_step(tmp_path: Path, data: Path) -> None:
