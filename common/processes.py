@@ -32,15 +32,22 @@ class ProcessIdentity:
         """From a record that holds the fields (and more). Raises KeyError where one is missing."""
         return cls(*(record[name] for name in ("host", "pid", "started", "boot", "namespace")))
 
+    def is_here(self) -> bool:
+        """Whether this process can tell if that one lives: same machine, same boot, same count of pids.
+
+        A container has another host name after each restart; its boot and its pid namespace, where there are some,
+        leave no doubt: as long as a process of that namespace lives, no other namespace has its number.
+        """
+        if self.boot is None or (self.boot, self.namespace) != (_boot(), _namespace()):
+            return False
+        return self.namespace is not None or self.host == socket.gethostname()
+
     def is_gone(self) -> bool:
         """True where it is certain: the process ran here, on this start of the machine, and does no more.
 
         False says that it lives, or that nobody can tell from here.
         """
-        here = (socket.gethostname(), _boot(), _namespace())
-        if self.boot is None or (self.host, self.boot, self.namespace) != here:
-            return False
-        return start_time(self.pid) != self.started
+        return self.is_here() and start_time(self.pid) != self.started
 
 
 def start_time(pid: int) -> float | None:

@@ -8,6 +8,7 @@ been overtaken finds another token in the lock, publishes nothing any more and l
 
 import contextlib
 import os
+import socket
 import threading
 import time
 import uuid
@@ -161,6 +162,7 @@ class RunLock:
         """
         if owner is not None and _is_alive_here(owner):
             raise UserError(_refusal(self.folder, owner))
+        print(self._why_wait(owner), flush=True)
         before = _content(self.path)
         until = time.monotonic() + self.patience_seconds
         while time.monotonic() < until:
@@ -173,6 +175,13 @@ class RunLock:
                     return RELEASED
                 raise UserError(_refusal(self.folder, changed))
         return f"not renewed for {self.patience_seconds:.0f} s"
+
+    def _why_wait(self, owner: dict[str, Any] | None) -> str:
+        """The line that a start prints before it waits."""
+        return (
+            f"waiting up to {self.patience_seconds:g} s for the lock of {_name(owner)} ({self.path}): whether it lives "
+            f"can't be seen from {socket.gethostname()}, but a live one renews its lock every {RENEW_SECONDS:g} s"
+        )
 
 
 @contextmanager
@@ -210,11 +219,10 @@ def _why_stale(owner: dict[str, Any] | None) -> str:
 def _is_alive_here(owner: dict[str, Any]) -> bool:
     """Whether the owner certainly lives: it runs on this very machine and is not gone."""
     try:
-        identity, me = ProcessIdentity.from_record(owner), ProcessIdentity.of_this_process()
+        identity = ProcessIdentity.from_record(owner)
     except KeyError:
         return False
-    here = (identity.boot, identity.namespace) == (me.boot, me.namespace) and identity.host == me.host
-    return here and identity.boot is not None and not identity.is_gone()
+    return identity.is_here() and not identity.is_gone()
 
 
 def _move_away(path: Path, expected: dict[str, Any] | None) -> bool:

@@ -163,10 +163,33 @@ def test_what_is_no_lock_is_waited_for_and_kept(tmp_path: Path) -> None:
     assert kept.read_text() == "not ours"
 
 
-def test_waiting_ends_when_asked_and_an_empty_folder_does_not_stay(tmp_path: Path) -> None:
+def test_the_owner_of_a_restarted_container_is_known_to_be_gone(tmp_path: Path) -> None:
+    """Its host name was another; boot and pid namespace tell whose pid it is."""
+    me = vars(ProcessIdentity.of_this_process())
+    write_lock(tmp_path, me | NO_JOB | {"host": "0c1f2e3d4b5a", "started": 1.0, "token": "theirs"})
+    lock = RunLock(tmp_path, 60)
+    assert "that process is gone" in lock.take(give_up=lambda: True)  # without a look at whether it is renewed
+    lock.release()
+    write_lock(tmp_path, me | NO_JOB | {"host": "0c1f2e3d4b5a", "token": "theirs"})
+    with pytest.raises(UserError, match=f"process {os.getpid()} on 0c1f2e3d4b5a"):
+        RunLock(tmp_path, 60).take(give_up=lambda: True)
+
+
+def test_waiting_is_said_at_once_ends_when_asked_and_an_empty_folder_does_not_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_lock(tmp_path / "runs" / "a", ELSEWHERE | NO_JOB | {"token": "theirs"})
+    printed: list[str] = []
+
+    def give_up() -> bool:
+        printed.append(capsys.readouterr().out)
+        return True
+
     with pytest.raises(UserError, match="asked to stop while waiting for the lock of process 4242 on node7"):
-        RunLock(tmp_path / "runs" / "a", 60).take(give_up=lambda: True)
+        RunLock(tmp_path / "runs" / "a", 60).take(give_up)
+    (line,) = printed
+    assert line.startswith(f"waiting up to 60 s for the lock of process 4242 on node7 ({tmp_path / 'runs/a/lock'}): ")
+    assert "renews its lock every 5 s" in line
     lock = RunLock(tmp_path / "other" / "b", 60)
     lock.take()
     lock.release()
