@@ -1,10 +1,10 @@
 """When a run has to be gone, and how long before that it must begin to leave."""
 
-import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -15,6 +15,9 @@ from train.run_config import parse_time
 SAFETY = 1.5  # the next step, validation or save may take this many times as long as the longest so far
 READ_SECONDS = 60.0  # from one question to Slurm to the next: limits get extended
 ANSWER_SECONDS = 10.0
+NO_TIME = 1e11  # seconds since the epoch that no job will see
+END_VARIABLE = "SLURM_JOB_END_TIME"
+NO_LIMIT = ("Unknown", "None", "N/A")  # what scontrol gives as the end of a job without a time limit
 ORPHAN_SECONDS = 60.0  # a worker without a launcher has this and twice the margin
 
 
@@ -52,9 +55,13 @@ class Deadline:
     def __init__(self, margin: StopMargin, end: float | None = None) -> None:
         self.margin = margin
         self.end = end  # seconds since the epoch
+        self.report: Callable[[str], None] | None = None  # where lines for people go, once there is such a place
+        self._lines: deque[str] = deque()
 
     def is_near(self) -> bool:
-        """Whether another step could be one too many."""
+        """Whether another step could be one too many. Reports what has been found out about the end since."""
+        while self.report is not None and self._lines:
+            self.report(self._lines.popleft())
         return self.end is not None and time.time() + self.margin.seconds() >= self.end
 
     def close(self) -> None:
@@ -67,22 +74,29 @@ class SlurmDeadline(Deadline):
     def __init__(self, margin: StopMargin, job_id: str, read_seconds: float) -> None:
         super().__init__(margin)
         self._job_id = job_id
+        self._asked = False
         self._reader = Periodic("deadline", read_seconds, self._read, at_once=True)
 
     def close(self) -> None:
         self._reader.stop()
 
     def _read(self) -> None:
-        with contextlib.suppress(UserError):  # the last answer holds until there is another
+        try:
             self.end = slurm_end(self._job_id)
+        except UserError as error:  # the last answer holds until there is another
+            if not self._asked:
+                self.end = end_by_environment()
+                self._lines.append(_without_answer(error, self.end))
+        self._asked = True
 
 
 def check_deadline(choice: str | None) -> None:
-    """Raises UserError where `run.deadline` is slurm and there is no job, or no answer."""
+    """Raises UserError where `run.deadline` is slurm and there is no job, or nothing tells its end."""
     if choice == "slurm":
         if "SLURM_JOB_ID" not in os.environ:
             raise UserError("run.deadline is slurm, but this is no Slurm job (no SLURM_JOB_ID): use auto or a time")
-        slurm_end(os.environ["SLURM_JOB_ID"])
+        if end_by_environment() is None:
+            slurm_end(os.environ["SLURM_JOB_ID"])
 
 
 def open_deadline(choice: str | None, margin: StopMargin) -> Deadline:
@@ -96,7 +110,7 @@ def open_deadline(choice: str | None, margin: StopMargin) -> Deadline:
 def slurm_end(job_id: str) -> float | None:
     """When a job ends, in seconds since the epoch; None for one without a limit. Raises UserError without an answer."""
     command = ["scontrol", "--oneliner", "show", "job", job_id]
-    environment = os.environ | {"SLURM_TIME_FORMAT": "standard"}
+    environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}  # strftime's seconds since the epoch: no time comes twice
     try:
         answer = subprocess.run(  # whose names and comments are anybody's bytes
             command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS, env=environment
@@ -106,7 +120,33 @@ def slurm_end(job_id: str) -> float | None:
     ends = [word.removeprefix("EndTime=") for word in answer.stdout.split() if word.startswith("EndTime=")]
     if answer.returncode or not ends:
         raise UserError(f"run.deadline: scontrol knows no end of job {job_id} ({answer.stderr})")
-    try:
-        return parse_time(ends[0])
-    except ValueError:  # Unknown, None
+    if ends[0] in NO_LIMIT:
         return None
+    try:
+        # a version that does not know the format answers in local time; of an hour that comes twice, the first
+        return float(ends[0]) if ends[0].isdecimal() else parse_time(ends[0])
+    except ValueError:
+        raise UserError(
+            f"run.deadline: scontrol gives {ends[0]} as the end of job {job_id}, which is no time"
+        ) from None
+
+
+def end_by_environment() -> float | None:
+    """$SLURM_JOB_END_TIME, seconds since the epoch; None where it is not set, or not this job's.
+
+    Slurm sets it since 23.02, and slurm/job.sh for older versions. A container may have it but no scontrol. One that
+    has gone by is left over from another job.
+    """
+    text = os.environ.get(END_VARIABLE, "")
+    return float(text) if text.isdecimal() and time.time() < float(text) < NO_TIME else None
+
+
+def _without_answer(error: UserError, end: float | None) -> str:
+    """The line for a run that could not ask for its job's end."""
+    if end is not None:
+        when = time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(end))
+        return f"{error}: the job's end is {END_VARIABLE}'s, {when}; it will not be seen if the limit is extended"
+    return (
+        f"WARNING: {error}, and {END_VARIABLE} holds no time to come: the run does not know when its job ends. "
+        "Give run.deadline a time, or let Slurm send a signal (sbatch --signal=B:USR1@300)"
+    )

@@ -99,7 +99,7 @@ class FailureReporter:
 
     def _append_to_log(self, text: str) -> None:
         with contextlib.suppress(OSError), open(self.folder.log, "a", encoding="utf-8") as log:  # the disk is full
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
 
 
 def is_lost_peer(error: BaseException) -> bool:

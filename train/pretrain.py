@@ -98,7 +98,9 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
     stop = StopRequest(folder, watch_file=ranks.is_first, deadline=deadline.is_near)
     watch.lead_to(stop, margin.seconds_to_leave)
     with stop.listening(), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
-        status = pretrain(RunContext(config, options, tokens, folder, ranks, threads, stop, lock, margin, base))
+        status = pretrain(
+            RunContext(config, options, tokens, folder, ranks, threads, stop, lock, margin, deadline, base)
+        )
         ranks.close()
     return status
 
@@ -131,6 +133,7 @@ def pretrain(context: RunContext) -> int:
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
     reporter = FailureReporter(folder, ranks, state, recorder)
     with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
+        context.deadline.report = recorder.say
         for line in [
             *describe_run(folder, config, machines, reasons),
             *describe_model(config, plan, ranks.device.type),

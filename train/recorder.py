@@ -47,7 +47,7 @@ class Recorder:
         if not self._active:
             return
         with contextlib.suppress(OSError):  # the disk is full: who holds the terminal is told all the same
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
         try:
             if self._bar is not None:
                 self._bar.write(text, file=sys.stdout)

@@ -166,8 +166,8 @@ class RunConfig:
         deterministic: the same bits on every run on CUDA too, at some cost in speed.
         collective_timeout_seconds: how long a rank waits for the others before the run is given up.
         deadline: save and stop in time for this moment: an ISO time such as 2026-05-01T06:00 (local, or with its
-            offset), slurm (the end of the job as scontrol gives it, asked for every minute), auto (slurm inside a
-            Slurm job, else none) or null.
+            offset), slurm (the end of the job as scontrol gives it, asked for every minute; SLURM_JOB_END_TIME where it
+            never answers), auto (slurm inside a Slurm job, else none) or null.
         deadline_margin_seconds: begin to stop at least so long before; more where steps, validations and saves so far
             have taken longer.
         lock_patience_seconds: how long the lock of a trainer on another machine must go without a renewal before that

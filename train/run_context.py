@@ -7,7 +7,7 @@ from data_prep.token_set import TokenSet
 from model.ranks import Ranks
 from train.base import Base
 from train.config import Config, Options
-from train.deadline import StopMargin
+from train.deadline import Deadline, StopMargin
 from train.run_lock import RunLock
 from train.stopping import StopRequest
 
@@ -22,6 +22,7 @@ class RunContext:
         stop: what has asked for the end.
         lock: the run's, held by the first rank.
         margin: how long leaving in good order may take.
+        deadline: by when the first rank must have led all others out.
         base: what a fine-tuning begins with.
     """
 
@@ -34,4 +35,5 @@ class RunContext:
     stop: StopRequest
     lock: RunLock
     margin: StopMargin
+    deadline: Deadline
     base: Base | None = None

@@ -174,7 +174,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def format_time(seconds: float | None) -> str:
-    """Seconds since the epoch as a local date and time."""
+    """Seconds since the epoch as a local date and time, with its offset."""
     if seconds is None or not np.isfinite(seconds):
         return "unknown"
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(seconds))

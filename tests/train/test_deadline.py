@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -23,11 +23,22 @@ def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status:
     folder.mkdir(exist_ok=True)
     (folder / "answer").write_text(answer)
     program = folder / "scontrol"
-    check = 'test "$*" = "--oneliner show job 77" || exit 9'
+    check = 'test "$*" = "--oneliner show job 77" && test "$SLURM_TIME_FORMAT" = %s || exit 9'
     program.write_text(f"#!/bin/sh\n{check}\ncat {folder}/answer\necho >> {folder}/asked\nexit {status}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where 2:30 comes twice on 2026-10-25: at 0:30 and at 1:30 UTC."""
+    with monkeypatch.context() as context:
+        context.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 def wait_until(true: Callable[[], bool]) -> None:
@@ -37,7 +48,9 @@ def wait_until(true: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def job(end: str) -> str:
+def job(end: str | float) -> str:
+    """As scontrol shows a job whose end is `end`: in seconds since the epoch (%s), or as old versions write it."""
+    end = end if isinstance(end, str) else round(end)
     return f"JobId=77 JobName=x StartTime=2026-01-01T00:00:00 EndTime={end} Deadline=N/A NodeList=n1\n"
 
 
@@ -54,11 +67,11 @@ def test_the_margin_is_what_was_slowest_and_some(tmp_path: Path) -> None:
 
 
 def test_slurms_answer_is_read_again_since_limits_get_extended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scontrol(tmp_path / "bin", monkeypatch, job("2026-03-01T10:00:00"))
-    assert slurm_end("77") == datetime(2026, 3, 1, 10).timestamp()
+    scontrol(tmp_path / "bin", monkeypatch, job(1_772_359_200.0))
+    assert slurm_end("77") == 1_772_359_200.0
     deadline = SlurmDeadline(StopMargin(0), "77", read_seconds=0.1)
-    later = datetime(2026, 3, 1, 12).timestamp()
-    (tmp_path / "bin" / "answer").write_text(job("2026-03-01T12:00:00"))
+    later = 1_772_366_400.0
+    (tmp_path / "bin" / "answer").write_text(job(later))
     wait_until(lambda: deadline.end == later)
     (tmp_path / "bin" / "answer").write_text("slurm_load_jobs error: Unable to contact slurm controller\n")
     asked = tmp_path / "bin" / "asked"
@@ -83,12 +96,63 @@ def test_without_a_limit_or_an_answer(tmp_path: Path, monkeypatch: pytest.Monkey
     scontrol(tmp_path / "bin", monkeypatch, job("Unknown"))
     check_deadline("slurm")
     assert slurm_end("77") is None
+    scontrol(tmp_path / "bin", monkeypatch, job("10:30:00"))  # of today, as SLURM_TIME_FORMAT=relative has it
+    with pytest.raises(UserError, match="scontrol gives 10:30:00 as the end of job 77, which is no time"):
+        check_deadline("slurm")
     scontrol(tmp_path / "bin", monkeypatch, "", status=1)
     with pytest.raises(UserError, match="scontrol knows no end of job 77"):
         check_deadline("slurm")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="scontrol does not answer"):
         check_deadline("slurm")
+
+
+@pytest.mark.usefixtures("berlin")
+def test_the_hour_that_comes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    second = datetime(2026, 10, 25, 1, 30, tzinfo=UTC).timestamp()
+    scontrol(tmp_path / "bin", monkeypatch, job(second))
+    assert slurm_end("77") == second
+    scontrol(tmp_path / "bin", monkeypatch, job("2026-10-25T02:30:00"))  # a version that does not know the format:
+    assert slurm_end("77") == second - 3600  # too early costs an hour, too late the work
+
+
+def reports(deadline: Deadline) -> list[str]:
+    """What a deadline reports at the first boundary after its first question."""
+    lines: list[str] = []
+    deadline.report = lines.append
+    wait_until(lambda: deadline.is_near() or bool(lines) or deadline.end is not None)
+    deadline.is_near()
+    deadline.close()
+    return lines
+
+
+def test_where_scontrol_does_not_answer_the_environment_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol(tmp_path / "bin", monkeypatch, "", status=1)
+    end = round(time.time()) + 7200
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(end))
+    check_deadline("slurm")
+    deadline = open_deadline("auto", StopMargin(0))
+    (line,) = reports(deadline)
+    assert deadline.end == end
+    assert "the job's end is SLURM_JOB_END_TIME's" in line
+    scontrol(tmp_path / "bin", monkeypatch, job(end + 60.0))  # what scontrol gives comes first
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(end))
+    deadline = open_deadline("auto", StopMargin(0))
+    assert reports(deadline) == []
+    assert deadline.end == end + 60
+
+
+@pytest.mark.parametrize("left_over", ["", "soon", "1772359200", "9" * 30])
+def test_a_run_that_does_not_know_when_its_job_ends_reports_it(
+    left_over: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol(tmp_path / "bin", monkeypatch, "", status=1)
+    monkeypatch.setenv("SLURM_JOB_END_TIME", left_over)
+    deadline = open_deadline("auto", StopMargin(0))
+    (line,) = reports(deadline)
+    assert line.startswith("WARNING: ")
+    assert "the run does not know when its job ends. Give run.deadline a time" in line
+    assert deadline.end is None
 
 
 def test_a_time_needs_to_be_one() -> None:
@@ -101,7 +165,7 @@ def test_a_run_saves_and_leaves_at_its_deadline(tmp_path: Path, monkeypatch: pyt
     make_token_set(tmp_path / "data", train_tokens=20_000, val_tokens=500)
     arguments = tiny_arguments(tmp_path, tmp_path / "data", "late", "--run.max_steps=100000")
     run = run_of(tmp_path, "late")
-    scontrol(tmp_path / "bin", monkeypatch, job("Unknown"))
+    scontrol(tmp_path / "bin", monkeypatch, "")  # no answer at first
     script = tmp_path / "asks_often.py"
     lines = [
         f"import sys; sys.path.insert(0, {str(PROJECT)!r})",
@@ -114,13 +178,15 @@ def test_a_run_saves_and_leaves_at_its_deadline(tmp_path: Path, monkeypatch: pyt
     while len(losses(run)) < 3:
         assert trainer.poll() is None
         time.sleep(0.05)
-    soon = datetime.fromtimestamp(time.time() + 30).isoformat(timespec="seconds")  # within the margin of 60 s
-    (tmp_path / "bin" / "answer").write_text(job(soon))
+    end = time.time() + 30  # within the margin of 60 s
+    (tmp_path / "bin" / "answer").write_text(job(end))
     assert trainer.wait(timeout=60) == 0
     state = run.read_state()
     assert state is not None
     assert (state["status"], state["stop"], state["reason"]) == ("preempted", "deadline", "deadline")
+    assert run.log.read_text().count("the run does not know when its job ends") == 1
     assert list_checkpoints(run.checkpoints)[0][0] == state["step"] == max(losses(run))
+    soon = datetime.fromtimestamp(end).isoformat(timespec="seconds")
     again = train_by_path(*arguments, f"--run.deadline={soon}")  # near before it begins: not one step
     assert again.returncode == 0, again.stderr
     later = run.read_state()
