@@ -25,7 +25,7 @@ class ProcessIdentity:
     def of_this_process(cls) -> "ProcessIdentity":
         started = start_time(os.getpid())
         assert started is not None
-        return cls(socket.gethostname(), os.getpid(), started, _boot(), _namespace())
+        return cls(socket.gethostname(), os.getpid(), started, boot_id(), _namespace())
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "ProcessIdentity":
@@ -38,7 +38,7 @@ class ProcessIdentity:
         A container has another host name after each restart; its boot and its pid namespace, where there are some,
         leave no doubt: as long as a process of that namespace lives, no other namespace has its number.
         """
-        if self.boot is None or (self.boot, self.namespace) != (_boot(), _namespace()):
+        if self.boot is None or (self.boot, self.namespace) != (boot_id(), _namespace()):
             return False
         return self.namespace is not None or self.host == socket.gethostname()
 
@@ -70,7 +70,8 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def _boot() -> str | None:
+def boot_id() -> str | None:
+    """Of this start of the machine; None where it can't be known."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

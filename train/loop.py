@@ -4,7 +4,7 @@ import gc
 import math
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -68,15 +68,15 @@ class TrainingLoop:
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
     untrained: bool = True  # its first loss should be that of a model that knows nothing
+    start_facts: dict[str, Any] = field(default_factory=dict)  # what else the record of this start holds
     _state_written: float = 0.0
     _log_seconds: float = 0.0
 
     def run(self, progress: Progress) -> Outcome:
         """Train from `progress` to the last step, or until asked to stop."""
         last_step = self.config.run.max_steps
-        self.recorder.note(
-            {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
-        )
+        start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
+        self.recorder.note(start | self.start_facts)
         self.heartbeat.step = progress.step
         self._warm_up()
         if (stop_code := self._agree()[0]) != 0:

@@ -90,8 +90,9 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
     threads = share_threads(ranks.local_world_size)
     if config.data.verify == "full":
         agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
+    in_place: dict[str, str] = {}
     if config.data.stage_to is not None:
-        tokens = stage(tokens, Path(config.data.stage_to), ranks, config.data.verify)
+        tokens, in_place = stage(tokens, Path(config.data.stage_to), ranks, config.data.verify)
     agreed(ranks, lambda: check_deadline(config.run.deadline))
     margin = StopMargin(config.run.deadline_margin_seconds)
     deadline = open_deadline(config.run.deadline if ranks.is_first else None, margin)
@@ -99,7 +100,7 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
     watch.lead_to(stop, margin.seconds_to_leave)
     with stop.listening(), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
         status = pretrain(
-            RunContext(config, options, tokens, folder, ranks, threads, stop, lock, margin, deadline, base)
+            RunContext(config, options, tokens, folder, ranks, threads, stop, lock, margin, deadline, base, in_place)
         )
         ranks.close()
     return status
@@ -145,6 +146,8 @@ def pretrain(context: RunContext) -> int:
             *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
         ]:
             recorder.say(line)
+        for host, why in context.in_place.items():
+            recorder.say(f"WARNING: data are read from {config.data.path}, not staged, on {host}: {why}")
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
         loop = compose(context, plan, recorder, checkpoint, state, heartbeat)
@@ -265,6 +268,7 @@ def compose(
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,
         untrained=base is None and checkpoint is None,
+        start_facts={"data_in_place": context.in_place} if context.in_place else {},
     )
 
 

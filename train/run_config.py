@@ -14,7 +14,7 @@ class DataConfig:
             then in the project.
         verify: check at the start the shards' sizes, or also their SHA-256 (full; reads all of the data once).
         stage_to: a folder on a disk of every node's own, to which the shards are copied and verified before the first
-            step; where that fails the run reads them where they are, and says so.
+            step; where the disk has no room, or no permission is given, the run reads them where they are, and logs so.
         document_mask: keep attention inside documents; without it a window is one text, whatever documents it holds.
         stride: a training window begins at every so many tokens; null: at every model.block_size, so that an epoch
             reads each token once. With less, windows overlap and an epoch is longer; 1 begins one at every token.

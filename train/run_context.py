@@ -1,6 +1,6 @@
 """What the parts of a run work with from its start on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet
@@ -24,6 +24,7 @@ class RunContext:
         margin: how long leaving in good order may take.
         deadline: by when the first rank must have led all others out.
         base: what a fine-tuning begins with.
+        in_place: by host, why its ranks read data from where they lie that were to be staged.
     """
 
     config: Config
@@ -37,3 +38,4 @@ class RunContext:
     margin: StopMargin
     deadline: Deadline
     base: Base | None = None
+    in_place: dict[str, str] = field(default_factory=dict)

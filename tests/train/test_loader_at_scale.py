@@ -1,7 +1,6 @@
-"""The loader over much data: few files opened, little memory, staged copies, attention inside documents."""
+"""The loader over much data: few files opened, little memory, attention inside documents."""
 
 import itertools
-import os
 import shutil
 import subprocess
 import sys
@@ -20,16 +19,11 @@ from data_prep.windows import Windows, document_ids
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.ranks import Ranks
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, losses, run_of, tiny_arguments, train, train_by_path
-from train import staging
 from train.batch import BatchPlan
 from train.loader import StepLoader
-from train.staging import stage
-
-ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
 
 def count_opens(folder: Path) -> tuple[int, int]:
@@ -84,84 +78,6 @@ def test_reading_four_gigabytes_takes_little_memory(tmp_path: Path) -> None:
     ((read, grown),) = run_ranks(1, tmp_path / "store", grow_by_reading, data, 65_536)
     assert read > 4_000_000_000
     assert grown < 300 << 20, f"grew by {grown >> 20} MiB"
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def test_a_staged_set_is_the_same_and_is_used_again(tmp_path: Path) -> None:
-    made = make_token_set(tmp_path / "data", train_tokens=3_000, val_tokens=100, shard_tokens=1_000)
-    staged = stage(made, tmp_path / "local", ALONE)
-    assert staged.folder.parent == tmp_path / "local"
-    assert staged.identity == made.identity
-    assert files(staged.folder) == files(made.folder)
-    stamps = {path: path.stat().st_mtime_ns for path in staged.folder.iterdir()}
-    assert stage(made, tmp_path / "local", ALONE).folder == staged.folder
-    assert {path: path.stat().st_mtime_ns for path in staged.folder.iterdir()} == stamps
-
-
-def test_a_shard_that_changed_is_not_staged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = make_token_set(tmp_path / "data", train_tokens=3_000, val_tokens=100, shard_tokens=1_000)
-    shard = made.folder / "train-00001.bin"
-    content = bytearray(shard.read_bytes())
-    content[7] ^= 1
-    shard.write_bytes(content)
-    assert stage(made, tmp_path / "local", ALONE).folder == made.folder
-    assert "train-00001.bin is not what was prepared" in capsys.readouterr().err
-
-
-def test_a_staged_copy_that_lost_something_is_made_whole(tmp_path: Path) -> None:
-    """Node-local disks get cleaned, file by file; and a copy must be what data.verify asks of the data."""
-    made = make_token_set(tmp_path / "data", train_tokens=3_000, val_tokens=100, shard_tokens=1_000)
-    staged = stage(made, tmp_path / "local", ALONE)
-    (staged.folder / "train-00001.bin").unlink()
-    (staged.folder / "train-00002.bin").write_bytes(b"short")
-    left = staged.folder / ".train-00000.bin.0123abcd.tmp"  # of a copy that was killed long ago
-    left.touch()
-    os.utime(left, (0, 0))
-    assert stage(made, tmp_path / "local", ALONE).folder == staged.folder
-    assert files(staged.folder) == files(made.folder)
-    content = bytearray((staged.folder / "train-00000.bin").read_bytes())
-    content[7] ^= 1
-    (staged.folder / "train-00000.bin").write_bytes(content)
-    stage(made, tmp_path / "local", ALONE)  # whose sizes are right
-    assert files(staged.folder) != files(made.folder)
-    stage(made, tmp_path / "local", ALONE, "full")
-    assert files(staged.folder) == files(made.folder)
-
-
-def test_another_run_that_stages_the_same_set_leaves_a_copy_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two runs on a node write into files of their own, the more so where one reads a damaged source."""
-    made = make_token_set(tmp_path / "data", train_tokens=3_000, val_tokens=100)
-    damaged = tmp_path / "damaged"
-    shutil.copytree(made.folder, damaged)
-    (damaged / "train-00000.bin").write_bytes(bytes(6_000))
-
-    def stage_in_between(path: Path) -> None:
-        monkeypatch.undo()
-        assert stage(TokenSet.open(damaged), tmp_path / "local", ALONE).folder == damaged
-
-    monkeypatch.setattr(staging, "fsync_file", stage_in_between)  # the first run has written and not yet published
-    staged = stage(made, tmp_path / "local", ALONE)
-    assert staged.folder != made.folder
-    assert files(staged.folder) == files(made.folder)
-
-
-def test_a_run_whose_staging_fails_reads_the_original(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    make_token_set(data, train_tokens=5_000, val_tokens=500)
-    (tmp_path / "file").touch()
-    arguments = ("--run.max_steps=2", f"--data.stage_to={tmp_path / 'file' / 'below'}")
-    done = train_by_path(*tiny_arguments(tmp_path, data, "unstaged", *arguments))
-    assert done.returncode == 0, done.stderr
-    assert f"data are read from {data}, not staged" in done.stderr
-    train(1, tmp_path, tiny_arguments(tmp_path, data, "plain", "--run.max_steps=2"))
-    train(2, tmp_path, tiny_arguments(tmp_path, data, "staged", "--run.max_steps=2", f"--data.stage_to={tmp_path}"))
-    assert losses(run_of(tmp_path, "unstaged")) == losses(run_of(tmp_path, "plain"))
-    assert losses(run_of(tmp_path, "staged")) == pytest.approx(losses(run_of(tmp_path, "plain")), abs=1e-5)
 
 
 def test_full_verification_names_the_shard_that_changed(tmp_path: Path) -> None:
