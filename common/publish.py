@@ -60,11 +60,14 @@ def fsync_folder(path: Path | str) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path | str, data: bytes | str, wanted: Callable[[], bool] = lambda: True) -> bool:
+def write_whole(
+    path: Path | str, data: bytes | str, wanted: Callable[[], bool] = lambda: True, *, mode: int = 0o666
+) -> bool:
     """Replace a file by `data` in one step; two writers at once leave one of the two, never a mixture.
 
     Args:
         wanted: asked when `data` is on the disk, which may take seconds, right before it would replace the file.
+        mode: who may read and write the file, as far as the umask leaves it.
 
     Returns whether it did.
     """
@@ -72,7 +75,7 @@ def write_whole(path: Path | str, data: bytes | str, wanted: Callable[[], bool] 
     # no process id: two containers or machines may share a folder and have the same
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -87,9 +90,11 @@ def write_whole(path: Path | str, data: bytes | str, wanted: Callable[[], bool] 
     return True
 
 
-def write_json_whole(path: Path | str, value: Any, wanted: Callable[[], bool] = lambda: True) -> bool:
+def write_json_whole(
+    path: Path | str, value: Any, wanted: Callable[[], bool] = lambda: True, *, mode: int = 0o666
+) -> bool:
     """Replace a file by a JSON value, indented for people; see `finite_or_null` and `write_whole`."""
-    return write_whole(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n", wanted)
+    return write_whole(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n", wanted, mode=mode)
 
 
 def file_to_write(name: str | Path) -> Path:

@@ -189,7 +189,8 @@ def prepare_folder(
         if context.base is not None:
             context.base.keep(folder.checkpoints, config.model.architecture())
         write_whole(folder.config, to_yaml(config))
-        record_start(folder.provenance, machines, {"resumed_from": str(checkpoint) if checkpoint else None})
+        facts = {"resumed_from": str(checkpoint) if checkpoint else None}
+        record_start(folder.provenance, machines, facts, with_diff=config.run.record_diff)
     except OSError as error:
         raise UserError(f"{error.filename or folder.path} can't be written: {error.strerror}: make room") from None
     state.write("running", "starting", state.start)

@@ -1,10 +1,14 @@
-"""Where a run came from: command, source revision, versions, machines. Named facts only, never the environment."""
+"""Where a run came from: command, source revision, versions, machines.
+
+Named facts only, never the environment; credentials in the command or in uncommitted changes are masked.
+"""
 
 import json
 import os
 import platform
 import shlex
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -14,12 +18,15 @@ from typing import Any
 
 import torch
 
+from common.credentials import mask_credentials
 from common.publish import write_json_whole
 from model.ranks import Ranks, allowed_cores
 from train.config import PROJECT
 
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")
 MAX_DIFF_CHARACTERS = 200_000
+# what `git apply` takes, whatever a user's configuration makes of `git diff`
+PLAIN_PATCH = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
 
 
 def describe_rank(ranks: Ranks, threads: int) -> dict[str, Any]:
@@ -39,17 +46,24 @@ def describe_rank(ranks: Ranks, threads: int) -> dict[str, Any]:
     }
 
 
-def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, Any]) -> None:
-    """Add this start to `provenance.json`, which lists all starts of a run."""
+def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, Any], *, with_diff: bool = True) -> None:
+    """Add this start to `provenance.json`, which lists all starts of a run.
+
+    The file is readable for those who may read the sources that it quotes, as far as the umask leaves it.
+
+    Args:
+        with_diff: keep the uncommitted changes of the sources, as a patch.
+    """
     try:
         starts = json.loads(path.read_text())["starts"]
+        mode = stat.S_IMODE(path.stat().st_mode)  # somebody may have made it stricter
     except (OSError, ValueError, KeyError):
-        starts = []
+        starts, mode = [], 0o666
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "command": shlex.join([sys.executable, *sys.argv]),
-            **_source(),
+            "command": mask_credentials(shlex.join([sys.executable, *sys.argv])),
+            **_source(with_diff),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": _versions(),
@@ -58,24 +72,52 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
             **facts,
         }
     )
-    write_json_whole(path, {"starts": starts})
+    write_json_whole(path, {"starts": starts}, mode=mode & _readers_of_the_sources() | 0o600)
 
 
-def _source() -> dict[str, Any]:
-    """The git revision and what differs from it, or nulls outside a checkout."""
+def _source(with_diff: bool) -> dict[str, Any]:
+    """The git revision and what differs from it, or nulls outside a checkout; `diff_lacks` says what is not in it."""
     revision = _git("rev-parse", "HEAD")
-    diff = _git("diff", "HEAD") if revision else None
-    return {"revision": revision, "diff": diff[:MAX_DIFF_CHARACTERS] if diff else diff}
+    if revision is None or not with_diff:
+        return {"revision": revision and revision.strip(), "diff": None}
+    diff = _git("diff", "HEAD", *PLAIN_PATCH) or ""
+    masked = mask_credentials(diff)
+    lacks = ["credentials"] if masked != diff else []
+    if untracked := (_git("ls-files", "--others", "--exclude-standard") or "").count("\n"):
+        lacks.append(f"{untracked} untracked file{'' if untracked == 1 else 's'}")
+    if len(masked) > MAX_DIFF_CHARACTERS:
+        lacks.append(f"what follows its first {MAX_DIFF_CHARACTERS:,} characters")
+        masked = masked[:MAX_DIFF_CHARACTERS]
+    return {"revision": revision.strip(), "diff": masked, **({"diff_lacks": lacks} if lacks else {})}
+
+
+def _readers_of_the_sources() -> int:
+    """Permission bits of a file that no one may read who may not read the project's folder and what has changed in it.
+
+    0666 less those of the group or of others.
+    """
+    names = (_git("diff", "HEAD", "--name-only", "-z") or "").split("\0")
+    mode = 0o666
+    for path in {PROJECT, *(PROJECT / name for name in names if name)}:
+        try:
+            found = path.stat().st_mode
+        except OSError:  # deleted
+            continue
+        for reads, access in ((stat.S_IRGRP, 0o060), (stat.S_IROTH, 0o006)):
+            if not found & reads:
+                mode &= ~access
+    return mode
 
 
 def _git(*arguments: str) -> str | None:
+    """What git prints, to the byte; None without an answer."""
     try:
         done = subprocess.run(  # a file that differs may be in any encoding
-            ["git", *arguments], cwd=PROJECT, capture_output=True, text=True, errors="replace", timeout=30
+            ["git", *arguments], cwd=PROJECT, capture_output=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
 def _versions() -> dict[str, str]:

@@ -101,12 +101,12 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
 
 
 def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`section.key: old -> new` for every field that differs."""
+    """`section.key: old -> new` for every field that differs, of those that there were at the time."""
     old, new = _flat(before), _flat(now)
     return [
-        f"{name}: {json.dumps(old.get(name))} -> {json.dumps(value)}"
+        f"{name}: {json.dumps(old[name])} -> {json.dumps(value)}"
         for name, value in new.items()
-        if old.get(name) != value
+        if name in old and old[name] != value
     ]
 
 

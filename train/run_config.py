@@ -170,6 +170,7 @@ class RunConfig:
             never answers), auto (slurm inside a Slurm job, else none) or null.
         deadline_margin_seconds: begin to stop at least so long before; more where steps, validations and saves so far
             have taken longer.
+        record_diff: keep the uncommitted changes of the sources in provenance.json, credentials masked.
         lock_patience_seconds: how long the lock of a trainer on another machine must go without a renewal before that
             trainer is taken for dead. One on the same machine is looked for, without any wait.
     """
@@ -186,6 +187,7 @@ class RunConfig:
     deadline: str | None = "auto"
     deadline_margin_seconds: float = 60.0
     lock_patience_seconds: float = 60.0
+    record_diff: bool = True
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:

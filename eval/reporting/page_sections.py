@@ -187,7 +187,9 @@ def _again(run: RunData) -> str:
     first = run.starts[0] if run.starts else {}
     lines = [f"git checkout {first['revision']}"] if first.get("revision") else []
     if first.get("diff"):
-        lines.append("git apply changes.patch   # the uncommitted changes, saved from above")
+        lacks = first.get("diff_lacks")
+        but = f", without {', '.join(map(str, lacks))}" if isinstance(lacks, list) and lacks else ""
+        lines.append(f"git apply changes.patch   # the uncommitted changes, saved from above{but}")
     data = run.section("data").get("path")
     if data:
         lines.append(f"# the token set {data} must be there: python data_prep/verify.py {shlex.quote(str(data))}")
