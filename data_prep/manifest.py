@@ -5,6 +5,8 @@ A token set is a folder of headerless little-endian shards (`train-00000.bin`, â
 
 import hashlib
 import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
 UINT16_VOCABULARY = 1 << 16  # the largest vocabulary whose ids fit 16 bits
+BLOCK_BYTES = 1 << 20
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -27,6 +31,16 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 def shard_name(split: str, index: int) -> str:
     return f"{split}-{index:05d}.bin"
+
+
+def split_sha256(folder: Path, shards: "Sequence[Shard]") -> str:
+    """SHA-256 of a split's bytes, whatever its shards; read in blocks, as a shard may be larger than the memory."""
+    digest = hashlib.sha256()
+    for shard in shards:
+        with open(folder / shard.file, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -99,11 +113,45 @@ class Manifest:
         try:
             splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in fields.pop("splits").items()}
             manifest = cls(**fields, splits=splits)
-            assert {"kind", "vocab_size", "sha256"} <= manifest.tokenizer.keys()
-            assert manifest.numpy_dtype.itemsize
-        except (TypeError, KeyError, AttributeError, AssertionError) as error:
+            if problem := next(_wrong_fields(manifest), None):
+                raise ValueError(problem)
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the set again with --force") from None
         return manifest
+
+
+def _wrong_fields(manifest: Manifest) -> Iterator[str]:
+    """What can't be true of a manifest, whatever its shards hold, in words."""
+    if not {"kind", "vocab_size", "sha256"} <= manifest.tokenizer.keys():
+        yield "tokenizer lacks its kind, vocab_size or sha256"
+    elif not _is_count(manifest.tokenizer["vocab_size"]):
+        yield f"vocab_size is {manifest.tokenizer['vocab_size']!r}"
+    elif manifest.dtype != token_dtype(manifest.tokenizer["vocab_size"]).name:
+        yield f"dtype is {manifest.dtype!r} for a vocabulary of {manifest.tokenizer['vocab_size']:,}"
+    if not _is_sha256(manifest.val_sha256):
+        yield f"val_sha256 is {manifest.val_sha256!r}"
+    if missing := set(SPLITS) - manifest.splits.keys():
+        yield f"there is no split {min(missing)}"
+    seen: set[str] = set()
+    for shard in (shard for shards in manifest.splits.values() for shard in shards):
+        if not isinstance(shard.file, str) or shard.file != Path(shard.file).name or not shard.file.endswith(".bin"):
+            yield f"{shard.file!r} is no shard's name"
+        elif shard.file in seen:  # its tokens would be read twice
+            yield f"{shard.file} is listed twice"
+        elif not _is_sha256(shard.sha256):
+            yield f"the sha256 of {shard.file} is {shard.sha256!r}"
+        else:
+            counts = {name: getattr(shard, name) for name in ("tokens", "documents", "bytes")}
+            yield from (f"{shard.file} has {n!r} {name}" for name, n in counts.items() if not _is_count(n))
+        seen.add(str(shard.file))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def _missing(folder: Path) -> str:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import canonical_json, file_to_write, write_json_whole
-from data_prep.manifest import MANIFEST_FILE, Manifest, Shard
+from data_prep.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
 from data_prep.shard_writer import SHARD_TOKENS, told
 from data_prep.tokenization import Tokenizer
 
@@ -106,13 +106,10 @@ def finish_set(
     splits: dict[str, tuple[Shard, ...]],
 ) -> Manifest:
     """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted."""
-    digest = hashlib.sha256()
-    for shard in splits["val"]:
-        with open(folder / shard.file, "rb") as file:  # in blocks: a shard may be larger than the memory
-            while block := file.read(1 << 20):
-                digest.update(block)
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-    manifest = Manifest(tokenizer.dtype.name, tokenizer.spec, source, versions, splits, digest.hexdigest())
+    manifest = Manifest(
+        tokenizer.dtype.name, tokenizer.spec, source, versions, splits, split_sha256(folder, splits["val"])
+    )
     try:
         manifest.write(folder)
     except OSError as error:

@@ -15,7 +15,7 @@ import numpy as np
 from common.errors import UserError
 from common.progress import progress_bar
 from common.publish import sha256_file
-from data_prep.manifest import Manifest, Shard
+from data_prep.manifest import Manifest, Shard, split_sha256
 from data_prep.tokenization import Ids
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -98,7 +98,8 @@ class TokenSet:
 
     @classmethod
     def open(cls, folder: Path | str, verify: Literal["size", "full"] = "size") -> "TokenSet":
-        """Open a set after checking that exactly the listed shards are there, with their sizes or (`full`) hashes.
+        """Open a set after checking that exactly the listed shards are there, with their sizes or (`full`) hashes,
+        the validation split's own among them.
 
         Raises UserError in one line for a missing, incomplete, truncated, unlisted or otherwise wrong set.
         """
@@ -119,6 +120,7 @@ class TokenSet:
             ):
                 for _ in pool.map(partial(_check_hash, folder), shards):
                     bar.update()
+            _check_validation_hash(folder, manifest)
         return cls(folder, manifest)
 
     @property
@@ -151,6 +153,14 @@ def _check_hash(folder: Path, shard: Shard) -> None:
         raise UserError(
             f"{folder / shard.file} is not what was written (its SHA-256 differs): "
             "copy it again, or prepare the set again with --force"
+        )
+
+
+def _check_validation_hash(folder: Path, manifest: Manifest) -> None:
+    if (found := split_sha256(folder, manifest.splits["val"])) != manifest.val_sha256:
+        raise UserError(
+            f"the validation split of {folder} has the SHA-256 {found[:16]}…, not its manifest's val_sha256 "
+            f"({manifest.val_sha256[:16]}…): copy the manifest again, or prepare the set again with --force"
         )
 
 

@@ -1,4 +1,4 @@
-"""Check a token set: every shard's size, SHA-256, token-id range and document count.
+"""Check a token set: every shard's size, SHA-256, token ids, documents and bytes of text; the validation split's hash.
 
 Exit status 0 only if all is well; else 1, with a line for everything that is broken (2 where there is no set to check).
 """
@@ -11,17 +11,20 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 import argparse
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from tqdm import tqdm
 
 from common.command_line import CommandParser
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_whole
-from data_prep.manifest import Manifest, Shard
+from data_prep.manifest import MANIFEST_FILE, Manifest, split_sha256
+from data_prep.tokenization import Tokenizer, load_tokenizer
 from data_prep.workers import choose_workers
 
 BLOCK_BYTES = 4 << 20
@@ -35,44 +38,95 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def shard_problems(folder: Path, manifest: Manifest, bar: "tqdm[None]", named: tuple[str, Shard]) -> list[str]:
-    """What is wrong with a shard, in words; reads it once, block by block."""
-    split, shard = named
-    path, dtype = folder / shard.file, manifest.numpy_dtype
-    end_of_text = manifest.tokenizer.get("end_of_text_id")
+@dataclass
+class ShardReading:
+    """What a shard really holds. `text_bytes` is None where the tokenizer can't be loaded here."""
+
+    size: int = 0
+    documents: int = 0
+    text_bytes: int | None = None
+    largest: int = -1
+    sha256: str = ""
+
+
+def read_shard(
+    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: "tqdm[None]", file: str
+) -> ShardReading | OSError:
+    """A shard's `ShardReading`, read once, block by block; in place of it the OSError that kept it from being read."""
+    dtype, end_of_text = manifest.numpy_dtype, manifest.tokenizer.get("end_of_text_id")
+    found = ShardReading(text_bytes=None if tokenizer is None else 0)
+    digest = hashlib.sha256()
     try:
-        size = path.stat().st_size
-        problems = (
-            [] if size == shard.tokens * dtype.itemsize else [f"{size:,} bytes, not {shard.tokens * dtype.itemsize:,}"]
-        )
-        digest, largest, documents = hashlib.sha256(), -1, 0
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK_BYTES):
+        with open(folder / file, "rb") as opened:
+            while block := opened.read(BLOCK_BYTES):
                 digest.update(block)
+                found.size += len(block)
                 tokens = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype=dtype)
-                largest = max(largest, int(tokens.max(initial=0)))
-                documents += int(np.count_nonzero(tokens == end_of_text)) if end_of_text is not None else 0
+                found.largest = max(found.largest, int(tokens.max(initial=0)))
+                if end_of_text is not None:
+                    found.documents += int(np.count_nonzero(tokens == end_of_text))
+                if tokenizer is not None and found.text_bytes is not None:
+                    lengths = np.take(tokenizer.piece_bytes, tokens, mode="clip")  # ids outside are told by `largest`
+                    found.text_bytes += int(lengths.sum(dtype=np.int64))
                 bar.update(len(block))
     except OSError as error:
-        return [f"{path}: {error.strerror}"]
-    if largest >= manifest.tokenizer["vocab_size"]:
-        problems.append(f"token id {largest:,} is outside the vocabulary of {manifest.tokenizer['vocab_size']:,}")
-    if end_of_text is not None and documents != shard.documents:
-        problems.append(f"{documents:,} documents begin in it, not {shard.documents:,}")
-    if digest.hexdigest() != shard.sha256:
-        problems.append(f"SHA-256 {digest.hexdigest()[:16]}…, not {shard.sha256[:16]}…")
-    return [f"{path} ({split}): {problem}" for problem in problems]
+        return error
+    found.sha256 = digest.hexdigest()
+    return found
+
+
+def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReading) -> Iterator[str]:
+    """In what a shard differs from what the manifest says of it, in words."""
+    shard, vocab_size = manifest.splits[split][index], manifest.tokenizer["vocab_size"]
+    if found.size != (size := shard.tokens * manifest.numpy_dtype.itemsize):
+        yield f"{found.size:,} bytes, not {size:,}"
+    if found.largest >= vocab_size:
+        yield f"token id {found.largest:,} is outside the vocabulary of {vocab_size:,}"
+    if manifest.tokenizer.get("end_of_text_id") is None:  # then a split is one document
+        found.documents = int(index == 0 and found.size > 0)
+    if found.documents != shard.documents:
+        yield f"{found.documents:,} documents begin in it, not {shard.documents:,}"
+    if found.text_bytes not in (None, shard.bytes):
+        yield f"its tokens stand for {found.text_bytes:,} bytes of text, not {shard.bytes:,}"
+    if found.sha256 != shard.sha256:
+        yield f"SHA-256 {found.sha256[:16]}…, not {shard.sha256[:16]}…"
+
+
+def tokenizer_of(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
+    """The tokenizer, to count text with (None where it can't be had here), and in what the manifest's differs."""
+    try:
+        tokenizer = load_tokenizer({key: value for key, value in manifest.tokenizer.items() if key != "sha256"})
+    except UserError as error:
+        print(f"note: bytes of text are not checked: {error}", file=sys.stderr)
+        return None, []
+    differing = [key for key, value in manifest.tokenizer.items() if tokenizer.spec.get(key) != value]
+    return tokenizer, [f"{MANIFEST_FILE}: the tokenizer's {key} is not that of this tokenizer" for key in differing]
 
 
 def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
     """Everything that is wrong with a set, shards in their order."""
-    shards = [(split, shard) for split in manifest.splits for shard in manifest.splits[split]]
-    listed = {shard.file for _, shard in shards}
-    problems = [f"{path}: not in the manifest" for path in sorted(folder.glob("*.bin")) if path.name not in listed]
-    total = sum(shard.tokens for _, shard in shards) * manifest.numpy_dtype.itemsize
+    shards = [(split, index) for split in manifest.splits for index in range(len(manifest.splits[split]))]
+    files = [manifest.splits[split][index].file for split, index in shards]
+    problems = [f"{path}: not in the manifest" for path in sorted(folder.glob("*.bin")) if path.name not in set(files)]
+    tokenizer, differing = tokenizer_of(manifest)
+    problems += differing
+    total = sum(manifest.total(split, "tokens") for split in manifest.splits) * manifest.numpy_dtype.itemsize
     with progress_bar(total, "B", "verifying", scale=True) as bar, ThreadPoolExecutor(workers) as pool:
-        for found in pool.map(partial(shard_problems, folder, manifest, bar), shards):
-            problems += found
+        readings = list(pool.map(partial(read_shard, folder, manifest, tokenizer, bar), files))
+    for (split, index), file, found in zip(shards, files, readings, strict=True):
+        if isinstance(found, OSError):
+            problems.append(f"{folder / file}: {found.strerror}")
+        else:
+            problems += [
+                f"{folder / file} ({split}): {problem}" for problem in shard_problems(manifest, split, index, found)
+            ]
+    if not any(isinstance(found, OSError) for found in readings):
+        val_sha256 = split_sha256(folder, manifest.splits["val"])
+        if val_sha256 != manifest.val_sha256:
+            problems.append(
+                f"{folder / MANIFEST_FILE}: val_sha256 is {manifest.val_sha256[:16]}…, the validation split's is "
+                f"{val_sha256[:16]}…"
+            )
     return problems
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -127,6 +128,60 @@ def test_a_missing_folder_names_a_command(tmp_path):
         TokenSet.open(tmp_path / "nowhere")
 
 
+def edit_shard(folder: Path, split: str, index: int, **changes: object) -> None:
+    splits = json.loads((folder / "manifest.json").read_text())["splits"]
+    splits[split][index] |= changes
+    edit_manifest(folder, splits=splits)
+
+
+def list_twice(folder: Path, split: str) -> None:
+    splits = json.loads((folder / "manifest.json").read_text())["splits"]
+    splits[split].append(splits["train"][0])
+    edit_manifest(folder, splits=splits)
+
+
+UNTRUE = {
+    "twice in a split": (lambda folder: list_twice(folder, "train"), "train-00000.bin is listed twice"),
+    "in two splits": (lambda folder: list_twice(folder, "val"), "train-00000.bin is listed twice"),
+    "val_sha256 no hash": (lambda folder: edit_manifest(folder, val_sha256=[]), r"val_sha256 is \[\]"),
+    "sha256 no hash": (
+        lambda folder: edit_shard(folder, "train", 1, sha256=None),
+        "the sha256 of train-00001.bin is None",
+    ),
+    "elsewhere": (lambda folder: edit_shard(folder, "train", 1, file="../x.bin"), "'../x.bin' is no shard's name"),
+    "negative": (lambda folder: edit_shard(folder, "train", 1, tokens=-1), "has -1 tokens"),
+    "a text": (lambda folder: edit_shard(folder, "val", 0, documents="7"), "has '7' documents"),
+    "true": (lambda folder: edit_shard(folder, "val", 0, bytes=True), "has True bytes"),
+    "other dtype": (
+        lambda folder: edit_manifest(folder, dtype="float16"),
+        "dtype is 'float16' for a vocabulary of 257",
+    ),
+    "no split": (lambda folder: edit_manifest(folder, splits={"train": []}), "there is no split val"),
+}
+
+
+@pytest.mark.parametrize("name", UNTRUE)
+def test_a_manifest_that_can_not_be_true_is_refused(name, tmp_path):
+    breaking, message = UNTRUE[name]
+    make_token_set(tmp_path)
+    breaking(tmp_path)
+    with pytest.raises(UserError, match=f"manifest.json is damaged .*{message}"):
+        TokenSet.open(tmp_path)
+
+
+def test_full_verification_recomputes_the_validation_hash(tmp_path):
+    """Over several shards, none of which has it as its own."""
+    opened = make_token_set(tmp_path / "set", val_tokens=200, shard_tokens=100)
+    assert len({opened.manifest.val_sha256, *(shard.sha256 for shard in opened.manifest.splits["val"])}) == 3
+    TokenSet.open(tmp_path / "set", verify="full")
+    edit_manifest(tmp_path / "set", val_sha256=opened.manifest.val_sha256[::-1])
+    with pytest.raises(UserError, match="not its manifest's val_sha256"):
+        TokenSet.open(tmp_path / "set", verify="full")
+    bad = run_verify(tmp_path / "set")
+    assert (bad.returncode, bad.stdout.count("\n")) == (1, 1)
+    assert f"val_sha256 is {opened.manifest.val_sha256[::-1][:16]}…, the validation split's is" in bad.stdout
+
+
 def flip_a_byte(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[1001] ^= 1  # high byte: ids move by 256
@@ -170,10 +225,21 @@ def test_verify_finds_ids_outside_the_vocabulary_and_wrong_counts(tmp_path):
     manifest = json.loads((tmp_path / "set" / "manifest.json").read_text())
     manifest["tokenizer"]["vocab_size"] = 200
     manifest["splits"]["val"][0]["documents"] += 1
+    manifest["splits"]["train"][1]["bytes"] += 1
     (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest))
     bad = run_verify(tmp_path / "set")
     assert "token id 256 is outside the vocabulary of 200" in bad.stdout
     assert "documents begin in it" in bad.stdout
+    assert re.search(r"train-00001\.bin \(train\): its tokens stand for [\d,]+ bytes of text, not ", bad.stdout)
+    assert "the tokenizer's vocab_size is not that of this tokenizer" in bad.stdout
+
+
+def test_verify_counts_the_one_document_of_a_split_without_ends_of_text(tmp_path):
+    opened = make_token_set(tmp_path / "set", tokenizer=CharTokenizer("abcdefgh"))
+    assert run_verify(tmp_path / "set").returncode == 0
+    assert [shard.documents for shard in opened.manifest.splits["train"]] == [1, 0, 0]
+    edit_shard(tmp_path / "set", "train", 2, documents=3)
+    assert "0 documents begin in it, not 3" in run_verify(tmp_path / "set").stdout
 
 
 def test_a_shard_truncated_while_open_is_named(tmp_path):

@@ -74,7 +74,7 @@ def test_reading_four_gigabytes_takes_little_memory(tmp_path: Path) -> None:
         with open(data / name, "wb") as file:
             file.truncate(1 << 30)
         shards.append(Shard(name, 1 << 29, 0, 1 << 30, "0" * 64))
-    Manifest("uint16", tokenizer.spec, {"name": "zeros"}, {}, {"train": tuple(shards), "val": ()}, "").write(data)
+    Manifest("uint16", tokenizer.spec, {"name": "zeros"}, {}, {"train": tuple(shards), "val": ()}, "0" * 64).write(data)
     ((read, grown),) = run_ranks(1, tmp_path / "store", grow_by_reading, data, 65_536)
     assert read > 4_000_000_000
     assert grown < 300 << 20, f"grew by {grown >> 20} MiB"
