@@ -8,6 +8,7 @@ to 1,000: the later ones hold, and the reader drops the earlier.
 import errno
 import json
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,16 +56,35 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Every whole JSON object of a file of lines, in order; torn and foreign lines are passed over."""
     if not path.exists():
         return []
-    records = []
     with open(path, "rb") as file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict):
-                records.append(record)
-    return records
+        return [record for line in file if (record := _parse(line)) is not None]
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _lines_from_the_end(path: Path, block_bytes: int) -> Iterator[bytes]:
+    """A file's lines, the last one first; none of a file that is not there."""
+    if not path.exists():
+        return
+    with open(path, "rb") as file:
+        position, pieces = file.seek(0, os.SEEK_END), [b""]  # the pieces of a line whose beginning is not yet read
+        while position > 0:
+            size = min(block_bytes, position)
+            position -= size
+            file.seek(position)
+            first, *whole = file.read(size).split(b"\n")
+            if whole:
+                yield whole.pop() + b"".join(reversed(pieces))
+                yield from reversed(whole)
+                pieces = []
+            pieces.append(first)
+        yield b"".join(reversed(pieces))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -75,8 +95,25 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     replaces its predecessor. A save is recorded when it is published, some steps after the one it saved: it voids
     nothing and is put where its step is.
     """
+    return _holding(read_json_lines(path))
+
+
+def metrics_of_step(path: Path, step: int, block_bytes: int = 1 << 16) -> list[dict[str, Any]]:
+    """The records of one step that hold, as `read_metrics` gives them, without reading what comes before that step."""
+    records: list[dict[str, Any]] = []
+    for line in _lines_from_the_end(path, block_bytes):
+        record = _parse(line)
+        if record is None or not isinstance(record.get("step"), int):
+            continue
+        records.append(record)
+        if record_kind(record) == "train" and record["step"] <= step:
+            break  # which voids all before it that is of this step
+    return [record for record in _holding(records[::-1]) if record["step"] == step]
+
+
+def _holding(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: list[dict[str, Any]] = []
-    for record in read_json_lines(path):
+    for record in records:
         step, kind = record.get("step"), record_kind(record)
         if not isinstance(step, int):
             continue

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,12 +115,16 @@ class SampleWriter:
     seed: int
     recorder: Recorder
 
-    def write(self, step: int) -> None:
-        """Sample and record. (All ranks call.) The same step gives the same text for any number of ranks."""
+    def write(self, step: int, prompts: Sequence[int]) -> None:
+        """Sample and record. (All ranks call.) The same step gives the same text for any number of ranks.
+
+        Args:
+            prompts: which of the configured ones, by their place.
+        """
         texts: dict[int, str | None] = {}
         # a context grows with every token: compiled blocks would be compiled again for each length
         with torch.compiler.set_stance("force_eager"):
-            for index in range(self.ranks.rank, len(self.config.prompts), self.ranks.world_size):
+            for index in prompts[self.ranks.rank :: self.ranks.world_size]:
                 texts[index] = self._continue(step, index, self.config.prompts[index])
         for index, text in sorted(item for share in self.ranks.gather(texts) for item in share.items()):
             if text is None:

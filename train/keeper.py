@@ -61,6 +61,10 @@ class CheckpointKeeper:
                 step is written.
             SaveFailed: see `settle`.
         """
+        if self.last_saved is not None and self.last_saved.step == progress.step:
+            return False  # it is there
+        if self.writer.pending_step == progress.step:
+            return self._finish(must_succeed=final)
         published = self.writer.pending_step is not None and self._finish(must_succeed=False)
         started = time.monotonic()
         check_weights(self.writer.ranks, self.writer.model)

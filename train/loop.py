@@ -16,6 +16,7 @@ from train.between import SampleWriter, Validator
 from train.checkpoint import Progress
 from train.config import Config
 from train.deadline import StopMargin
+from train.due import NOTHING, Due, due_after, is_due
 from train.heartbeat import Heartbeat
 from train.hellaswag_probe import HellaSwagProbe
 from train.keeper import CheckpointKeeper
@@ -72,51 +73,44 @@ class TrainingLoop:
     _state_written: float = 0.0
     _log_seconds: float = 0.0
 
-    def run(self, progress: Progress) -> Outcome:
-        """Train from `progress` to the last step, or until asked to stop."""
+    def run(self, progress: Progress, missing: Due = NOTHING) -> Outcome:
+        """Train from `progress` to the last step, or until asked to stop.
+
+        Args:
+            missing: what was due at `progress` and is done first.
+        """
         last_step = self.config.run.max_steps
         start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
         self.recorder.note(start | self.start_facts)
         self.heartbeat.step = progress.step
         self._warm_up()
-        if (stop_code := self._agree()[0]) != 0:
+        if (stop_code := self._agree(progress)) != 0:
             return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
-        if progress.step == 0:
-            self.validator.validate(progress)
-            if self.untrained:
-                self._check_first_loss()
+        if progress.step == 0 or missing.validation:
+            self._validate(progress)
+        if progress.step == 0 and self.untrained:
+            self._check_first_loss()
         gc.collect()
         gc.disable()  # a collection in the middle of a step would make the other ranks wait
         batches = self.loader.steps(progress.sequences)
         try:
+            if (stop_code := self._measure(progress, missing)) != 0:
+                return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
             while progress.step < last_step:
                 with self.margin.timing("step"):
                     progress = self._step(progress, batches)
-                stop_code, saved = self._agree()
-                last = progress.step == last_step
-                if last or _due(progress.step, self.config.eval.every_steps):
-                    self.heartbeat.phase = "validating"
-                    with self.margin.timing("validation"):
-                        self.validator.validate(progress)
-                if self.hellaswag and (last or _due(progress.step, self.hellaswag.every_steps)):
-                    self.heartbeat.phase = "answering HellaSwag"
-                    with self.margin.timing("HellaSwag"):
-                        self.hellaswag.measure(progress)
-                if _due(progress.step, self.config.eval.sample_every_steps):
-                    self.heartbeat.phase = "sampling"
-                    with self.margin.timing("samples"):
-                        self.samples.write(progress.step)
-                if stop_code or last or _due(progress.step, self.config.checkpoint.every_steps):
-                    self.heartbeat.phase = "saving"
-                    with self.margin.timing("snapshot"):
-                        saved = self.keeper.save(progress, final=last or stop_code > 0) or saved
-                if saved:
-                    if self.keeper.last_saved is not None:
-                        self.margin.saw("save", self.keeper.last_saved.save_seconds)
-                    self._write_state(progress, "saved")
-                if stop_code and not last:
+                stop_code = self._agree(progress)
+                last, due = progress.step == last_step, due_after(progress.step, self.config)
+                if due.validation:
+                    self._validate(progress)  # before the save, which records the loss
+                if stop_code or last or is_due(progress.step, self.config.checkpoint.every_steps):
+                    self._save(progress, final=last or stop_code > 0)
+                asked_before = self._measure(progress, due, stop_code)
+                if asked_before or (stop_code and not last):
+                    self._save(progress, final=True)
+                    stop_code = stop_code or asked_before
                     return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
-                if _due(progress.step, COLLECT_STEPS):
+                if is_due(progress.step, COLLECT_STEPS):
                     gc.collect()  # on all ranks at once
         except (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer):  # of all ranks together
             self.keeper.finish()
@@ -169,8 +163,43 @@ class TrainingLoop:
             self._write_state(progress, "training")
         return progress
 
-    def _agree(self) -> tuple[int, bool]:
-        """What all ranks do next: the code of what has asked any to stop, or 0; whether a save has been published.
+    def _validate(self, progress: Progress) -> None:
+        self.heartbeat.phase = "validating"
+        with self.margin.timing("validation"):
+            self.validator.validate(progress)
+
+    def _save(self, progress: Progress, *, final: bool) -> None:
+        self.heartbeat.phase = "saving"
+        with self.margin.timing("snapshot"):
+            published = self.keeper.save(progress, final=final)
+        if published:
+            self._note_save(progress)
+
+    def _measure(self, progress: Progress, due: Due, stop_code: int = 0) -> int:
+        """HellaSwag and samples where due, after the save: what fails in them costs no work.
+
+        Args:
+            stop_code: what has already asked to stop. They are left to the next start then, as they are where something
+                asks before the first or between the two.
+
+        Returns the code of what has asked to stop before all were done, or 0.
+        """
+        if due.hellaswag and self.hellaswag is not None:
+            if stop_code := stop_code or self._agree(progress):
+                return stop_code
+            self.heartbeat.phase = "answering HellaSwag"
+            with self.margin.timing("HellaSwag"):
+                self.hellaswag.measure(progress)
+        if due.samples:
+            if stop_code := stop_code or self._agree(progress):
+                return stop_code
+            self.heartbeat.phase = "sampling"
+            with self.margin.timing("samples"):
+                self.samples.write(progress.step, due.samples)
+        return 0
+
+    def _agree(self, progress: Progress) -> int:
+        """What all ranks do next: the code of what has asked any to stop, or 0. Publishes a save that is all written.
 
         Raises LockLost if the run has another trainer by now, SaveFailed if a save failed on any rank.
         """
@@ -179,7 +208,14 @@ class TrainingLoop:
         )
         if lost:
             raise LockLost(f"{self.folder.path} has been taken over by another trainer: this one leaves it as it is")
-        return stop_code, self.keeper.settle(unwritten, failed)
+        if self.keeper.settle(unwritten, failed):
+            self._note_save(progress)
+        return stop_code
+
+    def _note_save(self, progress: Progress) -> None:
+        if self.keeper.last_saved is not None:
+            self.margin.saw("save", self.keeper.last_saved.save_seconds)
+        self._write_state(progress, "saved")
 
     def _warm_up(self) -> None:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
@@ -210,7 +246,3 @@ class TrainingLoop:
         if self.ranks.is_first:
             self.state.write("running", why, progress)
             self._state_written = time.monotonic()
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

@@ -39,6 +39,7 @@ from train.choices import recompute_every, resolve, set_determinism
 from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
 from train.deadline import StopMargin, check_deadline, open_deadline
+from train.due import NOTHING, missing_after
 from train.failure import FailureReporter
 from train.fitting import fit_to_data
 from train.heartbeat import Heartbeat
@@ -123,7 +124,10 @@ def pretrain(context: RunContext) -> int:
     machines = ranks.gather(describe_rank(ranks, context.threads))
     begin = Progress(manifest["step"], manifest["tokens"], manifest["sequences"]) if manifest else Progress()
     state = RunState(folder, context.lock, ranks.world_size, begin)
-    if begin.step >= config.run.max_steps:
+    missing = NOTHING
+    if checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve():
+        missing = agreed(ranks, lambda: missing_after(begin.step, config, folder))
+    if begin.step >= config.run.max_steps and not missing:
         if checkpoint and checkpoint.resolve().parent != folder.checkpoints.resolve():
             raise UserError(f"{checkpoint} has {begin.step} steps already: give a run.max_steps above that")
         if ranks.is_first:
@@ -143,6 +147,7 @@ def pretrain(context: RunContext) -> int:
             f"going on after step {begin.step} from {checkpoint}"
             if checkpoint
             else f"starting from {base or 'scratch'}",
+            *([f"measuring first what was due at step {begin.step} and is not recorded"] if missing else []),
             *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
         ]:
             recorder.say(line)
@@ -153,14 +158,15 @@ def pretrain(context: RunContext) -> int:
         loop = compose(context, plan, recorder, checkpoint, state, heartbeat)
         for line in base.describe(loop.model) if base else []:
             recorder.say(line)
-        agreed(ranks, lambda: require_space(context, begin, loop))
+        if begin.step < config.run.max_steps:
+            agreed(ranks, lambda: require_space(context, begin, loop))
         if checkpoint and manifest:
             load_training_state(checkpoint, loop.model, loop.optimizer)
             if scaler := manifest.get("scaler"):
                 # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 shall fit again
                 scale = scaler["scale"] * manifest["world_size"] / ranks.world_size
                 loop.stepper.scaler.load_state_dict({**scaler, "scale": scale})
-        loop.finish(loop.run(begin))
+        loop.finish(loop.run(begin, missing))
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.metrics_file import MetricsFile, read_json_lines, read_metrics
+from common.metrics_file import MetricsFile, metrics_of_step, read_json_lines, read_metrics
 
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:
@@ -52,6 +52,9 @@ def test_after_any_resumes_every_step_appears_once_and_from_its_last_attempt(las
         path = Path(folder) / "metrics.jsonl"
         write(path, records)
         found = read_metrics(path)
+        for step in range(reached + 2):
+            of_step = [record for record in found if record["step"] == step]
+            assert metrics_of_step(path, step, block_bytes=data.draw(st.integers(1, 200))) == of_step
     assert {record["step"]: record["attempt"] for record in found if "loss" in record} == holds
     training = [record["step"] for record in found if "loss" in record]
     assert training == sorted(set(training))

@@ -132,8 +132,15 @@ def test_weights_that_are_no_numbers_are_never_a_checkpoint(tmp_path: Path, data
     train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=1"))
     swag = write_official(tmp_path / "official.jsonl", official_rows(8, words_at_most=1))
     between = ("--eval.hellaswag_every_steps=2", f"--eval.hellaswag_data={swag}", "--eval.sample_every_steps=2")
-    bad = (*steps, *between, '--eval.prompts=["ab"]', "--optim.lr=1e39", "--run.max_steps=2")
-    done = train_by_path(*tiny_arguments(tmp_path, data, "spoilt", *bad))
+    bad = (*steps, *between, '--eval.prompts=["ab"]', "--optim.lr=1e39")
+    unsaved = ("--checkpoint.every_steps=3", "--eval.every_steps=2", "--run.max_steps=3")
+    done = train_by_path(*tiny_arguments(tmp_path, data, "spoilt", *bad, *unsaved))
+    assert done.returncode == 1
+    assert "no sample at step 2" in done.stdout and not read_json_lines(run_of(tmp_path, "spoilt").samples)
+    records = read_metrics(run_of(tmp_path, "spoilt").metrics)
+    figures = {key: record[key] for record in records for key in SCORES if key in record}
+    assert figures == dict.fromkeys(SCORES), "neither is a figure: the first of four NaN is no answer"
+    done = train_by_path(*tiny_arguments(tmp_path, data, "spoilt", *bad, "--run.max_steps=2"))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     run = run_of(tmp_path, "spoilt")
@@ -141,9 +148,6 @@ def test_weights_that_are_no_numbers_are_never_a_checkpoint(tmp_path: Path, data
     assert (state["status"], state["step"]) == ("failed", 1)
     assert state["reason"].startswith("wte.weight has weights that are no numbers")
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [1]
-    between_steps = {key: record[key] for record in read_metrics(run.metrics) for key in SCORES if key in record}
-    assert between_steps == dict.fromkeys(SCORES), "neither is a figure: the first of four NaN is no answer"
-    assert "no sample at step 2" in done.stdout and not read_json_lines(run.samples)
     train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=2"))  # at a sane rate
 
 
