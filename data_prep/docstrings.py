@@ -40,7 +40,7 @@ from data_prep.preparation import (
 )
 from data_prep.shard_writer import ShardWriter, clear_token_set
 from data_prep.tokenization import Tokenizer, load_tokenizer
-from data_prep.workers import available_cores
+from data_prep.workers import choose_workers
 
 SOURCE_NAME = "docstrings"
 VALIDATION_ONE_IN = 25
@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     add_output_options(parser, "docstrings")
     parser.add_argument("--requirements", type=Path, default=REQUIREMENTS, help="whose packages are read")
     parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="vocabulary (default: gpt2)")
-    parser.add_argument("--workers", type=int, default=available_cores(), help="parsing processes (default: all cores)")
+    parser.add_argument("--workers", type=int, help="parsing processes (default: one per core, as memory allows)")
     parser.add_argument("--max-documents", type=positive_count, help="stop after so many documents (for a quick look)")
     return parser.parse_args()
 
@@ -88,7 +88,7 @@ def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
         ShardWriter(folder, "train", tokenizer, shard_tokens) as train,
         ShardWriter(folder, "val", tokenizer, shard_tokens) as val,
     ):
-        with contextlib.closing(documents(source_files(distributions), arguments.workers)) as found:
+        with contextlib.closing(documents(source_files(distributions), choose_workers(arguments.workers))) as found:
             texts = list(itertools.islice(found, arguments.max_documents))
         # in no package's order, so that any part of a split stands for the whole
         for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest()):

@@ -3,7 +3,6 @@
 import bisect
 import itertools
 import mmap
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import UserError
+from common.host_limits import allowed_cores
 from common.progress import progress_bar
 from common.publish import sha256_file
 from data_prep.manifest import Manifest, Shard, split_sha256
@@ -115,7 +115,7 @@ class TokenSet:
             _check_size(folder, shard, manifest.numpy_dtype)
         if verify == "full":
             with (
-                ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
+                ThreadPoolExecutor(min(4, allowed_cores())) as pool,
                 progress_bar(len(shards), "shard", "verifying") as bar,
             ):
                 for _ in pool.map(partial(_check_hash, folder), shards):

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from common.errors import UserError
+from common.host_limits import allowed_cores
 from model.launcher import place_of_this_process
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
@@ -145,11 +146,6 @@ def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: i
     if choice == "mps" or (choice == "auto" and local_world_size == 1 and torch.backends.mps.is_available()):
         return torch.device("mps")
     return torch.device("cpu")
-
-
-def allowed_cores() -> int:
-    """Cores that this process may run on: Slurm, containers and taskset give less than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_threads(local_world_size: int) -> int:

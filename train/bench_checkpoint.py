@@ -21,12 +21,12 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import psutil
 import torch
 import torch.distributed as dist
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.host_limits import allowed_cores, available_memory_bytes
 from common.progress import format_bytes
 from common.publish import file_to_write, write_json_whole
 from model.config import PRESETS, preset_config
@@ -115,7 +115,7 @@ def measure_rank(
 
 def measure(arguments: argparse.Namespace, preset: str, world_size: int) -> dict[str, Any]:
     """The figures of `world_size` ranks that save one model together: of the rank that waited longest."""
-    threads = max(1, (os.cpu_count() or 1) // world_size)
+    threads = max(1, allowed_cores() // world_size)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         common = (world_size, f"{folder}/store", folder, preset, arguments.quick, arguments.saves, threads)
         with multiprocessing.get_context("spawn").Pool(world_size) as pool:
@@ -136,7 +136,7 @@ def measure(arguments: argparse.Namespace, preset: str, world_size: int) -> dict
 def fits(preset: str, world_size: int) -> bool:
     """Whether all ranks' copies and one snapshot find room in this machine's memory."""
     state = parameter_count(preset_config(preset)) * BYTES_PER_PARAMETER
-    return (world_size + 1.2) * state < psutil.virtual_memory().available
+    return (world_size + 1.2) * state < available_memory_bytes()
 
 
 def main() -> int:

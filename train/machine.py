@@ -5,6 +5,8 @@ import sys
 import psutil
 import torch
 
+from common.host_limits import available_memory_bytes
+
 
 def peak_memory_gib(device: torch.device) -> float:
     """GiB: the most this process has had allocated on its GPU, or on a CPU resident."""
@@ -19,7 +21,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def free_memory_bytes(device: torch.device, local_world_size: int) -> int:
-    """Bytes this rank may use: free on its GPU, or its share of what the host has available."""
+    """Bytes this rank may use: free on its GPU, or its share of what its host and the cgroups there have left."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available // local_world_size
+    return available_memory_bytes() // local_world_size

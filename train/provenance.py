@@ -19,8 +19,9 @@ from typing import Any
 import torch
 
 from common.credentials import mask_credentials
+from common.host_limits import allowed_cores
 from common.publish import write_json_whole
-from model.ranks import Ranks, allowed_cores
+from model.ranks import Ranks
 from train.config import PROJECT
 
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from model.ranks import Ranks, allowed_cores, choose_device, share_threads, start_ranks
+from common.host_limits import allowed_cores
+from model.ranks import Ranks, choose_device, share_threads, start_ranks
 from tests.helpers.ranks import run_ranks
 from train.choices import resolve_compile
 
