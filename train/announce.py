@@ -12,7 +12,7 @@ from model.precision import Dtype
 from train.batch import BatchPlan
 from train.choices import recompute_every
 from train.config import Config
-from train.schedule import in_steps
+from train.schedule import Course
 
 
 def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any]], reasons: list[str]) -> list[str]:
@@ -22,10 +22,19 @@ def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any
         f"{m['threads']} thread{'' if m['threads'] == 1 else 's'} on {m['cores_allowed']} cores"
         for m in machines
     ]
-    warmup = in_steps(config.schedule.warmup, config.run.max_steps)
-    if warmup > config.run.max_steps:
-        reasons = [*reasons, f"schedule.warmup takes {warmup:,} steps: this run never reaches optim.lr"]
     return [f"run {folder.path}, {config.run.max_steps:,} steps", *ranks, *reasons]
+
+
+def describe_course(course: Course) -> list[str]:
+    """The learning rate's course in steps."""
+    first, last = course.warm_up.start, course.warm_up.end
+    parts = [f"warm-up to {course.peak:g} from step {first:,} to {last:,}" if last > first else f"{course.peak:g}"]
+    if course.kind != "constant":
+        parts.append(f"{course.kind} decay to {course.final_lr_fraction:.4g} of it after step {course.decay_start:,}")
+    lines = [f"learning rate: {', '.join(parts)}, up to step {course.end:,}"]
+    if last > course.end:
+        lines.append(f"schedule.warmup takes {course.warm_up.steps:,} steps: this run never reaches optim.lr")
+    return lines
 
 
 def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:

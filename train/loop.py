@@ -27,7 +27,7 @@ from train.parallel import NonFiniteWeights, ReplicasDiffer
 from train.recorder import Recorder
 from train.run_lock import LockLost
 from train.run_state import RunState
-from train.schedule import learning_rate
+from train.schedule import Course
 from train.step import NonFiniteLoss, Stepper
 from train.stopping import StopRequest, kind, reason
 
@@ -51,6 +51,7 @@ class TrainingLoop:
     """One process's part of a run. All ranks go through every method together."""
 
     config: Config
+    course: Course
     ranks: Ranks
     folder: RunFolder
     model: GPT
@@ -130,7 +131,7 @@ class TrainingLoop:
         waited = time.monotonic() - started
         step = progress.step + 1
         self.heartbeat.step, self.heartbeat.phase = step, "training"
-        lr = learning_rate(self.config.schedule, self.config.optim.lr, step, self.config.run.max_steps)
+        lr = self.course.rate(step)
         set_learning_rate(self.optimizer, lr)
         result = self.stepper(batch, step)
         seconds = time.monotonic() - started

@@ -30,7 +30,7 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from model.precision import Dtype
 from model.ranks import Ranks, agreed, share_threads, start_ranks
-from train.announce import describe_data, describe_model, describe_run
+from train.announce import describe_course, describe_data, describe_model, describe_run
 from train.base import Base
 from train.batch import BatchPlan, plan_batch
 from train.between import SampleWriter, Validator, check_prompts
@@ -38,6 +38,7 @@ from train.checkpoint import CheckpointWriter, Progress, load_training_state
 from train.choices import recompute_every, resolve, set_determinism
 from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
+from train.course import check_course, plan_resumed, warm_up_facts
 from train.deadline import StopMargin, check_deadline, open_deadline
 from train.due import NOTHING, missing_after
 from train.failure import FailureReporter
@@ -56,6 +57,7 @@ from train.retention import sweep_leftovers
 from train.run_context import RunContext
 from train.run_lock import holding_lock
 from train.run_state import RunState
+from train.schedule import Course
 from train.shares import checkpoint_bytes
 from train.space import check_space
 from train.staging import stage
@@ -134,6 +136,10 @@ def pretrain(context: RunContext) -> int:
             print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
             state.write_done_before()
         return 0
+    own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
+    resumed = plan_resumed(config, manifest, own=own)
+    if checkpoint and own:
+        check_course(resumed, checkpoint, context.options.allow_change)
     agreed(ranks, lambda: prepare_folder(context, machines, checkpoint, state))
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
     reporter = FailureReporter(folder, ranks, state, recorder)
@@ -143,19 +149,21 @@ def pretrain(context: RunContext) -> int:
             *describe_run(folder, config, machines, reasons),
             *describe_model(config, plan, ranks.device.type),
             *describe_data(config, tokens),
+            *describe_course(resumed.course),
             *(f"passed over: {complaint}" for complaint in complaints),
             f"going on after step {begin.step} from {checkpoint}"
             if checkpoint
             else f"starting from {base or 'scratch'}",
             *([f"measuring first what was due at step {begin.step} and is not recorded"] if missing else []),
             *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
+            *resumed.lines,
         ]:
             recorder.say(line)
         for host, why in context.in_place.items():
             recorder.say(f"WARNING: data are read from {config.data.path}, not staged, on {host}: {why}")
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
-        loop = compose(context, plan, recorder, checkpoint, state, heartbeat)
+        loop = compose(context, plan, resumed.course, recorder, checkpoint, state, heartbeat)
         for line in base.describe(loop.model) if base else []:
             recorder.say(line)
         if begin.step < config.run.max_steps:
@@ -223,6 +231,7 @@ def build_model(context: RunContext, *, resumed: bool) -> GPT:
 def compose(
     context: RunContext,
     plan: BatchPlan,
+    course: Course,
     recorder: Recorder,
     checkpoint: Path | None,
     state: RunState,
@@ -246,7 +255,7 @@ def compose(
         folder.checkpoints,
         CheckpointWriter(folder.checkpoints, ranks, model, optimizer, context.lock.still_mine),
         config.checkpoint,
-        manifest_facts(config, tokens, ranks) | (base.facts(folder.checkpoints) if base else {}),
+        manifest_facts(config, course, tokens, ranks) | (base.facts(folder.checkpoints) if base else {}),
         validator,
         recorder,
         resumed_from=checkpoint,
@@ -257,6 +266,7 @@ def compose(
     peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if on_gpu else None
     return TrainingLoop(
         config=config,
+        course=course,
         ranks=ranks,
         folder=folder,
         model=model,
@@ -279,13 +289,14 @@ def compose(
     )
 
 
-def manifest_facts(config: Config, tokens: TokenSet, ranks: Ranks) -> dict[str, Any]:
+def manifest_facts(config: Config, course: Course, tokens: TokenSet, ranks: Ranks) -> dict[str, Any]:
     """What every checkpoint of the run says of it."""
     return {
         "model": asdict(config.model.architecture()),
         "tokenizer": tokens.tokenizer_spec,
         "data_identity": tokens.identity,
         "config": as_dict(config),
+        **warm_up_facts(course),
         "world_size": ranks.world_size,
     }
 

@@ -21,7 +21,7 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from tests.helpers.training import PROJECT
 from train.config import Config, read_config
-from train.schedule import learning_rate
+from train.schedule import plan_course
 
 STUDY = PROJECT / "eval" / "records" / "2026-11-22-tiny-shakespeare"
 TRAINING_CHARACTERS = 1_003_854
@@ -117,7 +117,8 @@ def test_the_causal_configuration_is_the_reported_setting():
     assert batch == 64
     assert (config.run.max_steps - 1) * batch < windows.count <= config.run.max_steps * batch  # one epoch
     assert (config.optim.weight_decay, config.optim.grad_clip, model.dropout) == (0.01, 1.0, 0.0)
-    rates = [learning_rate(config.schedule, config.optim.lr, step, 15_685) for step in (1, 7_843, 15_685)]
+    course = plan_course(config.schedule, config.optim.lr, 15_685)
+    rates = [course.rate(step) for step in (1, 7_843, 15_685)]
     assert rates == pytest.approx([3e-3, 2e-3, 1e-3], rel=1e-3)
 
 

@@ -142,7 +142,8 @@ def test_a_disk_that_turns_read_only_is_named(tmp_path: Path, data: Path) -> Non
 
 def test_a_run_whose_whole_folder_turns_read_only_ends_in_one_line(tmp_path: Path, data: Path) -> None:
     """Neither `state` can be written then, nor the lock taken away."""
-    arguments, stderr = tiny_arguments(tmp_path, data, "read-only", "--run.max_steps=10000"), tmp_path / "stderr.txt"
+    endless, stderr = ("--run.max_steps=10000", "--schedule.kind=constant"), tmp_path / "stderr.txt"
+    arguments = tiny_arguments(tmp_path, data, "read-only", *endless)
     run = run_of(tmp_path, "read-only")
     group = RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr)
     while not list_checkpoints(run.checkpoints):

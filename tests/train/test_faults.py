@@ -132,7 +132,8 @@ def test_weights_that_are_no_numbers_are_never_a_checkpoint(tmp_path: Path, data
     train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=1"))
     swag = write_official(tmp_path / "official.jsonl", official_rows(8, words_at_most=1))
     between = ("--eval.hellaswag_every_steps=2", f"--eval.hellaswag_data={swag}", "--eval.sample_every_steps=2")
-    bad = (*steps, *between, '--eval.prompts=["ab"]', "--optim.lr=1e39")
+    allowed = ("--allow-change=optim.lr", "--allow-change=run.max_steps")
+    bad = (*steps, *between, '--eval.prompts=["ab"]', "--optim.lr=1e39", *allowed)
     unsaved = ("--checkpoint.every_steps=3", "--eval.every_steps=2", "--run.max_steps=3")
     done = train_by_path(*tiny_arguments(tmp_path, data, "spoilt", *bad, *unsaved))
     assert done.returncode == 1

@@ -142,7 +142,7 @@ def test_a_stop_file_that_comes_while_a_pre_empted_run_saves_is_heard_by_the_nex
     tmp_path: Path, data: Path
 ) -> None:
     """A job that is pre-empted puts itself back into the queue: the request would be lost."""
-    arguments = tiny_arguments(tmp_path, data, "both", "--run.max_steps=100000")
+    arguments = tiny_arguments(tmp_path, data, "both", "--run.max_steps=100000", "--schedule.kind=constant")
     run = run_of(tmp_path, "both")
     group = RankGroup(1, tmp_path / "store", train_with_a_stop_file_during_the_last_save, arguments, run.stop_file)
     while len(losses(run)) < 3:
@@ -195,14 +195,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path, data: Path) 
 
 def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: Path, data: Path) -> None:
     train(1, tmp_path, tiny_arguments(tmp_path, data, "calm"))
-    train(1, tmp_path, tiny_arguments(tmp_path, data, "damaged", "--run.max_steps=10", "--schedule.warmup=0"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "damaged", "--run.max_steps=10", "--schedule.kind=constant"))
     run = run_of(tmp_path, "damaged")
     newest = list_checkpoints(run.checkpoints)[0][1]
     weights = next(newest.glob("weights-*"))
     content = bytearray(weights.read_bytes())
     content[-5] ^= 1  # one flipped bit, which safetensors itself would not notice
     weights.write_bytes(content)
-    train(1, tmp_path, tiny_arguments(tmp_path, data, "damaged", "--schedule.warmup=0"))
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "damaged", "--schedule.kind=constant"))
     assert max(losses(run)) == 20
     log = run.log.read_text()
     assert f"passed over: {weights} has changed" in log

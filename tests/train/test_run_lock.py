@@ -38,7 +38,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def endless(tmp_path: Path, data: Path) -> Iterator[RankGroup]:
     """Two ranks that train until something ends them."""
-    group = start_ranks_training(2, tmp_path, tiny_arguments(tmp_path, data, "mine", "--run.max_steps=100000"))
+    endless = ("--run.max_steps=100000", "--schedule.kind=constant")
+    group = start_ranks_training(2, tmp_path, tiny_arguments(tmp_path, data, "mine", *endless))
     while len(losses(run_of(tmp_path, "mine"))) < 6:
         assert all(process.is_alive() for process in group.processes)
         time.sleep(0.05)
@@ -73,7 +74,8 @@ def test_a_second_trainer_is_refused_and_touches_nothing_until_the_first_is_dead
     assert contents(run.path) == before
 
     endless.kill()
-    third = train_by_path(*tiny_arguments(tmp_path, data, "mine", f"--run.max_steps={max(losses(run)) + 1}"))
+    to_an_end = ("--schedule.kind=constant", f"--run.max_steps={max(losses(run)) + 1}")
+    third = train_by_path(*tiny_arguments(tmp_path, data, "mine", *to_an_end))
     assert third.returncode == 0, third.stderr
     assert "that process is gone" in third.stdout
     assert not run.lock.exists()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.schedule import ScheduleConfig, in_steps, learning_rate
+from train.schedule import ScheduleConfig, in_steps, plan_course
 
 
 def test_cosine_against_the_textbook() -> None:
@@ -16,12 +16,12 @@ def test_cosine_against_the_textbook() -> None:
             expected = 6e-4 * step / 10
         else:
             expected = 6e-5 + 0.5 * (6e-4 - 6e-5) * (1 + math.cos(math.pi * (step - 10) / 90))
-        assert learning_rate(config, 6e-4, step, 100) == pytest.approx(expected, rel=1e-12)
+        assert plan_course(config, 6e-4, 100).rate(step) == pytest.approx(expected, rel=1e-12)
 
 
 def test_warmup_stable_decay() -> None:
     config = ScheduleConfig("wsd", warmup=0.1, decay=0.2, final_lr_fraction=0.0)
-    rates = [learning_rate(config, 1.0, step, 100) for step in range(1, 101)]
+    rates = [plan_course(config, 1.0, 100).rate(step) for step in range(1, 101)]
     assert rates[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert rates[10:80] == [1.0] * 70
     assert rates[80:] == pytest.approx([1 - step / 20 for step in range(1, 21)])
@@ -30,15 +30,15 @@ def test_warmup_stable_decay() -> None:
 def test_the_stable_part_is_the_same_for_a_longer_run() -> None:
     """What lets a finished stable phase be extended."""
     config = ScheduleConfig("wsd", warmup=5, decay=10)
-    assert [learning_rate(config, 1.0, step, 50) for step in range(1, 41)] == [
-        learning_rate(config, 1.0, step, 500) for step in range(1, 41)
+    assert [plan_course(config, 1.0, 50).rate(step) for step in range(1, 41)] == [
+        plan_course(config, 1.0, 500).rate(step) for step in range(1, 41)
     ]
 
 
 @given(st.sampled_from(["cosine", "wsd", "constant"]), st.integers(0, 50), st.floats(0, 1), st.integers(1, 200))
 def test_rates_stay_between_nothing_and_the_peak(kind: str, warmup: int, final: float, max_steps: int) -> None:
     config = ScheduleConfig(kind, warmup=warmup, decay=0.3, final_lr_fraction=final)  # type: ignore[arg-type]
-    rates = [learning_rate(config, 1.0, step, max_steps) for step in range(1, max_steps + 1)]
+    rates = [plan_course(config, 1.0, max_steps).rate(step) for step in range(1, max_steps + 1)]
     assert all(0 <= rate <= 1 + 1e-12 for rate in rates)
     if kind != "constant" and max_steps > warmup + 1:
         assert rates[-1] == pytest.approx(final, abs=1e-9)

@@ -138,7 +138,7 @@ def leveldb_records(content: bytes) -> list[bytes]:
 
 def test_offline_without_an_account_every_step_appears_once_over_a_resume(tmp_path: Path, data: Path) -> None:
     answers = write_official(tmp_path / "official.jsonl", official_rows(9, words_at_most=1))
-    hellaswag = ("--eval.hellaswag_every_steps=5", f"--eval.hellaswag_data={answers}")
+    hellaswag = ("--eval.hellaswag_every_steps=5", f"--eval.hellaswag_data={answers}", "--schedule.kind=constant")
     for steps in (7, 12):
         mirrored = ("--log.wandb=true", f"--run.max_steps={steps}", *hellaswag)
         arguments = tiny_arguments(tmp_path, data, "offline", *mirrored)
