@@ -126,19 +126,17 @@ def pretrain(context: RunContext) -> int:
     machines = ranks.gather(describe_rank(ranks, context.threads))
     begin = Progress(manifest["step"], manifest["tokens"], manifest["sequences"]) if manifest else Progress()
     state = RunState(folder, context.lock, ranks.world_size, begin)
-    missing = NOTHING
-    if checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve():
-        missing = agreed(ranks, lambda: missing_after(begin.step, config, folder))
+    own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
+    missing = agreed(ranks, lambda: missing_after(begin.step, config, folder)) if own else NOTHING
     if begin.step >= config.run.max_steps and not missing:
-        if checkpoint and checkpoint.resolve().parent != folder.checkpoints.resolve():
+        if checkpoint and not own:
             raise UserError(f"{checkpoint} has {begin.step} steps already: give a run.max_steps above that")
         if ranks.is_first:
             print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
             state.write_done_before()
         return 0
-    own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
     resumed = plan_resumed(config, manifest, own=own)
-    if checkpoint and own:
+    if checkpoint and own and begin.step < config.run.max_steps:
         check_course(resumed, checkpoint, context.options.allow_change)
     agreed(ranks, lambda: prepare_folder(context, machines, checkpoint, state))
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
