@@ -171,6 +171,14 @@ class HuggingFaceTokenizer(Tokenizer):
             raise UserError("tokenizer.json is of no byte-level tokenizer: Longhaul can't carry it along")
         return cls(base64.b64encode(zlib.compress(text.encode(), 9)).decode(), end_of_text_id)
 
+    @staticmethod
+    def normal_form(text: str) -> dict[str, Any]:
+        """A `tokenizer.json` as the installed `tokenizers` would write it."""
+        import tokenizers
+
+        form: dict[str, Any] = json.loads(tokenizers.Tokenizer.from_str(text).to_str())
+        return form
+
     def text_of(self, token: int | None) -> str:
         """What stands for an id in the vocabulary; nothing where the ids have a gap."""
         return "" if token is None else self._tokenizer.id_to_token(token) or ""

@@ -15,7 +15,34 @@ from model.config import ModelConfig
 GPT2, STARCODER2, LLAMA, MISTRAL = "GPT2LMHeadModel", "Starcoder2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
 MODEL_TYPES = {GPT2: "gpt2", STARCODER2: "starcoder2", LLAMA: "llama", MISTRAL: "mistral"}
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu2": "relu2", "swiglu": "silu"}
-MLPS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {"gelu_new": "gelu"}
+MLPS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {  # and other names of the same functions
+    "gelu_new": "gelu", "gelu_fast": "gelu", "gelu_python_tanh": "gelu", "gelu_python": "gelu_exact", "swish": "swiglu",
+}  # fmt: skip
+# what a field that config.json leaves out is, by transformers' configuration classes
+GPT2_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12, "tie_word_embeddings": True,
+    "bos_token_id": 50256, "eos_token_id": 50256,
+}  # fmt: skip
+STARCODER2_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 49152, "hidden_size": 3072, "intermediate_size": 12288, "num_hidden_layers": 30,
+    "num_attention_heads": 24, "num_key_value_heads": 2, "max_position_embeddings": 4096, "tie_word_embeddings": True,
+    "use_bias": True, "bos_token_id": 50256, "eos_token_id": 50256,
+}  # fmt: skip
+LLAMA_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "max_position_embeddings": 2048, "tie_word_embeddings": False, "attention_bias": False,
+    "mlp_bias": False, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+MISTRAL_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096,
+    "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+DEFAULTS = {GPT2: GPT2_DEFAULTS, STARCODER2: STARCODER2_DEFAULTS, LLAMA: LLAMA_DEFAULTS, MISTRAL: MISTRAL_DEFAULTS}
+GPT2_OTHER_NAMES = {  # under which its configuration class takes the same fields
+    "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}  # fmt: skip
 OWN_FACTS = "longhaul"  # key of config.json for what their classes have no word for
 OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
 
@@ -102,6 +129,35 @@ def to_config(config: ModelConfig, end_of_text_id: int | None) -> dict[str, Any]
     )
 
 
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A `config.json` with its architecture named, and with what it leaves out.
+
+    Raises UserError for a model of another architecture, or one whose weights are not plain numbers.
+    """
+    home = _home(values)
+    if values.get("quantization_config"):
+        raise UserError("config.json has a quantization_config: give the model's files that are not quantised")
+    if home == GPT2:
+        values = {GPT2_OTHER_NAMES.get(name, name): value for name, value in values.items()} | dict(values)
+    return DEFAULTS[home] | dict(values) | {"architectures": [home]}
+
+
+def _home(values: Mapping[str, Any]) -> str:
+    """`transformers` goes by the model type; where `architectures` says another class, one of them is wrong."""
+    named = next(iter(values.get("architectures") or []), None)
+    of_type = next((home for home, its_type in MODEL_TYPES.items() if its_type == values.get("model_type")), None)
+    home = named or of_type or values.get("model_type")
+    if home not in MODEL_TYPES or (values.get("model_type") and of_type is None):
+        its = home if home not in MODEL_TYPES else f"the model type {values['model_type']}"
+        raise UserError(f"{its} can't be imported: Longhaul reads {', '.join(MODEL_TYPES)}")
+    if of_type not in (None, home):
+        raise UserError(
+            f"config.json has the model type {values['model_type']} and the architecture {home}, another one's: "
+            "correct the one that is wrong"
+        )
+    return str(home)
+
+
 def from_config(values: Mapping[str, Any], biases: Mapping[str, Tensor]) -> ModelConfig:
     """The model that a `config.json` describes.
 
@@ -110,9 +166,8 @@ def from_config(values: Mapping[str, Any], biases: Mapping[str, Tensor]) -> Mode
 
     Raises UserError where Longhaul has no such model.
     """
-    home = next(iter(values.get("architectures") or []), None) or _home_of_type(values.get("model_type"))
-    if home not in MODEL_TYPES:
-        raise UserError(f"{home} can't be imported: Longhaul reads {', '.join(MODEL_TYPES)}")
+    values = with_defaults(values)
+    home = values["architectures"][0]
     own = values.get(OWN_FACTS) or {}
     bias = bool(biases)
     if own.get("bias") is False and not any(bool(tensor.any()) for tensor in biases.values()):
@@ -121,20 +176,24 @@ def from_config(values: Mapping[str, Any], biases: Mapping[str, Tensor]) -> Mode
         shared = {
             "vocab_size": values["vocab_size"],
             "vocab_multiple": own.get("vocab_multiple", ModelConfig().vocab_multiple),
-            "tie_weights": values.get("tie_word_embeddings", home in (GPT2, STARCODER2)),
+            "tie_weights": values["tie_word_embeddings"],
             "bias": bias,
         }
         fields = _gpt2_fields(values) if home == GPT2 else _rotary_fields(values, home)
         fields["dropout"] = own.get("dropout", fields["dropout"])
         return ModelConfig(**shared, **fields)
-    except KeyError as error:
-        raise UserError(f"config.json doesn't say {error.args[0]}, which a {home} has: is it whole?") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"Longhaul has no such model: {error}") from None
 
 
-def _home_of_type(model_type: str | None) -> str:
-    return next((home for home, its_type in MODEL_TYPES.items() if its_type == model_type), str(model_type))
+def has_bias(values: Mapping[str, Any], theirs: str) -> bool:
+    """Whether their module of this name has a bias, by a `config.json` with its defaults."""
+    home = values["architectures"][0]
+    if home == STARCODER2:
+        return theirs.endswith("norm") or bool(values["use_bias"])
+    if home == LLAMA:
+        return bool(values["attention_bias"] if ".self_attn." in theirs else values["mlp_bias"] and ".mlp." in theirs)
+    return home == GPT2
 
 
 def _gpt2_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,9 +213,9 @@ def _gpt2_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rotary_fields(values: Mapping[str, Any], home: str) -> dict[str, Any]:
-    rope = {**(values.get("rope_scaling") or {}), **(values.get("rope_parameters") or {})}
+    rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
+    if kind != "default" or rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1)) != 1:
         raise UserError(f"rotary positions of kind {kind} {rope} can't be imported: Longhaul has the plain ones")
     heads, width = values["num_attention_heads"], values["hidden_size"]
     if (values.get("head_dim") or width // heads) * heads != width:
@@ -174,7 +233,7 @@ def _rotary_fields(values: Mapping[str, Any], home: str) -> dict[str, Any]:
         "n_kv_head": values.get("num_key_value_heads") or heads,
         "n_embd": width,
         "rope_base": float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
-        "window": None if home == LLAMA else values.get("sliding_window", 4096 if home == MISTRAL else None),
+        "window": None if home == LLAMA else values.get("sliding_window"),
         "dropout": values.get("attention_dropout", 0.0),
     }
 

@@ -1,14 +1,18 @@
 """What a Longhaul model's tensors are called in Hugging Face's `transformers`, both ways. V vocabulary, C width."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError
-from eval.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, home_of
+from eval.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, has_bias, home_of
 from model.config import ModelConfig
+
+HEAD = "lm_head.weight"  # our name and theirs
+PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def embeddings(config: ModelConfig, home: str) -> dict[str, str]:
     if home == GPT2:
         tables["wpe.weight"] = "transformer.wpe.weight"
     if not config.tie_weights:
-        tables["lm_head.weight"] = "lm_head.weight"
+        tables[HEAD] = HEAD
     return tables
 
 
@@ -76,12 +80,50 @@ def to_tensors(config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Ten
     return {name: tensor.contiguous().clone() for name, tensor in theirs.items()}
 
 
+def with_head_of(config: ModelConfig, theirs: Mapping[str, Tensor]) -> ModelConfig:
+    """Untied where the files hold a head that differs from the embedding table: `transformers` (since 5) keeps such a
+    head, whatever config.json says."""
+    head, table = theirs.get(HEAD), theirs.get(embeddings(config, home_of_fields(config))["wte.weight"])
+    differs = head is not None and table is not None and not torch.equal(head.float(), table.float())
+    return replace(config, tie_weights=False) if differs else config
+
+
+def check_tensors(config: ModelConfig, values: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> None:
+    """Refuse what `transformers` would fill with random numbers or pass over.
+
+    Args:
+        config: with the vocabulary of config.json, not yet the tokenizer's.
+        values: config.json with its defaults.
+
+    Raises UserError naming a tensor that isn't the configuration's, or holds no plain, finite numbers.
+    """
+    home = home_of_fields(config)
+    for name, its in embeddings(config, home).items():
+        rows = len(theirs[its]) if its in theirs else config.vocab_size
+        if name != "wpe.weight" and rows != config.vocab_size:
+            raise UserError(f"{its} has {rows} rows, and config.json's vocab_size is {config.vocab_size}: one is wrong")
+    for module in modules(config, home):
+        for its in module.theirs:
+            expected, found = has_bias(values, its), f"{its}.bias" in theirs
+            if expected != found:
+                which = "config.json tells of a" if expected else "the folder has a tensor"
+                lacks = "and the folder lacks it" if expected else "of which config.json doesn't tell"
+                raise UserError(f"{which} {its}.bias, {lacks}: one of the files is another model's")
+    for its, tensor in theirs.items():
+        if tensor.dtype not in PLAIN_DTYPES:
+            raise UserError(f"the folder's tensor {its} is {tensor.dtype}: give the model in bf16, fp16 or fp32")
+        if not bool(torch.isfinite(tensor.float()).all()):
+            raise UserError(f"the folder's tensor {its} holds NaN or inf: the model is damaged, get it again")
+
+
 def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors under our names; biases they lack are zeros, as is the vocabulary's padding.
+    """Their tensors under our names; the vocabulary's padding is zeros, as are biases that only ours have.
 
     Raises UserError naming a tensor that is missing or that has no place here.
     """
     home, used = home_of_fields(config), set()
+    if config.tie_weights and HEAD in theirs:  # which is the table (`with_head_of`), and may stand in its place
+        theirs = {embeddings(config, home)["wte.weight"]: theirs[HEAD]} | dict(theirs)
 
     def take(name: str) -> Tensor:
         used.add(name)
@@ -108,7 +150,7 @@ def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str,
             zeros = [weight.new_zeros(size) for size in sizes]
             biases = [take(name) if name in theirs else zero for name, zero in zip(names, zeros, strict=True)]
             ours[f"{module.ours}.bias"] = torch.cat(biases)
-    spare = sorted(theirs.keys() - used - {"lm_head.weight"})
+    spare = sorted(theirs.keys() - used - {HEAD})
     if spare:
         raise UserError(f"the folder's tensor {spare[0]} has no place in Longhaul's model")
     return ours

@@ -14,8 +14,12 @@ from data_prep.cached_files import cache_folder
 from model.weights import read_tensors
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
-DESCRIPTIONS = ["config.json", "tokenizer*", "vocab.json", "merges.txt", "longhaul_tokenizer.json", "*.index.json"]
+DESCRIPTIONS = [
+    "config.json", "generation_config.json", "adapter_config.json", "tokenizer*", "added_tokens.json", "vocab.json",
+    "merges.txt", "longhaul_tokenizer.json", "*.index.json",
+]  # fmt: skip
 SAFETENSORS, PICKLED = "model*.safetensors", "pytorch_model*.bin"
+PART = re.compile(r"-(\d+)-of-(\d+)\.")
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
@@ -60,23 +64,42 @@ def find_model(name: str, revision: str | None = None) -> Path:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder: safetensors, in one file or listed by an index, else PyTorch's pickled files, the same.
+    """All tensors of a folder's weights, as stored.
 
     Raises UserError where files are missing or damaged, or hold anything but tensors.
     """
+    files = weight_files(folder)
+    return _safetensors(files) if files[0].suffix == ".safetensors" else _unpickled(files)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that `transformers` loads, in its order: one file before the parts that an index lists (an index may be
+    older than the file beside it), safetensors before PyTorch's pickled files. Parts without an index must be complete.
+
+    Raises UserError where there are none or some are missing.
+    """
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
-        index = folder / f"{stem}{suffix}.index.json"
-        files = [folder / f"{stem}{suffix}"]
-        if index.is_file():
-            files = [folder / name for name in sorted(set(_indexed(index)))]
-        elif not files[0].is_file():
-            files = sorted(folder.glob(f"*{suffix}"))
-        missing = [path.name for path in files if not path.is_file()]
+        whole, index = folder / f"{stem}{suffix}", folder / f"{stem}{suffix}.index.json"
+        if whole.is_file():
+            return [whole]
+        names = sorted(set(_indexed(index))) if index.is_file() else _parts(folder, stem, suffix)
+        missing = [name for name in names if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"{folder} lacks {missing[0]}, which {index.name} lists: download the model again")
-        if files:
-            return read_tensors(files) if suffix == ".safetensors" else _unpickled(files)
-    raise UserError(f"{folder} has neither {SAFETENSORS} nor {PICKLED}: give a folder with a model's weights")
+            which = f"which {index.name} lists" if index.is_file() else "one of its parts"
+            raise UserError(f"{folder} lacks {missing[0]}, {which}: download the model again")
+        if names:
+            return [folder / name for name in names]
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    hint = f" ({others[0]} is a name that transformers doesn't load either)" if others else ""
+    raise UserError(f"{folder} has neither {SAFETENSORS} nor {PICKLED}{hint}: give a folder with a model's weights")
+
+
+def _parts(folder: Path, stem: str, suffix: str) -> list[str]:
+    """The names that all parts have, of which there may be some."""
+    counts = {match[2] for path in folder.glob(f"{stem}-*{suffix}") if (match := PART.search(path.name))}
+    if len(counts) > 1:
+        raise UserError(f"{folder} has parts of {' and of '.join(sorted(counts))} files: keep those of one model")
+    return [f"{stem}-{part:0{len(count)}}-of-{count}{suffix}" for count in counts for part in range(1, int(count) + 1)]
 
 
 def _indexed(index: Path) -> list[str]:
@@ -89,6 +112,20 @@ def _indexed(index: Path) -> list[str]:
     return names
 
 
+def _safetensors(files: list[Path]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        _add(tensors, read_tensors([path]), path)
+    return tensors
+
+
+def _add(tensors: dict[str, Tensor], part: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError where two files hold a tensor of the same name, of which one would be passed over."""
+    if twice := sorted(tensors.keys() & part.keys()):
+        raise UserError(f"{path} repeats {twice[0]} of another part: the parts are not of one model, download it again")
+    tensors.update(part)
+
+
 def _unpickled(files: list[Path]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path in files:
@@ -98,5 +135,5 @@ def _unpickled(files: list[Path]) -> dict[str, Tensor]:
             raise UserError(f"{path} can't be read as PyTorch weights: {str(error).splitlines()[0][:150]}") from None
         if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
             raise UserError(f"{path} holds more than tensors by name: it is no file of weights")
-        tensors.update(content)
+        _add(tensors, content, path)
     return tensors

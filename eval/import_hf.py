@@ -29,10 +29,10 @@ from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from eval.arguments import folder_to_make
-from eval.hf_config import from_config
-from eval.hf_tensors import from_tensors
+from eval.hf_config import from_config, with_defaults
+from eval.hf_tensors import check_tensors, from_tensors, with_head_of
 from eval.hub_models import find_model, read_weights
-from eval.tokenizer_files import recognise_tokenizer
+from eval.tokenizer_import import recognise_tokenizer
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT
@@ -58,7 +58,9 @@ def main() -> int:
     out: Path = arguments.out
     source = find_model(arguments.source, arguments.revision)
     values, theirs = read_source(source)
-    config = from_config(values, {name: tensor for name, tensor in theirs.items() if name.endswith(".bias")})
+    described = from_config(values, {name: tensor for name, tensor in theirs.items() if name.endswith(".bias")})
+    config = with_head_of(described, theirs)
+    check_tensors(config, with_defaults(values), theirs)
     tokenizer = tokenizer_of(source, arguments.tokenizer, config, values)
     spare = config.vocab_size - tokenizer.vocab_size
     config = replace(config, vocab_size=tokenizer.vocab_size)
@@ -73,6 +75,8 @@ def main() -> int:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{out}: {format_count(parameter_count(config))} parameters, {tokenizer.spec['kind']} tokenizer")
+    if config.tie_weights != described.tie_weights:
+        print("its head differs from its embedding table, which config.json ties to it: imported as two matrices")
     if spare:
         print(f"left out: {spare} rows of its embedding table, to which no token of its tokenizer belongs")
     return 0
@@ -91,6 +95,8 @@ def read_source(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
     if not isinstance(values, dict):
         raise UserError(f"{source / 'config.json'} is no Hugging Face model's: it holds no options by name")
+    if (source / "adapter_config.json").is_file():
+        raise UserError(f"{source} holds adapters (adapter_config.json): merge them into the model with peft first")
     return values, dict(map(_renamed, _without_buffers(read_weights(source)).items()))
 
 

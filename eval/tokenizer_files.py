@@ -1,8 +1,6 @@
-"""Longhaul's tokenizers as the files that `transformers` loads, and recognising them in such a folder."""
+"""Longhaul's tokenizers as the files that `transformers` loads."""
 
-import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +8,7 @@ from common.errors import UserError
 from common.publish import write_json_whole
 from data_prep.byte_level import BYTE_SHOWN_AS
 from data_prep.cached_files import gpt2_cache_file, place_gpt2_files
-from data_prep.tokenization import (
-    END_OF_TEXT,
-    HuggingFaceTokenizer,
-    Tokenizer,
-    load_tokenizer,
-)
+from data_prep.tokenization import END_OF_TEXT, HuggingFaceTokenizer, Tokenizer
 
 SPEC_FILE = "longhaul_tokenizer.json"
 
@@ -99,44 +92,3 @@ def _char(tokenizer: Tokenizer, folder: Path) -> Any:
     built = Built(models.BPE(vocabulary, []))
     built.decoder = decoders.Fuse()
     return built
-
-
-def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: one exported by Longhaul, GPT-2's, or theirs, carried along whole.
-
-    Args:
-        values: the folder's config.json.
-
-    Raises UserError where it can't be told or carried.
-    """
-    if (folder / SPEC_FILE).is_file():
-        return load_tokenizer(_read_json(folder / SPEC_FILE))
-    for name, keys in (("vocab.json", []), ("tokenizer.json", ["model", "vocab"])):
-        if (folder / name).is_file():
-            vocabulary = _read_json(folder / name)
-            for key in keys:
-                vocabulary = vocabulary.get(key, {})
-            place_gpt2_files()
-            expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
-            if isinstance(vocabulary, dict) and {END_OF_TEXT: expected[END_OF_TEXT]} | vocabulary == expected:
-                return load_tokenizer("gpt2")
-    if not (folder / "tokenizer.json").is_file():
-        raise UserError(
-            f"{folder} has no tokenizer.json: give --tokenizer gpt2 or byte if the model was trained with one of them, "
-            "or save its tokenizer there with transformers' save_pretrained"
-        )
-    begin, end = values.get("bos_token_id"), values.get("eos_token_id")
-    if not isinstance(end, int) or begin not in (end, None):
-        raise UserError(
-            f"texts of the model in {folder} begin with id {begin} and end with {end}: Longhaul has one id for both "
-            "and can't prompt such a model rightly"
-        )
-    return HuggingFaceTokenizer.of((folder / "tokenizer.json").read_text(encoding="utf-8"), end)
-
-
-def _read_json(path: Path) -> Any:
-    """Raises UserError for a file that broke off, or a Git LFS pointer in its place."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as JSON ({error}): download the model again") from None

@@ -17,7 +17,8 @@ from data_prep.tokenization import END_OF_TEXT, CharTokenizer, load_tokenizer
 from eval import export_hf, import_hf
 from eval.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config
 from eval.hf_tensors import to_tensors
-from eval.tokenizer_files import recognise_tokenizer, write_tokenizer_files
+from eval.tokenizer_files import write_tokenizer_files
+from eval.tokenizer_import import recognise_tokenizer
 from model.config import PRESETS
 from model.weights import load_model
 from tests.eval.checkpoints import write_checkpoint
@@ -133,7 +134,8 @@ def test_files_as_openai_published_them(tmp_path, monkeypatch):
     short = {"architectures": [GPT2], "model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2, "n_ctx": 12}
     (source / "config.json").write_text(json.dumps({**short, "n_positions": 12, "vocab_size": 50257}))
     write_tokenizer_files(load_tokenizer("gpt2"), tmp_path, 12)
-    (tmp_path / "vocab.json").rename(source / "vocab.json")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).rename(source / name)
     call(import_hf, monkeypatch, source, tmp_path / "in")
     model = load_model(tmp_path / "in")
     tokens = torch.randint(0, 50257, (1, 12), generator=torch.Generator().manual_seed(1))

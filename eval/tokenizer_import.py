@@ -1,0 +1,250 @@
+"""Which tokenizer a Hugging Face folder has: one exported by Longhaul, GPT-2's, or one of its own, carried along whole.
+
+`tokenizer.json` is what counts. Where the files beside it say otherwise, `transformers` goes now by the one, now by the
+other, as its version and the tokenizer's class have it: such a folder is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from data_prep.cached_files import gpt2_cache_file, place_gpt2_files
+from data_prep.tokenization import END_OF_TEXT, HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from eval.hf_config import with_defaults
+from eval.tokenizer_files import SPEC_FILE
+
+GPT2_CLASS = "GPT2Tokenizer"  # of transformers, with or without Fast
+GPT2_CLASS_OF_TYPES = ("gpt2", "starcoder2")  # models whose tokenizer is of that class where no file says another
+GPT2_MERGES = "vocab.bpe"
+
+
+def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder.
+
+    Args:
+        values: the folder's config.json.
+
+    Raises UserError where it can't be told or carried.
+    """
+    if (folder / SPEC_FILE).is_file():
+        return _exported(folder, values)
+    settings = _read_object(folder / "tokenizer_config.json", {})
+    if not (folder / "tokenizer.json").is_file():
+        if _has_gpt2_files(folder, settings):
+            return load_tokenizer("gpt2")
+        raise UserError(
+            f"{folder} has no tokenizer.json: give --tokenizer gpt2 or byte if the model was trained with one of them, "
+            "or save its tokenizer there with transformers' save_pretrained"
+        )
+    description = _read_object(folder / "tokenizer.json")
+    ids = token_ids(description)
+    _check_settings(folder, description, settings, ids, values)
+    ends = text_ends(folder, values, settings, ids)
+    if is_gpt2(description) and {ends.begin, *ends.ends} <= {ids[END_OF_TEXT], None}:
+        return load_tokenizer("gpt2")
+    return _carried(folder, ends)
+
+
+def _carried(folder: Path, ends: "TextEnds") -> Tokenizer:
+    if len(ends.ends) != 1 or ends.begin not in (ends.ends[0], None):
+        raise UserError(
+            f"texts of the model in {folder} begin with id {ends.begin} and end with {list(ends.ends)}: Longhaul has "
+            "one id for both and can't prompt such a model rightly"
+        )
+    return HuggingFaceTokenizer.of((folder / "tokenizer.json").read_text(encoding="utf-8"), ends.ends[0])
+
+
+@dataclass(frozen=True)
+class TextEnds:
+    """The id that a model's texts begin with, if there is one, and those that end them, the tokenizer's own first."""
+
+    begin: int | None
+    ends: tuple[int, ...]
+
+
+def text_ends(folder: Path, values: Mapping[str, Any], settings: Mapping[str, Any], ids: Mapping[str, int]) -> TextEnds:
+    """As config.json has them, then tokenizer_config.json, then the defaults of the model's class.
+
+    Raises UserError where the first two differ.
+    """
+    generation = _read_object(folder / "generation_config.json", {})
+    found: dict[str, list[int]] = {}
+    for kind in ("bos", "eos"):
+        stated = _ids_in(values, f"{kind}_token_id")
+        if stated and kind == "eos":
+            stated += [i for i in _ids_in(generation, "eos_token_id") if i not in stated]
+        name = _content(settings.get(f"{kind}_token"))
+        named = None if name is None else ids.get(name)
+        if stated and named is not None and named not in stated:
+            verb = "begin" if kind == "bos" else "end"
+            raise UserError(
+                f"texts of the model in {folder} {verb} with id {stated[0]} by config.json, with {named} ({name}) by "
+                f"tokenizer_config.json: write the right {kind}_token_id into config.json"
+            )
+        found[kind] = [*([] if named is None else [named]), *(i for i in stated if i != named)]
+    if not any(found.values()) and values.get("model_type"):
+        defaults = with_defaults(values)
+        found = {kind: _ids_in(defaults, f"{kind}_token_id") for kind in found}
+    return TextEnds(next(iter(found["bos"]), None), tuple(found["eos"]))
+
+
+def token_ids(description: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of a tokenizer.json by what stands for them. Raises UserError for one that is no BPE."""
+    model = description.get("model") or {}
+    vocabulary = model.get("vocab")
+    if model.get("type", "BPE") != "BPE" or not isinstance(vocabulary, dict):
+        raise UserError("tokenizer.json is of no byte-level tokenizer: Longhaul can't carry it along")
+    return vocabulary | {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+
+
+def is_gpt2(description: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json does what GPT-2's does with every text."""
+    place_gpt2_files()
+    expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
+    model, splitting = description["model"], description.get("pre_tokenizer") or {}
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model.get("merges") or []]
+    return (
+        {END_OF_TEXT: expected[END_OF_TEXT]} | token_ids(description) == expected
+        and merges == _merges(gpt2_cache_file(GPT2_MERGES))
+        and not any(model.get(option) for option in ("dropout", "byte_fallback", "ignore_merges"))
+        and not any(model.get(option) for option in ("continuing_subword_prefix", "end_of_word_suffix"))
+        and not description.get("normalizer")
+        and (splitting.get("type"), splitting.get("add_prefix_space")) == ("ByteLevel", False)
+        and splitting.get("use_regex", True)
+        and not adds_around(description)
+        and all(token["content"] == END_OF_TEXT for token in description.get("added_tokens") or [])
+    )
+
+
+def adds_around(description: Mapping[str, Any]) -> list[list[int]]:
+    """The ids that the tokenizer puts before and after a text: two lists, or none where it puts nothing."""
+    processor = description.get("post_processor") or {}
+    for part in processor.get("processors", [processor]):
+        if part.get("type") == "TemplateProcessing":
+            around: list[list[int]] = [[], []]
+            place = 0
+            for piece in part["single"]:
+                if "Sequence" in piece:
+                    place = 1
+                else:
+                    around[place] += part["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+            if any(around):
+                return around
+        elif part.get("type") not in (None, "ByteLevel"):
+            raise UserError(
+                f"tokenizer.json frames texts by {part['type']}, which Longhaul can't: it is of another kind"
+            )
+    return []
+
+
+def puts_space_before(description: Mapping[str, Any]) -> bool:
+    """Whether a text's first word gets a space before it."""
+    text = json.dumps([description.get("normalizer"), description.get("pre_tokenizer")])
+    never = '"prepend_scheme": "never"' in text
+    return '"Prepend"' in text or '"add_prefix_space": true' in text or ('"Metaspace"' in text and not never)
+
+
+def _check_settings(
+    folder: Path,
+    description: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    ids: Mapping[str, int],
+    values: Mapping[str, Any],
+) -> None:
+    """Raises UserError where the files beside tokenizer.json tell of another tokenizer."""
+    path = folder / "tokenizer_config.json"
+    again = "load the tokenizer with the transformers that the model was trained with, and save it again"
+    for name, number in _added(folder, settings).items():
+        if ids.get(name) != number:
+            raise UserError(f"the files beside {folder / 'tokenizer.json'} add a token {name!r} that it lacks: {again}")
+    of_gpt2_class = str(settings.get("tokenizer_class") or "").removesuffix("Fast") == GPT2_CLASS
+    if not settings.get("tokenizer_class"):
+        of_gpt2_class = values.get("model_type") in GPT2_CLASS_OF_TYPES
+    space, puts = settings.get("add_prefix_space"), puts_space_before(description)
+    if space is None and of_gpt2_class:
+        space = False
+    if space is not None and bool(space) != puts:
+        does = "puts" if puts else "doesn't put"
+        raise UserError(f"tokenizer.json {does} a space before a text, {path} tells otherwise: {again}")
+    if of_gpt2_class and description.get("normalizer"):
+        raise UserError(f"tokenizer.json has a normaliser, which the class that {path} names passes over: {again}")
+
+
+def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a folder that Longhaul exported. Raises UserError where its files have been changed since."""
+    tokenizer = load_tokenizer(_read_object(folder / SPEC_FILE))
+    ends = [i for kind in ("bos", "eos") for i in _ids_in(values, f"{kind}_token_id")]
+    changed = {tokenizer.end_of_text_id, *ends} != {tokenizer.end_of_text_id}
+    if (folder / "tokenizer.json").is_file():
+        changed |= not _describes(_read_object(folder / "tokenizer.json"), tokenizer)
+    if changed:
+        raise UserError(
+            f"{folder / SPEC_FILE} is of another tokenizer than the files beside it: if these have been changed since "
+            "the export, remove it"
+        )
+    return tokenizer
+
+
+def _describes(description: Mapping[str, Any], tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer.json, perhaps saved again by another version of `tokenizers`, is still this tokenizer."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        ours = HuggingFaceTokenizer.normal_form(tokenizer.json)
+        theirs = HuggingFaceTokenizer.normal_form(json.dumps(description))
+        return all(ours[part] == theirs[part] for part in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
+    if tokenizer.spec["kind"] == "gpt2":
+        return is_gpt2(description)
+    plain = not (description.get("normalizer") or puts_space_before(description))
+    return plain and max(token_ids(description).values()) + 1 == tokenizer.vocab_size
+
+
+def _has_gpt2_files(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether `vocab.json` and `merges.txt` are GPT-2's and nothing is added to them."""
+    if not all((folder / name).is_file() for name in ("vocab.json", "merges.txt")) or settings.get("add_prefix_space"):
+        return False
+    place_gpt2_files()
+    expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
+    vocabulary = {END_OF_TEXT: expected[END_OF_TEXT]} | _read_object(folder / "vocab.json") | _added(folder, settings)
+    return vocabulary == expected and _merges(folder / "merges.txt") == _merges(gpt2_cache_file(GPT2_MERGES))
+
+
+def _added(folder: Path, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of the tokens that the files beside a vocabulary add to it."""
+    added = {str(_content(token)): int(i) for i, token in (settings.get("added_tokens_decoder") or {}).items()}
+    return added | _read_object(folder / "added_tokens.json", {})
+
+
+def _merges(path: Path) -> list[tuple[str, ...]]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+
+
+def _content(token: Any) -> str | None:
+    """A token as tokenizer_config.json has it: its text, or an object with it."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _ids_in(values: Mapping[str, Any], name: str) -> list[int]:
+    found = values.get(name)
+    found = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(number) is int for number in found):
+        raise UserError(f"{name} is {values[name]!r}: an id or a list of ids belongs there")
+    return list(dict.fromkeys(found))
+
+
+def _read_object(path: Path, missing: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON file's object, or `missing` where there is no such file.
+
+    Raises UserError for a file that broke off, or a Git LFS pointer in its place.
+    """
+    if missing is not None and not path.is_file():
+        return missing
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as JSON ({error}): download the model again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no options by name: download the model again")
+    return value
