@@ -4,6 +4,7 @@ Adapters are saved without the weights they stand beside: those are copied once,
 folder holds all that the run needs, wherever it is moved to. A checkpoint names its base by hash.
 """
 
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,7 @@ from model.counts import parameter_count
 from model.gpt import GPT
 from model.lora import LoraConfig, add_lora, lora_tensors
 from model.weights import config_from_dict, load_model, load_weights, save_tensors
+from train.provenance import read_starts
 
 BASE_FOLDER = "base"  # below a run's checkpoints
 WEIGHTS_FILE = "weights-00000-of-00001.safetensors"
@@ -45,12 +47,16 @@ class Base:
         manifest: what it says of itself.
         identity: of the weights of the checkpoint that was given when the run began.
         adapters: what is trained beside the weights; None: the weights themselves.
+        given: as the command line names it: a checkpoint, or a run, whose newest one it was at the first start.
+        note: what has become of `given` since.
     """
 
     source: Path
     manifest: dict[str, Any]
     identity: str
     adapters: LoraConfig | None = None
+    given: str = ""
+    note: str = ""
 
     def __str__(self) -> str:
         return f"the weights of {self.source}"
@@ -76,9 +82,32 @@ class Base:
                 f"{checkpoint} was not written by finetune.py: give it as the base, and a --run.name of its own"
             )
         if manifest["base"]["identity"] != self.identity:
+            kept = checkpoint.resolve().parent / BASE_FOLDER
+            which = f"that base ({kept})" if kept.is_dir() else "that base"
             raise UserError(
-                f"{checkpoint} was trained on another base: give that base, or --run.name NAME for another run"
+                f"{checkpoint} was trained on another base: give {which}, or --run.name NAME for another run"
             )
+
+    def settled(self, folder: RunFolder) -> "Base":
+        """The base once the run's lock is held: another start may have begun the run, a live run its next checkpoint.
+
+        Raises UserError as `find_base` does. One rank calls, and all take its answer: a run that is still training has
+        another newest checkpoint a moment later.
+        """
+        begun = _begun_with(folder)
+        if begun is None and (self.source / CHECKPOINT_MANIFEST).exists():
+            return self
+        if begun is not None and begun.source == self.source:
+            return self
+        return replace(find_base(self.given, folder), adapters=self.adapters)
+
+    def recorded(self) -> dict[str, str]:
+        """What the record of a start says of the base, by which the next one finds it again."""
+        return {
+            "given": str(Path(self.given).resolve()),
+            "checkpoint": str(self.source.resolve()),
+            "identity": self.identity,
+        }
 
     def keep(self, checkpoints: Path, model: ModelConfig) -> None:
         """Copy the weights to where the adapters' checkpoints look for them, whole or not at all. One rank calls.
@@ -136,7 +165,7 @@ class Base:
             trained = sum(value.numel() for value in lora_tensors(model).values())
             of = ", ".join(self.adapters.targets)
             lines.append(f"adapters of rank {self.adapters.rank} on {of}: {trained:,} parameters are trained")
-        return lines
+        return [*lines, self.note] if self.note else lines
 
     def _weights(self, model: ModelConfig) -> dict[str, torch.Tensor]:
         """The base's weights as `model` takes them: learned positions beyond its block size are left off."""
@@ -149,24 +178,79 @@ class Base:
 def find_base(given: str, folder: RunFolder) -> Base:
     """The base a run begins with; for one that has begun, the base it has begun with.
 
+    A run that is given means its newest checkpoint at the first start, and that one from then on: what is still being
+    trained moves on.
+
     Raises UserError where there is none, or the run has begun with another one. (What was given may be gone by then.)
     """
-    own = _begun_with(folder)
-    try:
-        source = find_checkpoint(given)
-    except UserError:
-        if own is None:
-            raise
-        return own
+    begun, first = _begun_with(folder), _first_start(given, folder)
+    if begun is not None:
+        return replace(begun, given=given, note=_check_given(given, folder, begun, first is not None))
+    note = ""
+    if first:
+        try:
+            return _base_of(Path(first["checkpoint"]), given)
+        except UserError:  # nothing has been saved of the start that recorded it
+            note = f"{first['checkpoint']}, the base of an earlier start, is gone: taking another"
+    return replace(_base_of(find_checkpoint(given), given), note=note)
+
+
+def _base_of(checkpoint: Path, given: str) -> Base:
+    """Raises UserError where the checkpoint is not whole."""
+    source = find_checkpoint(checkpoint)
     manifest = read_checkpoint_manifest(source)
-    identity = weights_identity(manifest)
-    if own is None:
-        return Base(source, manifest, identity)
-    if own.identity != identity:
-        raise UserError(
-            f"{folder.path} has begun with another base than {source}: give that one, or another --run.name"
-        )
-    return own
+    return Base(source, manifest, _identity(manifest), given=given)
+
+
+def _identity(manifest: dict[str, Any]) -> str:
+    """Of a checkpoint's weights; of a run's copy of its base: of what it was copied from."""
+    return str(manifest.get("identity") or weights_identity(manifest))
+
+
+def _check_given(given: str, folder: RunFolder, begun: Base, as_before: bool) -> str:
+    """A note where the run given has moved on since; "" where all is as at the first start, or what was given is gone.
+
+    Args:
+        as_before: whether an earlier start of this run was given the same.
+
+    Raises UserError where another base is given than the run has begun with.
+    """
+    path = Path(given)
+    is_run = not (path / CHECKPOINT_MANIFEST).exists()
+    checkpoints = [saved for _, saved in list_checkpoints(RunFolder(path).checkpoints)] if is_run else [path]
+    there = [(checkpoint, _identity(manifest)) for checkpoint in checkpoints if (manifest := _manifest(checkpoint))]
+    if not there or there[0][1] == begun.identity:
+        return ""
+    if is_run and (as_before or begun.identity in (identity for _, identity in there)):
+        return f"{given} has moved on to {there[0][0].name}: this run keeps the base it has begun with"
+    raise UserError(
+        f"{folder.path} has begun with another base than {there[0][0]}: give that one, or another --run.name"
+    )
+
+
+def _manifest(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        return read_checkpoint_manifest(checkpoint)
+    except BadCheckpoint:
+        return None
+
+
+def _first_start(given: str, folder: RunFolder) -> dict[str, Any] | None:
+    """What this run's starts have recorded of the base that `given` names; None where it was another, or nothing."""
+    for start in reversed(read_starts(folder.provenance)):
+        base = start.get("base")
+        if isinstance(base, dict) and base.get("given") == str(Path(given).resolve()):
+            return base
+        if base is None and _first_argument(str(start.get("command"))) == given:  # older versions recorded no more
+            return {}
+    return None
+
+
+def _first_argument(command: str) -> str | None:
+    try:
+        return shlex.split(command)[2]  # after the interpreter and the script
+    except (ValueError, IndexError):
+        return None
 
 
 def _begun_with(folder: RunFolder) -> Base | None:

@@ -111,7 +111,9 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
 
 def pretrain(context: RunContext) -> int:
     """Begin a run or go on with it; return the exit status. All ranks call."""
-    folder, ranks, tokens, base = context.folder, context.ranks, context.tokens, context.base
+    folder, ranks, tokens = context.folder, context.ranks, context.tokens
+    base = agreed(ranks, lambda: context.base and context.base.settled(folder))
+    context = replace(context, base=base)
     checkpoint, complaints = agreed(ranks, lambda: choose_checkpoint(context.options.resume, folder))
     manifest = read_checkpoint_manifest(checkpoint) if checkpoint else None
     config, reasons = resolve(context.config, manifest.get("config") if manifest else None, ranks)
@@ -201,7 +203,9 @@ def prepare_folder(
         if context.base is not None:
             context.base.keep(folder.checkpoints, config.model.architecture())
         write_whole(folder.config, to_yaml(config))
-        facts = {"resumed_from": str(checkpoint) if checkpoint else None}
+        facts: dict[str, Any] = {"resumed_from": str(checkpoint.resolve()) if checkpoint else None}
+        if context.base is not None:
+            facts["base"] = context.base.recorded()
         record_start(folder.provenance, machines, facts, with_diff=config.run.record_diff)
     except OSError as error:
         raise UserError(f"{error.filename or folder.path} can't be written: {error.strerror}: make room") from None

@@ -55,11 +55,9 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
     Args:
         with_diff: keep the uncommitted changes of the sources, as a patch.
     """
-    try:
-        starts = json.loads(path.read_text())["starts"]
-        mode = stat.S_IMODE(path.stat().st_mode)  # somebody may have made it stricter
-    except (OSError, ValueError, KeyError):
-        starts, mode = [], 0o666
+    starts = read_starts(path)
+    # somebody may have made it stricter
+    mode = stat.S_IMODE(path.stat().st_mode) if starts else 0o666
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -74,6 +72,15 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
         }
     )
     write_json_whole(path, {"starts": starts}, mode=mode & _readers_of_the_sources() | 0o600)
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """The starts that `provenance.json` lists, oldest first; none where it can't be read."""
+    try:
+        starts = json.loads(path.read_text())["starts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
 
 def _source(with_diff: bool) -> dict[str, Any]:

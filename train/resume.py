@@ -8,6 +8,7 @@ from common.checkpoint_files import find_checkpoint, list_checkpoints, newest_go
 from common.errors import UserError
 from common.run_folder import RunFolder
 from model.weights import config_from_dict
+from train.provenance import read_starts
 
 # What makes another run of it: these sections and fields must not change unnoticed.
 FIXED_SECTIONS = ("model", "lora")
@@ -31,7 +32,7 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
                 "--run.name NAME begins another run"
             )
         return None, []
-    passed_over = []
+    passed_over: list[str] = []
     if resume != "auto" and existing and not Path(resume).resolve().is_relative_to(folder.path.resolve()):
         if not _began_from(resume, folder):
             raise UserError(
@@ -40,7 +41,7 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
             )
         passed_over.append(f"--resume {resume}: {folder.path} has checkpoints of its own by now")
     elif resume != "auto":
-        chosen = find_checkpoint(resume)
+        chosen, passed_over = _find(resume, None if existing else folder)
         if read_checkpoint_manifest(chosen).get("weights_only"):
             raise UserError(
                 f"{chosen} holds weights alone, without the optimizer's state: --resume needs a whole checkpoint "
@@ -52,7 +53,7 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
                 f"{folder.path} has newer checkpoints than {chosen.name}: --run.name NAME branches from it into a run "
                 f"of its own, or move {existing[0][1].name} and what else is newer away"
             )
-        return chosen, []
+        return chosen, passed_over
     checkpoint, complaints = newest_good_checkpoint(folder.checkpoints)
     if checkpoint is None and existing:
         raise UserError(
@@ -62,14 +63,42 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
     return checkpoint, passed_over + complaints
 
 
+def _find(given: str, unsaved: RunFolder | None) -> tuple[Path, list[str]]:
+    """The checkpoint that `--resume` names, and what was passed over for it.
+
+    Args:
+        unsaved: a run without checkpoints of its own. An earlier start of it may have recorded which checkpoint a
+            run's name meant: that one it is, though that run may have saved another since.
+    """
+    passed_over = []
+    began = [Path(path) for path in _beginnings(unsaved) if _names(given, path)] if unsaved else []
+    for path in began[-1:]:
+        try:
+            return find_checkpoint(path), []
+        except UserError:
+            passed_over = [f"{path}, from which an earlier start began, is gone"]
+    return find_checkpoint(given), passed_over
+
+
 def _began_from(given: str, folder: RunFolder) -> bool:
     """Whether one of the run's starts was from this checkpoint of another run's, or from that run's newest."""
-    try:
-        starts = json.loads(folder.provenance.read_text())["starts"]
-        found = [Path(start["resumed_from"]).resolve() for start in starts if start["resumed_from"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return any(Path(given).resolve() in (path, path.parent, path.parent.parent) for path in found)
+    return any(_names(given, path) for path in _beginnings(folder))
+
+
+def _beginnings(folder: RunFolder) -> list[str]:
+    """The checkpoints from which the run's starts began, oldest first."""
+    return [str(start["resumed_from"]) for start in read_starts(folder.provenance) if start.get("resumed_from")]
+
+
+def _names(given: str, recorded: str) -> bool:
+    """Whether `given` leads to a recorded checkpoint: it is the one, or its run."""
+    path = Path(recorded)
+    leads = [path, path.parent, path.parent.parent]
+    if Path(given).resolve() in [lead.resolve() for lead in leads]:
+        return True
+    # older versions recorded relative paths, in a working directory that nobody knows any more
+    ends = [[part for part in lead.parts if part != ".."] for lead in leads if not path.is_absolute()]
+    return any(end and list(Path(given).resolve().parts[-len(end) :]) == end for end in ends)
 
 
 def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str]) -> None:
