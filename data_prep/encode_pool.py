@@ -55,7 +55,7 @@ class SerialEncoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._reader = UnitReader()
+        self._reader = UnitReader(tokenizer)
 
     def run(self, works: Iterator[Work]) -> Iterator[Part]:
         progress = [0]

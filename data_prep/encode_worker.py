@@ -103,7 +103,7 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
         progress[slot] = fragment.row
         begun_in = work.unit if fragment.begins else 0  # a text file's later blocks go where its first one went
         taken = work.selection.takes(Place(work.file, begun_in, fragment.row), fragment.key)
-        ids = tokenizer.encode(fragment.text) if taken else None
+        ids = tokenizer.encode(fragment.text, continues=not fragment.begins) if taken else None
         progress[slot] = fragment.row + 1  # which may be what can't be read
         if ids is None:
             continue
@@ -138,7 +138,8 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps 8 MiB more of a row group's pages
     outbox: queue.Queue[Part | str | None] = queue.Queue(OUTBOX_PARTS)
     threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
-    tokenizer, reader = load_tokenizer(spec), UnitReader()
+    tokenizer = load_tokenizer(spec)
+    reader = UnitReader(tokenizer)
     while True:
         try:
             work: Work = connection.recv()

@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.publish import sha256_file
-from data_prep.tokenization import SAFE_BORDER
+from data_prep.tokenization import SAFE_BORDER, Tokenizer
 
 BLOCK_BYTES = 8 << 20  # of lines or text in a unit
 TEXT_PER_COMPRESSED_BYTE = 4  # about
@@ -31,6 +31,9 @@ STREAM_BYTES = 1 << 20  # read-ahead of a parquet column: pages, not whole colum
 UTF8_CHECK_BYTES = 1 << 20
 KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's side
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".md")
+
+
+Cut = Callable[[str, int], int | None]  # as Tokenizer.cut
 
 
 class Fragment(NamedTuple):
@@ -127,9 +130,13 @@ def fingerprint(path: Path) -> dict[str, str]:
 
 
 class UnitReader:
-    """Reads units. Keeps the last parquet row group open, so that going on in it costs no second decoding."""
+    """Reads units. Keeps the last parquet row group open, so that going on in it costs no second decoding.
 
-    def __init__(self) -> None:
+    `tokenizer`: whose ids a long text's fragments must have, joined as whole; by default GPT-2's, bytes or characters.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None = None) -> None:
+        self._cut: Cut = _safe_border if tokenizer is None else tokenizer.cut
         self._file: pq.ParquetFile | None = None
         self._open: tuple[str, int] | None = None  # path and row group
         self._batches: Iterator[Any] = iter(())
@@ -143,7 +150,7 @@ class UnitReader:
             assert stop is not None
             found = self._parquet(path, unit, field, start, stop)
         elif kind in (".txt", ".md"):
-            found = _text_block(path, unit)
+            found = _text_block(path, unit, self._cut)
         else:
             found = _json_lines(path, unit, field, kind)
         for fragment in found:
@@ -218,10 +225,10 @@ def _field_of(line: bytes, field: str) -> str:
     return value or ""
 
 
-def _text_block(path: str, unit: int) -> Iterator[Fragment]:
+def _text_block(path: str, unit: int, cut: Cut) -> Iterator[Fragment]:
     """A text file is one document; a unit is its text from the first safe border in a block to the next block's."""
     with open(path, "rb") as file:
-        start, stop = _border(file, unit * BLOCK_BYTES), _border(file, (unit + 1) * BLOCK_BYTES)
+        start, stop = _border(file, unit * BLOCK_BYTES, cut), _border(file, (unit + 1) * BLOCK_BYTES, cut)
         file.seek(0)
         key = file.read(KEY_BYTES).decode("utf-8-sig", "replace")
         file.seek(start)
@@ -229,7 +236,12 @@ def _text_block(path: str, unit: int) -> Iterator[Fragment]:
     yield Fragment(0, text, unit == 0, key)
 
 
-def _border(file: BinaryIO, offset: int) -> int:
+def _safe_border(text: str, start: int) -> int | None:
+    found = SAFE_BORDER.search(text, start)
+    return found.start() if found else None
+
+
+def _border(file: BinaryIO, offset: int, cut: Cut) -> int:
     """The first byte at or after `offset` before which a text may be cut without changing its token ids."""
     if offset == 0:
         return 0
@@ -241,8 +253,8 @@ def _border(file: BinaryIO, offset: int) -> int:
         while data and data[0] & 0xC0 == 0x80:  # the rest of a character that begins before
             data, offset = data[1:], offset + 1
         text = data.decode("utf-8", "surrogateescape")
-        if found := SAFE_BORDER.search(text):
-            return offset + len(text[: found.start()].encode("utf-8", "surrogateescape"))
+        if found := cut(text, 0):
+            return offset + len(text[:found].encode("utf-8", "surrogateescape"))
         if offset + len(data) >= size:
             break
         window *= 2

@@ -1,20 +1,16 @@
 """Text to token ids and back: GPT-2 BPE, characters or bytes, each with an identity that data carry along."""
 
-import base64
 import functools
 import hashlib
-import json
 import os
 import re
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from data_prep.byte_level import shown_bytes
 from data_prep.cached_files import place_gpt2_files, tokenizer_cache_folder
 from data_prep.gpt2_encoding import Gpt2Encoding
 from data_prep.manifest import token_dtype
@@ -22,8 +18,7 @@ from data_prep.manifest import token_dtype
 Ids = np.ndarray[Any, Any]
 END_OF_TEXT = "<|endoftext|>"
 # Where a text may be cut so that the ids of its pieces, joined, are those of the whole: GPT-2's pattern never lets a
-# piece run from a visible character into white space, and only its white-space rules look ahead. Later byte-level
-# vocabularies (Llama 3's, Qwen's) keep to that; were one not to, its text would be cut into other ids, none lost.
+# piece run from a visible character into white space, and only its white-space rules look ahead.
 SAFE_BORDER = re.compile(r"(?<=\S)(?=[ \n])")
 SEGMENT_CHARACTERS = 1 << 18  # longer texts are encoded in pieces, which bounds memory
 
@@ -35,8 +30,11 @@ class Tokenizer(ABC):
     which covers the text every id stands for; for `char` also `symbols`.
     """
 
-    def __init__(self, kind: str, pieces: Sequence[bytes], end_of_text_id: int | None, **details: Any) -> None:
-        """`pieces[i]` are the UTF-8 bytes that id i stands for; the end-of-text id stands for none."""
+    def __init__(
+        self, kind: str, pieces: Sequence[bytes], end_of_text_id: int | None, *, also: str = "", **details: Any
+    ) -> None:
+        """`pieces[i]` are the UTF-8 bytes that id i stands for; the end-of-text id stands for none. `also`: what else
+        the identity covers."""
         self.vocab_size = len(pieces)
         self.end_of_text_id = end_of_text_id
         self.dtype = token_dtype(self.vocab_size)
@@ -44,6 +42,7 @@ class Tokenizer(ABC):
         self.piece_bytes = np.array([len(piece) for piece in pieces], dtype=np.int32)
         digest = hashlib.sha256(f"{kind}:{self.vocab_size}:{end_of_text_id}:".encode())
         digest.update(b"".join(len(piece).to_bytes(4, "little") + piece for piece in pieces))
+        digest.update(also.encode())
         self.spec: dict[str, Any] = {
             "kind": kind,
             "vocab_size": self.vocab_size,
@@ -53,8 +52,13 @@ class Tokenizer(ABC):
         }
 
     @abstractmethod
-    def encode(self, text: str) -> Ids:
-        """Token ids (n,) of the stored dtype (uint16 or uint32). Never yields the end-of-text id, whatever the text."""
+    def encode(self, text: str, *, continues: bool = False) -> Ids:
+        """Token ids (n,) of the stored dtype (uint16 or uint32). Never yields the end-of-text id, whatever the text.
+
+        Args:
+            continues: the text goes on with one that was encoded before, cut where `cut` allows it. Tokenizers that
+                put a space before a text's first word put none there.
+        """
 
     @abstractmethod
     def decode(self, ids: Ids | Sequence[int]) -> str:
@@ -62,6 +66,14 @@ class Tokenizer(ABC):
 
         Raises ValueError for an id outside the vocabulary.
         """
+
+    def cut(self, text: str, start: int) -> int | None:
+        """The first place from `start` on where `text` may be cut: the ids of its pieces, joined, are the whole's.
+
+        None: there is no such place.
+        """
+        found = SAFE_BORDER.search(text, start)
+        return found.start() if found else None
 
     def _checked(self, ids: Ids | Sequence[int]) -> Ids:
         array = np.asarray(ids, dtype=np.int64).reshape(-1)
@@ -82,10 +94,10 @@ class Gpt2Tokenizer(Tokenizer):
         pieces[end] = b""
         super().__init__("gpt2", pieces, end)
 
-    def encode(self, text: str) -> Ids:
+    def encode(self, text: str, *, continues: bool = False) -> Ids:
         if len(text) <= SEGMENT_CHARACTERS:
             return self._encode_segment(text)
-        return np.concatenate([self._encode_segment(segment) for segment in _segments(text)])
+        return np.concatenate([self._encode_segment(segment) for segment in segments(text, self.cut)])
 
     def _encode_segment(self, text: str) -> Ids:
         try:
@@ -105,7 +117,7 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__("byte", [bytes([i]) for i in range(256)] + [b""], 256)
 
-    def encode(self, text: str) -> Ids:
+    def encode(self, text: str, *, continues: bool = False) -> Ids:
         return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(self.dtype)
 
     def decode(self, ids: Ids | Sequence[int]) -> str:
@@ -127,7 +139,7 @@ class CharTokenizer(Tokenizer):
         self._table = np.full(max(map(ord, symbols)) + 1, -1, dtype=np.int64)  # code point -> id
         self._table[[ord(symbol) for symbol in symbols]] = np.arange(len(symbols))
 
-    def encode(self, text: str) -> Ids:
+    def encode(self, text: str, *, continues: bool = False) -> Ids:
         """Raises UserError naming the first character outside the vocabulary."""
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")
         known = points < len(self._table)
@@ -141,58 +153,6 @@ class CharTokenizer(Tokenizer):
 
     def decode(self, ids: Ids | Sequence[int]) -> str:
         return "".join(self._texts[self._checked(ids)])
-
-
-class HuggingFaceTokenizer(Tokenizer):
-    """A byte-level tokenizer out of a `tokenizer.json` of Hugging Face's, which its spec carries along, packed."""
-
-    def __init__(self, packed: str, end_of_text_id: int) -> None:
-        try:
-            import tokenizers
-        except ImportError:
-            raise UserError("this model's tokenizer needs the package tokenizers: pip install tokenizers") from None
-        self.json = zlib.decompress(base64.b64decode(packed)).decode()
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(self.json)
-        except Exception as error:  # the package raises this type itself
-            raise UserError(f"tokenizer.json can't be read: {str(error)[:150]}") from None
-        self._tokenizer.encode_special_tokens = True  # what a text holds is text, whatever it looks like
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        count = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        pieces = [shown_bytes(self.text_of(i)) for i in range(count)]
-        pieces[end_of_text_id] = b""
-        super().__init__("huggingface", pieces, end_of_text_id, packed=packed)
-
-    @classmethod
-    def of(cls, text: str, end_of_text_id: int) -> "HuggingFaceTokenizer":
-        """Of the text of a `tokenizer.json`. Raises UserError where its tokens don't stand for bytes."""
-        if '"ByteLevel"' not in json.dumps(json.loads(text).get("decoder") or {}):
-            raise UserError("tokenizer.json is of no byte-level tokenizer: Longhaul can't carry it along")
-        return cls(base64.b64encode(zlib.compress(text.encode(), 9)).decode(), end_of_text_id)
-
-    @staticmethod
-    def normal_form(text: str) -> dict[str, Any]:
-        """A `tokenizer.json` as the installed `tokenizers` would write it."""
-        import tokenizers
-
-        form: dict[str, Any] = json.loads(tokenizers.Tokenizer.from_str(text).to_str())
-        return form
-
-    def text_of(self, token: int | None) -> str:
-        """What stands for an id in the vocabulary; nothing where the ids have a gap."""
-        return "" if token is None else self._tokenizer.id_to_token(token) or ""
-
-    def encode(self, text: str) -> Ids:
-        text = text.encode("utf-8", "replace").decode()
-        pieces = [self._tokenizer.encode(segment, add_special_tokens=False).ids for segment in _segments(text)]
-        return np.array([i for piece in pieces for i in piece], dtype=self.dtype)
-
-    def decode(self, ids: Ids | Sequence[int]) -> str:
-        array = self._checked(ids)
-        parts = np.split(array, np.flatnonzero(array == self.end_of_text_id))
-        texts = [part[part != self.end_of_text_id].tolist() for part in parts]
-        return END_OF_TEXT.join(self._tokenizer.decode(part, skip_special_tokens=False) for part in texts)
 
 
 def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
@@ -211,7 +171,9 @@ def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
     elif kind == "char" and "symbols" in fields:
         tokenizer = CharTokenizer(fields["symbols"], end_of_text=fields.get("end_of_text_id") is not None)
     elif kind == "huggingface" and "packed" in fields:
-        tokenizer = HuggingFaceTokenizer(fields["packed"], int(fields["end_of_text_id"]))
+        from data_prep.huggingface_tokenizer import HuggingFaceTokenizer  # here, as it builds on this module
+
+        tokenizer = HuggingFaceTokenizer.from_spec(fields)
     else:
         raise UserError(f"unknown tokenizer {kind!r}: choose gpt2, byte, or char with its symbols")
     if fields.get("sha256", tokenizer.spec["sha256"]) != tokenizer.spec["sha256"]:
@@ -227,12 +189,11 @@ def _gpt2_tokenizer() -> Gpt2Tokenizer:
     return Gpt2Tokenizer()
 
 
-def _segments(text: str) -> Iterator[str]:
-    """A long text in pieces, cut at safe borders."""
+def segments(text: str, cut: Callable[[str, int], int | None]) -> Iterator[str]:
+    """A long text in pieces, cut where `cut` allows it."""
     start = 0
     while len(text) - start > SEGMENT_CHARACTERS:
-        found = SAFE_BORDER.search(text, start + SEGMENT_CHARACTERS)
-        stop = found.start() if found else len(text)
+        stop = cut(text, start + SEGMENT_CHARACTERS) or len(text)
         yield text[start:stop]
         start = stop
     if start < len(text):

@@ -8,7 +8,8 @@ from common.errors import UserError
 from common.publish import write_json_whole
 from data_prep.byte_level import BYTE_SHOWN_AS
 from data_prep.cached_files import gpt2_cache_file, place_gpt2_files
-from data_prep.tokenization import END_OF_TEXT, HuggingFaceTokenizer, Tokenizer
+from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
+from data_prep.tokenization import END_OF_TEXT, Tokenizer
 
 SPEC_FILE = "longhaul_tokenizer.json"
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from common.errors import UserError
 from data_prep.cached_files import gpt2_cache_file, place_gpt2_files
-from data_prep.tokenization import END_OF_TEXT, HuggingFaceTokenizer, Tokenizer, load_tokenizer
+from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
+from data_prep.tokenization import END_OF_TEXT, Tokenizer, load_tokenizer
 from eval.hf_config import with_defaults
 from eval.tokenizer_files import SPEC_FILE
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
 from data_prep.token_set import TokenSet
-from data_prep.tokenization import END_OF_TEXT, HuggingFaceTokenizer, load_tokenizer
+from data_prep.tokenization import END_OF_TEXT, load_tokenizer
 from eval import export_hf, import_hf
 from eval.loading import load_checkpoint
 from eval.text_stream import TextStream
