@@ -10,6 +10,7 @@ from model.counts import flops_per_token, parameter_count
 from model.memory import memory_estimate
 from model.precision import Dtype
 from train.batch import BatchPlan
+from train.checkpoint import Progress
 from train.choices import recompute_every
 from train.config import Config
 from train.schedule import Course
@@ -59,16 +60,16 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
     ]
 
 
-def describe_data(config: Config, tokens: TokenSet) -> list[str]:
-    """How much text there is and how often the run reads it."""
-    available = len(tokens.split("train"))
-    needed = config.run.max_steps * config.batch.tokens_per_step
-    times = f"{needed / available:.2f} epochs"
+def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Progress) -> list[str]:
+    """How much text there is and how often the run reads it: what was read of these data before, included."""
+    length = config.model.block_size
+    windows = Windows(tokens.split("train"), length, config.data.stride).count
+    sequences = begin.sequences + max(0, config.run.max_steps - begin.step) * plan.sequences
+    times = f"{sequences / windows:.2f} epochs"
     if config.data.stride is not None:
-        windows = Windows(tokens.split("train"), config.model.block_size, config.data.stride).count
-        epochs = needed / config.model.block_size / windows
-        times = f"{epochs:.2f} epochs of {windows:,} windows, one at every {config.data.stride} tokens"
+        times += f" of {windows:,} windows, one at every {config.data.stride} tokens"
     return [
-        f"data: {tokens.folder}, {available:,} training tokens; the run reads {needed:,}, {times}",
+        f"data: {tokens.folder}, {len(tokens.split('train')):,} training tokens; the run reads "
+        f"{sequences * length:,}, {times}",
         f"validation set sha256 {tokens.manifest.val_sha256}",
     ]

@@ -34,7 +34,12 @@ from train.shares import OPTIMIZER, WEIGHTS, checkpoint_bytes, named_parameters,
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come. Enough to go on: everything random is a function of these and the seed."""
+    """How far a run has come. Enough to go on: everything random is a function of these and the seed.
+
+    Attributes:
+        step, tokens: since the beginning, that of the run this one branched from included.
+        sequences: the loader's position in the data at hand; elsewhere it begins with 0 (`train.position`).
+    """
 
     step: int = 0
     tokens: int = 0

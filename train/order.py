@@ -1,7 +1,7 @@
 """The order in which a run reads its windows: a permutation per epoch that costs no memory.
 
-Sequence number g of a run is window `permutation(seed, epoch)(g mod W)` of epoch `g // W`, for W windows. Any of them
-is found at once, so that jumping to the billionth costs what jumping to the first costs.
+Sequence number g that a run reads of a token set is window `permutation(seed, epoch)(g mod W)` of epoch `g // W`, for W
+windows. Any of them is found at once, so that jumping to the billionth costs what jumping to the first costs.
 """
 
 import hashlib

@@ -50,6 +50,7 @@ from train.loader import StepLoader
 from train.loop import TrainingLoop
 from train.optimizer import build_optimizer
 from train.parallel import Parallel
+from train.position import Reading, begin_progress
 from train.provenance import describe_rank, record_start
 from train.recorder import Recorder
 from train.resume import changed_fields, check_same_run, choose_checkpoint
@@ -126,7 +127,7 @@ def pretrain(context: RunContext) -> int:
         config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
     )
     machines = ranks.gather(describe_rank(ranks, context.threads))
-    begin = Progress(manifest["step"], manifest["tokens"], manifest["sequences"]) if manifest else Progress()
+    begin, read_anew = begin_progress(manifest, Reading.of(config, tokens.identity))
     state = RunState(folder, context.lock, ranks.world_size, begin)
     own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
     missing = agreed(ranks, lambda: missing_after(begin.step, config, folder)) if own else NOTHING
@@ -148,7 +149,7 @@ def pretrain(context: RunContext) -> int:
         for line in [
             *describe_run(folder, config, machines, reasons),
             *describe_model(config, plan, ranks.device.type),
-            *describe_data(config, tokens),
+            *describe_data(config, tokens, plan, begin),
             *describe_course(resumed.course),
             *(f"passed over: {complaint}" for complaint in complaints),
             f"going on after step {begin.step} from {checkpoint}"
@@ -157,6 +158,7 @@ def pretrain(context: RunContext) -> int:
             *([f"measuring first what was due at step {begin.step} and is not recorded"] if missing else []),
             *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
             *resumed.lines,
+            *read_anew,
         ]:
             recorder.say(line)
         for host, why in context.in_place.items():
@@ -299,6 +301,7 @@ def manifest_facts(config: Config, course: Course, tokens: TokenSet, ranks: Rank
         "data_identity": tokens.identity,
         "config": as_dict(config),
         **warm_up_facts(course),
+        **Reading.of(config, tokens.identity).facts(),
         "world_size": ranks.world_size,
     }
 
