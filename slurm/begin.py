@@ -1,11 +1,11 @@
 """Begin a job, on its first node, before any trainer is started: slurm/job.sh runs this.
 
 Checks the options and the data, refuses a job that comes back again and again without getting further, writes the start
-into the run's folder, and prints what the job's shell needs as assignments.
+into the run's folder, and prints what the job's shell needs as named values (`slurm/shell_values.py`).
 """
 
 import json
-import shlex
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +20,7 @@ from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
 from slurm.beginning import Beginning, leave_mark
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, port_range
+from slurm.shell_values import print_values
 from slurm.starts import StartId, append_start, fruitless_limit, fruitless_starts, read_starts, saved_step, starts_file
 from train.config import read_config
 
@@ -29,6 +30,7 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
 
     Args:
         options: the trainer's. nodes: the job's, the first one first. addresses: what Slurm calls them at, if known.
+            $LONGHAUL_HEAD is what the others shall call the first one, where a site knows better than Slurm.
 
     Raises UserError for options or data that no trainer would accept, and for a job that gets no further.
     """
@@ -46,7 +48,7 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
         run_folder=str(folder.path),
         data_folder=str(tokens.folder.absolute()),
         data_identity=tokens.identity,
-        head=head_address(nodes[0], others) if len(nodes) > 1 else "127.0.0.1",
+        head=os.environ.get("LONGHAUL_HEAD") or head_address(nodes[0], others) if len(nodes) > 1 else "127.0.0.1",
         port=choose_port(start, port_range(ephemeral_ports())),
         meeting_id=str(start),
         # a job that comes back goes on, whatever its first start began from
@@ -74,9 +76,8 @@ def main() -> int:
     parser.add_argument("options", nargs="*", help="after --: the trainer's options")
     a = parser.parse_args()
     beginning = begin(a.options, a.nodes.split(), a.addresses.split(), a.launch)
+    print_values({**asdict(beginning), "beginning": json.dumps(asdict(beginning))})
     leave_mark(beginning)
-    for name, value in {**asdict(beginning), "beginning": json.dumps(asdict(beginning))}.items():
-        print(f"{name}={shlex.quote(str(value))}")
     return 0
 
 

@@ -2,8 +2,6 @@
 
 import subprocess
 
-from common.errors import UserError
-
 ANSWER_SECONDS = 60.0
 
 
@@ -14,14 +12,6 @@ def ask(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-def node_names(node_list: str) -> list[str]:
-    """The nodes of a list such as `n[1-3]`, in Slurm's order. Raises UserError where Slurm does not answer."""
-    names = ask("scontrol", "show", "hostnames", node_list).split()
-    if not names:
-        raise UserError(f"scontrol show hostnames {node_list} gave no names: is Slurm's scontrol on PATH?")
-    return names
 
 
 def node_addresses(names: list[str]) -> list[str]:

@@ -1,13 +1,17 @@
 # shellcheck shell=bash
-# What every job of this project does. Sourced by the batch scripts beside it and by submit.py's.
+# shellcheck disable=SC2154 # srun_options and in_container come from site_environment.sh
+# What every job of this project does. Sourced by the batch scripts beside it.
 #
 # The job runs on the allocation's first node: it checks options, data and nodes, starts the trainers, passes on
 # requests to save and leave, and when they have ended asks decide.py what becomes of the job.
 #
-# Settings, from the environment of sbatch or from slurm/site.sh (which is sourced here, and not in the repository):
+# Settings, from the environment of sbatch or from slurm/site.sh (which is not in the repository, see
+# site_environment.sh):
 #   LONGHAUL_PYTHON            Python with the requirements                    (default .venv/bin/python)
+#   LONGHAUL_CONTAINER_PYTHON  the one inside a container of srun's, where it is another  (default LONGHAUL_PYTHON)
 #   LONGHAUL_LAUNCH            torchrun (one task a node) or srun (one a rank)  (default torchrun)
 #   LONGHAUL_RANKS_PER_NODE    ranks that torchrun starts on each node          (default: the GPUs, or 1 without)
+#   LONGHAUL_HEAD              what the other nodes call the first one          (default: its address that faces them)
 #   LONGHAUL_FRUITLESS_STARTS  starts in a row without a new checkpoint before the job is given up  (default 3)
 # and, in site.sh only, two arrays:
 #   srun_options=(…)           more options of srun, such as a container's
@@ -16,37 +20,28 @@ set -euo pipefail
 
 asked=  # the user signal that has come, if any
 told=   # SIGTERM, if it has come
+trap 'asked=USR1' USR1 USR2
+trap 'told=TERM' TERM
 
-say() { echo "[$(date +%T) job ${SLURM_JOB_ID}.${SLURM_RESTART_COUNT:-0}] $*"; }
+cd "$SLURM_SUBMIT_DIR"
+# shellcheck source=slurm/site_environment.sh
+. slurm/site_environment.sh
+# shellcheck source=slurm/requeue.sh
+. slurm/requeue.sh
+export LONGHAUL_LAUNCH=${LONGHAUL_LAUNCH:-torchrun}
+python=("${in_container[@]}" "${LONGHAUL_PYTHON:-.venv/bin/python}") # of the job's own shell
+step_python=${LONGHAUL_CONTAINER_PYTHON:-${LONGHAUL_PYTHON:-.venv/bin/python}}
+# take_values sets these, from what begin.py prints
+run_folder="" head="" port="" meeting_id="" resume="" beginning=""
+nodes=() launcher_status=1
 
 run_job() { # DEFAULT_CONFIG [TRAINER OPTION…]: the whole life of a job
-    trap 'asked=USR1' USR1 USR2
-    trap 'told=TERM' TERM
-    enter_repository
     local options=("${@:2}")
     names_config "${options[@]}" || options=("--config=$1" "${options[@]}")
     begin "${options[@]}"
     if [ -z "$asked$told" ]; then check_nodes; fi
     if [ -z "$asked$told" ]; then train "${options[@]}"; fi
     conclude
-}
-
-enter_repository() {
-    cd "$SLURM_SUBMIT_DIR"
-    srun_options=() in_container=()
-    # after sbatch --export=NONE (a site's SBATCH_EXPORT, say) srun would pass nothing on of what is exported here
-    export SLURM_EXPORT_ENV=ALL
-    # shellcheck disable=SC1091
-    if [ -r slurm/site.sh ]; then . slurm/site.sh; fi
-    LONGHAUL_LAUNCH=${LONGHAUL_LAUNCH:-torchrun}
-    python=("${in_container[@]}" "${LONGHAUL_PYTHON:-.venv/bin/python}")
-    # what a launcher around sbatch may have left behind would mislead the trainers
-    unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
-    # compute nodes need nothing from the network, and waiting for it costs minutes
-    export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 LONGHAUL_LAUNCH
-    # begin.py sets these, for functions that come later
-    nodes="" run_folder="" head="" port="" meeting_id="" resume="" beginning=""
-    launcher_status=1
 }
 
 names_config() { # [TRAINER OPTION…]: whether a configuration file is among them
@@ -58,19 +53,57 @@ names_config() { # [TRAINER OPTION…]: whether a configuration file is among th
 }
 
 begin() { # [TRAINER OPTION…]: write down the start, and where the ranks meet
-    local node addresses=() assignments
-    nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
-    for node in $nodes; do
-        addresses+=("$(scontrol -o show node "$node" | sed -n 's/.* NodeAddr=\([^ ]*\).*/\1/p')")
-    done
+    local node addresses=() printed status=0
+    list_nodes
+    for node in "${nodes[@]}"; do addresses+=("$(address_of "$node")"); done
     check_tasks
-    say "on $nodes"
-    assignments=$("${python[@]}" slurm/begin.py --nodes "$nodes" --addresses "${addresses[*]}" \
-        --launch "$LONGHAUL_LAUNCH" -- "$@") || exit
-    eval "$assignments"
-    export LONGHAUL_HEAD=$head LONGHAUL_PORT=$port LONGHAUL_MEETING_ID=$meeting_id
+    say "on ${nodes[*]}"
+    printed=$("${python[@]}" slurm/begin.py --nodes "${nodes[*]}" --addresses "${addresses[*]}" \
+        --launch "$LONGHAUL_LAUNCH" -- "$@") || status=$?
+    take_values <<< "$printed"
+    if [ "$status" != 0 ]; then exit "$status"; fi
+    if [ -z "$beginning" ]; then
+        say "error: ${python[*]} slurm/begin.py ended well, but its output has not come here: does a wrapper or a" \
+            "container keep it back?" >&2
+        exit 2
+    fi
+    export LONGHAUL_MEETING_HEAD=$head LONGHAUL_MEETING_PORT=$port LONGHAUL_MEETING_ID=$meeting_id
     # srun does not inherit the CPUs of the job: without this every rank would compute on one
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / ${SLURM_NTASKS_PER_NODE:-1}))}
+}
+
+take_values() { # from standard input: lines "longhaul:NAME=VALUE" set these names alone; all others are shown
+    local line name
+    while IFS= read -r line; do
+        name=${line#longhaul:}
+        name=${name%%=*}
+        case $line in
+            longhaul:*=*)
+                case $name in
+                    run_folder | head | port | meeting_id | resume | beginning) printf -v "$name" %s "${line#*=}" ;;
+                esac
+                ;;
+            "") ;;
+            *) printf '%s\n' "$line" ;; # a wrapper's or a container's own words
+        esac
+    done
+}
+
+list_nodes() { # the job's nodes, by their names in Slurm
+    local names
+    names=$(scontrol show hostnames "$SLURM_JOB_NODELIST") || names=
+    mapfile -t nodes <<< "$names"
+    if [ -n "$names" ] && [ "${#nodes[@]}" = "$SLURM_JOB_NUM_NODES" ]; then return; fi
+    say "error: scontrol show hostnames $SLURM_JOB_NODELIST gave no list of $SLURM_JOB_NUM_NODES nodes: $names" >&2
+    exit 2
+}
+
+address_of() { # NODE: what Slurm calls it at; its name where that is not known
+    local record address
+    record=" $(scontrol -o show node "$1" || true)"
+    address=${record#* NodeAddr=} # the first: a comment of anybody's comes later
+    if [ "$address" = "$record" ]; then address=$1; fi
+    echo "${address%% *}"
 }
 
 check_tasks() {
@@ -86,7 +119,8 @@ check_nodes() { # can all nodes reach the head, and do all see the same files?
     if [ "$SLURM_JOB_NUM_NODES" = 1 ]; then return; fi
     # --overlap: the trainers' step need not wait until Slurm has cleared this one away, which may take a minute
     srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 --kill-on-bad-exit=0 \
-        "${srun_options[@]}" "${python[@]}" slurm/preflight.py --nodes "$nodes" "$beginning" && return
+        "${srun_options[@]}" "${in_container[@]}" "$step_python" slurm/preflight.py --nodes "${nodes[*]}" "$beginning" \
+        && return
     if [ -n "$asked$told" ]; then return; fi
     say "error: the nodes can't work together, no trainer was started" >&2
     exit 2
@@ -96,7 +130,7 @@ train() { # [TRAINER OPTION…]: start the trainers and wait for their end, pass
     local step nudge="" again=()
     if [ -n "$resume" ]; then again=("--resume=$resume"); fi # whatever the first start of the job began from
     srun --kill-on-bad-exit=1 --label "${srun_options[@]}" "${in_container[@]}" \
-        bash slurm/node.sh "${LONGHAUL_PYTHON:-.venv/bin/python}" "$@" "${again[@]}" &
+        bash slurm/node.sh "$step_python" "$@" "${again[@]}" &
     step=$!
     while :; do
         if [ -n "$asked" ] && [ -z "$nudge" ]; then
@@ -124,21 +158,5 @@ conclude() {
     if [ -n "$told" ]; then flags+=(--told); fi
     "${python[@]}" slurm/decide.py "$run_folder" --job "$(scontrol -o show job "$SLURM_JOB_ID")" \
         --exit-status "$launcher_status" "${flags[@]}" || status=$?
-    if [ "$status" != 75 ]; then exit "$status"; fi
-    trap - TERM # which Slurm now sends; it would wait for whoever does not leave
-    requeue || { say "not requeued by Slurm: submit again to go on"; exit 1; }
-    while :; do sleep 1; done
-}
-
-requeue() { # again and again while the controller is away, as at its restart; fails where it refuses
-    local heard=
-    until scontrol requeue "$SLURM_JOB_ID"; do
-        if [ -n "$heard" ]; then return 1; fi
-        if scontrol ping | grep -q "is UP"; then
-            heard=yes # or it has come back since: that is worth another try
-        else
-            say "the controller does not answer: asking again to be requeued"
-            sleep 5
-        fi
-    done
+    end_job "$status"
 }

@@ -8,25 +8,37 @@ python=$1
 shift
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
+count_of() { # NAME VALUE: the value, which must be a number
+    case $2 in
+        "" | *[!0-9]*)
+            echo "error: $1 is '$2': it must be a whole number" >&2
+            exit 2
+            ;;
+    esac
+    echo "$2"
+}
+
 if [ "$SLURM_STEP_NUM_NODES" -gt 1 ] && [ -z "${GLOO_SOCKET_IFNAME:-}" ]; then
     # only where the node's own name would mislead gloo, and of NCCL's variables none
-    interface=$("$python" "$project/slurm/rendezvous.py" "$LONGHAUL_HEAD")
+    printed=$("$python" "$project/slurm/rendezvous.py" "$LONGHAUL_MEETING_HEAD")
+    interface=$(sed -n 's/^longhaul:interface=//p' <<< "$printed") # and no banner of a wrapper's
     if [ -n "$interface" ]; then export GLOO_SOCKET_IFNAME=$interface; fi
 fi
 
 if [ "$LONGHAUL_LAUNCH" = srun ]; then
-    export MASTER_ADDR=$LONGHAUL_HEAD MASTER_PORT=$LONGHAUL_PORT
+    export MASTER_ADDR=$LONGHAUL_MEETING_HEAD MASTER_PORT=$LONGHAUL_MEETING_PORT
     exec "$python" "$project/train/pretrain.py" "$@"
 fi
 
 gpus=${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-0}}
-gpus=${gpus##*:} # a type may stand before the number
-ranks=${LONGHAUL_RANKS_PER_NODE:-$((gpus > 0 ? gpus : 1))}
+gpus=$(count_of "the number of GPUs of a node" "${gpus##*:}") # a type may stand before it
+if [ "$gpus" = 0 ]; then gpus=1; fi
+ranks=$(count_of LONGHAUL_RANKS_PER_NODE "${LONGHAUL_RANKS_PER_NODE:-$gpus}")
 if [ "$SLURM_STEP_NUM_NODES" = 1 ]; then
     meeting=(--standalone --local-addr=127.0.0.1)
 else
     meeting=(--nnodes="$SLURM_STEP_NUM_NODES" --node_rank="$SLURM_NODEID" --rdzv_id="$LONGHAUL_MEETING_ID"
-        --master_addr="$LONGHAUL_HEAD" --master_port="$LONGHAUL_PORT")
+        --master_addr="$LONGHAUL_MEETING_HEAD" --master_port="$LONGHAUL_MEETING_PORT")
 fi
 exec "$python" "$project/train/launch.py" "${meeting[@]}" --nproc_per_node="$ranks" --max-restarts=0 \
     "$project/train/pretrain.py" "$@"

@@ -12,6 +12,7 @@ import psutil
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from slurm.shell_values import print_values
 from slurm.starts import StartId
 
 LOWEST_PORT = 10_000
@@ -108,8 +109,7 @@ def main() -> int:
     )
     parser.add_argument("other", help="address or name of another node of the job")
     other = parser.parse_args().other
-    if own_name_is_useless():
-        print(interface_to(other) or "")
+    print_values({"interface": (interface_to(other) or "") if own_name_is_useless() else ""})
     return 0
 
 

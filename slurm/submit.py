@@ -49,7 +49,7 @@ class SbatchWriter(SlurmExecutor):
 
     def script(self, jobs: int) -> str:
         """The text that sbatch would get."""
-        writer = SbatchWriter(self.folder, self.max_num_timeout)
+        writer = SbatchWriter(self.folder, self.max_num_timeout, python=self.python)
         writer.update_parameters(**self.parameters)
         if jobs > 1:
             writer.parameters["map_count"] = jobs
@@ -74,6 +74,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--time", default="24:00:00", help="of one start: minutes, H:MM:SS or D-HH:MM:SS")
     parser.add_argument("--partition", default=os.environ.get("SBATCH_PARTITION"))
     parser.add_argument("--account", default=os.environ.get("SBATCH_ACCOUNT"))
+    parser.add_argument("--nodelist", metavar="NODES", help="only with these nodes")
+    parser.add_argument("--exclude", metavar="NODES", help="not with these nodes")
+    parser.add_argument("--mail-type", metavar="EVENTS", help="when to send mail: END,FAIL,REQUEUE, …")
+    parser.add_argument("--mail-user", metavar="ADDRESS", help="to whom; the submitter by default")
+    parser.add_argument("--container", metavar="WORDS", help="before every Python command: 'apptainer exec --nv IMAGE'")
+    parser.add_argument("--image", help="sbatch --image, as Shifter has it; enter it by --container shifter")
+    parser.add_argument("--container-image", metavar="IMAGE", help="srun --container-image (pyxis)")
+    parser.add_argument("--container-mounts", metavar="FOLDER,…", help="what the image needs beside project and runs")
+    parser.add_argument("--python", help="the jobs'; default: LONGHAUL_CONTAINER_PYTHON, LONGHAUL_PYTHON or this one")
     parser.add_argument(
         "--sweep",
         action="append",
@@ -124,14 +133,29 @@ def minutes(text: str) -> int:
     return max(1, first + (second > 0))
 
 
-def slurm_parameters(a: argparse.Namespace, job_name: str) -> dict[str, Any]:
-    """What the sbatch script says."""
-    lines = [f"cd {shlex.quote(os.getcwd())}", "unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT"]
-    lines += ["export SLURM_EXPORT_ENV=ALL"]  # after sbatch --export=NONE srun would pass nothing on of what follows
+def setup_lines(a: argparse.Namespace, folders: list[Path]) -> list[str]:
+    """The script's lines before srun. A container needs `folders` as they are on the nodes."""
+    here = os.getcwd()
+    lines = [f"cd {shlex.quote(here)}"]
+    lines += [f". {shlex.quote(str(PROJECT / 'slurm' / name))}" for name in ("site_environment.sh", "requeue.sh")]
     lines += [f"export PYTHONPATH={shlex.quote(str(PROJECT))}${{PYTHONPATH:+:$PYTHONPATH}}"]
-    lines += ["export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 SRUN_CPUS_PER_TASK=$SLURM_CPUS_ON_NODE"]
-    site = PROJECT / "slurm" / "site.sh"
-    lines += [f"if [ -r {shlex.quote(str(site))} ]; then . {shlex.quote(str(site))}; fi"]
+    lines += ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_ON_NODE"]
+    if a.container:
+        lines += [f"in_container=({shlex.join(shlex.split(a.container))})"]
+    if a.container_image:
+        more = (a.container_mounts or "").split(",")
+        mounts = dict.fromkeys(filter(None, [str(PROJECT), here, *map(str, folders), *more]))
+        pairs = ",".join(mount if ":" in mount else f"{mount}:{mount}" for mount in mounts)
+        options = [f"--container-image={a.container_image}", f"--container-mounts={pairs}"]
+        options += [f"--container-workdir={here}"]
+        lines += [f"srun_options+=({shlex.join(options)})"]
+    default = f"${{LONGHAUL_CONTAINER_PYTHON:-${{LONGHAUL_PYTHON:-{shlex.quote(sys.executable)}}}}}"
+    lines += [f"job_python={shlex.quote(a.python) if a.python else default}"]
+    return [*lines, 'srun() { command srun "${srun_options[@]}" "$@"; }']
+
+
+def slurm_parameters(a: argparse.Namespace, job_name: str, folders: list[Path]) -> dict[str, Any]:
+    """What the sbatch script says."""
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "nodes": a.nodes,
@@ -142,8 +166,13 @@ def slurm_parameters(a: argparse.Namespace, job_name: str) -> dict[str, Any]:
         "partition": a.partition,
         "account": a.account,
         "stderr_to_stdout": True,
-        "setup": lines,
-        "additional_parameters": {"requeue": True, "open-mode": "append"},
+        "exclude": a.exclude,
+        "nodelist": a.nodelist,
+        "mail_type": a.mail_type,
+        "mail_user": a.mail_user,
+        "setup": setup_lines(a, folders),
+        "teardown": ["end_job $?"],
+        "additional_parameters": {"requeue": True, "open-mode": "append"} | ({"image": a.image} if a.image else {}),
     }
     if a.cpus_per_node is None:
         parameters |= {"exclusive": True, "mem": "0"}
@@ -154,8 +183,10 @@ def slurm_parameters(a: argparse.Namespace, job_name: str) -> dict[str, Any]:
 
 def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) -> None:
     """Submit to Slurm, or show what would be submitted."""
-    executor = SbatchWriter(jobs[0].folder.parent / "submitit" / "%j", max_num_timeout=NO_LIMIT)
-    executor.update_parameters(**slurm_parameters(a, Path(a.config).stem))
+    python = '"${in_container[@]}" "$job_python"'  # of the script, which knows them where it runs
+    executor = SbatchWriter(jobs[0].folder.parent / "submitit" / "%j", max_num_timeout=NO_LIMIT, python=python)
+    folders = sorted({job.folder.parent for job in jobs})
+    executor.update_parameters(**slurm_parameters(a, Path(a.config).stem, folders))
     if a.dry_run:
         print(executor.script(len(jobs)))
         for job in jobs:
@@ -212,8 +243,10 @@ def main() -> int:
     a = build_parser().parse_args()
     if a.local and a.nodes > 1:
         raise UserError("--local is this one machine: leave --nodes out")
+    if a.local and (a.image or a.container or a.container_image):
+        raise UserError("--local runs in no container: start submit.py itself inside it")
     jobs = plan_jobs(a.config, a.options, a.sweep)
-    tasks = [TrainingTask(job.options, job.folder, sys.executable, max(1, a.gpus_per_node)) for job in jobs]
+    tasks = [TrainingTask(job.options, job.folder, max(1, a.gpus_per_node)) for job in jobs]
     if a.local:
         return run_here(jobs, tasks, a.gpus_per_node)
     submit(a, jobs, tasks)

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 
 import submitit
 from submitit.helpers import DelayedSubmission
+from submitit.slurm.slurm import SlurmJobEnvironment
 
 from common.errors import UserError
 from common.run_folder import RunFolder
 from slurm.begin import begin
 from slurm.beginning import Beginning, leave_mark, read_mark
-from slurm.controller import ask, node_addresses, node_names
-from slurm.decide import Decision, decide_for
+from slurm.controller import ask, node_addresses
+from slurm.decide import EXIT_STATUS, Decision, decide_for
 from slurm.preflight import PATIENCE_SECONDS, check_nodes
 from slurm.starts import StartId
 
@@ -38,13 +40,11 @@ class TrainingTask:
     Args:
         options: train/pretrain.py's.
         run_folder: absolute path of the run's folder.
-        python: the Python that trains.
         ranks_per_node: how many ranks each node's launcher starts.
     """
 
     options: list[str]
     run_folder: Path
-    python: str
     ranks_per_node: int
     _requests: list[int] = field(default_factory=list, repr=False)
 
@@ -62,19 +62,23 @@ class TrainingTask:
                 signal.signal(number, handler)
         if decision.action == "requeue":
             assert callable(requeue)
-            requeue(signal.SIGUSR2, None)  # calls `checkpoint`, and ends this process
+            try:
+                requeue(signal.SIGUSR2, None)  # calls `checkpoint`, and ends this process
+            except (OSError, subprocess.SubprocessError) as error:  # in a container, say
+                print(f"scontrol does not requeue from here ({error}): left to the job's script", flush=True)
+                raise SystemExit(EXIT_STATUS["requeue"]) from None  # which is slurm/requeue.sh's to read
         if decision.action == "failed":
             raise JobFailed(decision.reason)
         return decision.reason
 
     def checkpoint(self) -> DelayedSubmission:
         """submitit's protocol: what the requeued job will run. The trainers have saved and left already."""
-        return DelayedSubmission(TrainingTask(self.options, self.run_folder, self.python, self.ranks_per_node))
+        return DelayedSubmission(TrainingTask(self.options, self.run_folder, self.ranks_per_node))
 
     def _train_and_decide(self) -> Decision:
         on_slurm = "SLURM_JOB_ID" in os.environ
         number = int(os.environ.get("SLURM_PROCID", "0"))
-        nodes = node_names(os.environ["SLURM_JOB_NODELIST"]) if on_slurm else [os.uname().nodename]
+        nodes = SlurmJobEnvironment().hostnames if on_slurm else [os.uname().nodename]  # without scontrol
         beginning = self._meet(nodes, number)
         options = [*self.options, *([f"--resume={beginning.resume}"] if beginning.resume else [])]
         status = self._train(beginning, options, len(nodes))
@@ -117,11 +121,11 @@ class TrainingTask:
 
     def _train(self, beginning: Beginning, options: list[str], nodes: int) -> int:
         """Run the node's launcher to its end, passing on requests to stop."""
-        script = ["bash", str(PROJECT / "slurm" / "node.sh"), self.python, *options]
+        script = ["bash", str(PROJECT / "slurm" / "node.sh"), sys.executable, *options]
         environment = os.environ | {
             "LONGHAUL_LAUNCH": "torchrun",
-            "LONGHAUL_HEAD": beginning.head,
-            "LONGHAUL_PORT": str(beginning.port),
+            "LONGHAUL_MEETING_HEAD": beginning.head,
+            "LONGHAUL_MEETING_PORT": str(beginning.port),
             "LONGHAUL_MEETING_ID": beginning.meeting_id,
             "LONGHAUL_RANKS_PER_NODE": str(self.ranks_per_node),
             "SLURM_STEP_NUM_NODES": str(nodes),  # without Slurm: 1

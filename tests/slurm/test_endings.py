@@ -48,7 +48,10 @@ def test_a_finished_run_submitted_again(bench: Bench, undisturbed: Job):
 
 
 def test_a_site_s_own_script_and_words_before_python(bench: Bench, undisturbed: Job):
-    """The finished run again, from a clone with a slurm/site.sh; `env` stands for a container's command."""
+    """The finished run again, from a clone with a slurm/site.sh; `env` stands for a container's command.
+
+    No variable of conda's and no status of a pipe ends the job.
+    """
     clone = bench.folder / "clone"
     clone.mkdir()
     for path in PROJECT.iterdir():
@@ -56,7 +59,9 @@ def test_a_site_s_own_script_and_words_before_python(bench: Bench, undisturbed: 
             (clone / path.name).symlink_to(path)
     shutil.copytree(PROJECT / "slurm", clone / "slurm")
     lines = [f"LONGHAUL_PYTHON={sys.executable}", "in_container=(env INSIDE=1)", "srun_options=(--quiet)"]
-    (clone / "slurm" / "site.sh").write_text("\n".join([*lines, "echo modules are loaded"]) + "\n")
+    (clone / "slurm" / "site.sh").write_text(
+        "\n".join([*lines, 'PS1="(env) $PS1"; false | cat', "echo modules are loaded"]) + "\n"
+    )
     job = bench.submit("undisturbed", cwd=clone, LONGHAUL_PYTHON="/nowhere/python")
     job.wait_for_state(*ENDED)
     assert job.facts["JobState"] == "COMPLETED", job.output

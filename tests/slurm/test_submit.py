@@ -34,6 +34,20 @@ def run_submit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ("name", "arguments"),
     [
         ("one-run", ["--nodes=4", "--time=1-12:00:00", "--partition=gpu", "--account=physics"]),
+        (
+            "containers",
+            [
+                "--nodelist=n[1-4]",
+                "--exclude=n5",
+                "--mail-type=END,FAIL",
+                "--mail-user=me@example.org",
+                "--image=docker:me/torch",
+                "--container=apptainer exec --nv '/shared/my images/torch.sif'",
+                "--container-image=/shared/torch.sqsh",
+                "--container-mounts=/shared,/data:/corpus",
+                "--python=python3",
+            ],
+        ),
         ("sweep", ["--gpus-per-node=1", "--cpus-per-node=12", "--sweep=optim.lr=3e-4,6e-4", "--sweep=run.seed=1,2"]),
     ],
 )
@@ -95,25 +109,26 @@ def test_what_sbatch_refuses_is_one_line(tmp_path: Path, monkeypatch):
     assert not (tmp_path / "runs" / "smoke").exists()
 
 
-def test_the_steps_of_a_job_get_its_environment_whatever_sbatch_s_export_was(tmp_path: Path):
-    """sbatch --export=NONE leaves SLURM_EXPORT_ENV=NONE, by which srun passes nothing on."""
-    (tmp_path / "slurm").mkdir()
-    script = '. "$1" && enter_repository && echo "$SLURM_EXPORT_ENV"'
-    done = subprocess.run(
-        ["bash", "-c", script, "bash", str(PROJECT / "slurm" / "job.sh")],
-        env={"PATH": os.environ["PATH"], "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_EXPORT_ENV": "NONE"},
-        capture_output=True,
-        text=True,
-    )
-    assert (done.stdout, done.stderr) == ("ALL\n", "")
-
-
 def test_a_wrong_time_is_one_line():
     with pytest.raises(UserError, match="--time soon"):
         minutes("soon")
     for nothing in ("0", "0:00:00", "0-0"):  # "no limit" to sbatch
         with pytest.raises(UserError, match=f"--time {nothing}: a job needs a limit"):
             minutes(nothing)
+
+
+def test_no_container_without_slurm(tmp_path: Path):
+    done = run_submit("--config", str(SMOKE), "--local", "--container=shifter", cwd=tmp_path)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ["error: --local runs in no container: start submit.py itself inside it"],
+    )
+
+
+def test_a_variable_of_the_job_is_not_expanded_where_it_is_submitted(monkeypatch):
+    monkeypatch.delenv("SLURM_TMPDIR", raising=False)
+    (job,) = plan_jobs(str(SMOKE), ["--data.stage_to=$SLURM_TMPDIR/longhaul"], [])
+    assert "--data.stage_to=$SLURM_TMPDIR/longhaul" in job.options
 
 
 def test_the_same_without_slurm(tmp_path: Path):

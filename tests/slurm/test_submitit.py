@@ -1,6 +1,7 @@
 """submit.py: jobs through submitit, on the cluster and without it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,21 @@ def test_a_real_interruption(bench: Bench, undisturbed: Job):
         bench.cluster.ask("scancel", f"--signal={number}", job.id)
     job.completes(restarts=1, like=undisturbed.run)
     assert job.decisions == ["requeue", "finished"]
+
+
+def test_an_interruption_in_a_container_without_slurm(bench: Bench, undisturbed: Job):
+    """`env` stands for the container: in its PATH there is no scontrol, so that the job's script has to requeue."""
+    inside = bench.folder / "inside"
+    inside.mkdir()
+    for program in ("bash", "dirname", "sed"):
+        (inside / program).symlink_to(str(shutil.which(program)))
+    (job,) = submit(bench, "contained", "--nodes=2", f"--container=env PATH={inside}")
+    job.wait_for_step(5)
+    bench.cluster.ask("scancel", "--signal=USR2", job.id)
+    job.completes(restarts=1, like=undisturbed.run)
+    assert job.decisions == ["requeue", "finished"]
+    assert "scontrol does not requeue from here" in job.output
+    assert "the job's end is SLURM_JOB_END_TIME's" in job.run.log.read_text()
 
 
 def test_a_sweep_is_a_job_array_of_named_runs(bench: Bench):

@@ -1,0 +1,20 @@
+"""Named values for a shell: each on a line of its own, which no banner of a wrapper or a container is taken for."""
+
+from collections.abc import Mapping
+
+from common.errors import UserError
+
+MARKER = "longhaul:"  # job.sh and node.sh look for it
+
+
+def print_values(values: Mapping[str, object]) -> None:
+    """Print `longhaul:NAME=VALUE` lines; the shell takes them as they are and evaluates nothing.
+
+    Raises UserError where a value has a line break, before anything is printed.
+    """
+    for name, value in values.items():
+        if "\n" in str(value):
+            raise UserError(f"{name} is {str(value)!r}: a job can't handle a line break in it, choose another name")
+    print()  # ends what a wrapper may have left without one
+    for name, value in values.items():
+        print(f"{MARKER}{name}={value}")
