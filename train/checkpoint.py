@@ -28,7 +28,7 @@ from common.publish import TEMPORARY_SUFFIX, publish_folder
 from model.ranks import Ranks
 from train import snapshot
 from train.background_save import BackgroundSave, ShareWritten, WriteFailure, write_failure
-from train.run_lock import LockLost
+from train.run_lock import LockLost, why_lost
 from train.shares import OPTIMIZER, WEIGHTS, checkpoint_bytes, named_parameters, owned_by, share_of
 
 
@@ -176,9 +176,7 @@ class CheckpointWriter:
         final = self._folder / checkpoint_name(pending.step)
         try:
             if not self._still_mine():
-                return LockLost(
-                    f"step {pending.step} is not published: another trainer has taken over {self._folder.parent}"
-                )
+                return LockLost(f"step {pending.step} is not published: {why_lost(self._folder.parent)}")
             write_checkpoint_manifest(pending.temporary, {"files": files, **pending.facts})
             _put_in_place(pending.temporary, final)
         except OSError as error:

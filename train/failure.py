@@ -18,7 +18,7 @@ from model.ranks import Ranks
 from train.heartbeat import vanished_ranks
 from train.parallel import NonFiniteWeights, ReplicasDiffer
 from train.recorder import Recorder
-from train.run_lock import LockLost
+from train.run_lock import LockLost, why_lost
 from train.run_state import UNCERTAIN, RunState
 from train.step import NonFiniteLoss
 
@@ -61,7 +61,7 @@ class FailureReporter:
                 self._report("exception", f"{type(error).__name__} on {self._me()}: {error}")
                 raise
             if self.state.lock.overtaken():
-                self._say_on_terminal(f"{self.folder.path} has been taken over by another trainer")
+                self._say_on_terminal(why_lost(self.folder.path))
             else:
                 reason, certain = self._who_is_gone(error)
                 self._report("lost_rank", reason, certain=certain)

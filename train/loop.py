@@ -25,7 +25,7 @@ from train.machine import peak_memory_gib
 from train.optimizer import set_learning_rate
 from train.parallel import NonFiniteWeights, ReplicasDiffer
 from train.recorder import Recorder
-from train.run_lock import LockLost
+from train.run_lock import LockLost, why_lost
 from train.run_state import RunState
 from train.schedule import Course
 from train.step import NonFiniteLoss, Stepper
@@ -202,13 +202,13 @@ class TrainingLoop:
     def _agree(self, progress: Progress) -> int:
         """What all ranks do next: the code of what has asked any to stop, or 0. Publishes a save that is all written.
 
-        Raises LockLost if the run has another trainer by now, SaveFailed if a save failed on any rank.
+        Raises LockLost if the run has another trainer by now or was moved, SaveFailed if a save failed on any rank.
         """
         stop_code, lost, unwritten, failed = self.ranks.agree(
             [self.stop.code(), int(self.state.lock.lost), *self.keeper.flags()]
         )
         if lost:
-            raise LockLost(f"{self.folder.path} has been taken over by another trainer: this one leaves it as it is")
+            raise LockLost(why_lost(self.folder.path))
         if self.keeper.settle(unwritten, failed):
             self._note_save(progress)
         return stop_code

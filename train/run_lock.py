@@ -2,8 +2,9 @@
 
 Two copies of a job can be alive at once: a node that its scheduler has lost goes on computing, and people start a
 command twice. The lock names its owner and is renewed while the owner lives. Who finds a lock takes it over if its
-owner is provably gone, or an earlier start of the same Slurm job, or stands still for long enough; an owner that has
-been overtaken finds another token in the lock, publishes nothing any more and leaves.
+owner is provably gone, or an earlier start of the same Slurm job, or stands still for long enough, or if the lock came
+with a copy of its owner's folder; an owner that has been overtaken finds another token in the lock, publishes nothing
+any more and leaves.
 """
 
 import contextlib
@@ -46,6 +47,7 @@ class RunLock:
     lost: bool = False  # the renewal has noticed
     _file: RewrittenFile | None = None
     _renewal: Periodic | None = None
+    _made_in: list[int] = field(default_factory=list)
     _made: list[Path] = field(default_factory=list)  # folders that were not there before
 
     @property
@@ -64,7 +66,7 @@ class RunLock:
         found = ""
         while not self._create():
             owner = read_record(self.path)
-            why = _why_stale(owner) or self._watch(owner, give_up)
+            why = _why_stale(owner, self.folder) or self._watch(owner, give_up)
             if _move_away(self.path, owner) and why != RELEASED:
                 found = f"took over the lock of {_name(owner)}: {why}"
         self._renewal = Periodic("lock", RENEW_SECONDS, self._renew)
@@ -117,6 +119,7 @@ class RunLock:
         try:
             self._file = RewrittenFile(self.path, must_be_new=True)
             self.token = uuid.uuid4().hex
+            self._made_in = _folder_id(self.folder)
             self._write()
         except FileExistsError:
             return False
@@ -138,6 +141,7 @@ class RunLock:
         self._file.write(
             asdict(ProcessIdentity.of_this_process())
             | {"job_id": os.environ.get("SLURM_JOB_ID"), "restart_count": _restart_count()}
+            | {"folder": self._made_in}
             | {"token": self.token, "renewed": time.time()}
         )
         self._file.sync()
@@ -160,7 +164,7 @@ class RunLock:
 
         Raises UserError if its owner lives.
         """
-        if owner is not None and _is_alive_here(owner):
+        if owner is not None and _is_alive_here(owner) and _made_in(owner) in (None, _folder_id(self.folder)):
             raise UserError(_refusal(self.folder, owner))
         print(self._why_wait(owner), flush=True)
         before = _content(self.path)
@@ -201,13 +205,40 @@ def holding_lock(folder: RunFolder, config: RunConfig, ranks: Ranks, stop: StopR
         lock.release()
 
 
-def _why_stale(owner: dict[str, Any] | None) -> str:
+def why_lost(run: Path) -> str:
+    """Why a trainer whose lock is not its own any more must leave, in words."""
+    if (run / "lock").exists():
+        return f"{run} has been taken over by another trainer: this one leaves it as it is"
+    return (
+        f"{run / 'lock'} is gone: the run's folder was moved or deleted while it was trained: move it back, or start "
+        "again with --run.root and --run.name of where it is"
+    )
+
+
+def _folder_id(folder: Path) -> list[int]:
+    """Device and inode: a moved folder keeps them, a copy has others."""
+    found = folder.stat()
+    return [found.st_dev, found.st_ino]
+
+
+def _made_in(owner: dict[str, Any]) -> list[int] | None:
+    """The `_folder_id` of where the lock was made; None where an older version made it."""
+    folder = owner.get("folder")
+    return folder if isinstance(folder, list) and len(folder) == 2 else None
+
+
+def _why_stale(owner: dict[str, Any] | None, folder: Path) -> str:
     """Why a lock's owner need not be waited for; "" where it may live, or the lock can't be read."""
     if owner is None:
         return ""
     try:
         if ProcessIdentity.from_record(owner).is_gone():
             return "that process is gone"
+        device, inode = _folder_id(folder)
+        # another machine, or another mount of the file system, may count its inodes in its own way
+        of_copy = [device, inode] != (made_in := _made_in(owner)) and made_in is not None and made_in[0] == device
+        if of_copy and ProcessIdentity.from_record(owner).is_here():
+            return "that process trains another folder, of which this one is a copy"
         same_job = owner["job_id"] is not None and owner["job_id"] == os.environ.get("SLURM_JOB_ID")
         if same_job and owner["restart_count"] < _restart_count():
             return f"this is a later start of job {owner['job_id']}"

@@ -119,6 +119,7 @@ def publish_without_the_lock(folder: Path) -> str:
     lock = (lambda: next(answers)) if ranks.is_first else (lambda: False)  # only rank 0 is asked
     writer = CheckpointWriter(folder, ranks, model, torch.optim.AdamW(model.parameters()), lock)
     writer.save(Progress(1), {})
+    (folder.parent / "lock").touch()  # another's
     try:
         writer.save(Progress(2), {})
     except LockLost as error:
@@ -130,7 +131,11 @@ def publish_without_the_lock(folder: Path) -> str:
 
 def test_nothing_is_published_once_the_lock_is_lost(tmp_path: Path) -> None:
     answers = run_ranks(2, tmp_path / "store", publish_without_the_lock, tmp_path / "checkpoints")
-    assert answers == [f"step 2 is not published: another trainer has taken over {tmp_path}"] * 2
+    assert (
+        answers
+        == [f"step 2 is not published: {tmp_path} has been taken over by another trainer: this one leaves it as it is"]
+        * 2
+    )
     assert [step for step, _ in list_checkpoints(tmp_path / "checkpoints")] == [1]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,60 @@ def test_a_trainer_that_has_been_overtaken_leaves_everything_alone(
     assert json.loads(lock.path.read_text())["token"] == json.loads(before[1])["token"]
     lock.release()
     assert not lock.path.exists()
+
+
+def test_a_copy_of_a_live_run_is_a_run_of_its_own_and_a_moved_one_keeps_its_trainer(tmp_path: Path, data: Path) -> None:
+    run = run_of(tmp_path, "mine")
+    command = tiny_arguments(tmp_path, data, "mine", "--run.max_steps=100000", "--checkpoint.every_steps=0")
+    trainer = subprocess.Popen(
+        [sys.executable, str(PRETRAIN), *command],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while len(losses(run)) < 3:
+            assert trainer.poll() is None
+            time.sleep(0.05)
+        suspend(trainer.pid)
+        shutil.copytree(run.path, tmp_path / "runs" / "copy")
+        shutil.copytree(run.path, tmp_path / "runs" / "linked", copy_function=os.link)  # as `cp -al`
+        for copy in ("copy", "linked"):
+            lock = RunLock(tmp_path / "runs" / copy, 60)
+            assert f"process {trainer.pid} on" in (found := lock.take())
+            assert "trains another folder, of which this one is a copy" in found
+            lock.release()
+        moved = tmp_path / "runs" / "moved"
+        before = run.lock.read_bytes()
+        run.path.rename(moved)
+        with pytest.raises(UserError, match=f"moved is being trained by process {trainer.pid} on"):
+            RunLock(moved, 60).take()
+        assert (moved / "lock").read_bytes() == before
+        os.kill(trainer.pid, signal.SIGCONT)
+        _, errors = trainer.communicate(timeout=60)
+    finally:
+        trainer.kill()
+    assert (trainer.returncode, len(errors.splitlines())) == (1, 1), errors
+    assert f"{run.lock} is gone: the run's folder was moved or deleted" in errors
+    assert "taken over" not in errors
+    lock = RunLock(moved, 60)
+    assert "that process is gone" in lock.take()
+    lock.release()
+
+
+def test_on_another_mount_a_lock_is_judged_by_whether_it_changes(tmp_path: Path) -> None:
+    """A file system that is mounted twice may number its files differently, and its trainer lives."""
+    record = vars(ProcessIdentity.of_this_process()) | NO_JOB | {"folder": [-1, 1], "token": "theirs"}
+    file = write_lock(tmp_path, record)
+    count = iter(range(1000))
+    renewal = Periodic("other", 0.1, lambda: file.write(record | {"renewed": next(count)}))
+    with pytest.raises(UserError, match="is being trained by"):
+        RunLock(tmp_path, 60).take()
+    renewal.stop()
+    lock = RunLock(tmp_path, 0.5)
+    assert "not renewed for" in lock.take()
+    lock.release()
 
 
 def write_lock(folder: Path, record: dict[str, Any]) -> RewrittenFile:
