@@ -121,6 +121,7 @@ def model_card(loaded: Loaded, home: str, difference: float) -> str:
         "trained": f"{manifest['step']:,} steps, {manifest['tokens']:,} tokens",
         "data": f"token set {manifest.get('data_identity') or 'unknown'}",
         **_validation_of(loaded),
+        **_readers_of(loaded),
         "verified": f"logits equal to Longhaul's within {difference:.1e} relative, in float32",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -131,6 +132,16 @@ def model_card(loaded: Loaded, home: str, difference: float) -> str:
         f'model = AutoModelForCausalLM.from_pretrained("PATH")  # {home}\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```\n'
     )
+
+
+def _readers_of(loaded: Loaded) -> dict[str, str]:
+    """What other programs that read the folder make of it."""
+    window = loaded.model.config.windows[0]
+    if window is None:
+        return {}
+    return {
+        "other programs": f"llama.cpp and mlx-lm ignore the window: beyond {window} tokens their results are others"
+    }
 
 
 def _validation_of(loaded: Loaded) -> dict[str, str]:

@@ -94,6 +94,7 @@ def to_config(config: ModelConfig, end_of_text_id: int | None) -> dict[str, Any]
     if home == GPT2:
         return shared | {
             "n_positions": config.block_size,
+            "n_ctx": config.block_size,  # the older name, by which llama.cpp's converter and mlx-lm still go
             "n_embd": config.n_embd,
             "n_layer": config.n_layer,
             "n_head": config.n_head,

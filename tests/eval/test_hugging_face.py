@@ -74,6 +74,10 @@ def test_exported_logits_are_equal_and_the_round_trip_exact(home, seed, tmp_path
     call(export_hf, monkeypatch, checkpoint, tmp_path / "hf")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
     assert type(theirs).__name__ == home
+    # as llama.cpp's converter and mlx-lm look GPT-2's context up; they know no window
+    assert home != GPT2 or json.loads((tmp_path / "hf" / "config.json").read_text())["n_ctx"] == model.config.block_size
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert ("llama.cpp and mlx-lm ignore the window" in card) is (model.config.windows[0] is not None)
     tokens = torch.randint(0, 257, (2, model.config.block_size), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         got, expected = theirs(tokens).logits, model(tokens)[..., :257]
