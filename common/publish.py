@@ -3,10 +3,14 @@
 Written aside, synced, renamed: a reader or a restart after a crash at any instant finds the old file or the new one.
 """
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
+import stat
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 from common.errors import UserError
 
 TEMPORARY_SUFFIX = ".tmp"
+_OPEN_HERE = re.compile(r"(?:/dev/fd|/proc/self/fd)/(\d+)|/dev/(stdin|stdout|stderr)")
 
 
 def canonical_json(value: Any) -> str:
@@ -65,18 +70,26 @@ def write_whole(
 ) -> bool:
     """Replace a file by `data` in one step; two writers at once leave one of the two, never a mixture.
 
+    A link is followed. What is no regular file (a device, a pipe, `/dev/stdout`) is written to: it can't be replaced.
+
     Args:
         wanted: asked when `data` is on the disk, which may take seconds, right before it would replace the file.
         mode: who may read and write the file, as far as the umask leaves it.
 
     Returns whether it did.
     """
-    path = Path(path)
+    content = data.encode() if isinstance(data, str) else data
+    if is_written_through(path):
+        if wanted():
+            _write_through(path, content)
+            return True
+        return False
+    path = _followed(path)
     # no process id: two containers or machines may share a folder and have the same
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         if not wanted():
@@ -97,18 +110,53 @@ def write_json_whole(
     return write_whole(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n", wanted, mode=mode)
 
 
+def is_written_through(path: Path | str) -> bool:
+    """Whether a path leads to what only takes bytes: a device, a pipe, or what this process has open (`/dev/fd/63`)."""
+    try:
+        return _OPEN_HERE.fullmatch(os.path.abspath(path)) is not None or not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _followed(path: Path | str) -> Path:
+    """Where links lead to, whether anything is there or not. Raises OSError for links that lead to one another."""
+    end = Path(os.path.realpath(path))
+    if end.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return end
+
+
+def _write_through(path: Path | str, content: bytes) -> None:
+    """Raises OSError where it takes no bytes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    here = _OPEN_HERE.fullmatch(os.path.abspath(path))
+    if here is None:
+        descriptor = os.open(path, os.O_WRONLY)
+    else:  # what has been written to it stays before this, what follows comes behind
+        descriptor = os.dup(int(here[1]) if here[1] else ("stdin", "stdout", "stderr").index(here[2]))
+    with open(descriptor, "wb") as file:
+        file.write(content)
+
+
 def file_to_write(name: str | Path) -> Path:
     """A file that a command is to write when its work is done, its folder made now: the type of such an option.
 
     Raises UserError where it can't be written, before the work rather than after it.
     """
-    path = Path(name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        why = "it is a folder" if path.is_dir() else f"no permission to write into {path.parent}"
+    path, why = Path(name), ""
+    if path.is_dir():
+        why = "it is a folder"
+    elif is_written_through(path):
+        why = "" if os.access(path, os.W_OK) else "no permission to write to it"
+    else:
+        try:
+            folder = _followed(path).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            why = "" if os.access(folder, os.W_OK) else f"no permission to write into {folder}"
+        except OSError as error:
+            why = str(error.strerror)
+    if why:
         raise UserError(f"{path} can't be written ({why}): name another file")
     return path
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import socket
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -166,3 +167,51 @@ def test_a_file_to_write_is_refused_before_the_work_in_one_line(tmp_path: Path) 
             file_to_write(path)
         assert "\n" not in str(error.value)
     assert file_to_write(tmp_path / "taken").read_text() == "a file", "an older one stays until the new one is whole"
+
+
+def test_links_are_followed_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for target in (tmp_path / "real" / "there.json", tmp_path / "real" / "new.json"):
+        link = tmp_path / target.name
+        link.symlink_to(target)
+        if target.name == "there.json":
+            target.write_text("old")
+        assert file_to_write(link) == link
+        write_whole(link, "new")
+        assert link.is_symlink()
+        assert target.read_text() == "new"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(UserError, match="Too many levels of symbolic links"):
+        file_to_write(tmp_path / "loop")
+    assert not any(tmp_path.glob("**/*.tmp"))
+
+
+def test_a_device_or_pipe_takes_the_bytes_and_stays(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(fifo.read_bytes)
+        write_json_whole(file_to_write(fifo), {"a": 1})
+        assert json.loads(received.result()) == {"a": 1}
+    assert stat.S_ISFIFO(fifo.stat().st_mode)
+    if os.geteuid() == 0:  # for others the folder of devices is read-only
+        null = tmp_path / "null"
+        os.mknod(null, stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        write_whole(file_to_write(null), "x")
+        assert stat.S_ISCHR(null.stat().st_mode)
+    assert not any(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_standard_output_gets_a_result_between_what_is_printed(tmp_path: Path, name: str) -> None:
+    code = (
+        "from common.publish import file_to_write, write_json_whole\n"
+        f"path = file_to_write({name!r})\n"
+        "print('before'); write_json_whole(path, {'a': 1}); print('after')\n"
+    )
+    expected = 'before\n{\n  "a": 1\n}\nafter\n'
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout == expected
+    with open(tmp_path / "out.txt", "w") as file:
+        subprocess.run(command, cwd=PROJECT, stdout=file, check=True)
+    assert (tmp_path / "out.txt").read_text() == expected
