@@ -14,7 +14,7 @@ requeue() { # again and again while the controller is away, as at its restart; f
     local heard=
     until scontrol requeue "$SLURM_JOB_ID"; do
         if [ -n "$heard" ]; then return 1; fi
-        if scontrol ping | grep -q "is UP"; then
+        if [[ $(scontrol ping) == *"is UP"* ]]; then
             heard=yes # or it has come back since: that is worth another try
         else
             say "the controller does not answer: asking again to be requeued"

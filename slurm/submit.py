@@ -36,6 +36,7 @@ from train.config import read_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 NO_LIMIT = 1_000_000  # of time-outs; decide.py's own rule ends a job that gets no further
+NO_STAGING = "--data.stage_to=null"  # for what is read here: that folder may have a name that only the job knows
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
 LOOK_SECONDS = 0.5
 
@@ -101,11 +102,11 @@ def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
     jobs = []
     for values in itertools.product(*map(_sweep_values, sweeps)):
         chosen = [f"--config={Path(config).absolute()}", *options, *(f"--{key}={value}" for key, value in values)]
-        name = str(read_config(chosen)[0].run.name)
+        name = str(read_config([*chosen, NO_STAGING])[0].run.name)
         for key, value in values:
             name += f"-{key.split('.')[-1]}-{value}"
         chosen.append(f"--run.name={name}")
-        parsed, _ = read_config(chosen)
+        parsed, _ = read_config([*chosen, NO_STAGING])
         jobs.append(Job(name, Path(parsed.run.root, name).absolute(), chosen))
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):

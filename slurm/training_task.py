@@ -85,7 +85,7 @@ class TrainingTask:
         if number > 0:
             return Decision("leave", f"the launcher on this node ended with status {status}")
         return decide_for(
-            RunFolder(self.run_folder),
+            RunFolder(Path(beginning.run_folder)),
             ask("scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"]) if on_slurm else "",
             asked=bool(self._requests),
             told=False,
