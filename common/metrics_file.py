@@ -14,15 +14,16 @@ from typing import Any
 
 from common.publish import finite_or_null
 
+LATE_KINDS = ("save", "save_failed")  # records of something that began some steps before
+
 
 class MetricsFile:
     """The writing side. Every line is one `write` of a file opened for appending."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        torn = path.exists() and path.stat().st_size > 0 and not _ends_with_newline(path)
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-        if torn:
+        if not ends_with_newline(path):
             self._file.write(b"\n")
 
     def append(self, record: dict[str, Any]) -> None:
@@ -30,7 +31,7 @@ class MetricsFile:
 
         Raises OSError where it can't be written whole; nothing may be appended afterwards.
         """
-        line = json.dumps(finite_or_null(record), allow_nan=False).encode() + b"\n"
+        line = to_line(record)
         if self._file.write(line) != len(line):  # a disk takes what it has room for
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -46,8 +47,16 @@ class MetricsFile:
             self._file.close()
 
 
-def _ends_with_newline(path: Path) -> bool:
+def to_line(record: dict[str, Any]) -> bytes:
+    """One line of such a file. NaN and infinities, which JSON does not know, become null."""
+    return json.dumps(finite_or_null(record), allow_nan=False).encode() + b"\n"
+
+
+def ends_with_newline(path: Path) -> bool:
+    """Whether the next line may begin at a file's end. Raises OSError."""
     with open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return True
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
 
@@ -92,8 +101,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Steps only ever grow, so a record of an earlier step tells that the run went back, and everything after that step
     is void. A step's training record comes first, so it also voids the step's other records; a repeated validation
-    replaces its predecessor. A save is recorded when it is published, some steps after the one it saved: it voids
-    nothing and is put where its step is.
+    replaces its predecessor. A save is recorded when it is published or has failed, some steps after the one it saved:
+    it voids nothing and is put where its step is.
     """
     return _holding(read_json_lines(path))
 
@@ -120,7 +129,7 @@ def _holding(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         end = len(kept)
         while end > 0 and (kept[end - 1]["step"] > step or (kind == "train" and kept[end - 1]["step"] == step)):
             end -= 1
-        if kind != "save":
+        if kind not in LATE_KINDS:
             del kept[end:]
         position = end
         while position > 0 and kept[position - 1]["step"] == step:

@@ -14,7 +14,7 @@ from common.publish import write_json_whole
 
 Status = Literal["running", "preempted", "done", "failed"]
 Stop = Literal["signal", "file", "deadline", "launcher"]
-Failure = Literal["exception", "lost_rank"]
+Failure = Literal["exception", "storage", "lost_rank"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,7 @@ class RunFolder:
         world_size: int = 1,
         stop: Stop | None = None,
         failure: Failure | None = None,
+        trouble: str = "",
         wanted: Callable[[], bool] = lambda: True,
     ) -> bool:
         """Replace the `state` in one step; return whether it was.
@@ -105,8 +106,9 @@ class RunFolder:
             started_step: the step at which this start of the trainer began; a `step` beyond it is progress.
             world_size: number of ranks.
             stop: what asked a `preempted` run to stop.
-            failure: whether a `failed` run met an error of its own (the same command meets it again) or lost a process
-                or a machine (the same command may go on).
+            failure: whether a `failed` run met an error of its own (the same command meets it again), could not write
+                what it has to, or lost a process or a machine (the same command may go on in these cases).
+            trouble: what a `running` run can't write at present.
             wanted: asked at the last moment; False leaves the `state` as it is.
         """
         state = {
@@ -114,6 +116,7 @@ class RunFolder:
             "reason": reason,
             **({"stop": stop} if stop else {}),
             **({"failure": failure} if failure else {}),
+            **({"trouble": trouble} if trouble else {}),
             "step": step,
             "tokens": tokens,
             "started_step": started_step,

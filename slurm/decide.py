@@ -74,7 +74,7 @@ def decide(facts: Facts) -> Decision:
             return Decision("finished", "all steps are done")
         if status == "preempted" and state.get("stop") == "file":
             return Decision("stopped", "asked to by the STOP file")
-        if status == "failed" and state.get("failure") != "lost_rank":
+        if status == "failed" and state.get("failure") not in ("lost_rank", "storage"):
             return Decision("failed", f"not requeued, the same would happen again: {state.get('reason')}")
     elif status == "done" and facts.exit_status == 0:
         return Decision("finished", "all steps were done before")
@@ -100,7 +100,7 @@ def _last(state: dict[str, Any]) -> str:
 
 
 def _after_a_loss(facts: Facts, reason: str) -> Decision:
-    """A rank or a node was lost: go on only if that gets the run further."""
+    """A rank, a node or a file system was lost: go on only if that gets the run further."""
     if facts.steps_trained == 0 and not (facts.asked or facts.pre_empted):
         return Decision("failed", f"lost before a single step was done, so it would be lost again: {reason}")
     return Decision("requeue", f"lost after {facts.steps_trained} steps: {reason}")

@@ -81,7 +81,7 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
         allocated_seconds=allocated,
         goodput=sum(record["step_seconds"] for record in kept) / allocated if allocated and kept else None,
         lost_steps=len(trained) - len(kept),
-        reason=str(state.get("reason", "")),
+        reason=str(state.get("trouble") or state.get("reason", "")),
     )
 
 

@@ -85,6 +85,7 @@ def save_once(writer: CheckpointWriter, ranks: Ranks, step: int, *, asynchronous
             time.sleep(LOOK_SECONDS)
         beside = time.monotonic() - left
     saved = writer.finish()
+    assert saved is not None
     blocked = time.monotonic() - started - beside
     if ranks.is_first:
         shutil.rmtree(saved.path)

@@ -21,6 +21,7 @@ from train.recorder import Recorder
 from train.run_lock import LockLost, why_lost
 from train.run_state import UNCERTAIN, RunState
 from train.step import NonFiniteLoss
+from train.storage import StorageFailed
 
 SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # their message says all; a traceback would hide it
 PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)
@@ -53,10 +54,16 @@ class FailureReporter:
         except KeyboardInterrupt:
             self._report("exception", f"interrupted on rank {self.ranks.rank} by a second Ctrl-C, without a save")
             raise
+        except StorageFailed as error:
+            self._report("storage", str(error), alike=True)
+            raise
         except UserError as error:
             self._report("exception", str(error), alike=True)
             raise
         except Exception as error:
+            if is_storage(error):
+                self._report("storage", f"{self._me()}: {error}")
+                raise SystemExit(1) from None
             if not is_lost_peer(error):
                 self._report("exception", f"{type(error).__name__} on {self._me()}: {error}")
                 raise
@@ -72,7 +79,7 @@ class FailureReporter:
         reason = " ".join(reason.split())
         counts = self.state.write_failure(failure, reason, certain=certain)
         if not counts and not alike:
-            reason = f"{self._me()} leaves: {(self.folder.read_state() or {}).get('reason', reason)}"
+            reason = f"{self._me()} leaves: {self.state.said().get('reason', reason)}"
         if counts and not alike and not self.ranks.is_first:  # the recorder is rank 0's, which may be the one that died
             self._append_to_log(f"failed: {reason}")
             self._say_on_terminal(f"failed: {reason}")
@@ -84,7 +91,7 @@ class FailureReporter:
         others = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
         until = time.monotonic() + LOOK_SECONDS
         while not (gone := vanished_ranks(self.folder, others)) and time.monotonic() < until:
-            if (self.folder.read_state() or {}).get("status") == "failed":
+            if self.state.said().get("status") == "failed":
                 break  # another rank knows
             time.sleep(0.1)
         if not gone:
@@ -100,6 +107,11 @@ class FailureReporter:
     def _append_to_log(self, text: str) -> None:
         with contextlib.suppress(OSError), open(self.folder.log, "a", encoding="utf-8") as log:  # the disk is full
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
+
+
+def is_storage(error: BaseException) -> bool:
+    """Whether a file could not be read or written: its name is in the error, as in no error of a network."""
+    return isinstance(error, OSError) and error.errno is not None and error.filename is not None
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from common.run_folder import RunFolder, Stop
 from model.gpt import GPT
-from model.ranks import Ranks
+from model.ranks import Ranks, agreed
 from train.between import SampleWriter, Validator
 from train.checkpoint import Progress
 from train.config import Config
@@ -30,6 +30,7 @@ from train.run_state import RunState
 from train.schedule import Course
 from train.step import NonFiniteLoss, Stepper
 from train.stopping import StopRequest, kind, reason
+from train.storage import StorageFailed
 
 COLLECT_STEPS = 1000  # steps from one garbage collection to the next
 FIRST_LOSS_MARGIN = 0.5  # nats
@@ -73,6 +74,7 @@ class TrainingLoop:
     start_facts: dict[str, Any] = field(default_factory=dict)  # what else the record of this start holds
     _state_written: float = 0.0
     _log_seconds: float = 0.0
+    _trouble_told: str = ""
 
     def run(self, progress: Progress, missing: Due = NOTHING) -> Outcome:
         """Train from `progress` to the last step, or until asked to stop.
@@ -202,15 +204,20 @@ class TrainingLoop:
     def _agree(self, progress: Progress) -> int:
         """What all ranks do next: the code of what has asked any to stop, or 0. Publishes a save that is all written.
 
-        Raises LockLost if the run has another trainer by now or was moved, SaveFailed if a save failed on any rank.
+        Raises LockLost if the run has another trainer by now or was moved; StorageFailed if saves failed, on any rank,
+        and the run may not continue without them, or if its record can't be kept.
         """
-        stop_code, lost, unwritten, failed = self.ranks.agree(
-            [self.stop.code(), int(self.state.lock.lost), *self.keeper.flags()]
+        stop_code, lost, record_lost, unwritten, failed = self.ranks.agree(
+            [self.stop.code(), int(self.state.lock.lost), int(self.recorder.lost), *self.keeper.flags()]
         )
         if lost:
             raise LockLost(why_lost(self.folder.path))
+        if record_lost:
+            raise StorageFailed(self.ranks.from_first(f"{self.recorder.trouble}, and memory for records is full"))
         if self.keeper.settle(unwritten, failed):
             self._note_save(progress)
+        elif self._trouble() != self._trouble_told:
+            self._write_state(progress, "training")
         return stop_code
 
     def _note_save(self, progress: Progress) -> None:
@@ -235,15 +242,28 @@ class TrainingLoop:
             )
 
     def finish(self, outcome: Outcome) -> None:
-        """Record how the run ended."""
-        if self.ranks.is_first:
-            self.state.write(outcome.status, outcome.reason, outcome.progress, outcome.stop)
-            if outcome.stop in ("file", None):  # it has been heard; one that came during another stop is yet to be
-                self.folder.stop_file.unlink(missing_ok=True)
+        """Record how the run ended.
+
+        Raises StorageFailed on all ranks where that can't be done.
+        """
+        agreed(self.ranks, lambda: self._write_end(outcome))
         self.recorder.say(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
         self.recorder.close()
 
+    def _write_end(self, outcome: Outcome) -> None:
+        self.recorder.sync_all(self.margin.seconds())
+        self.state.write(outcome.status, outcome.reason, outcome.progress, outcome.stop)
+        if outcome.stop in ("file", None):  # it has been heard; one that came during another stop is yet to be
+            try:
+                self.folder.stop_file.unlink(missing_ok=True)
+            except OSError as error:
+                self.recorder.say(f"WARNING: {error}: the next start stops at once unless you remove it")
+
+    def _trouble(self) -> str:
+        return self.keeper.trouble or self.recorder.trouble
+
     def _write_state(self, progress: Progress, why: str) -> None:
         if self.ranks.is_first:
-            self.state.write("running", why, progress)
+            self._trouble_told = self._trouble()
+            self.state.write("running", why, progress, trouble=self._trouble_told)
             self._state_written = time.monotonic()

@@ -34,7 +34,8 @@ from train.announce import describe_course, describe_data, describe_model, descr
 from train.base import Base
 from train.batch import BatchPlan, plan_batch
 from train.between import SampleWriter, Validator, check_prompts
-from train.checkpoint import CheckpointWriter, Progress, load_training_state
+from train.checkpoint import CheckpointWriter, Progress
+from train.checkpoint_reading import load_training_state
 from train.choices import recompute_every, resolve, set_determinism
 from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
@@ -143,6 +144,7 @@ def pretrain(context: RunContext) -> int:
         check_course(resumed, checkpoint, context.options.allow_change)
     agreed(ranks, lambda: prepare_folder(context, machines, checkpoint, state))
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
+    agreed(ranks, recorder.open_files)
     reporter = FailureReporter(folder, ranks, state, recorder)
     with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
         context.deadline.report = recorder.say
@@ -257,7 +259,7 @@ def compose(
     validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder, sha256, border)
     keeper = CheckpointKeeper(
         folder.checkpoints,
-        CheckpointWriter(folder.checkpoints, ranks, model, optimizer, context.lock.still_mine),
+        CheckpointWriter(folder.checkpoints, ranks, model, optimizer, context.lock.still_mine, recorder.sync),
         config.checkpoint,
         manifest_facts(config, course, tokens, ranks) | (base.facts(folder.checkpoints) if base else {}),
         validator,
@@ -265,6 +267,7 @@ def compose(
         resumed_from=checkpoint,
         scaler=stepper.scaler,
         deletes=ranks.is_first,
+        patience=context.margin.seconds,
     )
     tokenizer = load_tokenizer(tokens.tokenizer_spec)
     peak = peak_flops(torch.cuda.get_device_name(ranks.device)) if on_gpu else None

@@ -5,22 +5,25 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import UserError
-from common.metrics_file import MetricsFile, record_kind
+from common.metrics_file import record_kind
+from common.patient_file import PatientFile
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
+from train.storage import RETRY_DELAYS, StorageFailed, is_transient
 from train.wandb_mirror import MIRRORED, WandbMirror
 
 
 class Recorder:
-    """Written to by rank 0 alone; on other ranks every call does nothing."""
+    """Written to by rank 0 alone; on other ranks every call does nothing.
+
+    A file system that takes no record ends no step: records wait in memory, and `lost` is true once they don't fit.
+    """
 
     def __init__(self, folder: RunFolder, ranks: Ranks, max_steps: int, *, first_step: int, line_every: int) -> None:
         self._active = ranks.is_first
@@ -28,15 +31,26 @@ class Recorder:
         self._line_every = line_every
         self._started: float | None = None
         self._first_step = first_step
+        self.lost = False
+        self._told = ""
         if not self._active:
             return
-        self._metrics = MetricsFile(folder.metrics)
-        self._samples = MetricsFile(folder.samples)
-        self._log = open(folder.log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+        self._folder = folder
         self._mirror: WandbMirror | None = None
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr)
+
+    def open_files(self) -> None:
+        """Raises StorageFailed, on rank 0 alone."""
+        if not self._active:
+            return
+        try:
+            self._metrics = PatientFile(self._folder.metrics)
+            self._samples = PatientFile(self._folder.samples)
+            self._log = open(self._folder.log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+        except OSError as error:
+            raise StorageFailed(f"{error.filename or self._folder.path} can't be written: {error.strerror}") from None
 
     def mirror_to(self, mirror: WandbMirror) -> None:
         """Pass every record on to a mirror as well."""
@@ -86,14 +100,46 @@ class Recorder:
             self._mirror.put(record)
 
     def sync(self) -> None:
-        """Wait until the record so far is on the disk: a checkpoint that outlives a power cut must not outlive it."""
-        if self._active:
-            with _writing(self._metrics.path):
-                self._metrics.sync()
+        """Wait until the metrics so far are on the disk: a checkpoint that outlives a power cut must not outlive them.
 
-    def _append(self, file: MetricsFile, record: dict[str, Any]) -> None:
-        with _writing(file.path):
+        Raises OSError where they may not be.
+        """
+        if self._active:
+            with contextlib.suppress(OSError):  # samples can be made again
+                self._samples.sync()
+            try:
+                self._metrics.sync()
+            finally:
+                self._tell_trouble()
+
+    def sync_all(self, patience_seconds: float, retry_delays: Sequence[float] = RETRY_DELAYS) -> None:
+        """Wait until every record is on the disk, at the end of the run, in several tries.
+
+        Raises StorageFailed where they can't be: what they measured is then measured by the next start.
+        """
+        until = time.monotonic() + patience_seconds
+        for file in (self._metrics, self._samples) if self._active else ():
+            _retry(file.sync, until, retry_delays, self.say)
+
+    @property
+    def trouble(self) -> str:
+        """What can't be written at present."""
+        files = (self._metrics, self._samples) if self._active else ()
+        return "; ".join(_refusal(file) for file in files if file.trouble is not None)
+
+    def _append(self, file: PatientFile, record: dict[str, Any]) -> None:
+        try:
             file.append(record)
+        except OSError:
+            self.lost = True  # which is for all ranks to know before it ends the run
+        self._tell_trouble()
+
+    def _tell_trouble(self) -> None:
+        """A line whenever writing has begun to fail, or works again."""
+        trouble = self.trouble
+        if trouble != self._told:
+            self._told = trouble
+            self.say(f"WARNING: {trouble}: what is recorded waits in memory" if trouble else "all records are written")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record what the model wrote after a prompt, and show it on one line."""
@@ -111,6 +157,7 @@ class Recorder:
                 try:
                     file.close()
                 except OSError as error:  # why the run ends counts for more
+                    self._told = self.trouble
                     self.say(f"WARNING: {file.path} may lack its last lines: {error.strerror}")
             with contextlib.suppress(OSError):
                 self._log.close()
@@ -132,13 +179,23 @@ class Recorder:
         return " | ".join(parts)
 
 
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raises UserError where a record can't be written: a run with gaps in it would be another one."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written: {error.strerror}: make room, then the same command goes on from the newest "
-            "checkpoint"
-        ) from None
+def _refusal(file: PatientFile) -> str:
+    assert file.trouble is not None
+    return f"{file.path} can't be written: {file.trouble.strerror or file.trouble}"
+
+
+def _retry(act: Callable[[], None], until: float, delays: Sequence[float], say: Callable[[str], None]) -> None:
+    """Do what a file system may refuse for a moment, waiting between tries, not beyond `until` (time.monotonic()).
+
+    Raises StorageFailed.
+    """
+    for delay in (*delays, None):
+        try:
+            act()
+            return
+        except OSError as error:
+            why = f"{error.filename} can't be written: {error.strerror}"
+            if delay is None or not is_transient(error) or time.monotonic() + delay > until:
+                raise StorageFailed(f"{why}: the same command resumes from the newest checkpoint") from None
+            say(f"WARNING: {why}: trying again in {format_duration(delay)}")
+            time.sleep(delay)

@@ -60,8 +60,10 @@ class CheckpointConfig:
         every_steps: save after every so many steps; 0 saves at the end alone.
         asynchronous: training goes on while a checkpoint is written, and waits only for a copy to host memory; false
             waits until it is published.
-        on_failure: what a save that fails (disk full, quota, read-only) means: stop the run, or continue with a
-            warning and try again when the next save is due. The last save of a run must succeed either way.
+        on_failure: what a save that fails (disk full, quota, read-only, a file system that is away for longer than a
+            moment) means: continue with a warning and try again when the next save is due, or stop the run. The last
+            save of a run must succeed either way.
+        max_failures: after so many failed saves in a row the run stops all the same.
         keep_last: how many of the newest checkpoints stay.
         keep_every_steps: checkpoints at multiples of this stay for good; 0 keeps none for good.
         keep_best: the checkpoint with the lowest validation loss, measured at its own step, stays as well.
@@ -71,7 +73,8 @@ class CheckpointConfig:
 
     every_steps: int = 500
     asynchronous: bool = True
-    on_failure: Literal["stop", "continue"] = "stop"
+    on_failure: Literal["continue", "stop"] = "continue"
+    max_failures: int = 3
     keep_last: int = 2
     keep_every_steps: int = 0
     keep_best: bool = True
@@ -83,6 +86,8 @@ class CheckpointConfig:
                 "checkpoint.every_steps, checkpoint.keep_every_steps and checkpoint.weights_every_steps must not be "
                 "negative"
             )
+        if self.max_failures < 1:
+            raise ValueError(f"checkpoint.max_failures is {self.max_failures}: give 1 or more")
         if self.keep_last < 1:
             raise ValueError(f"checkpoint.keep_last is {self.keep_last}: at least 1 must stay")
         if self.weights_every_steps and (not self.every_steps or self.weights_every_steps % self.every_steps):

@@ -129,6 +129,11 @@ def _warning(run: LiveRun, now: float) -> str:
     """What speaks against a run that calls itself running."""
     if run.state.get("status") != "running":
         return ""
+    trouble = f"NOT SAVED: {run.state['trouble']}  " if run.state.get("trouble") else ""
+    return trouble + _silence(run, now)
+
+
+def _silence(run: LiveRun, now: float) -> str:
     with contextlib.suppress(KeyError):  # a run without heartbeats
         if ProcessIdentity.from_record(run.beat).is_gone():
             return f"BUT ITS PROCESS {run.beat['pid']} IS GONE"

@@ -100,8 +100,8 @@ class Campaign:
         """One start with a fault; None if the run ended before it."""
         more: tuple[str, ...] = ()
         environment: dict[str, str] = {}
-        if fault.kind == plan.DISK_FULL and goes_on_without_room(fault):
-            more = ("--checkpoint.on_failure=continue",)
+        if fault.kind == plan.DISK_FULL and not goes_on_without_room(fault):
+            more = ("--checkpoint.on_failure=stop",)
         with silent_server() as url:
             if fault.kind in (plan.WANDB_SILENT, plan.WANDB_STOPPED):
                 more = ("--log.wandb=true",)

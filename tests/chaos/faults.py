@@ -168,6 +168,8 @@ def _orphans(alive: dict[int, str]) -> str:
 def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
     """Leave less than a checkpoint's size free, until the trainer has said so or is gone."""
     trainer = victims.trainer
+    # a record that waits for room ends no run, whatever the policy for saves
+    telling = ("could not be saved", NO_RECORD) if goes_on_without_room(fault) else ("could not be saved",)
     sizes = [
         sum(file.stat().st_size for file in folder.iterdir())
         for folder in victims.run.checkpoints.glob("step-????????")
@@ -179,7 +181,7 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
         told_seconds = None
         while trainer.status is None and told_seconds is None and time.monotonic() < started + GONE_SECONDS:
             trainer.next_event(0.05)
-            if any(words in trainer.said() for words in ("could not be saved", NO_RECORD)):
+            if any(words in trainer.said() for words in telling):
                 told_seconds = time.monotonic() - started
     if told_seconds is None and trainer.status == 0:
         return None  # there was room for all that was left to write

@@ -247,6 +247,15 @@ def test_a_run_that_says_nothing_any_more(tmp_path: Path) -> None:
     assert f"ITS PROCESS {os.getpid()} IS GONE" in frame(run, 200, 20, look, end)[0]
 
 
+def test_a_run_whose_saves_fail_is_red_on_top(tmp_path: Path) -> None:
+    folder = recorded_run(tmp_path, "full")
+    folder.write_state("running", reason="training", step=40, tokens=1, trouble="step 30 could not be saved: no room")
+    run = LiveRun(folder, MetricsTable(folder.metrics))
+    run.refresh()
+    title = frame(run, 200, 20, Look(True, True), run.table.lives[-1].end)[0]
+    assert "NOT SAVED: step 30 could not be saved: no room" in title and "1;31m" in title
+
+
 def test_a_plot_puts_values_at_their_height() -> None:
     rising = plot(np.arange(1000.0), 30, 5, braille=False)
     assert [line.rindex("*") for line in rising] == sorted((line.rindex("*") for line in rising), reverse=True)

@@ -52,12 +52,15 @@ def facts(status: str | None = None, *, own: bool = True, **changes: Any) -> Fac
         (facts("failed", failure="exception", asked=True), "failed"),
         # a loss
         (facts("failed", failure="lost_rank"), "requeue"),
+        (facts("failed", failure="storage"), "requeue"),  # a file system that was away
         (facts("running"), "requeue"),
         (facts("preempted", stop="launcher"), "requeue"),
         (facts("failed", failure="lost_rank", steps_trained=0), "failed"),
+        (facts("failed", failure="storage", steps_trained=0), "failed"),
         (facts("running", steps_trained=0), "failed"),
         (facts("running", steps_trained=0, asked=True), "requeue"),
         (facts("failed", failure="lost_rank", fruitless=3), "failed"),
+        (facts("failed", failure="storage", fruitless=3), "failed"),  # and stays so
         (facts("running", fruitless=3), "failed"),
         # a time limit that is too short to get anywhere; to be pre-empted ever again is another matter
         (facts("preempted", stop="signal", asked=True, fruitless=3), "failed"),

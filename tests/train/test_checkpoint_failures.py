@@ -53,13 +53,14 @@ def train_with_files_limited(arguments: list[str], limit_from_step: int) -> None
 def test_a_failed_write_stops_all_ranks_with_one_line_and_keeps_what_was_saved(
     tmp_path: Path, data: Path, asynchronous: str
 ) -> None:
-    arguments = tiny_arguments(tmp_path, data, "limited", f"--checkpoint.asynchronous={asynchronous}")
+    more = ("--checkpoint.on_failure=stop", f"--checkpoint.asynchronous={asynchronous}")
+    arguments = tiny_arguments(tmp_path, data, "limited", *more)
     run = run_of(tmp_path, "limited")
     assert RankGroup(2, tmp_path / "store", train_with_files_limited, arguments, 10).join() == [2, 2]
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]
     assert not list(run.checkpoints.glob(".*"))  # its leftovers are gone
     state = state_of(run)
-    assert state["status"] == "failed"
+    assert (state["status"], state["failure"]) == ("failed", "storage")
     why = r"step 10 could not be saved: .*/weights-0000\d-of-00002.safetensors: File too large"
     assert re.search(why, state["reason"])
     assert "Traceback" not in run.log.read_text()
@@ -68,7 +69,7 @@ def test_a_failed_write_stops_all_ranks_with_one_line_and_keeps_what_was_saved(
 
 
 def test_training_goes_on_past_a_failed_write_if_it_may(tmp_path: Path, data: Path) -> None:
-    arguments = tiny_arguments(tmp_path, data, "going-on", "--checkpoint.on_failure=continue")
+    arguments = tiny_arguments(tmp_path, data, "going-on")
     run = run_of(tmp_path, "going-on")
     assert RankGroup(2, tmp_path / "store", train_with_files_limited, arguments, 10).join() == [0, 0]
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [20, 15]
@@ -106,7 +107,7 @@ def train_with_a_save_that_waits(arguments: list[str], step: int, go_on: Path) -
 
 
 def test_a_full_disk_is_named_with_bytes_and_costs_no_checkpoint(tmp_path: Path, data: Path) -> None:
-    arguments = tiny_arguments(tmp_path, data, "full", "--checkpoint.keep_last=1")
+    arguments = tiny_arguments(tmp_path, data, "full", "--checkpoint.keep_last=1", "--checkpoint.on_failure=stop")
     run, go_on = run_of(tmp_path, "full"), tmp_path / "go-on"
     with small_disk(run.checkpoints, 6 * CHECKPOINT_KIB) as disk:
         group = RankGroup(2, tmp_path / "store", train_with_a_save_that_waits, arguments, 10, go_on)
@@ -180,16 +181,17 @@ def train_until_nothing_has_room(arguments: list[str], step: int, told: Path) ->
 def test_a_disk_without_a_byte_ends_the_run_in_one_line_and_with_room_it_is_the_same_run(
     tmp_path: Path, data: Path
 ) -> None:
-    """Not even metrics.jsonl and `state` can be written: a run that went on would have gaps in its record."""
+    """Not even metrics.jsonl and `state` can be written: what was not recorded was not saved either."""
     train(1, tmp_path, tiny_arguments(tmp_path, data, "calm"))
     with small_disk(tmp_path / "runs", 3000) as disk:
-        arguments = tiny_arguments(tmp_path, data, "full", "--checkpoint.on_failure=continue")
+        arguments = tiny_arguments(tmp_path, data, "full")
         run = run_of(tmp_path, "full")
         stderr = tmp_path / "stderr.txt"
         assert RankGroup(1, tmp_path / "store", train_until_nothing_has_room, arguments, 10, stderr).join() == [2]
         assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]
         told = stderr.read_text()
-        assert f"error: {run.metrics} can't be written: No space left on device" in told
+        assert f"error: step 20 could not be saved: {run.checkpoints}" in told
+        assert f"WARNING: {run.metrics} can't be written: No space left on device" in run.log.read_text()
         assert "Traceback" not in told
         (run.checkpoints / "filler").unlink()
         train(1, tmp_path, arguments)

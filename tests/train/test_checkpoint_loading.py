@@ -12,7 +12,8 @@ from common.checkpoint_files import read_checkpoint_manifest, verify_checkpoint,
 from common.errors import UserError
 from model.ranks import start_ranks
 from tests.helpers.training import PROJECT
-from train.checkpoint import CheckpointWriter, Progress, load_training_state
+from train.checkpoint import CheckpointWriter, Progress
+from train.checkpoint_reading import load_training_state
 from train.optim_config import OptimConfig
 from train.optimizer import build_optimizer
 
@@ -20,7 +21,8 @@ LOAD_AND_STEP = r"""
 import json, re, sys
 from pathlib import Path
 import torch
-from train.checkpoint import load_training_state
+
+from train.checkpoint_reading import load_training_state
 from train.optim_config import OptimConfig
 from train.optimizer import build_optimizer
 

@@ -60,9 +60,9 @@ def patch(owner: type, name: str, around: Callable[..., Any]) -> None:
 
 
 def killed_after_the_save(step: int) -> None:
-    def around(finish: Callable[..., Any], writer: CheckpointWriter) -> Any:
+    def around(finish: Callable[..., Any], writer: CheckpointWriter, **options: Any) -> Any:
         pending = writer.pending_step
-        saved = finish(writer)
+        saved = finish(writer, **options)
         if pending == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return saved
