@@ -4,9 +4,10 @@ import argparse
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from common.progress import format_bytes, format_count
 from common.publish import TEMPORARY_SUFFIX
 from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, prepare
 from data_prep.encode_pool import START_METHODS, warm_up
+from data_prep.file_kinds import suffix_of
+from data_prep.file_walk import PassedOver, told_passed_over
 from data_prep.manifest import MANIFEST_FILE, Manifest
 from data_prep.preparation import complete_set, first_difference, positive_count, read_json, report, writing_alone
 from data_prep.shard_writer import shard_files
@@ -27,13 +30,17 @@ VALIDATION_ONE_IN = 32
 
 @dataclass(frozen=True)
 class Opened:
-    """A source that has been looked at. `origin` is for the manifest; `extra_disk_bytes` is for downloads."""
+    """A source that has been looked at. `origin` is for the manifest; `extra_disk_bytes` is for downloads.
+    `passed_over` and `note` are for people.
+    """
 
     files: Files
     origin: dict[str, str]
     label: str
     tokens_per_byte: float
     extra_disk_bytes: int = 0
+    passed_over: PassedOver = field(default_factory=dict)
+    note: str | None = None
     close: Callable[[bool], None] = lambda complete: None
 
 
@@ -64,6 +71,15 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--workers", type=count_or_none, help="processes; 0: only this one (default: one per core)")
     group.add_argument("--start-method", choices=START_METHODS, default=START_METHODS[0], help="of the processes")
     group.add_argument("--dry-run", action="store_true", help="say what would be done and whether the disk has room")
+
+
+def add_splits_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """`--all-splits`."""
+    parser.add_argument(
+        "--all-splits",
+        action="store_true",
+        help="also read files that are named for validation or test, as test-00000.parquet",
+    )
 
 
 def count_or_none(text: str) -> int:
@@ -195,7 +211,13 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     shards = -(-tokens // settings.shard_tokens)
-    print(f"source   {opened.label}: {len(opened.files.listed)} files, {format_bytes(size)}")
+    kinds = Counter(suffix_of(file.name) for file in opened.files.listed)
+    told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=str))
+    print(f"source   {opened.label}: {len(opened.files.listed)} files, {format_bytes(size)} ({told})")
+    for line in told_passed_over(opened.passed_over):
+        print(f"left out {line}")
+    if opened.note:
+        print(f"note     {opened.note}")
     print(f"output   {arguments.out}: about {format_count(tokens)} training tokens in {shards} shards")
     print(f"disk     about {format_bytes(needed)} needed, {format_bytes(free)} free")
     print(f"workers  {workers} ({arguments.start_method})", flush=True)

@@ -3,6 +3,7 @@
 Tokens leave as raw arrays (2 bytes each), never as lists; text never crosses a process border.
 """
 
+import lzma
 import os
 import queue
 import signal
@@ -23,9 +24,9 @@ from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
 PART_TOKENS = 1 << 17  # what a worker sends at once, about
 OUTBOX_PARTS = 24  # encoded and not yet taken by the parent: about a second of work
-# what damaged input raises; zlib.error and EOFError: of gzip
+# what damaged input raises; zlib.error, LZMAError and EOFError: of compressed files
 ENCODING_ERRORS = (
-    ValueError, OSError, EOFError, zlib.error, RuntimeError, MemoryError, UserError, pa.ArrowException
+    ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, MemoryError, UserError, pa.ArrowException
 )  # fmt: skip
 
 
@@ -101,8 +102,9 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
     progress[slot] = work.start
     for fragment in reader.read(work.path, work.unit, work.field, work.start, work.stop):
         progress[slot] = fragment.row
-        begun_in = work.unit if fragment.begins else 0  # a text file's later blocks go where its first one went
-        taken = work.selection.takes(Place(work.file, begun_in, fragment.row), fragment.key)
+        # a text file's later blocks go where its first one went
+        begun = Place(work.file, work.unit, fragment.row) if fragment.begins else Place(work.file, 0, 0)
+        taken = work.selection.takes(begun, fragment.key)
         ids = tokenizer.encode(fragment.text, continues=not fragment.begins) if taken else None
         progress[slot] = fragment.row + 1  # which may be what can't be read
         if ids is None:

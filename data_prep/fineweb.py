@@ -17,10 +17,19 @@ from dataclasses import asdict
 from typing import Any
 
 from common.command_line import CommandParser
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from data_prep.corpus import InputFile
-from data_prep.corpus_command import Command, Opened, add_amount_options, add_work_options, run, settings_of
-from data_prep.hub import HubFiles, HubSource, find_on_hub, local_parquet
+from data_prep.corpus_command import (
+    Command,
+    Opened,
+    add_amount_options,
+    add_splits_option,
+    add_work_options,
+    run,
+    settings_of,
+)
+from data_prep.hub import HubFiles, HubSource, find_on_hub
+from data_prep.local_files import LocalSource, local_parquet
 from data_prep.preparation import add_output_options
 from data_prep.tokenization import load_tokenizer
 from data_prep.tokenizer_choice import choose_tokenizer
@@ -39,6 +48,7 @@ def parse_arguments() -> argparse.Namespace:
     add_output_options(parser, "fineweb-edu")
     source = parser.add_argument_group("source")
     source.add_argument("--source", type=Path, help="folder of parquet files to read instead of the hub's")
+    add_splits_option(source)
     source.add_argument("--repo", default=REPOSITORY, help=f"data set on the hub (default: {REPOSITORY})")
     source.add_argument("--config", default="sample-10BT", help="its configuration (default: sample-10BT)")
     source.add_argument("--revision", help="commit, tag or branch (default: a pinned commit; of other data sets, main)")
@@ -48,12 +58,15 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def open_source(arguments: argparse.Namespace, asked: dict[str, Any], begun: dict[str, Any] | None) -> Opened:
+def open_source(
+    arguments: argparse.Namespace, asked: dict[str, Any], local: LocalSource | None, begun: dict[str, Any] | None
+) -> Opened:
     """The files to read: a local folder's or the hub's, as an interrupted run found them where there was one."""
     rate = TOKENS_PER_INPUT_BYTE.get(arguments.tokenizer, SUBWORDS_PER_INPUT_BYTE)
     if arguments.source is not None:
-        files = local_parquet(arguments.source, arguments.config)
-        return Opened(files, asked, str(arguments.source), rate)
+        found = local or local_parquet(arguments.source, arguments.config, all_splits=arguments.all_splits)
+        label = str(arguments.source)
+        return Opened(found.files, asked, label, rate, passed_over=found.passed_over, note=found.note)
     if begun is not None:
         listed = tuple(InputFile(**file) for file in begun["files"])
         source = HubSource(begun["repo"], begun["config"], begun["revision"], listed)
@@ -70,25 +83,29 @@ def open_source(arguments: argparse.Namespace, asked: dict[str, Any], begun: dic
         f"{source.repo} {source.config} at {source.revision[:12]}",
         rate,
         wanted if arguments.keep_parquet else min(wanted, 3 * max(sizes)),
-        lambda complete: hub_files.close(complete=complete),
+        close=lambda complete: hub_files.close(complete=complete),
     )
 
 
 def main() -> int:
     arguments = parse_arguments()
     asked: dict[str, Any] = {"repo": "local"}  # a folder's path is not what its data are
+    local = None
     if arguments.source is None:
+        if arguments.all_splits:
+            raise UserError("--all-splits goes with --source: of the hub's data sets the train split is read")
         pinned = REVISION if arguments.repo == REPOSITORY else "main"
         asked = {"repo": arguments.repo, "config": arguments.config, "asked_revision": arguments.revision or pinned}
     elif arguments.source.is_dir():
-        asked["files"] = [asdict(file) for file in local_parquet(arguments.source, arguments.config).listed]
+        local = local_parquet(arguments.source, arguments.config, all_splits=arguments.all_splits)
+        asked["files"] = [asdict(file) for file in local.files.listed]
     tokenizer = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
     command = Command(
         "fineweb",
         asked,
         settings_of(arguments, tokenizer, validation_files=1),
         tokenizer.token_bytes,
-        lambda begun: open_source(arguments, asked, begun),
+        lambda begun: open_source(arguments, asked, local, begun),
         lambda files: load_tokenizer(tokenizer.spec),
     )
     return run(arguments, command)

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
 from common.errors import UserError
 from common.progress import progress_bar
 from common.publish import sha256_file
 from data_prep.corpus import InputFile
 from data_prep.download import ATTEMPTS, BUSY, Stopped, download, retry_after, wait
-from data_prep.inputs import fingerprint
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 POLL_SECONDS = 0.2
@@ -101,8 +98,8 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
     return ask()
 
 
-def config_patterns(card: dict[str, Any], config: str, where: str) -> list[str]:
-    """The file patterns of a configuration, from a data set card's `configs`."""
+def config_patterns(card: dict[str, Any], config: str, where: str, *, all_splits: bool = False) -> list[str]:
+    """The file patterns of a configuration (of its train split, or of all), from a data set card's `configs`."""
     configs = {entry["config_name"]: entry for entry in card.get("configs") or []}
     if config not in configs:
         names = ", ".join(configs) or "none"
@@ -114,7 +111,7 @@ def config_patterns(card: dict[str, Any], config: str, where: str) -> list[str]:
     for entry in entries:
         if isinstance(entry, str):
             patterns.append(entry)
-        elif entry.get("split", "train") == "train":
+        elif all_splits or entry.get("split", "train") == "train":
             paths = entry["path"]
             patterns += [paths] if isinstance(paths, str) else paths
     return patterns
@@ -222,45 +219,3 @@ def _authorization() -> dict[str, str]:
 
     token = huggingface_hub.get_token()
     return {"Authorization": f"Bearer {token}"} if token else {}
-
-
-class LocalFiles:
-    """Files that lie on this disk already."""
-
-    def __init__(self, folder: Path, names: Iterable[str]) -> None:
-        self._folder = folder
-        self.listed = tuple(self._look_at(name) for name in sorted(names))
-
-    def _look_at(self, name: str) -> InputFile:
-        path = self._folder / name
-        try:
-            return InputFile(name, path.stat().st_size, fingerprint(path))
-        except OSError as error:
-            raise UserError(f"can't read {path}: {error.strerror}") from None
-
-    def path(self, index: int, meanwhile: Callable[[], None] = lambda: None) -> Path:
-        return self._folder / self.listed[index].name
-
-    def done_with(self, index: int) -> None:
-        """They are the user's: nothing is deleted."""
-
-
-def local_parquet(folder: Path, config: str) -> LocalFiles:
-    """The parquet files of a folder; of a copy of a whole data set (with its README.md) those of the configuration."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: --source names one with parquet files")
-    # a folder may bear such a name, too: Spark and Dask write one for a table
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet") if not path.is_dir()]
-    readme = folder / "README.md"
-    if readme.is_file():
-        try:
-            parts = readme.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
-            card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-            if isinstance(card, dict) and card.get("configs"):
-                patterns = config_patterns(card, config, str(readme))
-                names = [name for name in names if matches(name, patterns)]
-        except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-            raise UserError(f"{readme} is no data set's card that can be read ({error}): take it away") from None
-    if not names:
-        raise UserError(f"{folder} has no parquet files (for the configuration {config!r})")
-    return LocalFiles(folder, names)

@@ -1,4 +1,4 @@
-"""Documents out of files: parquet, JSON lines (plain, .gz, .zst) and plain text, from any place in them.
+"""Documents out of files: parquet, JSON lines and text, plain or compressed, from any place in them.
 
 Files are cut into units that can be read on their own: a parquet row group, 8 MiB of lines or text, a whole compressed
 file. A place is (file, unit, row); reading a unit from a row on gives the same documents as reading it from its start.
@@ -6,9 +6,6 @@ file. A place is (file, unit, row); reading a unit from a row on gives the same 
 
 import codecs
 import contextlib
-import gzip
-import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -20,17 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
-from common.publish import sha256_file
+from data_prep.fields import column_of, column_path, text_of
+from data_prep.file_kinds import STREAM_BYTES, Kind, kind_of, open_bytes
 from data_prep.tokenization import SAFE_BORDER, Tokenizer
 
 BLOCK_BYTES = 8 << 20  # of lines or text in a unit
 TEXT_PER_COMPRESSED_BYTE = 4  # about
 BATCH_ROWS = 64  # parquet rows decoded at once, fewer where they are long:
 BATCH_BYTES = 1 << 20
-STREAM_BYTES = 1 << 20  # read-ahead of a parquet column: pages, not whole column chunks
-UTF8_CHECK_BYTES = 1 << 20
 KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's side
-SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".txt", ".md")
 
 
 Cut = Callable[[str, int], int | None]  # as Tokenizer.cut
@@ -53,46 +48,26 @@ class Unit:
     bytes: int
 
 
-def kind_of(name: str) -> str:
-    """The suffix of SUFFIXES that a name has. Raises UserError for another file."""
-    for suffix in sorted(SUFFIXES, key=len, reverse=True):
-        if name.lower().endswith(suffix):
-            return suffix
-    raise UserError(f"{name}: only {', '.join(SUFFIXES)} can be read")
-
-
-def is_utf8(path: Path) -> bool:
-    """Whether a file begins as UTF-8 does, as far as its first megabyte tells."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with open(path, "rb") as file:
-            decoder.decode(file.read(UTF8_CHECK_BYTES))
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def units(path: Path, field: str) -> list[Unit]:
     """The units of a file. Raises UserError for a file that can't be read, or a column that isn't there or no text."""
     kind = kind_of(path.name)
     try:
-        if kind == ".parquet":
+        if kind.content == "parquet":
             return _row_groups(path, field)
         size = path.stat().st_size
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"can't read {path}: {error}") from None
-    if kind in (".jsonl.gz", ".jsonl.zst"):
+    if kind.compression:
         return [Unit(None, size * TEXT_PER_COMPRESSED_BYTE)]
     return [Unit(None, min(BLOCK_BYTES, size - start)) for start in range(0, size, BLOCK_BYTES)]
 
 
 def _row_groups(path: Path, field: str) -> list[Unit]:
     with pq.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        if field not in names:
-            raise UserError(f"{path} has no column {field!r}: choose one of {', '.join(names)} with --field")
-        if not _is_text(kind := file.schema_arrow.field(field).type):
-            raise UserError(f"{path} has no text in its column {field!r} but {kind}: choose another with --field")
+        try:
+            column_path(file.schema_arrow, field)
+        except ValueError as error:
+            raise UserError(f"{path} has {error}") from None
         metadata = file.metadata
         found = []
         for index in range(metadata.num_row_groups):
@@ -104,29 +79,6 @@ def _row_groups(path: Path, field: str) -> list[Unit]:
 def _text_bytes(group: pq.RowGroupMetaData, field: str) -> int:
     columns = [group.column(number) for number in range(group.num_columns)]
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    of_text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
-    return any(is_it(kind) for is_it in of_text)
-
-
-def fingerprint(path: Path) -> dict[str, str]:
-    """A hash that changes with the file: of all its bytes, or of a parquet file's footer, which lists every chunk."""
-    if kind_of(path.name) != ".parquet":
-        return {"sha256": sha256_file(path)}
-    try:
-        with open(path, "rb") as file:
-            file.seek(-8, os.SEEK_END)
-            length = int.from_bytes(file.read(4), "little")
-            if file.read(4) != b"PAR1":  # a download that broke off: to be known now, not when its turn comes
-                raise UserError(f"{path} is no whole parquet file: fetch it again, or take it away")
-            file.seek(-8 - length, os.SEEK_END)
-            return {"footer_sha256": hashlib.sha256(file.read(length)).hexdigest()}
-    except OSError as error:
-        raise UserError(f"{path} is no parquet file ({error.strerror})") from None
 
 
 class UnitReader:
@@ -142,15 +94,17 @@ class UnitReader:
         self._batches: Iterator[Any] = iter(())
         self._next_row = 0
         self._rest: list[Any] = []
+        self._column: tuple[str, ...] = ()
 
     def read(self, path: str, unit: int, field: str, start: int = 0, stop: int | None = None) -> Iterator[Fragment]:
         """Fragments of rows start … stop - 1 of a unit; rows without text are passed over, but counted."""
         kind = kind_of(path)
-        if kind == ".parquet":
+        if kind.content == "parquet":
             assert stop is not None
             found = self._parquet(path, unit, field, start, stop)
-        elif kind in (".txt", ".md"):
-            found = _text_block(path, unit, self._cut)
+        elif kind.content == "text":
+            packed = bool(kind.compression)
+            found = _compressed_text(path, kind, self._cut) if packed else _text_block(path, unit, self._cut)
         else:
             found = _json_lines(path, unit, field, kind)
         for fragment in found:
@@ -164,7 +118,7 @@ class UnitReader:
             self._open_group(path, group, field)
         while self._next_row < stop:
             if not self._rest:
-                batch = next(self._batches).column(0)
+                batch = column_of(next(self._batches), self._column)
                 if self._next_row + len(batch) <= start:  # another worker's rows: decoded, never made into text
                     self._next_row += len(batch)
                     continue
@@ -177,7 +131,11 @@ class UnitReader:
     def _open_group(self, path: str, group: int, field: str) -> None:
         if self._file is None or self._open is None or self._open[0] != path:
             self.close()
-            self._file = pq.ParquetFile(path, buffer_size=STREAM_BYTES, pre_buffer=False)
+            # page by page, not in whole column chunks; checked by their checksums, where the file has such
+            self._file = pq.ParquetFile(
+                path, buffer_size=STREAM_BYTES, pre_buffer=False, page_checksum_verification=True
+            )
+            self._column = column_path(self._file.schema_arrow, field)
         metadata = self._file.metadata.row_group(group)
         rows = max(1, min(BATCH_ROWS, metadata.num_rows * BATCH_BYTES // max(1, _text_bytes(metadata, field))))
         self._batches = self._file.iter_batches(rows, row_groups=[group], columns=[field], use_threads=False)
@@ -189,11 +147,11 @@ class UnitReader:
         self._file, self._open = None, None
 
 
-def _json_lines(path: str, unit: int, field: str, kind: str) -> Iterator[Fragment]:
+def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragment]:
     """Lines that begin in the unit's block, or all lines of a compressed file. Raises ValueError for a bad line."""
-    with contextlib.closing(_open_lines(path, kind)) as file:
+    with contextlib.closing(open_bytes(path, kind)) as file:
         place, end = unit * BLOCK_BYTES, (unit + 1) * BLOCK_BYTES
-        if kind != ".jsonl":
+        if kind.compression:
             place, end = 0, -1
         elif place:
             file.seek(place - 1)
@@ -202,27 +160,29 @@ def _json_lines(path: str, unit: int, field: str, kind: str) -> Iterator[Fragmen
             if 0 <= end <= place:
                 return
             place += len(line)
-            text = _field_of(line, field) if line.strip() else ""
+            text = text_of(json.loads(line), field) if line.strip() else ""
             yield Fragment(row, text, True, text)
 
 
-def _open_lines(path: str, kind: str) -> Any:
-    if kind == ".jsonl.gz":
-        return gzip.open(path, "rb")
-    if kind == ".jsonl.zst":
-        return io.BufferedReader(pa.input_stream(path, compression="zstd"), STREAM_BYTES)
-    return open(path, "rb")
-
-
-def _field_of(line: bytes, field: str) -> str:
-    record = json.loads(line)
-    if not isinstance(record, dict) or field not in record:
-        keys = ", ".join(record) if isinstance(record, dict) else "no object"
-        raise ValueError(f"no field {field!r} (there is: {keys}); choose one with --field")
-    value = record[field]
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"field {field!r} holds no text but {type(value).__name__}")
-    return value or ""
+def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment]:
+    """A compressed text file in stretches, each a row, for bounded memory; the first one begins the document."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+    with contextlib.closing(open_bytes(path, kind)) as file:
+        block = file.read(max(BLOCK_BYTES, KEY_BYTES))
+        key = block[:KEY_BYTES].decode("utf-8-sig", "replace")
+        row, text, searched = 0, decoder.decode(block), BLOCK_BYTES
+        while block:
+            block = file.read(BLOCK_BYTES)
+            text += decoder.decode(block, final=not block)
+            while len(text) > searched:
+                border = cut(text, searched)
+                if border is None:
+                    searched = len(text)
+                else:
+                    yield Fragment(row, text[:border], row == 0, key)
+                    row, text, searched = row + 1, text[border:], BLOCK_BYTES
+    if text:
+        yield Fragment(row, text, row == 0, key)
 
 
 def _text_block(path: str, unit: int, cut: Cut) -> Iterator[Fragment]:

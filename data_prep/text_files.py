@@ -1,8 +1,10 @@
-"""Turn your own text into token shards: .txt, .md, .jsonl, .jsonl.gz, .jsonl.zst and .parquet files, or whole folders.
+"""Turn your own text into token shards: .txt, .md, .jsonl (.ndjson, .json with lines) and .parquet files, or folders.
 
-A text file is one document, a line of JSON or a row of parquet is one (--field says where its text is). Files are taken
-in the order of their names. The validation split is the first --val-tokens tokens of documents chosen by hash, one in
---val-one-in. Stopped in any way, the same command goes on. One long text is better split with shakespeare.py --file.
+A text file is one document, a line of JSON or a row of parquet is one (--field says where its text is). All but parquet
+may be compressed (.gz, .zst, .bz2, .xz). Files are taken in the order of their names; those named for validation or
+test are left out beside others for training. The validation split is the first --val-tokens tokens of documents chosen
+by hash, one in --val-one-in. Stopped in any way, the same command resumes. One long text is better split with
+shakespeare.py --file.
 """
 
 import sys
@@ -12,7 +14,6 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import os
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,13 +26,15 @@ from data_prep.corpus_command import (
     Command,
     Opened,
     add_amount_options,
+    add_splits_option,
     add_work_options,
     run,
     settings_of,
 )
 from data_prep.encode_worker import ENCODING_ERRORS
-from data_prep.hub import LocalFiles
-from data_prep.inputs import SUFFIXES, TEXT_PER_COMPRESSED_BYTE, UnitReader, is_utf8, kind_of, units
+from data_prep.file_kinds import is_utf8, kind_of
+from data_prep.inputs import TEXT_PER_COMPRESSED_BYTE, UnitReader, units
+from data_prep.local_files import find_files
 from data_prep.preparation import add_output_options, positive_count
 from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, choose_tokenizer
@@ -44,6 +47,7 @@ SUBWORDS_PER_BYTE = 0.3  # of English, in GPT-2's and later vocabularies
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders to search")
+    add_splits_option(parser)
     add_output_options(parser, "text_files")
     add_amount_options(parser, TOKENIZERS)
     parser.add_argument(
@@ -63,33 +67,9 @@ def two_or_more(text: str) -> int:
     return value
 
 
-def find_files(paths: list[Path]) -> LocalFiles:
-    """All readable files that the paths name or contain, each once, named from their common folder.
-
-    A link counts by its own name: what it leads to may have none that tells its kind (the hub's cache is such).
-    """
-    named: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            named += [
-                inner for inner in path.rglob("*") if inner.name.lower().endswith(SUFFIXES) and not inner.is_dir()
-            ]
-        elif path.is_file():
-            kind_of(path.name)
-            named.append(path)
-        else:
-            raise UserError(f"there is no file or folder {path}")
-    names = {path.resolve(): Path(os.path.abspath(path)) for path in sorted(named, reverse=True)}
-    found = set(names.values())
-    if not found:
-        raise UserError(f"no files to read in {', '.join(map(str, paths))}: {', '.join(SUFFIXES)} are known")
-    root = Path(os.path.commonpath([path.parent for path in found]))
-    return LocalFiles(root, [path.relative_to(root).as_posix() for path in found])
-
-
 def warn_of_other_encodings(files: Files) -> None:
     """Say which text files are not UTF-8: training on replacement characters is seldom meant."""
-    texts = [index for index, file in enumerate(files.listed) if file.name.lower().endswith((".txt", ".md"))]
+    texts = [index for index, file in enumerate(files.listed) if kind_of(file.name).content == "text"]
     others = [index for index in texts if not is_utf8(files.path(index))]
     if others:
         name = files.listed[others[0]].name
@@ -99,7 +79,7 @@ def warn_of_other_encodings(files: Files) -> None:
 
 def text_bytes(file: InputFile) -> int:
     """How much text a file holds, about."""
-    return file.bytes * (TEXT_PER_COMPRESSED_BYTE if file.name.lower().endswith((".gz", ".zst")) else 1)
+    return file.bytes * (TEXT_PER_COMPRESSED_BYTE if kind_of(file.name).compression else 1)
 
 
 def collect_symbols(files: Files, field: str) -> str:
@@ -129,7 +109,8 @@ def make_tokenizer(choice: TokenizerChoice, files: Files, field: str) -> Tokeniz
 
 def main() -> int:
     arguments = parse_arguments()
-    files = find_files(arguments.paths)
+    found = find_files(arguments.paths, arguments.field, all_splits=arguments.all_splits)
+    files = found.files
     warn_of_other_encodings(files)
     asked: dict[str, Any] = {"files": [asdict(file) for file in files.listed]}
     label = ", ".join(map(str, arguments.paths))
@@ -141,7 +122,7 @@ def main() -> int:
         asked,
         replace(settings_of(arguments, tokenizer, validation_files=None), validation_one_in=arguments.val_one_in),
         tokenizer.token_bytes,
-        lambda begun: Opened(files, {}, label, rate),
+        lambda begun: Opened(files, {}, label, rate, passed_over=found.passed_over, note=found.note),
         lambda files: make_tokenizer(tokenizer, files, arguments.field),
     )
     return run(arguments, command)

@@ -61,15 +61,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_shards(folder: Path, tokens: int) -> None:
     """A token set of random bytes: what is read does not matter here, only how much and from where."""
-    generator = np.random.default_rng(0)
+    generator, unhashed = np.random.default_rng(0), "0" * 64
     shards = []
     for index, start in enumerate(range(0, tokens, SHARD_TOKENS)):
         count = min(SHARD_TOKENS, tokens - start)
         generator.integers(0, 256, count, dtype=np.uint16).tofile(folder / shard_name("train", index))
-        shards.append(Shard(shard_name("train", index), count, 0, 2 * count, ""))
-    Manifest("uint16", ByteTokenizer().spec, {"name": "random"}, {}, {"train": tuple(shards), "val": ()}, "").write(
-        folder
-    )
+        shards.append(Shard(shard_name("train", index), count, 0, 2 * count, unhashed))
+    splits: dict[str, tuple[Shard, ...]] = {"train": tuple(shards), "val": ()}
+    Manifest("uint16", ByteTokenizer().spec, {"name": "random"}, {}, splits, unhashed).write(folder)
 
 
 def measure_rank(arguments: tuple[str, int, int, int, int, int]) -> dict[str, float]:

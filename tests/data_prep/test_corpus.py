@@ -20,7 +20,7 @@ from data_prep import inputs
 from data_prep.corpus import Corpus, Settings, prepare
 from data_prep.encode_pool import START_METHODS, EncodePool
 from data_prep.encode_worker import Selection, Work
-from data_prep.hub import LocalFiles
+from data_prep.local_files import LocalFiles
 from data_prep.preparation import chosen_for_validation, positive_count
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import ByteTokenizer, load_tokenizer

@@ -43,7 +43,7 @@ def prepare_folder(folder):
     for name in ("a.txt", "b.md"):
         (folder / "texts" / name).write_text("\n\n".join(filter(None, texts(30, seed=1))))
     write_parquet(folder / "texts" / "c.parquet", texts(100, seed=2))
-    lines = "\n".join(f'{{"body": "line {number} says little"}}' for number in range(300))
+    lines = "\n".join(f'{{"meta": {{"body": "line {number} says little"}}}}' for number in range(300))
     (folder / "dump.jsonl").write_text(lines)
     files = [path.read_bytes() for path in sorted((folder / "fineweb-edu").rglob("*.parquet"))]
     source = {f"sample/{size}/{n}.parquet": p for size in ("10BT", "100BT") for n, p in enumerate(files)}

@@ -1,17 +1,21 @@
 """Documents out of files: all of them, in order, from any place, whatever the format and the blocks."""
 
+import bz2
 import gzip
 import json
+import lzma
 import tracemalloc
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
 from data_prep import inputs
-from data_prep.inputs import UnitReader, fingerprint, units
+from data_prep.file_kinds import fingerprint
+from data_prep.inputs import UnitReader, units
 from data_prep.tokenization import load_tokenizer
 from tests.helpers.parquet_files import texts, write_parquet
 
@@ -31,12 +35,16 @@ def write_lines(path, documents, field="text"):
     data = b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in documents)
     if path.name.endswith(".gz"):
         data = gzip.compress(data[:1000]) + gzip.compress(data[1000:])  # several members, as pigz and cat make
+    elif path.name.endswith(".bz2"):
+        data = bz2.compress(data[:1000]) + bz2.compress(data[1000:])
+    elif path.name.endswith(".xz"):
+        data = lzma.compress(data[:1000]) + lzma.compress(data[1000:])
     elif path.name.endswith(".zst"):
         data = b"".join(pa.compress(part, "zstd", asbytes=True) for part in (data[:1000], data[1000:]))
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["d.parquet", "d.jsonl", "d.jsonl.gz", "d.jsonl.zst"])
+@pytest.mark.parametrize("name", ["d.parquet", "d.jsonl", "d.jsonl.gz", "d.json.zst", "d.ndjson.bz2", "d.jsonl.xz"])
 def test_every_format_gives_all_documents_in_order(name, tmp_path, monkeypatch):
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 5_000)
     path = tmp_path / name
@@ -82,11 +90,13 @@ def test_lines_are_read_once_whatever_the_blocks(sizes, block, tmp_path_factory)
 def test_text_in_blocks_has_the_ids_of_the_whole(text, block, tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "d.txt"
     path.write_bytes(text.encode())
+    (packed := path.with_name("d.txt.gz")).write_bytes(gzip.compress(text.encode()))
     tokenizer = load_tokenizer("gpt2")
     before = inputs.BLOCK_BYTES
     inputs.BLOCK_BYTES = block
     try:
         fragments = [fragment for _, fragment in read_all(path)]
+        unpacked = [fragment for _, fragment in read_all(packed)]
     finally:
         inputs.BLOCK_BYTES = before
     assert "".join(fragment.text for fragment in fragments) == text
@@ -94,6 +104,38 @@ def test_text_in_blocks_has_the_ids_of_the_whole(text, block, tmp_path_factory):
     assert ids == tokenizer.encode(text).tolist()
     assert sum(fragment.begins for fragment in fragments) == bool(text)
     assert {fragment.key for fragment in fragments} <= {text.encode()[:800].decode(errors="replace")}
+    ids = [token for fragment in unpacked for token in tokenizer.encode(fragment.text)]
+    assert ids == tokenizer.encode(text).tolist()
+    assert sum(fragment.begins for fragment in unpacked) == bool(text)
+    assert {fragment.key for fragment in unpacked} == {fragment.key for fragment in fragments}
+    assert [fragment.row for fragment in unpacked] == list(range(len(unpacked)))
+
+
+def test_a_field_inside_another_is_read(tmp_path):
+    rows = [{"text": "one", "n": 1}, None, {"text": None, "n": 2}, {"text": "four", "n": 3}]
+    pq.write_table(pa.table({"meta": rows, "a.b": list("wxyz"), "tags": [["t"]] * 4}), tmp_path / "d.parquet")
+    lines = [json.dumps({"meta": row, "a.b": letter}) for row, letter in zip(rows, "wxyz", strict=True)]
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    for name in ("d.parquet", "d.jsonl"):
+        assert [fragment[:2] for _, fragment in read_all(tmp_path / name, "meta.text")] == [(0, "one"), (3, "four")]
+        assert [fragment.text for _, fragment in read_all(tmp_path / name, "a.b")] == list("wxyz")
+    with pytest.raises(UserError, match=r"no column 'meta.body': choose one of meta.text, meta.n, a.b, tags with"):
+        units(tmp_path / "d.parquet", "meta.body")
+    with pytest.raises(UserError, match=r"no text in its column 'meta' but struct"):
+        units(tmp_path / "d.parquet", "meta")
+    with pytest.raises(ValueError, match=r"no field 'meta.body' \(there is: meta.text, meta.n, a.b\)"):
+        read_all(tmp_path / "d.jsonl", "meta.body")
+
+
+def test_a_page_that_is_not_what_its_checksum_says_is_not_read(tmp_path):
+    table = pa.table({"text": ["alpha", "beta", "gamma"]})
+    for checksums in (True, False):
+        path = tmp_path / f"{checksums}.parquet"
+        pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=checksums)
+        path.write_bytes(path.read_bytes().replace(b"beta", b"bEta", 1))
+    assert [fragment.text for _, fragment in read_all(tmp_path / "False.parquet")] == ["alpha", "bEta", "gamma"]
+    with pytest.raises(OSError, match="checksum"):
+        read_all(tmp_path / "True.parquet")
 
 
 def test_text_that_is_not_utf8_is_read_with_replacements(tmp_path):

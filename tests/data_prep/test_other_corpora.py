@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint_files import write_checkpoint_manifest
+from common.publish import canonical_json
 from data_prep import prepare_offline
 from data_prep.cached_files import GPT2_FILES, packaged_gpt2_file
 from data_prep.token_set import TokenSet
@@ -136,6 +137,49 @@ def test_own_texts_of_every_kind(kind, own_texts, tmp_path):
     assert "complete already" in again.stdout
 
 
+def test_a_folder_gives_the_set_it_always_gave(tmp_path):
+    """Its identity, and what the manifest says of its source, as they were when manifests got their first format."""
+    folder = tmp_path / "in"
+    (folder / "b").mkdir(parents=True)
+    lines = [json.dumps({"text": f"document {number} " * 9}) + "\n" for number in range(99)]
+    (folder / "a.jsonl").write_text("".join(lines))
+    (folder / "b" / "c.md").write_text("# A chapter\n" * 40)
+    (folder / "d.txt").write_text("And a text. " * 40)
+    options = ["--out", tmp_path / "set", "--tokenizer", "byte", "--workers", 0, "--shard-tokens", "5K"]
+    done = run("text_files.py", folder, *options)
+    assert done.returncode == 0, done.stderr
+    assert "3 files, " in done.stdout
+    assert "(1 .jsonl, 1 .md, 1 .txt)\noutput " in done.stdout
+    manifest = TokenSet.open(tmp_path / "set", verify="full").manifest
+    source = hashlib.sha256(canonical_json(manifest.source).encode()).hexdigest()
+    assert manifest.identity == "bcbc2740ccb15d3176c040076bfbd99b769bd2c4e33b69cbb6ef54322083f608"
+    assert source == "1f2552589828afaf32deb1515d3ec17edb6096639798f122b09b36a1f5c95053"
+
+
+def test_splits_and_what_is_passed_over_are_printed(tmp_path):
+    for split in ("train", "test", "validation"):
+        write_parquet(tmp_path / "in" / "data" / f"{split}-00000-of-00001.parquet", texts(40, seed=len(split)))
+    (tmp_path / "in" / "data" / "more.json.gz").write_bytes(gzip.compress(b'{"text": "more"}\n'))
+    every = ["--workers", 0, "--val-tokens", 0]
+    done = run("fineweb.py", "--source", tmp_path / "in", "--out", tmp_path / "a", *every)
+    assert done.returncode == 0, done.stderr
+    assert "left out 1 named for test (--all-splits takes everything): data/test-00000-of-00001.parquet" in done.stdout
+    assert "left out 1 of a kind that is not read: data/more.json.gz" in done.stdout
+    done = run("text_files.py", tmp_path / "in", "--out", tmp_path / "b", *every)
+    assert "left out 1 named for validation (--all-splits" in done.stdout
+    sets = [TokenSet.open(tmp_path / name).manifest for name in "ab"]
+    assert [len(manifest.source["files"]) for manifest in sets] == [1, 2]
+    assert [manifest.total("train", "documents") for manifest in sets] == [39, 40]
+    (tmp_path / "in" / "data" / "train-00000-of-00001.parquet").rename(tmp_path / "in" / "data" / "0.parquet")
+    done = run("fineweb.py", "--source", tmp_path / "in", "--out", tmp_path / "c", *every)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "0.parquet" not in done.stderr
+    assert "is named for test, and nothing for train" in done.stderr
+    done = run("fineweb.py", "--source", tmp_path / "in", "--out", tmp_path / "c", "--all-splits", *every)
+    assert TokenSet.open(tmp_path / "c").manifest.total("train", "documents") == 3 * 39
+    assert "goes with --source" in run("fineweb.py", "--out", tmp_path / "d", "--all-splits").stderr
+
+
 def test_a_handful_of_files_has_a_validation_split_where_more_of_them_are_asked_for(tmp_path):
     (tmp_path / "texts").mkdir()
     for number in range(8):
@@ -182,8 +226,8 @@ def test_a_mistake_before_the_first_shard_binds_nobody(own_texts, tmp_path):
 
 
 def test_text_in_another_encoding_is_warned_of(tmp_path):
-    (tmp_path / "good.txt").write_text("déjà vu " * 200_000)  # the check's megabyte ends within a character or not
-    (tmp_path / "bad.txt").write_bytes("déjà vu ".encode("latin-1") * 100)
+    (tmp_path / "good.txt").write_text("déjà vu " * 200_000)  # the check's blocks end within a character or not
+    (tmp_path / "bad.txt").write_bytes(b"deja vu " * 200_000 + "déjà vu ".encode("latin-1"))
     for name, warned in (("good.txt", False), ("bad.txt", True)):
         out = tmp_path / name[:-4]
         done = run("text_files.py", tmp_path / name, "--out", out, "--workers", 0, "--tokenizer", "byte")
