@@ -1,17 +1,23 @@
 """The command line of every entry script: help as its module says it, a mistake in one line."""
 
 import argparse
+from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError
+from common.paths import expand_path
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse's, but a mistake is a UserError, one line, where argparse prints a page of usage first."""
+    """argparse's, but a mistake is a UserError, one line, where argparse prints a page of usage first.
+
+    An argument of type Path is expanded (`expand_path`).
+    """
 
     def __init__(self, description: str | None, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(description=(description or "").strip(), **options)
+        self.register("type", Path, expand_path)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.paths import expand_path
 
 TEMPORARY_SUFFIX = ".tmp"
 _OPEN_HERE = re.compile(r"(?:/dev/fd|/proc/self/fd)/(\d+)|/dev/(stdin|stdout|stderr)")
@@ -144,7 +145,7 @@ def file_to_write(name: str | Path) -> Path:
 
     Raises UserError where it can't be written, before the work rather than after it.
     """
-    path, why = Path(name), ""
+    path, why = expand_path(name), ""
     if path.is_dir():
         why = "it is a folder"
     elif is_written_through(path):

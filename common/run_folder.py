@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import UserError
+from common.paths import PROJECT, expand_path
 from common.publish import write_json_whole
 
 Status = Literal["running", "preempted", "done", "failed"]
@@ -22,6 +23,19 @@ class RunFolder:
     """Names of the files of one run."""
 
     path: Path
+
+    @classmethod
+    def find(cls, root: str | Path, name: str) -> "RunFolder":
+        """The run `name` below a root as a configuration names it; a new one's folder need not be there yet.
+
+        A relative root is looked for in the working directory, and then in the project: a run that was started there is
+        found from any folder. Where neither has the run it is a new one, in the working directory.
+
+        Raises UserError where the root can't be expanded.
+        """
+        here = expand_path(root) / name
+        there = PROJECT / here
+        return cls(Path.cwd() / here if here.exists() or not there.exists() else there)
 
     @property
     def config(self) -> Path:

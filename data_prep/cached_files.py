@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from common.errors import UserError
+from common.paths import PROJECT, expand_path
 from common.publish import sha256_file, write_whole
 
 GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
@@ -21,7 +22,7 @@ GPT2_FILES = {  # name: SHA-256, both as tiktoken expects them
 
 def cache_folder() -> Path:
     """The folder for everything that is fetched once: $LONGHAUL_CACHE, else .cache in the project."""
-    return Path(os.environ.get("LONGHAUL_CACHE") or Path(__file__).resolve().parents[1] / ".cache")
+    return expand_path(os.environ.get("LONGHAUL_CACHE") or PROJECT / ".cache")
 
 
 def tokenizer_cache_folder() -> Path:

@@ -13,12 +13,12 @@ import numpy as np
 
 from common.errors import UserError
 from common.host_limits import allowed_cores
+from common.paths import find_path
 from common.progress import progress_bar
 from common.publish import sha256_file
 from data_prep.manifest import Manifest, Shard, split_sha256
 from data_prep.tokenization import Ids
 
-PROJECT = Path(__file__).resolve().parents[1]
 HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make so much resident: kernels map a cached folio as a whole
 
 
@@ -85,8 +85,7 @@ class TokenStream:
 
 def find_token_set(path: Path | str) -> Path:
     """A set's folder as a configuration names it: a relative path in the working directory, or else in the project."""
-    here = Path(path)
-    return here if here.is_absolute() or here.exists() else PROJECT / here
+    return find_path(path)
 
 
 class TokenSet:

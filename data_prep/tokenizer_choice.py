@@ -7,6 +7,7 @@ from typing import Any
 
 from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
 from common.errors import UserError
+from common.paths import expand_path
 from data_prep.manifest import token_dtype
 
 
@@ -44,7 +45,7 @@ def choose_tokenizer(asked: str, kinds: Sequence[str]) -> TokenizerChoice:
     if asked in kinds:
         return TokenizerChoice(asked, asked)
     try:
-        checkpoint = find_checkpoint(asked)
+        checkpoint = find_checkpoint(expand_path(asked))
     except UserError as error:
         raise UserError(f"--tokenizer takes {', '.join(kinds)}, a run or a checkpoint: {error}") from None
     spec = read_checkpoint_manifest(checkpoint)["tokenizer"]

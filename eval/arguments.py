@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from common.errors import UserError
+from common.paths import expand_path
 from common.publish import file_to_write
 
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -18,7 +19,7 @@ def folder_to_make(name: str) -> Path:
 
     Raises UserError where it is there already or can't be made.
     """
-    path = Path(name)
+    path = expand_path(name)
     if path.name in ("", ".."):
         raise UserError(f"{path} can't be made: name a new folder in it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.paths import expand_path
 from common.publish import write_json_whole
 from data_prep.tokenization import Tokenizer
 from eval.arguments import add_device, add_dtype, add_json, add_run
@@ -136,7 +137,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         prompts.append(sys.stdin.read())
     elif arguments.prompt_file:
         try:
-            prompts.append(Path(arguments.prompt_file).read_text(encoding="utf-8"))
+            prompts.append(expand_path(arguments.prompt_file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{arguments.prompt_file} can't be read as text: {error}") from None
     if not prompts:

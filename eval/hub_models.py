@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.paths import expand_path
 from data_prep.cached_files import cache_folder
 from model.weights import read_tensors
 
@@ -30,8 +31,8 @@ def find_model(name: str, revision: str | None = None) -> Path:
 
     Raises UserError where it can't be had.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    if (folder := expand_path(name)).is_dir():
+        return folder
     impossible = UserError(f"{name} is neither a folder nor a model's name on the hub, such as openai-community/gpt2")
     if not HUB_NAME.fullmatch(name):
         raise impossible

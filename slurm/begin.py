@@ -35,7 +35,7 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
     Raises UserError for options or data that no trainer would accept, and for a job that gets no further.
     """
     config, _ = read_config(options)
-    folder = RunFolder(Path(config.run.root, str(config.run.name)).absolute())
+    folder = RunFolder.find(config.run.root, str(config.run.name))
     tokens = TokenSet.open(find_token_set(config.data.path))
     start = StartId.of_environment()
     refuse_a_crash_loop(folder, start)

@@ -29,6 +29,7 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.paths import expand_path
 from common.run_folder import RunFolder
 from slurm.starts import append_submission
 from slurm.training_task import TrainingTask
@@ -101,13 +102,14 @@ def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
     """The runs to submit, their options checked. Raises UserError for one that no trainer would accept."""
     jobs = []
     for values in itertools.product(*map(_sweep_values, sweeps)):
-        chosen = [f"--config={Path(config).absolute()}", *options, *(f"--{key}={value}" for key, value in values)]
+        file = expand_path(config).absolute()
+        chosen = [f"--config={file}", *options, *(f"--{key}={value}" for key, value in values)]
         name = str(read_config([*chosen, NO_STAGING])[0].run.name)
         for key, value in values:
             name += f"-{key.split('.')[-1]}-{value}"
         chosen.append(f"--run.name={name}")
         parsed, _ = read_config([*chosen, NO_STAGING])
-        jobs.append(Job(name, Path(parsed.run.root, name).absolute(), chosen))
+        jobs.append(Job(name, RunFolder.find(parsed.run.root, name).path, chosen))
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"--sweep gives {twice[0]} twice: two jobs can't train one run, give each value once")

@@ -15,6 +15,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.errors import UserError, exit_on_user_error
+from common.paths import expand_path
 from common.run_folder import RunFolder
 from model.config import ModelConfig
 from train.base import find_base, with_adapters
@@ -30,7 +31,7 @@ def main() -> int:
     given, arguments = split_base(sys.argv[1:])
     command = finetune_command(given)
     config, options = read_command(command, arguments)
-    folder = RunFolder(Path(config.run.root) / str(config.run.name))
+    folder = RunFolder.find(config.run.root, str(config.run.name))
     base = find_base(given, folder)
     fit_to_base(config.model, base.model)
     check_targets(config.lora, base.model)
@@ -43,7 +44,7 @@ def split_base(arguments: list[str]) -> tuple[str, list[str]]:
         return "", ["--help"]
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"say first what to go on from: {USAGE}")
-    return arguments[0], arguments[1:]
+    return str(expand_path(arguments[0])), arguments[1:]
 
 
 def finetune_command(given: str) -> Command[FinetuneConfig]:

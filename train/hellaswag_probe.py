@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.paths import expand_path
 from data_prep.tokenization import Tokenizer
 from eval.hellaswag_examples import Example, evenly_spaced, read_hellaswag, require_hellaswag
 from eval.hellaswag_metrics import Accuracy, accuracy, choose_by_token, plain_question
@@ -26,7 +27,7 @@ def check_hellaswag(config: EvalConfig) -> None:
 
 
 def _path(config: EvalConfig) -> Path | None:
-    return Path(config.hellaswag_data) if config.hellaswag_data is not None else None
+    return expand_path(config.hellaswag_data) if config.hellaswag_data is not None else None
 
 
 @dataclass

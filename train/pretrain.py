@@ -54,7 +54,7 @@ from train.parallel import Parallel
 from train.position import Reading, begin_progress
 from train.provenance import describe_rank, record_start
 from train.recorder import Recorder
-from train.resume import changed_fields, check_same_run, choose_checkpoint
+from train.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
 from train.retention import sweep_leftovers
 from train.run_context import RunContext
 from train.run_lock import holding_lock
@@ -90,14 +90,14 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
     config = fit_to_data(config, tokens)
     check_hellaswag(config.eval)
     check_prompts(config.eval, tokens.tokenizer_spec)
-    folder = RunFolder(Path(config.run.root) / str(config.run.name))
+    folder = RunFolder.find(config.run.root, str(config.run.name))
     ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
     threads = share_threads(ranks.local_world_size)
     if config.data.verify == "full":
         agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
     in_place: dict[str, str] = {}
     if config.data.stage_to is not None:
-        tokens, in_place = stage(tokens, Path(config.data.stage_to), ranks, config.data.verify)
+        tokens, in_place = stage(tokens, config.data.stage_to, ranks, config.data.verify)
     agreed(ranks, lambda: check_deadline(config.run.deadline))
     margin = StopMargin(config.run.deadline_margin_seconds)
     deadline = open_deadline(config.run.deadline if ranks.is_first else None, margin)
@@ -132,13 +132,17 @@ def pretrain(context: RunContext) -> int:
     state = RunState(folder, context.lock, ranks.world_size, begin)
     own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
     missing = agreed(ranks, lambda: missing_after(begin.step, config, folder)) if own else NOTHING
-    if begin.step >= config.run.max_steps and not missing:
-        if checkpoint and not own:
+    if begin.step >= config.run.max_steps and checkpoint and manifest:
+        if not own:
             raise UserError(f"{checkpoint} has {begin.step} steps already: give a run.max_steps above that")
-        if ranks.is_first:
-            print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
-            state.write_done_before()
-        return 0
+        ineffective = check_finished(folder.path, manifest, as_dict(config), context.options.allow_change)
+        if not missing:
+            if ranks.is_first:
+                print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
+                for change in ineffective:
+                    print(f"without effect on it: {change}")
+                state.write_done_before()
+            return 0
     resumed = plan_resumed(config, manifest, own=own)
     if checkpoint and own and begin.step < config.run.max_steps:
         check_course(resumed, checkpoint, context.options.allow_change)

@@ -6,6 +6,7 @@ from typing import Any
 
 from common.checkpoint_files import find_checkpoint, list_checkpoints, newest_good_checkpoint, read_checkpoint_manifest
 from common.errors import UserError
+from common.paths import expand_path
 from common.run_folder import RunFolder
 from model.weights import config_from_dict
 from train.provenance import read_starts
@@ -13,6 +14,9 @@ from train.provenance import read_starts
 # What makes another run of it: these sections and fields must not change unnoticed.
 FIXED_SECTIONS = ("model", "lora")
 FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
+# What may change from one start to the next, and makes another model of it all the same.
+TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:")
+PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things lie, not what they are
 
 
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
@@ -25,6 +29,8 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
     the run's are damaged.
     """
     existing = list_checkpoints(folder.checkpoints)
+    if resume not in ("auto", "never"):
+        resume = str(expand_path(resume))
     if resume == "never":
         if existing:
             raise UserError(
@@ -127,6 +133,32 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
             f"{checkpoint} was trained on other data ({manifest['data_identity'][:12]}) than data.path holds "
             f"({data_identity[:12]}): put data.path back, or give --allow-change data.path, or another --run.name"
         )
+
+
+def check_finished(run: Path, manifest: dict[str, Any], config: dict[str, Any], allowed: list[str]) -> list[str]:
+    """Refuse to call a run done that is not the one this command asks for; return what else differs, without effect.
+
+    Args:
+        manifest: of the run's last checkpoint, which has all steps that `config` asks for, or more.
+        allowed: fields that may differ, as section.key.
+
+    Raises UserError naming what differs of that which makes a trained model what it is.
+    """
+    step, wanted = manifest["step"], config["run"]["max_steps"]
+    if step > wanted and "run.max_steps" not in allowed:
+        raise UserError(
+            f"{run} is at step {step} already, past run.max_steps {wanted}: give --run.max_steps {step} to end it "
+            "there, more to continue it, or --run.name NAME for another run"
+        )
+    changes = changed_fields(manifest.get("config", {}), config)
+    others = [change for change in changes if change.split(":")[0] not in (*PLACES, "run.max_steps", *allowed)]
+    asked = [change for change in others if change.startswith(TRAINING_SECTIONS)]
+    if asked:
+        raise UserError(
+            f"{run} is done, at step {step}, and this command asks for another run ({', '.join(asked)}): put that "
+            "back, or give --run.name NAME"
+        )
+    return others
 
 
 def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

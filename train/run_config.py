@@ -11,7 +11,7 @@ class DataConfig:
 
     Args:
         path: folder of a token set (manifest.json and shards). A relative path is looked for in the working directory,
-            then in the project.
+            then in the project. In this and all other paths `~` and `$VARIABLE` are replaced at each start.
         verify: check at the start the shards' sizes, or also their SHA-256 (full; reads all of the data once).
         stage_to: a folder on a disk of every node's own, to which the shards are copied and verified before the first
             step; where the disk has no room, or no permission is given, the run reads them where they are, and logs so.
@@ -30,6 +30,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
             raise ValueError(f"data.stride is {self.stride}: give 1 token or more, or null for model.block_size")
+        if self.stage_to == "":
+            raise ValueError("data.stage_to is empty (a variable that is not set, in a shell?): give a folder, or null")
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ class RunConfig:
     """The run.
 
     Args:
-        root: folder of all runs.
+        root: folder of all runs. A relative path is looked for in the working directory, then in the project; where
+            neither has the run it is a new one in the working directory.
         name: the run's folder under `root`; null takes the configuration file's name. The same name continues the run.
         seed: of initialisation, data order, dropout and samples.
         max_steps: optimizer steps of the whole run, which the schedule spans.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import UserError
+from common.paths import expand_path
 from common.processes import boot_id
 from common.progress import format_bytes, progress_bar
 from common.publish import TEMPORARY_SUFFIX, fsync_file, sha256_file, write_json_whole
@@ -35,7 +36,7 @@ Stamp = list[int]  # device, inode, size, mtime_ns, ctime_ns: changes with whate
 
 
 def stage(
-    tokens: TokenSet, folder: Path, ranks: Ranks, verify: Literal["size", "full"] = "size"
+    tokens: TokenSet, folder: str | Path, ranks: Ranks, verify: Literal["size", "full"] = "size"
 ) -> tuple[TokenSet, dict[str, str]]:
     """The same token set on this node's disk, copied there by one rank of every node. (All ranks call.)
 
@@ -43,12 +44,16 @@ def stage(
     `verify` full, always) now. Where a node's disk can't take the copy (no space, not writable), that node's ranks
     read the set where it is: then the second value says by host why.
 
-    Raises UserError on all ranks where the set itself is not what was prepared, or can't be read.
+    Args:
+        folder: as the configuration has it. Each node replaces variables by its own values.
+
+    Raises UserError on all ranks where the set itself is not what was prepared, or can't be read, or a variable is not
+    set on a node.
     """
     host, target, problem, mistake = socket.gethostname(), None, None, None
     if ranks.local_rank == 0:
         try:
-            target = own_folder(folder, f"longhaul-{tokens.identity[:16]}")
+            target = own_folder(expand_path(folder), f"longhaul-{tokens.identity[:16]}")
             copy_set(tokens, target, verify)
         except OSError as error:
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)

@@ -210,18 +210,29 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: Path, data: Path
     assert any("damaged" in path.name for path in run.checkpoints.iterdir())
 
 
-def test_a_finished_run_says_so_and_changes_nothing(tmp_path: Path, data: Path) -> None:
+def test_a_finished_run_is_done_for_the_same_command_only(tmp_path: Path, data: Path) -> None:
     arguments = tiny_arguments(tmp_path, data, "finished", "--run.max_steps=3")
     train(1, tmp_path, arguments)
     run = run_of(tmp_path, "finished")
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    again = train_by_path(*arguments)
+    relative = [argument for argument in arguments if not argument.startswith("--run.root")]
+    again = train_by_path(*relative, "--log.every_steps=7", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "is done: step 3 of 3" in again.stdout
+    assert f"{run.path} is done: step 3 of 3" in again.stdout  # wherever that is: runs, as the default has it
+    assert again.stdout.splitlines()[-1] == "without effect on it: log.every_steps: 10 -> 7"
+    another = train_by_path(*arguments, "--optim.lr=2e-2", "--schedule.final_lr_fraction=0.3")
+    assert another.returncode == 2
+    (line,) = another.stderr.splitlines()
+    assert "asks for another run (optim.lr: 0.01 -> 0.02, schedule.final_lr_fraction: 0.1 -> 0.3)" in line
+    fewer = train_by_path(*arguments, "--run.max_steps=2")
+    assert fewer.returncode == 2
+    assert "is at step 3 already, past run.max_steps 2: give --run.max_steps 3 to end it there" in fewer.stderr
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     state = run.read_state()
     assert state is not None
     assert state["status"] == "done"
+    allowed = ("--optim.lr=2e-2", "--allow-change=optim.lr", "--run.max_steps=2", "--allow-change=run.max_steps")
+    train(1, tmp_path, [*arguments, *allowed])
 
 
 def test_validation_and_samples_leave_the_training_curve_untouched(tmp_path: Path, data: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from common.errors import UserError
 from common.metrics_file import read_json_lines
@@ -123,6 +124,29 @@ def test_once_a_boot_a_copy_is_hashed_whatever_its_times_are(tmp_path: Path, mad
     record.write_text(json.dumps(known))
     found, _ = stage(made, tmp_path / "local", ALONE, "full")  # what data.verify asks of the data, it asks of a copy
     assert contents(found.folder) == contents(made.folder)
+
+
+def test_each_node_has_its_own_folder_by_a_variable_which_stays_in_the_configuration(
+    tmp_path: Path, made: TokenSet
+) -> None:
+    home = tmp_path / "home"
+    (home / "sets").mkdir(parents=True)
+    made.folder.rename(home / "sets" / "mine")
+    given = ["--data.path=~/sets/mine", "--run.root=~/runs", "--data.stage_to=$NODE_DISK/x", "--run.max_steps=1"]
+    arguments = [*tiny_arguments(tmp_path, tmp_path, "named"), *given, "--checkpoint.every_steps=0"]
+    done = train_by_path(*arguments, cwd=tmp_path, HOME=str(home), NODE_DISK="")
+    assert (done.returncode, done.stderr) == (
+        2, "error: $NODE_DISK/x: the variable NODE_DISK is not set here: set it, or write the path out\n"
+    )  # fmt: skip
+    for disk in ("one", "two"):  # a job that is requeued on another node, with the configuration that the run has kept
+        done = train_by_path(*arguments, cwd=tmp_path, HOME=str(home), NODE_DISK=str(tmp_path / disk))
+        assert done.returncode == 0, done.stderr
+        assert [path.name for path in (tmp_path / disk / "x").iterdir()] == [f"longhaul-{made.identity[:16]}"]
+        written = home / "runs" / "named" / "config.yaml"
+        arguments = [f"--config={written}", "--run.max_steps=2"]
+    config = yaml.safe_load(written.read_text())
+    assert (config["data"]["stage_to"], config["run"]["root"]) == ("$NODE_DISK/x", "~/runs")
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "one", "two", "tiny.yaml"}
 
 
 def give_away(path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Paths as people write them, where no shell has seen them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from common import run_folder
+from common.command_line import CommandParser
+from common.errors import UserError
+from common.paths import PROJECT, expand_path, find_path
+from common.publish import file_to_write
+from common.run_folder import RunFolder
+
+
+def test_home_and_variables_are_replaced_as_a_shell_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    monkeypatch.setenv("JOB", "7")
+    assert expand_path("~/x") == tmp_path / "x"
+    assert expand_path("~") == tmp_path
+    assert expand_path("$SCRATCH/job-${JOB}/a") == Path("/scratch/me/job-7/a")
+    assert expand_path(Path("$SCRATCH")) == Path("/scratch/me")
+    for plain in ("a~b", "x/~/y", "cost-$", "$1", "a b", "runs"):
+        assert expand_path(plain) == Path(plain)
+    monkeypatch.delenv("JOB")
+    monkeypatch.setenv("EMPTY", "")
+    for text, name in (("/x/${JOB}", "JOB"), ("$EMPTY/x", "EMPTY")):
+        with pytest.raises(UserError, match=f"the variable {name} is not set here"):
+            expand_path(text)
+    with pytest.raises(UserError, match="there is no such user here"):
+        expand_path("~nobody-of-this-name/x")
+
+
+def test_path_arguments_of_all_commands_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = CommandParser("Reads.")
+    parser.add_argument_group("more").add_argument("--data", type=Path)
+    parser.add_argument("--json", type=file_to_write)
+    parser.add_argument("runs", type=Path, nargs="*")
+    found = parser.parse_args(["--data=~/x", "--json=~/figures/x.json", "~/a", "$HOME/b"])
+    assert (found.data, found.json) == (tmp_path / "x", tmp_path / "figures" / "x.json")
+    assert found.runs == [tmp_path / "a", tmp_path / "b"]
+    assert (tmp_path / "figures").is_dir()
+    with pytest.raises(UserError, match="the variable NO_SUCH_DISK is not set here"):
+        parser.parse_args(["--data=$NO_SUCH_DISK/x"])
+
+
+def test_a_relative_path_is_meant_here_or_else_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find_path("data/mine") == PROJECT / "data" / "mine"
+    os.makedirs("data/mine")
+    assert find_path("data/mine") == Path("data/mine")
+
+
+def test_a_run_of_the_project_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    (project / "runs" / "begun").mkdir(parents=True)
+    elsewhere.mkdir()
+    monkeypatch.setattr(run_folder, "PROJECT", project)
+    monkeypatch.chdir(elsewhere)
+    assert RunFolder.find("runs", "begun").path == project / "runs" / "begun"
+    assert RunFolder.find("runs", "new").path == elsewhere / "runs" / "new"
+    assert RunFolder.find(tmp_path / "r", "begun").path == tmp_path / "r" / "begun"
+    (elsewhere / "runs" / "begun").mkdir(parents=True)
+    assert RunFolder.find("runs", "begun").path == elsewhere / "runs" / "begun"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert RunFolder.find("~/r", "begun").path == tmp_path / "home" / "r" / "begun"
