@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from common.errors import UserError
+from common.paths import expand_path
 from common.run_folder import RunFolder
 from model.config import PRESETS, ModelConfig, preset_config
 from train.batch import BatchConfig
+from train.config_file import read_file, take_texts, to_text
 from train.optim_config import OptimConfig
 from train.option_parser import OptionParser
 from train.run_config import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RecomputeConfig, RunConfig
@@ -151,20 +152,27 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     files, others = _split_config_files(arguments)
     files = files or [str(command.default_config)]
-    known = set(field_names(command.kind))
-    contents = [_read_yaml(Path(file), command.kind) for file in files]
+    types = dict(_field_types(command.kind))
+    known = set(types)
+    read = [read_file(expand_path(file), types) for file in files]
+    contents = [file.content for file in read]
+    for file, content in zip(files, contents, strict=True):
+        _check_content(Path(file), content, types)
     _check_names(others, known)
     parser = build_parser(command)
     model = PRESETS.get(str(_named("model.preset", contents, others)))
     if model is None and command.base_of is not None and not {"--help", "-h"} & set(others):
         root = _named("run.root", contents, others) or RunConfig().root
         name = _named("run.name", contents, others) or Path(files[-1]).stem
-        model = command.base_of(RunFolder(Path(root) / name))
+        model = command.base_of(RunFolder.find(root, name))
     if model is not None:
         parser.set_defaults({f"model.{key}": value for key, value in asdict(model).items()})
     # files first: what stands on the command line wins, wherever on it the files are named
-    said = [f"--config={file}" for file, content in zip(files, contents, strict=True) if content]  # not empty ones
-    parsed = parser.parse_args([*said, *others])
+    texts, others = take_texts(others, types)
+    parsed = parser.parse_args([*(f"--config={file.rest}" for file in read if file.rest), *others])
+    for name, value in [*itertools.chain(*(file.texts.items() for file in read)), *texts]:
+        key = name.removesuffix("+")
+        parsed[key] = value if key == name else [*(parsed[key] or []), *value]
     for name in known:
         if isinstance(value := parsed.get(name), float) and not math.isfinite(value):
             raise UserError(f"{name} is {value}: give a finite number")
@@ -185,7 +193,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(as_dict(config), sort_keys=False, width=120)
+    return to_text(as_dict(config))
 
 
 def field_names(of: type = Config) -> Iterator[str]:
@@ -219,29 +227,9 @@ def _split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     return files, others
 
 
-class _YamlLoader(yaml.SafeLoader):
-    """PyYAML's, which of two keys of one name would silently forget the first."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"{twice} stands there twice, put it together")
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path, kind: type) -> dict[str, Any]:
-    """A configuration file, its keys checked. Raises UserError naming the file."""
-    types = dict(_field_types(kind))
+def _check_content(path: Path, content: dict[str, Any], types: dict[str, Any]) -> None:
+    """Raises UserError naming the file where a key is no field's, or has no value though its field needs one."""
     known = set(types)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _YamlLoader) or {}
-    except OSError as error:
-        raise UserError(f"configuration {path} can't be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"configuration {path} is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"configuration {path} must hold sections such as model: and data:")
     sections = {name.split(".")[0] for name in known}
     for section, values in content.items():
         if section not in sections:
@@ -254,7 +242,6 @@ def _read_yaml(path: Path, kind: type) -> dict[str, Any]:
                 raise UserError(f"{path}: unknown key {name}{_nearest(name, known)}")
             if value is None and type(None) not in get_args(types[name]):
                 raise UserError(f"{path}: {name} has no value: give one, or leave it out")
-    return content
 
 
 def _check_names(arguments: list[str], fields_known: set[str]) -> None:
