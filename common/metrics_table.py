@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.measured import like_the_newest
+
 Values = npt.NDArray[np.float64]
 
 TRAIN_COLUMNS = (
@@ -80,6 +82,10 @@ class MetricsTable:
     def of_kind(self, key: str) -> list[dict[str, Any]]:
         """The other records that hold `key`, such as `val_loss`, by step."""
         return [event for event in self.events if key in event]
+
+    def comparable(self, key: str) -> list[dict[str, Any]]:
+        """Those of `of_kind` that were measured as the newest of them was: on the same data, as much of them."""
+        return like_the_newest(key, self.of_kind(key))
 
     def update(self) -> bool:
         """Read what has been appended since, whole lines only; say whether there was anything."""

@@ -18,6 +18,7 @@ import torch
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.measured import describe_validation
 from common.metrics_file import read_metrics
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder, write_json_whole, write_whole
 from common.run_folder import RunFolder
@@ -149,7 +150,8 @@ def _validation_of(loaded: Loaded) -> dict[str, str]:
     records = read_metrics(RunFolder(loaded.checkpoint.resolve().parents[1]).metrics)
     for record in records:
         if record["step"] == loaded.manifest["step"] and record.get("val_loss") is not None:
-            return {"validation loss": f"{record['val_loss']:.4f} nats per token"}
+            on = f" ({described})" if (described := describe_validation(record)) else ""
+            return {"validation loss": f"{record['val_loss']:.4f} nats per token{on}"}
     return {}
 
 

@@ -38,7 +38,9 @@ def main() -> int:
     run = load_run(arguments.run)
     path = file_to_write(arguments.out or run.folder.report / "loss.png")
     write_whole(path, draw(run))
-    print(f"{path}: loss and learning rate up to step {int(run.table.tail('step', 1)[0]):,}")
+    left_out = len(run.table.of_kind("val_loss")) - len(run.table.comparable("val_loss"))
+    others = f"; {left_out:,} earlier validations of another measure left out" if left_out else ""
+    print(f"{path}: loss and learning rate up to step {int(run.table.tail('step', 1)[0]):,}{others}")
     return 0
 
 

@@ -53,7 +53,8 @@ class Summary:
     unigram_entropy: float
     margin: float  # unigram_entropy - val_loss
     tokens_per_second: float  # median over steps
-    val_sha256: str  # of the validation split: equal hashes, comparable losses
+    val_sha256: str  # of the validation split
+    val_tokens: int | None  # of it, from its beginning: losses on equal ones compare
     training_seconds: float  # in steps; without validation, saving and pauses
 
 
@@ -102,6 +103,12 @@ def summarise(folder: RunFolder) -> Summary:
         raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train anew")
     config = read_config(folder)
     tokens = TokenSet.open(find_token_set(config["data"]["path"]))
+    measured_on = validation[-1].get("val_sha256", tokens.manifest.val_sha256)  # an old record has none
+    if measured_on != tokens.manifest.val_sha256:
+        raise UserError(
+            f"the last validation loss in {folder.metrics} was measured on a validation set of SHA-256 "
+            f"{measured_on[:12]}…, {tokens.folder} has another one: put the data back, or train a step on these"
+        )
     entropy = unigram_entropy(tokens.split("val"))
     state = folder.read_state() or {}
     return Summary(
@@ -119,7 +126,8 @@ def summarise(folder: RunFolder) -> Summary:
         margin=entropy - val_loss,
         tokens_per_second=statistics.median(record["tokens_per_second"] for record in train),
         training_seconds=sum(record["step_seconds"] for record in train),
-        val_sha256=tokens.manifest.val_sha256,
+        val_sha256=measured_on,
+        val_tokens=validation[-1].get("val_tokens"),
     )
 
 
@@ -146,7 +154,8 @@ def print_figures(summary: Summary) -> None:
     latest = "" if summary.val_step == summary.step else f" (at step {summary.val_step:,})"
     print(f"{summary.run}: {summary.status}, step {summary.step:,} of {summary.max_steps:,}")
     print(f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{latest}")
-    print(f"  validation set    sha256 {summary.val_sha256}")
+    first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} tokens of "
+    print(f"  validation set    {first}sha256 {summary.val_sha256}")
     print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
     print(f"  margin            {summary.margin:.3f} nats")
     print(

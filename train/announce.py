@@ -1,7 +1,9 @@
 """What a run says at its start: what it is about to do, and with what."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
+from common.measured import describe_validation, measured_alike, validation_of
 from common.progress import format_bytes, format_count
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet
@@ -71,5 +73,21 @@ def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Prog
     return [
         f"data: {tokens.folder}, {len(tokens.split('train')):,} training tokens; the run reads "
         f"{sequences * length:,}, {times}",
-        f"validation set sha256 {tokens.manifest.val_sha256}",
     ]
+
+
+def describe_measure(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """What validation losses are measured on, and whether those so far were measured on something else.
+
+    Args:
+        facts: what the run's checkpoints will record. before: what the checkpoint records that is resumed.
+    """
+    now = validation_of(facts)
+    lines = [f"validation on {describe_validation(now)}"]
+    earlier = validation_of(before) if before and before.get("val_loss") is not None else None
+    if earlier is not None and not measured_alike("val_loss", earlier, now):
+        was = describe_validation(earlier) or "something else"
+        lines.append(
+            f"validation losses up to the checkpoint were measured on {was}: they don't compare with later ones"
+        )
+    return lines

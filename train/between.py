@@ -33,7 +33,7 @@ class Validator:
     micro_batch: int
     dtype: Dtype
     recorder: Recorder
-    data_sha256: str  # of the whole validation split: equal hashes, comparable losses
+    data_sha256: str  # of the whole validation split
     split_documents_at: int | None = None
     latest: float | None = None
     latest_step: int | None = None
@@ -47,15 +47,15 @@ class Validator:
         """Measure and record. (All ranks call.)"""
         started = time.monotonic()
         result = self._evaluate(self.window_count)
+        assert result.tokens == self.measured_on["val_tokens"], result
         self.latest, self.latest_step = result.loss, progress.step
         seconds = time.monotonic() - started
         record = {
             "step": progress.step,
             "tokens": progress.tokens,
             "val_loss": result.loss,
-            "val_tokens": result.tokens,
+            **self.measured_on,
             "val_seconds": seconds,
-            "val_sha256": self.data_sha256,
             "time": time.time(),
         }
         self.recorder.note(record)
@@ -65,9 +65,19 @@ class Validator:
             f"({seconds:.1f} s)"
         )
 
+    @property
+    def measured_on(self) -> dict[str, Any]:
+        """What stands beside every loss: losses compare where all of it is the same (`common.measured`)."""
+        return {
+            "val_sha256": self.data_sha256,
+            "val_tokens": self.window_count * self.windows.block_size,
+            "val_block_size": self.windows.block_size,
+            "val_document_mask": self.split_documents_at is not None,
+        }
+
     def facts(self) -> dict[str, Any]:
-        """The latest loss and the step it was measured at, for a checkpoint's manifest."""
-        return {"val_loss": self.latest, "val_step": self.latest_step}
+        """The latest loss, the step it was measured at and on what, for a checkpoint's manifest."""
+        return {"val_loss": self.latest, "val_step": self.latest_step, **self.measured_on}
 
     def _evaluate(self, window_count: int) -> LossResult:
         return evaluate_loss(

@@ -30,7 +30,7 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from model.precision import Dtype
 from model.ranks import Ranks, agreed, share_threads, start_ranks
-from train.announce import describe_course, describe_data, describe_model, describe_run
+from train.announce import describe_course, describe_data, describe_measure, describe_model, describe_run
 from train.base import Base
 from train.batch import BatchPlan, plan_batch
 from train.between import SampleWriter, Validator, check_prompts
@@ -172,7 +172,8 @@ def pretrain(context: RunContext) -> int:
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
         loop = compose(context, plan, resumed.course, recorder, checkpoint, state, heartbeat)
-        for line in base.describe(loop.model) if base else []:
+        measured = describe_measure({**loop.keeper.facts, **loop.validator.facts()}, manifest)
+        for line in [*measured, *(base.describe(loop.model) if base else [])]:
             recorder.say(line)
         if begin.step < config.run.max_steps:
             agreed(ranks, lambda: require_space(context, begin, loop))

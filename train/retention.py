@@ -5,9 +5,10 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from common.checkpoint_files import (
     CHECKPOINT_MANIFEST,
@@ -17,27 +18,37 @@ from common.checkpoint_files import (
     verify_checkpoint,
     write_checkpoint_manifest,
 )
+from common.measured import measured_alike, validation_of
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder
 from train.run_config import CheckpointConfig
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What retention asks of a checkpoint. val_loss: only if it was measured with these very weights."""
+    """What retention asks of a checkpoint.
+
+    Attributes:
+        val_loss: only if it was measured with these very weights. validation: what it was measured on.
+    """
 
     step: int
     val_loss: float | None = None
+    validation: Mapping[str, Any] = field(default_factory=dict)
 
 
 def expendable(checkpoints: Sequence[Checkpoint], config: CheckpointConfig, never: int | None) -> set[int]:
-    """Steps of those that are neither among the newest, nor at a multiple, nor the best, nor `never` (resumed from)."""
+    """Steps of those that are neither among the newest, nor at a multiple, nor the best, nor `never` (resumed from).
+
+    The best is that of the losses that were measured as the newest one was.
+    """
     newest = sorted((checkpoint.step for checkpoint in checkpoints), reverse=True)
     kept = {*newest[: config.keep_last], never}
     if config.keep_every_steps > 0:
         kept.update(step for step in newest if step % config.keep_every_steps == 0)
-    measured = [(checkpoint.val_loss, checkpoint.step) for checkpoint in checkpoints if checkpoint.val_loss is not None]
-    if config.keep_best and measured:
-        kept.add(min(measured)[1])
+    measured = sorted((c for c in checkpoints if c.val_loss is not None), key=lambda checkpoint: checkpoint.step)
+    alike = [c for c in measured if measured_alike("val_loss", c.validation, measured[-1].validation)]
+    if config.keep_best and alike:
+        kept.add(min((checkpoint.val_loss, checkpoint.step) for checkpoint in alike)[1])
     return {step for step in newest if step not in kept}
 
 
@@ -49,7 +60,7 @@ def read_checkpoint(step: int, path: Path) -> Checkpoint | None:
         return None
     loss = manifest.get("val_loss")
     measured = isinstance(loss, float) and math.isfinite(loss) and manifest.get("val_step") == step
-    return Checkpoint(step, loss if measured else None)
+    return Checkpoint(step, loss if measured else None, validation_of(manifest))
 
 
 def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, resumed_from: Path | None) -> list[Path]:

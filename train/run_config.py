@@ -68,7 +68,8 @@ class CheckpointConfig:
         max_failures: after so many failed saves in a row the run stops all the same.
         keep_last: how many of the newest checkpoints stay.
         keep_every_steps: checkpoints at multiples of this stay for good; 0 keeps none for good.
-        keep_best: the checkpoint with the lowest validation loss, measured at its own step, stays as well.
+        keep_best: the checkpoint with the lowest validation loss, measured at its own step and on what the newest was
+            measured on, stays as well.
         weights_every_steps: at multiples of this, which must be multiples of every_steps, the weights alone stay for
             good (checkpoints/weights-…), to be evaluated; 0 keeps none.
     """

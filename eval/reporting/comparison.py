@@ -92,6 +92,7 @@ def run_row(run: RunData) -> Row:
     figures = key_figures(run)
     data = Path(str(run.section("data").get("path", "unknown"))).name
     shortened = f" {figures.val_sha256[:8]}" if figures.val_sha256 else ""
+    counted = f", {figures.val_tokens:,} tokens" if figures.val_tokens else ""
     vocabulary = run.model.vocab_size if run.model else GPT2_VOCABULARY
     unit = "" if vocabulary == GPT2_VOCABULARY else f", {vocabulary:,} symbols"
     return Row(
@@ -103,7 +104,7 @@ def run_row(run: RunData) -> Row:
         rope=None if run.model is None else run.model.position == "rope",
         train_loss=figures.train_loss,
         val_loss=figures.val_loss,
-        val_data=None if figures.val_loss is None else f"{data}{shortened}{unit}",
+        val_data=None if figures.val_loss is None else f"{data}{shortened}{counted}{unit}",
         hellaswag_acc_norm=figures.hellaswag_acc_norm,
         hellaswag_examples=figures.hellaswag_examples,
         source=str(run.folder.path),

@@ -164,9 +164,9 @@ def quantity_panel(axes: Axes, runs: Sequence[RunData], quantity: Quantity, colu
 
 def hellaswag_picture(runs: Sequence[RunData]) -> bytes | None:
     """HellaSwag during training against tokens, with what GPT-2 and GPT-3 of the nearest size reach; None without."""
-    if not any(run.table.of_kind("hellaswag_acc_norm") for run in runs):
+    events = [event for run in runs for event in run.table.comparable("hellaswag_acc_norm")]
+    if not events:
         return None
-    events = [event for run in runs for event in run.table.of_kind("hellaswag_acc_norm")]
     official = all(event.get("hellaswag_official", True) for event in events)
     references = lines_for(max(run.parameters or 0 for run in runs) or None) if official else []
 
@@ -192,7 +192,7 @@ def hellaswag_picture(runs: Sequence[RunData]) -> bytes | None:
 
 def hellaswag_examples(runs: Sequence[RunData]) -> str:
     """On how many examples the runs were measured, as people read it."""
-    found = {event.get("hellaswag_examples") for run in runs for event in run.table.of_kind("hellaswag_acc_norm")}
+    found = {event.get("hellaswag_examples") for run in runs for event in run.table.comparable("hellaswag_acc_norm")}
     counts = sorted(count for count in found if isinstance(count, int))
     if not counts:
         return "unknown number of"

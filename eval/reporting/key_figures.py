@@ -30,7 +30,9 @@ class KeyFigures:
     val_step: int | None
     best_val_loss: float | None
     best_val_step: int | None
-    val_sha256: str | None
+    val_sha256: str | None  # what both were measured on
+    val_tokens: int | None
+    validations_left_out: int  # earlier ones, measured on something else
     hellaswag_acc_norm: float | None  # of report/hellaswag.json, or of training where that has a later one
     hellaswag_examples: int | None
     hellaswag_step: int | None  # that it was measured at
@@ -59,7 +61,8 @@ def key_figures(run: RunData) -> KeyFigures:
     table = run.table
     step, tokens = (int(table.tail(key, 1)[0]) for key in ("step", "tokens"))
     last_steps = max(1, round(len(table) * LAST_FRACTION))
-    validations = [event for event in table.of_kind("val_loss") if event["val_loss"] is not None]
+    comparable = table.comparable("val_loss")
+    validations = [event for event in comparable if event["val_loss"] is not None]
     best = min(validations, key=lambda event: float(event["val_loss"]), default={})
     last = validations[-1] if validations else {}
     hellaswag = _hellaswag(run)
@@ -78,6 +81,8 @@ def key_figures(run: RunData) -> KeyFigures:
         best_val_loss=best.get("val_loss"),
         best_val_step=best.get("step"),
         val_sha256=last.get("val_sha256"),
+        val_tokens=last.get("val_tokens"),
+        validations_left_out=len(table.of_kind("val_loss")) - len(comparable),
         hellaswag_acc_norm=hellaswag[0],
         hellaswag_examples=hellaswag[1],
         hellaswag_step=hellaswag[2],

@@ -199,10 +199,13 @@ def _mean_of_last_losses(table: MetricsTable) -> float:
 
 def _evaluations(run: LiveRun) -> str:
     parts = []
-    validations = [event for event in run.table.of_kind("val_loss") if event["val_loss"] is not None]
+    comparable = run.table.comparable("val_loss")
+    validations = [event for event in comparable if event["val_loss"] is not None]
     if validations:
         shown = ", ".join(f"{event['val_loss']:.4f}" for event in validations[-4:])
-        parts.append(f"validation {shown} (step {validations[-1]['step']:,})")
+        others = len(run.table.of_kind("val_loss")) - len(comparable)
+        left_out = f"; {others} of another measure left out" if others and len(validations) < 4 else ""
+        parts.append(f"validation {shown} (step {validations[-1]['step']:,}{left_out})")
     swag = run.table.of_kind("hellaswag_acc_norm")
     if swag and swag[-1]["hellaswag_acc_norm"] is not None:
         parts.append(f"HellaSwag {swag[-1]['hellaswag_acc_norm']:.4f}")

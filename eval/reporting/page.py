@@ -95,6 +95,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("validation loss, last", _number(figures.val_loss, ".4f")),
         ("perplexity", _number(figures.perplexity, ",.2f")),
         ("validation loss, best", _number(figures.best_val_loss, ".4f")),
+        ("tokens validated on", None if figures.val_tokens is None else f"{figures.val_tokens:,}"),
         ("HellaSwag acc_norm", _number(figures.hellaswag_acc_norm, ".4f", at)),
         (
             "tokens per second, median",

@@ -1,12 +1,13 @@
 """The sections of a report's page that are more than pictures, as HTML; empty where the runs have nothing for them."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.measured import describe_validation, measured_alike
 from common.progress import format_duration
 from eval.reporting.comparison import HEADINGS, NUMBERS, rows_with
 from eval.reporting.html_parts import code, folded, table, text
@@ -23,15 +24,33 @@ SHOWN_CHARACTERS = 1_000
 def loss_note(runs: Sequence[RunData]) -> str:
     """What the curves are, and on which data the validation losses were measured."""
     drawn = "The dotted lines are validation losses. " if len(runs) > 1 else ""
-    found = {event.get("val_sha256") for run in runs for event in run.table.of_kind("val_loss")} - {None}
-    if not found:
-        data = ""
-    elif len(found) == 1:
-        data = f"Validation set: SHA-256 {text(next(iter(found)))}."
-    else:
-        data = "<b>The validation sets are not the same: these validation losses can't be compared.</b>"
+    data = " ".join([_measured_on(runs), *(_left_out(run, "val_loss", describe_validation) for run in runs)])
     flops = "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention), 4N where adapters leave N frozen."
     return f'<p class="soft">{drawn}Hours leave out the time between a stop and the next start. {flops} {data}</p>'
+
+
+def _measured_on(runs: Sequence[RunData]) -> str:
+    """On what the validation losses were measured that the curves show."""
+    newest = [(run.name, validated[-1]) for run in runs if (validated := run.table.comparable("val_loss"))]
+    told = [(name, event, describe_validation(event)) for name, event in newest]
+    if not any(described for _, _, described in told):
+        return ""
+    first = max((event for _, event, _ in told), key=lambda event: len(describe_validation(event)))
+    if all(measured_alike("val_loss", event, first) for _, event, _ in told):
+        return f"Validation set: {text(describe_validation(first))}."
+    each = "; ".join(f"{text(name)}: {text(described or 'not recorded')}" for name, _, described in told)
+    return f"<b>The validation sets are not the same: these validation losses can't be compared.</b> {each}."
+
+
+def _left_out(run: RunData, figure: str, describe: Callable[[dict[str, Any]], str]) -> str:
+    """Which of a run's figures the curve (and the best one) leave out."""
+    measured = run.table.of_kind(figure)
+    others = [event for event in measured if not measured_alike(figure, event, measured[-1])]
+    if not others:
+        return ""
+    kinds = "; ".join(dict.fromkeys(describe(event) for event in others))
+    steps = f"step {others[0]['step']:,}" + (f" to {others[-1]['step']:,}" if len(others) > 1 else "")
+    return f"<b>{text(run.name)}: left out what was measured on something else ({text(kinds)}), {steps}.</b>"
 
 
 def steps_note(runs: Sequence[RunData]) -> str:
@@ -46,8 +65,14 @@ def comparison(runs: Sequence[RunData]) -> str:
     ours = [index for index, row in enumerate(rows) if row.ours]
     measured = any(run.table.of_kind("hellaswag_acc_norm") for run in runs)
     missing = "" if measured else '<p class="soft">HellaSwag was not measured during training.</p>'
+    others = " ".join(filter(None, (_left_out(run, "hellaswag_acc_norm", _examples) for run in runs)))
+    missing += f'<p class="soft">{others}</p>' if others else ""
     notes = "".join(f'<p class="soft">{text(note)}</p>' for note in NOTES)
     return missing + table(HEADINGS, [row.cells() for row in rows], numbers=NUMBERS, marked=ours) + notes
+
+
+def _examples(event: dict[str, Any]) -> str:
+    return f"{event.get('hellaswag_examples')} examples{'' if event.get('hellaswag_official', True) else ', text form'}"
 
 
 def time_table(figures: Sequence[KeyFigures]) -> str:

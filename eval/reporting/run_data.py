@@ -96,8 +96,8 @@ class RunData:
         return np.asarray((times - starts[0] - np.cumsum(gaps)[index]) / SECONDS_AN_HOUR)
 
     def event_column(self, key: str, value: str) -> Values:
-        """`value` of all records that hold `key`, NaN where it is missing."""
-        return np.array([event.get(value) for event in self.table.of_kind(key)], dtype=np.float64)
+        """`value` of all comparable records that hold `key`, NaN where it is missing."""
+        return np.array([event.get(value) for event in self.table.comparable(key)], dtype=np.float64)
 
 
 def load_runs(paths: Sequence[Path]) -> list[RunData]:

@@ -94,6 +94,48 @@ def test_the_best_is_the_lowest_loss_of_its_own_step(tmp_path: Path, facts: dict
     assert [step for step, _ in list_checkpoints(tmp_path)] == [3, 1 if stays else 2]
 
 
+def measured(step: int, loss: float, tokens: int, **facts: object) -> dict[str, object]:
+    """What a manifest says of a validation, as today or, with `older`, without what it was measured on."""
+    older = facts.pop("older", False)
+    config = {"model": {"block_size": 16}, "eval": {"tokens": tokens}, "data": {"document_mask": False}}
+    on = {"val_sha256": "ab", "val_tokens": min(tokens, 640), "val_block_size": 16, "val_document_mask": False}
+    return {
+        "val_loss": loss, "val_step": step, "data_identity": "cd", "config": config, **({} if older else on), **facts
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("older", [True, False])
+@pytest.mark.parametrize("changed", [
+    {"config": {"model": {"block_size": 32}, "eval": {"tokens": 32}, "data": {"document_mask": False}},
+     "val_block_size": 32},
+    {"config": {"model": {"block_size": 16}, "eval": {"tokens": 32}, "data": {"document_mask": True}},
+     "val_document_mask": True},
+    {"val_sha256": "ba", "data_identity": "dc"},
+    {"config": {"model": {"block_size": 16}, "eval": {"tokens": 512}, "data": {"document_mask": False}},
+     "val_tokens": 512},
+])  # fmt: skip
+def test_losses_that_were_measured_on_something_else_are_no_rivals_of_the_best(
+    tmp_path: Path, older: bool, changed: dict[str, object]
+) -> None:
+    """The loss over 32 tokens was the best for ever."""
+    make_checkpoint(tmp_path, 1, **measured(1, 0.5, 32, older=older))
+    for step, loss in ((2, 3.0), (3, 2.0), (4, 2.5)):
+        make_checkpoint(tmp_path, step, **measured(step, loss, 32, **changed))
+    make_checkpoint(tmp_path, 5, **measured(4, 2.5, 32, **changed))  # not measured at its own step
+    delete(set_aside_expendable(tmp_path, CheckpointConfig(keep_last=1), last=5, resumed_from=None))
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [5, 3]
+
+
+@pytest.mark.parametrize("tokens", [32, 10_000])
+def test_the_best_of_an_older_version_is_still_the_best(tmp_path: Path, tokens: int) -> None:
+    """Their manifests tell how many tokens were wanted, today's how many there were: 640 at most."""
+    make_checkpoint(tmp_path, 1, **measured(1, 1.5, tokens, older=True))
+    make_checkpoint(tmp_path, 2, **measured(2, 2.0, tokens))
+    make_checkpoint(tmp_path, 3, **measured(3, 2.5, tokens))
+    delete(set_aside_expendable(tmp_path, CheckpointConfig(keep_last=1), last=3, resumed_from=None))
+    assert [step for step, _ in list_checkpoints(tmp_path)] == [3, 1]
+
+
 def test_the_one_resumed_from_stays_by_whatever_path_it_was_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,58 @@
+"""What an evaluation's figure was measured on stands beside it: figures compare only where that is the same."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# by the figure: what it was measured on. Of several names in one entry the first that both records have decides.
+MEASURED_ON: dict[str, tuple[tuple[str, ...], ...]] = {
+    "val_loss": (
+        ("val_sha256", "data_identity"),  # of the validation split's bytes, of the whole token set
+        ("val_tokens", "val_tokens_wanted"),
+        ("val_block_size",),
+        ("val_document_mask",),
+    ),
+    "hellaswag_acc_norm": (("hellaswag_sha256",), ("hellaswag_examples",), ("hellaswag_official",)),
+}
+
+
+def measured_alike(figure: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two records' figures compare. What one of both does not record (an older one) counts as the same."""
+    for names in MEASURED_ON.get(figure, ()):
+        known = [name for name in names if one.get(name) is not None and other.get(name) is not None]
+        if known and one[known[0]] != other[known[0]]:
+            return False
+    return True
+
+
+def like_the_newest(figure: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of the records, in their order, whose figure was measured as the last one's was."""
+    return [record for record in records if measured_alike(figure, record, records[-1])]
+
+
+def validation_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's val_loss was measured on. Older manifests leave it to their configuration and data."""
+    names = [name for alternatives in MEASURED_ON["val_loss"] for name in alternatives]
+    found = {name: manifest.get(name) for name in names}
+    config = manifest.get("config")
+    if isinstance(config, dict):
+        length = config["model"]["block_size"]
+        found["val_tokens_wanted"] = max(1, config["eval"]["tokens"] // length) * length
+        found["val_block_size"] = length
+        found["val_document_mask"] = config["data"]["document_mask"]
+    return found
+
+
+def describe_validation(record: Mapping[str, Any]) -> str:
+    """What a validation loss was measured on, as people read it; empty where the record does not say."""
+    parts = []
+    if record.get("val_tokens") is not None:
+        parts.append(f"{record['val_tokens']:,} tokens")
+    elif record.get("val_tokens_wanted") is not None:
+        parts.append(f"up to {record['val_tokens_wanted']:,} tokens")
+    if record.get("val_sha256") is not None:
+        parts.append(f"SHA-256 {record['val_sha256']}")
+    if record.get("val_block_size") is not None:
+        parts.append(f"sequences of {record['val_block_size']:,}")
+    if record.get("val_document_mask"):
+        parts.append("attention inside documents")
+    return ", ".join(parts)
