@@ -3,6 +3,7 @@
 Written aside, synced, renamed: a reader or a restart after a crash at any instant finds the old file or the new one.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -11,8 +12,9 @@ import os
 import re
 import stat
 import sys
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from common.errors import UserError
 from common.paths import expand_path
 
 TEMPORARY_SUFFIX = ".tmp"
+LEFT_SECONDS = 3600.0  # a temporary file that nobody has written to for so long has been left
+_TEMPORARY = re.compile(rf"(.+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 _OPEN_HERE = re.compile(r"(?:/dev/fd|/proc/self/fd)/(\d+)|/dev/(stdin|stdout|stderr)")
 
 
@@ -48,22 +52,22 @@ def sha256_file(path: Path | str, block_bytes: int = 1 << 20) -> str:
 
 def fsync_file(path: Path | str) -> None:
     """Wait until a file's bytes are on the disk."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _fsync(os.open(path, os.O_RDWR))
 
 
 def fsync_folder(path: Path | str) -> None:
     """Wait until a folder's entries (new names, renames) are on the disk. Windows can't and needn't."""
     if os.name == "nt":
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    _fsync(os.open(path, os.O_RDONLY))
+
+
+def _fsync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     finally:
-        os.close(descriptor)
+        with contextlib.suppress(OSError):  # what is to be known of the bytes, fsync has said
+            os.close(descriptor)
 
 
 def write_whole(
@@ -98,10 +102,25 @@ def write_whole(
             return False
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the file system is gone: why comes from above
+            temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
     return True
+
+
+def sweep_temporaries(folder: Path, names: Iterable[str], *, older_than_seconds: float = 0.0) -> None:
+    """Delete what `write_whole` left aside of these files of a folder where it was killed.
+
+    Args:
+        older_than_seconds: what has been written to since may have a live writer; 0 for a caller that knows of none.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            name = _TEMPORARY.fullmatch(path.name)
+            with contextlib.suppress(OSError):
+                if name and name[1] in names and path.stat().st_mtime <= time.time() - older_than_seconds:
+                    path.unlink()
 
 
 def write_json_whole(

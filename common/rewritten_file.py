@@ -4,6 +4,7 @@ Nothing is renamed and nothing synced, so it costs next to nothing even on a sha
 was moved away goes on writing to what it once opened, never to its successor.
 """
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -32,7 +33,9 @@ class RewrittenFile:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        """Done with it. What a file system has to complain of then is of no use to anybody."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -69,6 +69,10 @@ class RunFolder:
     def state(self) -> Path:
         return self.path / "state"
 
+    def published_names(self) -> list[str]:
+        """Of the files that only the lock's owner replaces as a whole."""
+        return [path.name for path in (self.config, self.provenance, self.state)]
+
     @property
     def stop_file(self) -> Path:
         """Its appearance asks the run to save and stop at the next step."""

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration
-from common.publish import write_json_whole, write_whole
+from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_whole, write_whole
 from eval.arguments import add_json
 from eval.reporting import figures
 from eval.reporting.comparison import run_row
@@ -44,6 +44,7 @@ def main() -> int:
     path = out / "report.html"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(out, {*pictures, path.name}, older_than_seconds=LEFT_SECONDS)
         for name, picture in pictures.items():
             write_whole(out / name, picture)
         write_whole(path, page(runs, pictures, time.time()))

@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.checkpoint_files import read_checkpoint_manifest
 from common.errors import UserError, exit_on_user_error
-from common.publish import write_whole
+from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
 from data_prep.tokenization import load_tokenizer
@@ -65,7 +65,7 @@ from train.space import check_space
 from train.staging import stage
 from train.step import Stepper
 from train.stopping import LauncherWatch, StopRequest
-from train.wandb_mirror import WandbMirror
+from train.wandb_mirror import MIRROR_FILE, WandbMirror
 
 
 @record
@@ -209,6 +209,8 @@ def prepare_folder(
     try:
         folder.checkpoints.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(folder.checkpoints)
+        sweep_temporaries(folder.path, folder.published_names())
+        sweep_temporaries(folder.path, [MIRROR_FILE], older_than_seconds=LEFT_SECONDS)  # train/sync_wandb.py's too
         if context.base is not None:
             context.base.keep(folder.checkpoints, config.model.architecture())
         write_whole(folder.config, to_yaml(config))

@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from common.command_line import CommandParser
 from common.errors import USER_ERROR_STATUS, UserError, exit_on_user_error
 from common.periodic import Periodic
+from common.scratch_folder import scratch_folder
 from train.launch import AGENT_PARENT
 from train.stopping import LAUNCHER_PID
 
@@ -33,10 +34,12 @@ def main() -> int:
     parent = int(os.environ.get(AGENT_PARENT, os.getppid()))
     Periodic("parent", LOOK_SECONDS, lambda: None if os.getppid() == parent else os.kill(os.getpid(), signal.SIGKILL))
     os.environ[LAUNCHER_PID] = str(os.getpid())
-    try:
-        torchrun.run(options)
-    except ChildFailedError as error:
-        return report(error.failures)
+    with scratch_folder("longhaul-launch-") as logs:  # torchrun's own stays behind after every start
+        options.log_dir = options.log_dir or str(logs)
+        try:
+            torchrun.run(options)
+        except ChildFailedError as error:
+            return report(error.failures)
     return 0
 
 

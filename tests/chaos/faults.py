@@ -189,7 +189,9 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
     named = str(victims.run.path) in said and "No space left" in said
     complaint = "" if named else "nothing said which path has no space left"
     seconds = told_seconds or time.monotonic() - started
-    if not goes_on_without_room(fault) or victims.recorded_step() == victims.last_step:  # the last save must succeed
+    # the last save must succeed; its step's record may have waited in memory, and gone
+    at_the_end = victims.recorded_step() == victims.last_step or f"step {victims.last_step} could not be" in said
+    if not goes_on_without_room(fault) or at_the_end:
         alive = trainer.wait_until_gone(GONE_SECONDS)
         return Outcome(seconds, f"stopped, status {trainer.status}", complaint or _orphans(alive))
     stopped = victims.stop()  # with room again it must save
