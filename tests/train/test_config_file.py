@@ -1,7 +1,9 @@
 """What is written into a configuration is read back, and text is the text that was written, whatever it looks like."""
 
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +21,10 @@ true False null NULL ~ 2026-05-01 2026-05-01T06:00:00Z
 = << - ? : [a] {a} *a &a !a %a @a `a #x a:b | > 'q' "q" \\n é 😀 ~/x
 """
 LOOKALIKES = [*WORDS.split(), "", " ", " x", "x ", "a: b", "a #b", "- a", "\n", "a\nb", "\t", "\udc80"]
+NO_TEXT_IN_YAML_1_2 = re.compile(  # its core schema
+    r"|~|null|Null|NULL|true|True|TRUE|false|False|FALSE|[-+]?\d+|0o[0-7]+|0x[\da-fA-F]+"
+    r"|[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
 TEXTS = st.sampled_from(LOOKALIKES) | st.text(max_size=150) | st.text(alphabet="0123456789eE.+-_xob:aT Z", max_size=12)
 NAMES = TEXTS.filter(lambda name: bool(name) and "/" not in name and not name.startswith("."))
 
@@ -46,6 +52,16 @@ def test_what_is_written_is_read_back(name: str, path: str, stage_to: str | None
     assert read_text(text) == config
     assert yaml.safe_load(text) == as_dict(config)  # YAML 1.1, as reports read it
     assert text.isascii()
+    for word in plain_texts(yaml.compose(text, yaml.SafeLoader)):
+        assert not NO_TEXT_IN_YAML_1_2.fullmatch(word)
+
+
+def plain_texts(node: Any) -> list[str]:
+    """What stands without quotes and is text to PyYAML."""
+    if isinstance(node, yaml.ScalarNode):
+        return [node.value] if node.style is None and node.tag.endswith(":str") else []
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
+    return [word for part in parts for word in plain_texts(part)]
 
 
 @settings(max_examples=40, deadline=None)
