@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.paths import expand_path
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
 from slurm.beginning import Beginning, leave_mark
@@ -35,6 +36,8 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
     Raises UserError for options or data that no trainer would accept, and for a job that gets no further.
     """
     config, _ = read_config(options)
+    if config.data.stage_to is not None:  # every trainer would meet a variable that is not set, after minutes
+        expand_path(config.data.stage_to)
     folder = RunFolder.find(config.run.root, str(config.run.name))
     tokens = TokenSet.open(find_token_set(config.data.path))
     start = StartId.of_environment()

@@ -182,6 +182,13 @@ def test_a_line_break_in_a_folder_is_one_line(site: Site, options: list[str], tm
     assert said[0].startswith("error: run_folder is ")
 
 
+def test_a_node_s_own_folder_that_the_job_does_not_know_is_named(site: Site, options: list[str]):
+    status, said = job(site, *options, "--data.stage_to=$NOT_SET/x")
+    assert (status, len(said)) == (2, 1)
+    assert said[0].startswith("error: $NOT_SET/x: the variable NOT_SET is not set here")
+    assert site.started() == []
+
+
 def test_the_script_requeues_where_the_task_could_not(site: Site):
     """slurm/training_task.py leaves with 75 where it has no scontrol."""
     script = 'cd "$SLURM_SUBMIT_DIR" && . slurm/requeue.sh && (exit 75); end_job $?'
