@@ -43,7 +43,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
     """
     path = checkpoint / CHECKPOINT_MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except OSError as error:
         raise BadCheckpoint(f"{path} can't be read: {error.strerror}") from None

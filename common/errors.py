@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from common.plain_text import accept_any_text
+
 USER_ERROR_STATUS = 2
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells count
 
@@ -21,8 +23,10 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry script's `main` and leave with its exit status.
 
     A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130. Under a launcher every
-    rank of a machine meets the same mistake in the same way, so only the machine's first says it.
+    rank of a machine meets the same mistake in the same way, so only the machine's first says it. No text that is
+    printed can end the script, whatever the terminal can show.
     """
+    accept_any_text()
     try:
         status = main()
     except UserError as error:

@@ -23,7 +23,9 @@ def allowed_cores() -> int:
 def available_memory_bytes() -> int:
     """Memory that is free or reclaimable, within the limits of the container and of the Slurm job."""
     try:
-        limits = cgroup_memory_bytes(_OWN_GROUPS.read_text(), _MOUNTS.read_text())
+        limits = cgroup_memory_bytes(
+            *(file.read_text(encoding="utf-8", errors="replace") for file in (_OWN_GROUPS, _MOUNTS))
+        )
     except OSError:  # no Linux
         limits = []
     return min([int(psutil.virtual_memory().available), *limits])
@@ -69,7 +71,7 @@ def _left(group: Path, limit_files: tuple[str, ...], used_file: str, prefix: str
     if not limits or used is None:
         return None
     try:
-        counts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
         # files that were read count as used, and give way
         used -= sum(int(counts.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))
     except (OSError, ValueError):
@@ -79,7 +81,7 @@ def _left(group: Path, limit_files: tuple[str, ...], used_file: str, prefix: str
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
+        return int(path.read_bytes())
     except (OSError, ValueError):  # not there, or "max"
         return None
 

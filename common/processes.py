@@ -54,10 +54,10 @@ def start_time(pid: int) -> float | None:
     """When a process began, in a count that only serves to compare; None where there is none (or a zombie)."""
     if PROC.is_dir():
         try:
-            fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+            fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
         except OSError:
             return None
-        return None if fields[0] in "ZX" else float(fields[19])
+        return None if fields[0] in (b"Z", b"X") else float(fields[19])
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -73,7 +73,7 @@ def resident_bytes() -> int:
 def boot_id() -> str | None:
     """Of this start of the machine; None where it can't be known."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         # seconds, rounded: elsewhere the kernel gives the time of the start alone, which moves with the clock
         return None if PROC.is_dir() else str(round(psutil.boot_time(), -1))

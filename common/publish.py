@@ -83,7 +83,8 @@ def write_whole(
 
     Returns whether it did.
     """
-    content = data.encode() if isinstance(data, str) else data
+    # a name's bytes that are no text: escaped in a page for people; our JSON and YAML are ASCII
+    content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     if is_written_through(path):
         if wanted():
             _write_through(path, content)

@@ -93,7 +93,7 @@ class RunFolder:
         Raises UserError if the file is there but holds no JSON object.
         """
         try:
-            state = json.loads(self.state.read_text())
+            state = json.loads(self.state.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError:

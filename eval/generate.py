@@ -20,6 +20,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.paths import expand_path
+from common.plain_text import as_typed
 from common.publish import write_json_whole
 from data_prep.tokenization import Tokenizer
 from eval.arguments import add_device, add_dtype, add_json, add_run
@@ -132,9 +133,9 @@ def main() -> int:
 
 def read_prompts(arguments: argparse.Namespace) -> list[str]:
     """The prompts of the command line. Raises UserError where there are none or a file can't be read."""
-    prompts = list(arguments.prompt or [])
+    prompts = [as_typed(prompt) for prompt in arguments.prompt or []]
     if arguments.prompt_file == "-":
-        prompts.append(sys.stdin.read())
+        prompts.append(as_typed(sys.stdin.read()))
     elif arguments.prompt_file:
         try:
             prompts.append(expand_path(arguments.prompt_file).read_text(encoding="utf-8"))
@@ -167,7 +168,7 @@ def wish_of(arguments: argparse.Namespace, sampling: Sampling, block_size: int) 
         arguments.max_tokens,
         arguments.samples,
         arguments.seed,
-        tuple(arguments.stop),
+        tuple(as_typed(stop) for stop in arguments.stop),
         arguments.past_end,
         slide,
     )
@@ -231,7 +232,7 @@ def converse(loaded: Loaded, wish: Wish) -> int:
         import readline  # noqa: F401 (arrow keys and history)
     while True:
         try:
-            prompt = input("> ")
+            prompt = as_typed(input("> "))
         except (EOFError, KeyboardInterrupt):
             print()
             return 0
@@ -244,9 +245,8 @@ def converse(loaded: Loaded, wish: Wish) -> int:
 
 
 def show(text: str) -> None:
-    """At once, whatever the terminal's encoding can't say replaced."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding), end="", flush=True)
+    """At once, not line by line."""
+    print(text, end="", flush=True)
 
 
 if __name__ == "__main__":

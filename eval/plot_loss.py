@@ -53,7 +53,7 @@ def draw(run: RunData) -> bytes:
         figures.mark_restarts(above, [run], drawing.TOKENS)
         above.set_xlabel("")
         above.legend(loc="upper center", bbox_to_anchor=(0.55, 1.0))
-        figure.suptitle(run.name, x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(drawing.short(run.name, 80), x=0.01, ha="left", fontweight="bold")
         below.plot(*drawing.thinned(run.table.column("tokens"), run.table.column("lr"), drawing.TOKENS),
                    color=drawing.GREY, linewidth=1.4)  # fmt: skip
         below.set_ylabel("learning rate")

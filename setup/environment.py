@@ -61,13 +61,13 @@ class Record:
 
     def write(self, folder: Path) -> None:
         temporary = folder / (RECORD + ".new")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
         temporary.replace(folder / RECORD)
 
     @staticmethod
     def read(folder: Path) -> Record | None:
         try:
-            content: dict[str, Any] = json.loads((folder / RECORD).read_text())
+            content: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
             return Record(**{**content, "recipe": Recipe(**content["recipe"])})
         except (OSError, ValueError, TypeError, KeyError):
             return None
@@ -215,7 +215,9 @@ def create(folder: Path, unfinished: Record) -> None:
         unfinished.write(folder)
     except OSError as error:  # NFS keeps files that a running program still uses
         raise UserError(f"can't make {folder} anew ({error}): end what runs from it, or move it away") from None
-    made = subprocess.run([sys.executable, "-m", "venv", str(real)], capture_output=True, text=True)
+    made = subprocess.run(
+        [sys.executable, "-m", "venv", str(real)], capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     if made.returncode:
         said = (made.stdout + made.stderr).strip().splitlines() or [f"exit status {made.returncode}"]
         raise UserError(f"python -m venv {folder} failed: {said[-1]}")
@@ -228,13 +230,13 @@ def venv_python(folder: Path) -> Path:
 
 
 def install_packages(folder: Path, recipe: Recipe, lock: int | None) -> None:
-    requirements = (PROJECT / "requirements.txt").read_text().splitlines()
+    requirements = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     torch = next(line.split("#")[0].strip() for line in requirements if is_torch(line))
     constraints = PROJECT / "constraints.txt"
     if recipe.torch == "system":
         version = supported_version(venv_python(folder), torch)
         requirements = [line for line in requirements if not is_torch(line)]
-        others = [line for line in constraints.read_text().splitlines() if not is_torch(line)]
+        others = [line for line in constraints.read_text(encoding="utf-8").splitlines() if not is_torch(line)]
         constraints = write_lines(folder / "constraints.txt", [*others, f"torch=={version}"])
     if recipe.torch_index:
         # Without its dependencies: such an index holds few other packages, and old ones.
@@ -255,7 +257,7 @@ def install(folder: Path, what: str, arguments: list[str], lock: int | None) -> 
 
 
 def write_lines(path: Path, lines: list[str]) -> Path:
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 

@@ -32,6 +32,7 @@ def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, loc
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
+        encoding="utf-8",
         errors="replace",
         env=environment,
         pass_fds=() if lock is None else (lock,),
@@ -44,7 +45,9 @@ def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, loc
 def progress_option(python: Path) -> list[str]:
     """Since 24.1 pip can write its progress as plain lines."""
     query = "import pip; print(*pip.__version__.split('.')[:2])"
-    answer = subprocess.run([python, "-c", query], capture_output=True, text=True, check=True).stdout
+    answer = subprocess.run(
+        [python, "-c", query], capture_output=True, text=True, encoding="utf-8", errors="replace", check=True
+    ).stdout
     return ["--progress-bar", "raw"] if tuple(map(int, answer.split())) >= (24, 1) else []
 
 
@@ -54,7 +57,7 @@ def follow(pip: "subprocess.Popen[str]", log: Path, what: str) -> list[str]:
     threading.Thread(target=forward, args=(pip, lines), daemon=True).start()
     terminal, started, shown, said = sys.stdout.isatty(), time.monotonic(), 0.0, list[str]()
     step, done = "starting pip", ""
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
         while True:
             try:
                 line = lines.get(timeout=1.0)

@@ -22,8 +22,10 @@ def system_torch_folder() -> Path:
 def show_to(python: Path, folder: Path) -> None:
     """Let the environment of `python` import what lies in `folder`; its own packages come first all the same."""
     query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = subprocess.run([python, "-c", query], capture_output=True, text=True, check=True).stdout.strip()
-    (Path(packages) / "system_torch.pth").write_text(f"{folder}\n")
+    packages = subprocess.run(
+        [python, "-c", query], capture_output=True, text=True, encoding="utf-8", errors="replace", check=True
+    ).stdout.strip()
+    (Path(packages) / "system_torch.pth").write_text(f"{folder}\n", encoding="utf-8", errors="surrogateescape")
 
 
 def supported_version(python: Path, requirement: str) -> str:
@@ -32,7 +34,7 @@ def supported_version(python: Path, requirement: str) -> str:
     Raises UserError if it does not import, or if `requirement` ("torch>=2.11,<2.14") has no place for it.
     """
     query = "import torch; print(torch.__version__)"
-    answer = subprocess.run([python, "-c", query], capture_output=True, text=True)
+    answer = subprocess.run([python, "-c", query], capture_output=True, text=True, encoding="utf-8", errors="replace")
     if answer.returncode:
         raise UserError(f"TORCH=system: torch does not import: {answer.stderr.strip().splitlines()[-1]}")
     version = answer.stdout.strip()

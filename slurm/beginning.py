@@ -43,6 +43,6 @@ def leave_mark(beginning: Beginning) -> None:
 def read_mark(run_folder: Path, meeting_id: str) -> Beginning | None:
     """What the head has written; None where it can't be seen (yet)."""
     try:
-        return Beginning(**json.loads(mark_path(run_folder, meeting_id).read_text()))
+        return Beginning(**json.loads(mark_path(run_folder, meeting_id).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None

@@ -8,7 +8,9 @@ ANSWER_SECONDS = 60.0
 def ask(*command: str) -> str:
     """The output of a Slurm command; "" where it fails or Slurm is not there."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=ANSWER_SECONDS
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -34,7 +34,7 @@ def port_range(ephemeral: tuple[int, int]) -> range:
 
 def ephemeral_ports() -> tuple[int, int]:
     try:
-        low, high = EPHEMERAL_PORTS.read_text().split()
+        low, high = EPHEMERAL_PORTS.read_text(encoding="utf-8").split()
     except OSError:
         return 32_768, 60_999
     return int(low), int(high)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from common.errors import UserError
+from common.plain_text import print_exactly
 
 MARKER = "longhaul:"  # job.sh and node.sh look for it
 
@@ -17,4 +18,4 @@ def print_values(values: Mapping[str, object]) -> None:
             raise UserError(f"{name} is {str(value)!r}: a job can't handle a line break in it, choose another name")
     print()  # ends what a wrapper may have left without one
     for name, value in values.items():
-        print(f"{MARKER}{name}={value}")
+        print_exactly(f"{MARKER}{name}={value}")

@@ -108,7 +108,7 @@ def allocated_seconds(lines: list[dict[str, Any]], trained: list[dict[str, Any]]
 
 def _max_steps(folder: RunFolder) -> int | None:
     try:
-        return int(yaml.safe_load(folder.config.read_text())["run"]["max_steps"])
+        return int(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["run"]["max_steps"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None
 

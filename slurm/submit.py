@@ -234,7 +234,7 @@ def _show_until_done(handle: LocalJob[str]) -> None:
     shown = 0
     while True:
         done = handle.done()
-        text = handle.paths.stdout.read_text() if handle.paths.stdout.exists() else ""
+        text = handle.paths.stdout.read_text(encoding="utf-8", errors="replace") if handle.paths.stdout.exists() else ""
         print(text[shown:], end="", flush=True)
         shown = len(text)
         if done:

@@ -113,7 +113,13 @@ def slurm_end(job_id: str) -> float | None:
     environment = os.environ | {"SLURM_TIME_FORMAT": "%s"}  # strftime's seconds since the epoch: no time comes twice
     try:
         answer = subprocess.run(  # whose names and comments are anybody's bytes
-            command, capture_output=True, text=True, errors="replace", timeout=ANSWER_SECONDS, env=environment
+            command,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ANSWER_SECONDS,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"run.deadline: scontrol does not answer ({error})") from None

@@ -134,7 +134,7 @@ def main() -> int:
 def listens(pid: int) -> bool:
     """Whether a process handles SIGTERM, by what Linux says of it; elsewhere nobody can tell."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return not Path("/proc/self").exists()
     caught = next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt:")), 0)

@@ -1,9 +1,11 @@
 """jsonargparse for entries that train: its complaints as one line, in words."""
 
+import os
 import re
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from common.errors import UserError
 
@@ -18,7 +20,11 @@ _IN_WORDS = {
 
 
 class OptionParser(ArgumentParser):
-    """jsonargparse, with its complaints as one line, about types in words."""
+    """jsonargparse, with its complaints as one line, about types in words, and configurations read as UTF-8."""
+
+    def parse_path(self, path: str | os.PathLike[str], *more: Any, **options: Any) -> Namespace:
+        """A configuration file's values. (jsonargparse's reads the locale's encoding: on Windows another text.)"""
+        return self.parse_string(Path(path).read_text(encoding="utf-8"), str(path), *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(f"{_about_a_type(message) or message} (see --help)")

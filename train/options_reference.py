@@ -69,10 +69,10 @@ def main() -> int:
     arguments = parser.parse_args()
     text = reference()
     if arguments.check:
-        same = REFERENCE.exists() and REFERENCE.read_text() == text
+        same = REFERENCE.exists() and REFERENCE.read_text(encoding="utf-8") == text
         print(f"{REFERENCE} is {'up to date' if same else 'out of date: python train/options_reference.py'}")
         return 0 if same else 1
-    REFERENCE.write_text(text)
+    REFERENCE.write_text(text, encoding="utf-8")
     print(f"wrote {REFERENCE}")
     return 0
 

@@ -77,7 +77,7 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """The starts that `provenance.json` lists, oldest first; none where it can't be read."""
     try:
-        starts = json.loads(path.read_text())["starts"]
+        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
@@ -140,7 +140,7 @@ def _versions() -> dict[str, str]:
 
 def _cpu_name() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:

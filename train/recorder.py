@@ -48,7 +48,9 @@ class Recorder:
         try:
             self._metrics = PatientFile(self._folder.metrics)
             self._samples = PatientFile(self._folder.samples)
-            self._log = open(self._folder.log, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
+            self._log = open(  # noqa: SIM115 (closed by close)
+                self._folder.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1
+            )
         except OSError as error:
             raise StorageFailed(f"{error.filename or self._folder.path} can't be written: {error.strerror}") from None
 

@@ -153,7 +153,7 @@ def _read_hashed(target: Path) -> dict[str, Stamp]:
     """What this user's `staged.json` lists, if it is of this boot; else nothing."""
     path = target / STAGED_FILE
     try:
-        content = json.loads(path.read_text()) if _own_file(path) else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if _own_file(path) else {}
         boot, files = content.get("boot"), content.get("files")
     except (OSError, ValueError, AttributeError):
         return {}

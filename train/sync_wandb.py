@@ -34,7 +34,7 @@ def main() -> int:
     records = [record for record in read_metrics(folder.metrics) if record_kind(record) in MIRRORED]
     if not records:
         raise UserError(f"{folder.metrics} holds no record: give the folder of a run that has begun")
-    config = yaml.safe_load(folder.config.read_text()) if folder.config.exists() else {}
+    config = yaml.safe_load(folder.config.read_text(encoding="utf-8")) if folder.config.exists() else {}
     log = config.get("log", {})
     if log.get("wandb") and is_being_trained(folder):
         raise UserError(f"{folder.path} is being trained and mirrors itself: sync it when it has ended")

@@ -63,7 +63,7 @@ def read_place(folder: RunFolder) -> dict[str, Any]:
     """How far the run is mirrored, and where; written down at once for a run that is not."""
     path = folder.path / MIRROR_FILE
     try:
-        place = json.loads(path.read_text())
+        place = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         place = new_place()
         write_whole(path, json.dumps(place))
@@ -75,7 +75,7 @@ def write_place(folder: RunFolder, place: dict[str, Any]) -> None:
     # Replaced in one step but not synced: only a power cut could make a step appear twice.
     path = folder.path / MIRROR_FILE
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(place))
+    temporary.write_text(json.dumps(place), encoding="utf-8")
     os.replace(temporary, path)
 
 

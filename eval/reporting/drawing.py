@@ -115,9 +115,10 @@ def style_of(index: int, runs: int = 1) -> dict[str, Any]:
 
 
 def short(name: str, length: int = 40) -> str:
-    """A name that fits a legend, its middle left out."""
+    """A name that fits a legend, its middle left out; a $ would begin a formula."""
     half = (length - 1) // 2
-    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+    name = name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+    return name.replace("$", r"\$")
 
 
 def plain(number: float) -> str:

@@ -16,6 +16,7 @@ import yaml
 from common.errors import UserError
 from common.metrics_file import read_json_lines
 from common.metrics_table import MetricsTable, Values, read_metrics_table
+from common.plain_text import printable
 from common.run_folder import RunFolder
 from model.config import ModelConfig
 from model.counts import flops_per_token, parameter_count
@@ -122,7 +123,7 @@ def load_run(path: Path, name: str | None = None) -> RunData:
         raise UserError(f"{folder.metrics} has no training steps yet: try again when the run has begun")
     return RunData(
         folder,
-        name or path.resolve().name,
+        printable(name or path.resolve().name),
         table,
         read_configuration(folder),
         read_starts(folder),

@@ -65,7 +65,7 @@ def copy(tmp_path: Path) -> Copy:
     (root / "common").mkdir(parents=True)
     shutil.copy(PROJECT / "Makefile", root)
     shutil.copytree(PROJECT / "setup", root / "setup", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "command_line.py", "errors.py"):
+    for name in ("__init__.py", "command_line.py", "errors.py", "plain_text.py"):
         shutil.copy(PROJECT / "common" / name, root / "common")
     for name, version in (("torch", "2.13.0"), ("alpha", "1.0"), ("alpha", "1.1"), ("tool", "3.0")):
         make_wheel(wheels, name, version)

@@ -50,8 +50,8 @@ def main() -> int:
 
 def recorded(folder: Path) -> dict[str, Any]:
     """A run's measurements beside what its configuration and record say."""
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    figures: dict[str, Any] = json.loads((folder / "measured.json").read_text())
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    figures: dict[str, Any] = json.loads((folder / "measured.json").read_text(encoding="utf-8"))
     validations = validation_curve(folder)
     best_step, best = min(validations, key=lambda point: point[1])
     return figures | {

@@ -103,8 +103,13 @@ def measured(out: Path, name: str) -> Path:
 def record(folder: RunFolder, to: Path) -> None:
     """Copy what is worth keeping of a run: configuration, provenance and metrics, thinned, without this machine."""
     to.mkdir(parents=True, exist_ok=True)
-    write_whole(to / "config.yaml", yaml.safe_dump(plain_config(yaml.safe_load(folder.config.read_text())), width=120))
-    write_json_whole(to / "provenance.json", plain_provenance(json.loads(folder.provenance.read_text())))
+    write_whole(
+        to / "config.yaml",
+        yaml.safe_dump(plain_config(yaml.safe_load(folder.config.read_text(encoding="utf-8"))), width=120),
+    )
+    write_json_whole(
+        to / "provenance.json", plain_provenance(json.loads(folder.provenance.read_text(encoding="utf-8")))
+    )
     lines = [json.dumps(item) for item in thinned(read_metrics(folder.metrics))]
     write_whole(to / "metrics.jsonl", "\n".join(lines) + "\n")
     if folder.samples.exists() and folder.samples.stat().st_size:
