@@ -10,8 +10,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from common.growing_file import LINE_BYTES
 from common.publish import finite_or_null
 
 LATE_KINDS = ("save", "save_failed")  # records of something that began some steps before
@@ -66,7 +67,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     with open(path, "rb") as file:
-        return [record for line in file if (record := _parse(line)) is not None]
+        return [record for line in _lines(file) if (record := _parse(line)) is not None]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -94,6 +95,16 @@ def _lines_from_the_end(path: Path, block_bytes: int) -> Iterator[bytes]:
                 pieces = []
             pieces.append(first)
         yield b"".join(reversed(pieces))
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """Every line, but for those longer than `LINE_BYTES`, which don't come into memory."""
+    while line := file.readline(LINE_BYTES + 1):
+        if len(line) <= LINE_BYTES:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LINE_BYTES)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -7,9 +7,7 @@ what `read_metrics` drops: every start, and how much work was lost and done agai
 import bisect
 import json
 import math
-import os
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.growing_file import GrowingFile
 from common.measured import like_the_newest
 
 Values = npt.NDArray[np.float64]
@@ -34,7 +33,6 @@ TRAIN_COLUMNS = (
     "memory_gib",
     "time",
 )
-BLOCK_BYTES = 1 << 20
 OWN_SECONDS = ("step_seconds", "val_seconds", "hellaswag_seconds", "save_blocked_seconds", "save_seconds")
 
 
@@ -66,7 +64,10 @@ class MetricsTable:
     lives: list[Life] = field(default_factory=list)
     lost: Lost = field(default_factory=Lost)
     _columns: dict[str, "array[float]"] = field(default_factory=lambda: {key: array("d") for key in TRAIN_COLUMNS})
-    _offset: int = 0
+    _file: GrowingFile = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._file = GrowingFile(self.path)
 
     def __len__(self) -> int:
         return len(self._columns["step"])
@@ -89,30 +90,13 @@ class MetricsTable:
 
     def update(self) -> bool:
         """Read what has been appended since, whole lines only; say whether there was anything."""
-        try:
-            size = os.stat(self.path).st_size
-        except FileNotFoundError:
-            size = 0
-        if size < self._offset:  # another file has taken its place
+        if self._file.was_replaced():
             vars(self).update(vars(MetricsTable(self.path)))
-        before = self._offset
-        if size > self._offset:
-            for records in self._new_records():
-                self._add(records)
-        return self._offset != before
-
-    def _new_records(self) -> Iterator[list[dict[str, Any]]]:
-        with open(self.path, "rb") as file:
-            file.seek(self._offset)
-            rest = b""
-            while block := file.read(BLOCK_BYTES):
-                end = block.rfind(b"\n") + 1
-                if end == 0:
-                    rest += block
-                    continue
-                whole, rest = rest + block[:end], block[end:]
-                self._offset += len(whole)
-                yield _parse(whole)
+        anything = False
+        for lines in self._file.blocks():
+            self._add(_parse(lines))
+            anything = True
+        return anything
 
     def _add(self, records: list[dict[str, Any]]) -> None:
         """Take in records in the order of the file."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import metrics_table
+from common import growing_file
 from common.metrics_file import MetricsFile, read_metrics
 from common.metrics_table import MetricsTable, read_metrics_table
 
@@ -82,7 +82,7 @@ def test_blocks_smaller_than_lines_and_larger_than_files(tmp_path: Path, monkeyp
     path.write_text("".join(json.dumps(record) + "\n" for record in attempt_records(0, 200, 0, 1.0)))
     whole = read_metrics_table(path)
     for size in (7, 1000):
-        monkeypatch.setattr(metrics_table, "BLOCK_BYTES", size)
+        monkeypatch.setattr(growing_file, "BLOCK_BYTES", size)
         pieces = read_metrics_table(path)
         np.testing.assert_array_equal(pieces.column("time"), whole.column("time"))
         assert pieces.events == whole.events
