@@ -16,6 +16,7 @@ from common.growing_file import LINE_BYTES
 from common.publish import finite_or_null
 
 LATE_KINDS = ("save", "save_failed")  # records of something that began some steps before
+TAIL_BYTES = 1 << 16  # read from the end of a file
 
 
 class MetricsFile:
@@ -95,6 +96,18 @@ def _lines_from_the_end(path: Path, block_bytes: int) -> Iterator[bytes]:
                 pieces = []
             pieces.append(first)
         yield b"".join(reversed(pieces))
+
+
+def last_json_lines(path: Path, byte_count: int = TAIL_BYTES) -> list[dict[str, Any]]:
+    """The JSON objects among a file's last whole lines, in order; none where it can't be read."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - byte_count))
+            lines = file.read(byte_count).split(b"\n")[:-1]
+    except OSError:
+        return []
+    # the first one's beginning may lie before
+    return [record for line in lines if (record := _parse(line)) is not None]
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

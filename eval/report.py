@@ -70,7 +70,9 @@ def draw_all(runs: Sequence[RunData]) -> dict[str, bytes]:
 
 def as_json(runs: Sequence[RunData]) -> dict[str, object]:
     return {
-        "runs": [key_figures(run).as_json() | {"data": run_row(run).data} for run in runs],
+        "runs": [
+            key_figures(run).as_json() | {"alive": run.liveness.verdict, "data": run_row(run).data} for run in runs
+        ],
         "differences": dict(differences(runs)),
     }
 

@@ -12,6 +12,7 @@ import math
 import shlex
 import statistics
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.liveness import Liveness, Verdict, look_at
 from common.metrics_file import read_json_lines, read_metrics, record_kind
 from common.progress import format_count, format_duration
 from common.publish import write_json_whole
@@ -41,7 +43,9 @@ class Summary:
     """What came out of a run. Losses in nats per token."""
 
     run: str
-    status: str
+    status: str  # the run's own word for it
+    alive: Verdict  # whether it gets on, as far as can be told from here
+    why: str  # in a few words
     step: int
     max_steps: int
     n_embd: int
@@ -110,10 +114,12 @@ def summarise(folder: RunFolder) -> Summary:
             f"{measured_on[:12]}…, {tokens.folder} has another one: put the data back, or train a step on these"
         )
     entropy = unigram_entropy(tokens.split("val"))
-    state = folder.read_state() or {}
+    alive = look_at(folder, time.time())
     return Summary(
         run=str(folder.path),
-        status=state.get("status", "unknown"),
+        status=alive.status,
+        alive=alive.verdict,
+        why=alive.why,
         step=train[-1]["step"],
         max_steps=config["run"]["max_steps"],
         n_embd=config["model"]["n_embd"],
@@ -152,7 +158,9 @@ def unigram_entropy(stream: TokenStream) -> float:
 
 def print_figures(summary: Summary) -> None:
     latest = "" if summary.val_step == summary.step else f" (at step {summary.val_step:,})"
-    print(f"{summary.run}: {summary.status}, step {summary.step:,} of {summary.max_steps:,}")
+    alive = Liveness(summary.alive, summary.why, summary.status)
+    standing = alive.word if alive.verdict == "ended" else str(alive)
+    print(f"{summary.run}: {standing}, step {summary.step:,} of {summary.max_steps:,}")
     print(f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{latest}")
     first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} tokens of "
     print(f"  validation set    {first}sha256 {summary.val_sha256}")

@@ -21,6 +21,7 @@ import yaml
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.liveness import Verdict, look_at
 from common.metrics_file import read_json_lines, read_metrics
 from common.progress import format_count, format_duration
 from common.publish import file_to_write, write_json_whole
@@ -37,6 +38,7 @@ class RunStatus:
 
     run: str
     status: str  # the run's own word for it
+    alive: Verdict  # whether it gets on, as far as can be told from here
     job_id: str | None
     slurm_state: str | None
     step: int
@@ -47,7 +49,13 @@ class RunStatus:
     allocated_seconds: float
     goodput: float | None
     lost_steps: int
-    reason: str
+    reason: str  # the run's own
+    why: str  # of the verdict
+
+    @property
+    def word(self) -> str:
+        """For people: the run's own word for how it ended, before its first start too, else the verdict."""
+        return self.status if self.alive == "ended" or self.status in ("submitted", "unreadable") else self.alive
 
 
 def read_status(folder: RunFolder, now: float) -> RunStatus:
@@ -66,11 +74,13 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
     rates = sorted(record["tokens_per_second"] for record in kept[-RECENT_STEPS:])
     step = max([record["step"] for record in kept], default=int(state.get("step", 0)))
     max_steps = _max_steps(folder)
-    left = max_steps - step if max_steps is not None else None
+    alive = look_at(folder, now, job_id=str(job_id) if job_id else None, job_state=slurm_state)
+    left = max_steps - step if max_steps is not None and alive.is_progressing else None
     allocated = allocated_seconds(lines, trained, now if slurm_state == "RUNNING" else None)
     return RunStatus(
         run=folder.path.name,
         status=str(state.get("status", "submitted" if lines else "unknown")),
+        alive=alive.verdict,
         job_id=str(job_id) if job_id else None,
         slurm_state=slurm_state,
         step=step,
@@ -82,6 +92,7 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
         goodput=sum(record["step_seconds"] for record in kept) / allocated if allocated and kept else None,
         lost_steps=len(trained) - len(kept),
         reason=str(state.get("trouble") or state.get("reason", "")),
+        why=alive.why,
     )
 
 
@@ -109,35 +120,34 @@ def allocated_seconds(lines: list[dict[str, Any]], trained: list[dict[str, Any]]
 def _max_steps(folder: RunFolder) -> int | None:
     try:
         return int(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["run"]["max_steps"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # ValueError: no UTF-8, no number
         return None
 
 
 def table(statuses: list[RunStatus]) -> str:
     """The runs as text, a line each."""
     head = ["run", "status", "job", "Slurm", "step", "ETA", "tokens/s", "restarts", "goodput", "lost steps", "reason"]
-    rows = [head]
-    for s in statuses:
-        over = s.status == "done"
-        rows.append(
-            [
-                s.run,
-                s.status,
-                s.job_id or "-",
-                s.slurm_state or "-",
-                f"{s.step}/{s.max_steps}" if s.max_steps is not None else str(s.step),
-                "-" if over or s.eta_seconds is None else format_duration(s.eta_seconds),
-                "-" if s.tokens_per_second is None else format_count(s.tokens_per_second),
-                str(s.restarts),
-                "-" if s.goodput is None else f"{s.goodput:.0%}",
-                str(s.lost_steps),
-                s.reason,
-            ]
-        )
+    rows = [head, *map(_cells, statuses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
+
+
+def _cells(s: RunStatus) -> list[str]:
+    return [
+        s.run,
+        s.word,
+        s.job_id or "-",
+        s.slurm_state or "-",
+        f"{s.step}/{s.max_steps}" if s.max_steps is not None else str(s.step),
+        "-" if s.eta_seconds is None else format_duration(s.eta_seconds),
+        "-" if s.tokens_per_second is None else format_count(s.tokens_per_second),
+        str(s.restarts),
+        "-" if s.goodput is None else f"{s.goodput:.0%}",
+        str(s.lost_steps),
+        s.why if s.word == s.alive else s.reason,
+    ]
 
 
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:

@@ -26,6 +26,8 @@ class Heartbeat:
         path = folder.rank_file(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = RewrittenFile(path)
+        self._seen: tuple[int, str] | None = None  # step and phase at the last beat
+        self._progressed = 0.0  # when those were others for the last time: a beat by itself is no progress
         self._beat()
         self._thread = Periodic("heartbeat", BEAT_SECONDS, self._beat)
 
@@ -34,9 +36,12 @@ class Heartbeat:
         self._file.close()
 
     def _beat(self) -> None:
+        now, seen = time.time(), (self.step, self.phase)
+        if seen != self._seen:
+            self._seen, self._progressed = seen, now
         record = {"rank": self._rank, "step": self.step, "phase": self.phase, "rss_gib": resident_bytes() / 2**30}
         with contextlib.suppress(OSError):  # a full disk or a server that is away: the next one may succeed
-            self._file.write(record | self._identity | {"time": time.time()})
+            self._file.write(record | self._identity | {"progressed": self._progressed, "time": now})
 
 
 def vanished_ranks(folder: RunFolder, ranks: Iterable[int]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ class KeyFigures:
     """Losses in nats per token, times in seconds; None where the run does not tell."""
 
     run: str
-    status: str
+    status: str  # the run's own word for it
     step: int
     max_steps: int | None
     tokens: int

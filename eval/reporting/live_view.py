@@ -1,28 +1,23 @@
 """What the live view shows of a run: lines of text for a terminal of any size."""
 
-import contextlib
-import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.liveness import Liveness, Signs, judge, read_signs
+from common.metrics_file import last_json_lines
 from common.metrics_table import MetricsTable
-from common.processes import ProcessIdentity
 from common.progress import format_count, format_duration
-from common.rewritten_file import read_record
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
 from eval.reporting.run_data import read_configuration, read_state_leniently
 from eval.reporting.terminal_plot import plot
 
 RATE_STEPS = 200  # newest steps that rates and ETA are taken from
-SILENT_SECONDS = 120.0  # without news that a running run is called silent after, or 20 steps if those take longer
-SAMPLE_BYTES = 1 << 16  # read from the end of the samples
-STATUS_COLORS = {"done": "32", "failed": "31", "preempted": "33", "running": "36"}
+COLORS = {"done": "32", "failed": "31", "preempted": "33", "running": "36", "silent": "31", "gone": "31"}
 
 
 @dataclass(frozen=True)
@@ -45,14 +40,14 @@ class LiveRun:
     state: dict[str, Any] = field(default_factory=dict)
     max_steps: int | None = None
     sample: dict[str, Any] = field(default_factory=dict)
-    beat: dict[str, Any] = field(default_factory=dict)  # the first rank's last heartbeat
+    signs: Signs | None = None
     _config_time: float = -1.0
 
     def refresh(self) -> None:
         """Read what is new. Files that are missing or half written are passed over until the next time."""
         self.table.update()
         self.state = read_state_leniently(self.folder)
-        self.beat = read_record(self.folder.rank_file(0)) or {}
+        self.signs = read_signs(self.folder)
         try:
             changed = self.folder.config.stat().st_mtime
         except OSError:
@@ -64,23 +59,15 @@ class LiveRun:
             self.max_steps = steps if isinstance(steps, int) else None
         self.sample = _last_sample(self.folder.samples) or self.sample
 
+    def liveness(self, now: float) -> Liveness:
+        """Whether it gets on. `now` in seconds since the epoch."""
+        return judge(self.signs or read_signs(self.folder), now)
+
 
 def _last_sample(path: Path) -> dict[str, Any]:
     """The last whole line of the samples, from the end of the file."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - SAMPLE_BYTES))
-            lines = file.read().split(b"\n")[:-1]
-    except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            sample = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(sample, dict) and "text" in sample:
-            return sample
-    return {}
+    samples = [sample for sample in last_json_lines(path) if isinstance(sample.get("text"), str)]
+    return samples[-1] if samples else {}
 
 
 def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list[str]:
@@ -109,9 +96,8 @@ def _fit(text: str, width: int, look: Look) -> str:
 
 def _title(run: LiveRun, width: int, look: Look, now: float) -> str:
     name = run.folder.path.resolve().name
-    status = str(run.state.get("status", "no state"))
-    phase = run.beat.get("phase") if status == "running" else None
-    said = [name, f"{status}: {phase or run.state.get('reason', '')}" if run.state else status]
+    alive = run.liveness(now)
+    said = [name, str(alive)]
     if run.state.get("host"):
         said.append(f"on {run.state['host']}")
     if run.state.get("job_id"):
@@ -119,29 +105,7 @@ def _title(run: LiveRun, width: int, look: Look, now: float) -> str:
     restarts = len(run.table.lives) - 1
     if restarts > 0:
         said.append(f"{restarts} restart{'s' if restarts > 1 else ''}")
-    said += [warning] if (warning := _warning(run, now)) else []
-    fitted = _fit("  ".join(said), width, look)
-    color = "31" if warning else STATUS_COLORS.get(status, "0")
-    return look.paint(fitted, f"1;{color}")
-
-
-def _warning(run: LiveRun, now: float) -> str:
-    """What speaks against a run that calls itself running."""
-    if run.state.get("status") != "running":
-        return ""
-    trouble = f"NOT SAVED: {run.state['trouble']}  " if run.state.get("trouble") else ""
-    return trouble + _silence(run, now)
-
-
-def _silence(run: LiveRun, now: float) -> str:
-    with contextlib.suppress(KeyError):  # a run without heartbeats
-        if ProcessIdentity.from_record(run.beat).is_gone():
-            return f"BUT ITS PROCESS {run.beat['pid']} IS GONE"
-    signs = [run.table.lives[-1].end] if run.table.lives else []
-    signs += [run.beat["time"]] if isinstance(run.beat.get("time"), int | float) else []
-    silence = now - max(signs, default=math.nan)
-    limit = max(SILENT_SECONDS, 20 * _mean(run, "step_seconds"))
-    return f"NO NEWS FOR {format_duration(silence)}" if silence > limit else ""
+    return look.paint(_fit("  ".join(said), width, look), f"1;{'31' if alive.trouble else COLORS.get(alive.word, '0')}")
 
 
 def _mean(run: LiveRun, key: str) -> float:
@@ -166,7 +130,7 @@ def _progress(run: LiveRun, width: int, look: Look, now: float) -> str:
     share = min(1.0, step / run.max_steps)
     text = f"step {step:,} of {run.max_steps:,} ({share:.1%}), {tokens} tokens"
     seconds = seconds_per_step(run.table)
-    if seconds is not None and step < run.max_steps and run.state.get("status") in (None, "running"):
+    if seconds is not None and step < run.max_steps and run.liveness(now).is_progressing:
         left = max(0.0, (run.max_steps - step) * seconds - max(0.0, now - run.table.lives[-1].end))
         text += f", ETA {format_duration(left)}"
     room = min(40, width - len(text) - 3)

@@ -58,16 +58,16 @@ def _overview(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> str:
     labelled = [dict(_labelled(figure)) for figure in figures]
     headings = ["", *(run.name for run in runs)]
     labels = list(dict.fromkeys(label for entry in labelled for label in entry))
-    rows = [["status", *(figure.status for figure in figures)]]
+    rows = [["status", *(run.liveness.word for run in runs)]]
     rows += [[label, *(entry.get(label, "–") for entry in labelled)] for label in labels]
     return table(headings, rows)
 
 
 def _state_line(run: RunData) -> str:
-    state, status = run.state, run.status
+    state, alive = run.state, run.liveness
     if not state:
         return '<p class="soft">The run\'s folder holds no state: it is a copy, or the run has just begun.</p>'
-    said = [f'<b class="{html.escape(status)}">{text(status)}</b>: {text(state.get("reason", ""))}']
+    said = [f'<b class="{html.escape(alive.word)}">{text(alive.word)}</b>: {text(alive.why)}']
     said += [f"at step {state['step']:,}"] if isinstance(state.get("step"), int) else []
     said += [f"on {text(state['host'])}"] if state.get("host") else []
     said += [f"as Slurm job {text(state['job_id'])}"] if state.get("job_id") else []

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from common.errors import UserError
+from common.liveness import Liveness, look_at
 from common.metrics_file import read_json_lines
 from common.metrics_table import MetricsTable, Values, read_metrics_table
 from common.plain_text import printable
@@ -34,6 +35,7 @@ class RunData:
     config: dict[str, Any]
     starts: list[dict[str, Any]]  # of provenance.json, one a start
     state: dict[str, Any]
+    liveness: Liveness  # when the folder was read
     samples: list[dict[str, Any]]
     hellaswag: dict[str, Any]  # what eval/hellaswag.py wrote to report/hellaswag.json
 
@@ -128,6 +130,7 @@ def load_run(path: Path, name: str | None = None) -> RunData:
         read_configuration(folder),
         read_starts(folder),
         read_state_leniently(folder),
+        look_at(folder, time.time()),
         [sample for sample in read_json_lines(folder.samples) if isinstance(sample.get("step"), int)],
         _read_object(folder.report / "hellaswag.json"),
     )

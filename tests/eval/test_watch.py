@@ -13,7 +13,6 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,6 @@ from hypothesis import strategies as st
 
 from common.metrics_file import MetricsFile
 from common.metrics_table import MetricsTable
-from common.processes import ProcessIdentity
-from common.publish import write_json_whole
 from common.run_folder import RunFolder
 from eval.reporting.live_view import LiveRun, Look, frame, seconds_per_step
 from eval.reporting.terminal_plot import bucket_means, plot
@@ -224,27 +221,6 @@ def test_the_rate_is_that_of_the_newest_start_with_what_lies_between_steps(tmp_p
     table = MetricsTable(recorded_run(tmp_path, "run", lives=[(0, 25), (20, 40)]).metrics)
     table.update()
     assert seconds_per_step(table) == pytest.approx((19 + 2.5) / 19)
-
-
-def test_a_run_that_says_nothing_any_more(tmp_path: Path) -> None:
-    folder = recorded_run(tmp_path, "silent")
-    folder.write_state("running", reason="training", step=40, tokens=40_000)
-    run = LiveRun(folder, MetricsTable(folder.metrics))
-    run.refresh()
-    end, look = run.table.lives[-1].end, Look(True, False)
-    assert "NO NEWS" not in frame(run, 200, 20, look, end + 60)[0]
-    assert "NO NEWS FOR 5 min 00 s" in frame(run, 200, 20, look, end + 300)[0]
-
-    beat = asdict(ProcessIdentity.of_this_process()) | {"rank": 0, "phase": "validating", "time": end + 290}
-    folder.rank_file(0).parent.mkdir()
-    write_json_whole(folder.rank_file(0), beat)
-    run.refresh()
-    title = frame(run, 200, 20, look, end + 300)[0]
-    assert "running: validating" in title and "NO NEWS" not in title
-
-    write_json_whole(folder.rank_file(0), beat | {"started": beat["started"] - 1.0})  # the pid is another's by now
-    run.refresh()
-    assert f"ITS PROCESS {os.getpid()} IS GONE" in frame(run, 200, 20, look, end)[0]
 
 
 def test_a_run_whose_saves_fail_is_red_on_top(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_figures_of_an_interrupted_run(folder: RunFolder):
     assert status.lost_steps == 2  # 3 and 4 were done twice
     assert status.allocated_seconds == pytest.approx(100 + 50)
     assert status.goodput == pytest.approx(6 * 10 / 150)
-    assert status.eta_seconds == pytest.approx(40)
+    assert (status.alive, status.eta_seconds) == ("ended", None)  # it makes no progress
     assert status.tokens_per_second == 50.0
 
 
