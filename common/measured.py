@@ -33,13 +33,13 @@ def validation_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint's val_loss was measured on. Older manifests leave it to their configuration and data."""
     names = [name for alternatives in MEASURED_ON["val_loss"] for name in alternatives]
     found = {name: manifest.get(name) for name in names}
-    config = manifest.get("config")
-    if isinstance(config, dict):
-        length = config["model"]["block_size"]
-        found["val_tokens_wanted"] = max(1, config["eval"]["tokens"] // length) * length
-        found["val_block_size"] = length
-        found["val_document_mask"] = config["data"]["document_mask"]
-    return found
+    config = manifest.get("config") or {}
+    length = config.get("model", {}).get("block_size")
+    tokens = config.get("eval", {}).get("tokens")
+    if length and tokens:
+        found["val_tokens_wanted"] = max(1, tokens // length) * length
+    asked = {"val_block_size": length, "val_document_mask": config.get("data", {}).get("document_mask")}
+    return found | {name: value for name, value in asked.items() if found[name] is None}
 
 
 def describe_validation(record: Mapping[str, Any]) -> str:
