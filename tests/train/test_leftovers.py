@@ -106,3 +106,15 @@ def test_a_temporary_folder_outlives_a_kill_only_until_the_next(
         assert (used / "something").exists()
     living.communicate("")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_of_the_launcher_leaves_no_temporary_folder(tmp_path: Path) -> None:
+    script, temporary = tmp_path / "script.py", tmp_path / "temporary"
+    script.write_text("")
+    temporary.mkdir()
+    command = [sys.executable, str(PROJECT / "train" / "launch.py"), "--standalone", "--nproc_per_node=1", str(script)]
+    done = subprocess.run(
+        command, env=os.environ | {"TMPDIR": str(temporary)}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(temporary.iterdir()) == []
