@@ -1,28 +1,27 @@
 """A corpus out of many files: validation first, then training, in shards, going on wherever an earlier run was stopped.
 
-The output is a pure function of the files and the settings. A journal beside the shards says after every shard where in
+The output is a pure function of the files and the settings. A journal (`journal.py`) says after every shard where in
 the source the next one begins; the manifest replaces it when all is done.
 """
 
 import contextlib
 import time
 from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import UserError
 from common.progress import format_count, progress_bar
-from common.publish import TEMPORARY_SUFFIX, sha256_file, write_json_whole
 from data_prep.encode_pool import open_encoder
 from data_prep.encode_worker import Part, Place, Selection, Work
 from data_prep.inputs import units
-from data_prep.manifest import Manifest, Shard
-from data_prep.preparation import finish_set, first_difference, read_json
-from data_prep.shard_writer import ShardWriter, clear_token_set, told
+from data_prep.journal import Journal, SplitState
+from data_prep.manifest import Manifest
+from data_prep.preparation import finish_set
+from data_prep.shard_writer import ShardWriter
 from data_prep.tokenization import Tokenizer
 
-JOURNAL_FILE = "preparing.json"
 WORK_BYTES = 8 << 20  # text in one task: a row group with more is shared by several workers
 
 
@@ -81,76 +80,14 @@ class Corpus:
         }
 
 
-@dataclass
-class SplitState:
-    """How far a split is: its published shards, and where the next one begins."""
+def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_bad: int = 0) -> Manifest:
+    """Write the set, or what is still missing of it, and return its manifest.
 
-    shards: list[Shard] = field(default_factory=list)
-    next: Place = field(default_factory=lambda: Place(0, 0, 0))
-    done: bool = False
-    last: Place | None = None  # the row of the last token, where the split was full before its documents ended
-
-
-class Journal:
-    """What a stopped preparation had reached. Written after every shard, whole."""
-
-    def __init__(self, folder: Path, plan: dict[str, Any]) -> None:
-        self._path = folder / JOURNAL_FILE
-        self._plan = plan
-        self.splits = {"val": SplitState(), "train": SplitState()}
-
-    @classmethod
-    def open(cls, folder: Path, plan: dict[str, Any]) -> "Journal":
-        """The folder's journal, or a new one. Raises UserError where it has shards of other settings or sources."""
-        journal = cls(folder, plan)
-        if not journal._path.exists():
-            clear_token_set(folder)
-            return journal
-        try:
-            stored = read_json(journal._path)
-            for name, state in stored["splits"].items():
-                shards = [Shard(**shard) for shard in state["shards"]]
-                last = state["last"] and Place(*state["last"])
-                journal.splits[name] = SplitState(shards, Place(*state["next"]), state["done"], last)
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{journal._path} can't be read ({error}): --force starts anew") from None
-        if difference := first_difference(stored["plan"], plan):
-            if not any(state.shards for state in journal.splits.values()):  # then there is nothing to lose
-                clear_token_set(folder)
-                return cls(folder, plan)
-            raise UserError(f"{folder} was begun with another {difference}: use the same, another --out, or --force")
-        journal._drop_leftovers(folder)
-        return journal
-
-    def _drop_leftovers(self, folder: Path) -> None:
-        """Remove half-written files, and make sure that the published ones are there as they were written."""
-        for path in folder.glob(f"*.bin{TEMPORARY_SUFFIX}"):
-            path.unlink()
-        itemsize = 2 if self._plan["tokenizer"]["vocab_size"] <= 1 << 16 else 4
-        for state in self.splits.values():
-            for number, shard in enumerate(state.shards):
-                path = folder / shard.file
-                whole = path.is_file() and path.stat().st_size == shard.tokens * itemsize
-                if whole and number == len(state.shards) - 1:  # the one that a power cut could have hurt
-                    whole = sha256_file(path) == shard.sha256
-                if not whole:
-                    raise UserError(f"{path} is not what was written: put it back, or start anew with --force")
-
-    def save(self) -> None:
-        try:
-            write_json_whole(self._path, {"plan": self._plan, "splits": {n: asdict(s) for n, s in self.splits.items()}})
-        except OSError as error:
-            raise told(error, self._path) from error
-
-    def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
-
-
-def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str) -> Manifest:
-    """Write the set, or what is still missing of it, and return its manifest."""
+    Up to `skip_bad` rows that can't be read are passed over; the manifest's source lists them as `skipped`.
+    """
     settings = corpus.settings
     plan = {"source": corpus.source(), "tokenizer": corpus.tokenizer.spec}
-    journal = Journal.open(folder, plan)
+    journal = Journal.open(folder, plan, skip_bad)
     scope = len(corpus.files.listed) if settings.validation_files is None else settings.validation_files
     one_in = settings.validation_one_in if settings.val_tokens else 0
     if settings.val_tokens:
@@ -162,7 +99,8 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str) -> Ma
     splits = {name: tuple(journal.splits[name].shards) for name in ("train", "val")}
     if not splits["train"]:
         raise UserError(f"the source has too little text in the field {settings.field!r}: nothing is left for training")
-    manifest = finish_set(folder, corpus.tokenizer, corpus.source(), ["tiktoken", "numpy", "pyarrow"], splits)
+    source = corpus.source() | ({"skipped": journal.skipped.entries} if journal.skipped.entries else {})
+    manifest = finish_set(folder, corpus.tokenizer, source, ["tiktoken", "numpy", "pyarrow"], splits)
     journal.remove()
     return manifest
 
@@ -189,7 +127,9 @@ def _write_split(
             ShardWriter(
                 folder, selection.side, corpus.tokenizer, corpus.settings.shard_tokens, finished=state.shards
             ) as writer,
-            contextlib.closing(_works(corpus, state.next, file_count, selection, pool.check)) as works,
+            contextlib.closing(
+                _works(corpus, state.next, file_count, selection, journal.skipped.allowed, pool.check)
+            ) as works,
             _Bar(writer, limit, sum(file.bytes for file in corpus.files.listed[:file_count])) as bar,
         ):
             parts = pool.run(works)
@@ -209,6 +149,10 @@ def _write_part(
 ) -> int:
     """Write a part's tokens from `offset` on, noting the place after every shard; returns how many were taken."""
     begin = offset
+    left = len(part.tokens) - offset
+    full = limit is not None and left > 0 and writer.total_tokens + left >= limit
+    last = part.place(offset + limit - writer.total_tokens - 1) if full and limit is not None else None
+    journal.skipped.add(part, last)  # before a shard is published that may begin after what was skipped
     while offset < len(part.tokens):
         room = min(writer.room, len(part.tokens) - offset)
         if limit is not None:
@@ -228,7 +172,7 @@ def _write_part(
 
 
 def _works(
-    corpus: Corpus, start: Place, file_count: int, selection: Selection, meanwhile: Callable[[], None]
+    corpus: Corpus, start: Place, file_count: int, selection: Selection, skip_bad: int, meanwhile: Callable[[], None]
 ) -> Generator[Work, None, None]:
     """Tasks from a place on, in the source's order; `meanwhile` as of `Files.path`."""
     before = sum(file.bytes for file in corpus.files.listed[: start.file])
@@ -249,7 +193,8 @@ def _works(
                 done = begin + unit.bytes * ((stop or rows) / rows if unit.rows else 1)
                 reached = before + int(listed.bytes * done / total)
                 settings = corpus.settings
-                yield Work(index, str(path), listed.name, number, row, stop, settings.field, selection, reached)
+                reading = (index, str(path), listed.name, number, row, stop)
+                yield Work(*reading, settings.field, selection, reached, skip_bad)
         before += listed.bytes
 
 

@@ -14,13 +14,15 @@ from typing import Any
 from common.errors import UserError
 from common.progress import format_bytes, format_count
 from common.publish import TEMPORARY_SUFFIX
-from data_prep.corpus import JOURNAL_FILE, Corpus, Files, Settings, prepare
+from data_prep.corpus import Corpus, Files, Settings, prepare
 from data_prep.encode_pool import START_METHODS, warm_up
 from data_prep.file_kinds import suffix_of
 from data_prep.file_walk import PassedOver, told_passed_over
+from data_prep.journal import JOURNAL_FILE, Begun, source_difference
 from data_prep.manifest import MANIFEST_FILE, Manifest
-from data_prep.preparation import complete_set, first_difference, positive_count, read_json, report, writing_alone
+from data_prep.preparation import complete_set, positive_count, report, writing_alone
 from data_prep.shard_writer import shard_files
+from data_prep.skipping import told_skipped
 from data_prep.tokenization import Tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, add_tokenizer_option
 from data_prep.workers import choose_workers
@@ -66,8 +68,15 @@ def add_amount_options(parser: argparse.ArgumentParser, tokenizers: Sequence[str
 
 
 def add_work_options(parser: argparse.ArgumentParser) -> None:
-    """`--workers`, `--start-method`, `--dry-run`."""
+    """`--skip-bad`, `--workers`, `--start-method`, `--dry-run`."""
     group = parser.add_argument_group("work")
+    group.add_argument(
+        "--skip-bad",
+        type=count_or_none,
+        default=0,
+        metavar="N",
+        help="pass over up to N lines, row groups or files' ends that can't be read, and list them (default: 0)",
+    )
     group.add_argument("--workers", type=count_or_none, help="processes; 0: only this one (default: one per core)")
     group.add_argument("--start-method", choices=START_METHODS, default=START_METHODS[0], help="of the processes")
     group.add_argument("--dry-run", action="store_true", help="say what would be done and whether the disk has room")
@@ -123,6 +132,10 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
     seconds = time.monotonic() - started if made else None
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
+    if skipped := manifest.source.get("skipped"):
+        print(
+            f"warning: skipped {len(skipped)} that can't be read: {told_skipped(skipped)} (manifest.json has them all)"
+        )
     if not manifest.splits["val"] and command.settings.val_tokens:
         print(
             "warning: no validation split, which training needs: none of the documents is one in "
@@ -149,7 +162,7 @@ def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> 
         if arguments.force:  # only now: a source that is not there costs nobody a set
             (arguments.out / JOURNAL_FILE).unlink(missing_ok=True)
         corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer)
-        manifest = prepare(corpus, arguments.out, workers, arguments.start_method)
+        manifest = prepare(corpus, arguments.out, workers, arguments.start_method, arguments.skip_bad)
         opened.close(True)
     return manifest
 
@@ -171,29 +184,25 @@ def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | 
 
     None as well where it had written nothing yet and was asked for something else: that was perhaps a mistake.
     """
-    path = arguments.out / JOURNAL_FILE
-    if arguments.force or not path.exists():
+    if arguments.force or (begun := Begun.read(arguments.out)) is None:
         return None
-    try:
-        stored = read_json(path)
-        source: dict[str, Any] = stored["plan"]["source"]
-        written = any(state["shards"] for state in stored["splits"].values())
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
-    if not written and _difference(command, source):
+    source: dict[str, Any] = begun.plan["source"]
+    if not begun.has_shards and _difference(command, source, None):
         return None
-    _check_same(arguments.out, command, source, "was begun")
+    _check_same(arguments.out, command, source, "was begun", begun.files_read())
     return source
 
 
-def _difference(command: Command, stored: dict[str, Any]) -> str | None:
+def _difference(command: Command, stored: dict[str, Any], files_read: int | None) -> str | None:
     """In what a source as it was written down differs from the one that is asked for; None for nothing."""
     wanted = {"name": command.name, **command.asked, "settings": asdict(command.settings)}
-    return first_difference({key: stored.get(key) for key in wanted}, wanted)
+    return source_difference({key: stored.get(key) for key in wanted}, wanted, files_read)
 
 
-def _check_same(folder: Path, command: Command, stored: dict[str, Any], what: str) -> None:
-    if difference := _difference(command, stored):
+def _check_same(
+    folder: Path, command: Command, stored: dict[str, Any], what: str, files_read: int | None = None
+) -> None:
+    if difference := _difference(command, stored, files_read):
         raise UserError(f"{folder} {what} with another {difference}: use the same, another --out, or --force")
 
 

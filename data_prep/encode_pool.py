@@ -1,5 +1,6 @@
 """Worker processes that encode, and their results in order, whatever order they finish in."""
 
+import contextlib
 import multiprocessing
 import signal
 from collections import deque
@@ -12,8 +13,9 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import UserError
-from data_prep.encode_worker import ENCODING_ERRORS, Part, Work, encode, serve
-from data_prep.inputs import UnitReader
+from data_prep.encode_worker import ENCODING_ERRORS, Failure, Part, Work, encode, serve, told
+from data_prep.file_kinds import kind_of
+from data_prep.inputs import UnitReader, lines_before
 from data_prep.tokenization import Tokenizer
 
 QUEUED_WORKS = 2  # per worker, so that it never waits for the parent
@@ -39,6 +41,7 @@ class _Pending:
     worker: _Worker
     parts: deque[Part] = field(default_factory=deque)
     done: bool = False
+    failure: Failure | None = None  # what comes before it in the works' order is given first, whoever was faster
 
 
 def warm_up(start_method: str) -> None:
@@ -63,7 +66,7 @@ class SerialEncoder:
             try:
                 yield from encode(work, self._tokenizer, self._reader, progress, 0)
             except ENCODING_ERRORS as error:
-                raise UserError(f"{_where(work, progress[0])}: {error}") from error
+                raise UserError(f"{_where(work, progress[0])}: {told(error)}") from error
 
     def check(self) -> None:
         """There is no worker that could have died."""
@@ -125,6 +128,8 @@ class EncodePool:
                 part = head.parts.popleft()
                 head.worker.buffered_bytes -= part.tokens.nbytes
                 yield part
+            if head.failure is not None:
+                raise UserError(f"{_where(head.work, head.failure.row)}: {head.failure.why}")
             if head.done:
                 pending.popleft()
             else:
@@ -165,17 +170,16 @@ class EncodePool:
         pending = worker.works[0]
         try:
             message = worker.connection.recv()
-            if isinstance(message, str):
-                raise UserError(f"{_where(pending.work, self._progress[worker.slot])}: {message}")
-            if message is None:
-                pending.done = True
+            if message is None or isinstance(message, Failure):
+                pending.done, pending.failure = True, message
                 worker.works.popleft()
                 return
-            tokens = np.frombuffer(worker.connection.recv_bytes(), dtype=self._dtype)
+            data = worker.connection.recv_bytes()
         except (EOFError, OSError):
             self._report_death(worker)
-        rows, counts = message
-        pending.parts.append(Part(pending.work, rows, counts, tokens))
+        rows, counts, skipped = message
+        tokens = np.frombuffer(data, dtype=self._dtype) if data else np.array([], dtype=self._dtype)
+        pending.parts.append(Part(pending.work, rows, counts, tokens, skipped))
         worker.buffered_bytes += tokens.nbytes
 
     def _report_death(self, worker: _Worker) -> None:
@@ -208,5 +212,8 @@ class EncodePool:
 
 
 def _where(work: Work, row: int) -> str:
-    unit = "row group" if work.name.endswith(".parquet") else "block"
-    return f"{work.name}, {unit} {work.unit}, row {row}"
+    kind = kind_of(work.name)
+    if kind.content == "lines":
+        with contextlib.suppress(OSError):  # of a file that is gone
+            return f"{work.name}, line {lines_before(work.path, work.unit) + row + 1}"
+    return f"{work.name}, {'row group' if kind.content == 'parquet' else 'block'} {work.unit}, row {row}"

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.errors import UserError
-from data_prep.inputs import UnitReader
+from data_prep.inputs import UnitReader, Unreadable
 from data_prep.preparation import chosen_for_validation
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
@@ -61,7 +61,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Work:
-    """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes`: how far the source is read then."""
+    """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes`: how far the source is read then.
+
+    `skip_bad`: how many rows that can't be read are passed over; one more ends the work, and with 0 it is an error.
+    """
 
     file: int
     path: str
@@ -72,15 +75,32 @@ class Work:
     field: str
     selection: Selection
     input_bytes: int
+    skip_bad: int = 0
+
+
+class Skip(NamedTuple):
+    """A row that was passed over, as it can't be read, and why. `rest`: with all rows of its unit after it."""
+
+    row: int
+    why: str
+    rest: bool
+
+
+class Failure(NamedTuple):
+    """What ended a work: the row it was at, and why."""
+
+    row: int
+    why: str
 
 
 class Part(NamedTuple):
-    """Tokens of some documents: `rows` (n,) and `counts` (n,), how many tokens each has."""
+    """Tokens of some documents: `rows` (n,) and `counts` (n,), how many tokens each has; rows that were skipped."""
 
     work: Work
     rows: Ids
     counts: Ids
     tokens: Ids
+    skipped: tuple[Skip, ...] = ()
 
     def place(self, offset: int) -> Place:
         """Where in the source the token at `offset` comes from; just past the last row for the offset past the last."""
@@ -98,10 +118,21 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
     rows: list[int] = []
     counts: list[int] = []
     pieces: list[Ids] = []
-    size = 0
+    skipped: list[Skip] = []
+    size = count = 0
     progress[slot] = work.start
-    for fragment in reader.read(work.path, work.unit, work.field, work.start, work.stop):
+    for fragment in reader.read_all(work.path, work.unit, work.field, work.start, work.stop):
         progress[slot] = fragment.row
+        if isinstance(fragment, Unreadable):
+            if work.skip_bad == 0:
+                if size:  # what comes before may be all that is wanted
+                    yield _part(work, rows, counts, pieces, skipped)
+                raise ValueError(f"{told(fragment.error)} (--skip-bad N passes over up to N such)") from fragment.error
+            skipped.append(Skip(fragment.row, str(fragment.error), fragment.rest))
+            count += 1
+            if count > work.skip_bad:  # the parent says so, as it knows them all
+                break
+            continue
         # a text file's later blocks go where its first one went
         begun = Place(work.file, work.unit, fragment.row) if fragment.begins else Place(work.file, 0, 0)
         taken = work.selection.takes(begun, fragment.key)
@@ -116,18 +147,24 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
         counts.append(len(ids) + (len(end) if fragment.begins else 0))
         size += counts[-1]
         if size >= PART_TOKENS:
-            yield _part(work, rows, counts, pieces)
-            rows, counts, pieces, size = [], [], [], 0
-    if size:
-        yield _part(work, rows, counts, pieces)
+            yield _part(work, rows, counts, pieces, skipped)
+            rows, counts, pieces, skipped, size = [], [], [], [], 0
+    if size or skipped:
+        yield _part(work, rows, counts, [*pieces, end[:0]], skipped)
 
 
-def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids]) -> Part:
-    return Part(work, np.array(rows, dtype=np.int64), np.array(counts, dtype=np.int64), np.concatenate(pieces))
+def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], skipped: list[Skip]) -> Part:
+    numbers = np.array([rows, counts], dtype=np.int64)
+    return Part(work, numbers[0], numbers[1], np.concatenate(pieces), tuple(skipped))
+
+
+def told(error: BaseException) -> str:
+    """An error in words: the kind is worth telling where it is not about the text."""
+    return str(error) if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: {error}"
 
 
 def serve(connection: Connection, to_close: Connection | None, spec: dict[str, Any], progress: Any, slot: int) -> None:
-    """Answer every Work received with its parts and None at its end, or with a message where it fails.
+    """Answer every Work received with its parts and None at its end, or with a `Failure`.
 
     Leaves when the other end of the connection is gone, that is, when the parent is. Under fork `to_close` is the
     parent's end, inherited.
@@ -138,7 +175,7 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps 8 MiB more of a row group's pages
-    outbox: queue.Queue[Part | str | None] = queue.Queue(OUTBOX_PARTS)
+    outbox: queue.Queue[Part | Failure | None] = queue.Queue(OUTBOX_PARTS)
     threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
     tokenizer = load_tokenizer(spec)
     reader = UnitReader(tokenizer)
@@ -151,20 +188,20 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
             for part in encode(work, tokenizer, reader, progress, slot):
                 outbox.put(part)
         except ENCODING_ERRORS as error:
-            outbox.put(f"{type(error).__name__}: {error}")
+            outbox.put(Failure(progress[slot], told(error)))
         else:
             outbox.put(None)
         pa.default_memory_pool().release_unused()
 
 
-def _send_all(connection: Connection, outbox: "queue.Queue[Part | str | None]") -> None:
+def _send_all(connection: Connection, outbox: "queue.Queue[Part | Failure | None]") -> None:
     """Send what lies in the outbox, so that encoding goes on while the parent waits for the disk."""
     try:
         while True:
             message = outbox.get()
             if isinstance(message, Part):
-                connection.send((message.rows, message.counts))
-                connection.send_bytes(message.tokens.data.cast("B"))
+                connection.send((message.rows, message.counts, message.skipped))
+                connection.send_bytes(message.tokens.data.cast("B") if len(message.tokens) else b"")
             else:
                 connection.send(message)
     except OSError:  # the parent is gone

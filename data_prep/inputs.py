@@ -6,8 +6,11 @@ file. A place is (file, unit, row); reading a unit from a row on gives the same 
 
 import codecs
 import contextlib
+import itertools
 import json
+import lzma
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +41,18 @@ class Fragment(NamedTuple):
     text: str
     begins: bool
     key: str
+
+
+class Unreadable(NamedTuple):
+    """A row that can't be read, and why. `rest`: nor can any row of the unit after it."""
+
+    row: int
+    error: Exception
+    rest: bool = False
+
+
+# what damaged data raise: bad JSON or UTF-8, a compressed stream or a parquet page that is not whole
+_DAMAGE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -97,11 +112,26 @@ class UnitReader:
         self._column: tuple[str, ...] = ()
 
     def read(self, path: str, unit: int, field: str, start: int = 0, stop: int | None = None) -> Iterator[Fragment]:
-        """Fragments of rows start … stop - 1 of a unit; rows without text are passed over, but counted."""
+        """Fragments of rows start … stop - 1 of a unit; rows without text are passed over, but counted.
+
+        Raises what a row that can't be read raises.
+        """
+        for found in self.read_all(path, unit, field, start, stop):
+            if isinstance(found, Unreadable):
+                raise found.error
+            yield found
+
+    def read_all(
+        self, path: str, unit: int, field: str, start: int = 0, stop: int | None = None
+    ) -> Iterator[Fragment | Unreadable]:
+        """As `read`, with an `Unreadable` in the place of a row that can't be read.
+
+        Where the rest of a unit can't be, it comes for any rows of that rest, always with the first of them.
+        """
         kind = kind_of(path)
         if kind.content == "parquet":
             assert stop is not None
-            found = self._parquet(path, unit, field, start, stop)
+            found: Iterator[Fragment | Unreadable] = self._parquet(path, unit, field, start, stop)
         elif kind.content == "text":
             packed = bool(kind.compression)
             found = _compressed_text(path, kind, self._cut) if packed else _text_block(path, unit, self._cut)
@@ -110,23 +140,37 @@ class UnitReader:
         for fragment in found:
             if stop is not None and fragment.row >= stop:
                 return
-            if fragment.row >= start and fragment.text:
+            if isinstance(fragment, Unreadable):
+                if fragment.rest or fragment.row >= start:
+                    yield fragment
+            elif fragment.row >= start and fragment.text:
                 yield fragment
 
-    def _parquet(self, path: str, group: int, field: str, start: int, stop: int) -> Iterator[Fragment]:
+    def _parquet(self, path: str, group: int, field: str, start: int, stop: int) -> Iterator[Fragment | Unreadable]:
         if self._open != (path, group) or self._next_row > start:
             self._open_group(path, group, field)
         while self._next_row < stop:
             if not self._rest:
-                batch = column_of(next(self._batches), self._column)
+                try:
+                    batch = next(self._batches)
+                except _DAMAGE as error:
+                    self._batches = itertools.repeat(Unreadable(self._next_row, _damage(error), rest=True))
+                    continue
+                if isinstance(batch, Unreadable):
+                    yield batch
+                    return
+                batch = column_of(batch, self._column)
                 if self._next_row + len(batch) <= start:  # another worker's rows: decoded, never made into text
                     self._next_row += len(batch)
                     continue
-                self._rest = batch.to_pylist()[::-1]
+                self._rest = _texts(batch)[::-1]
             row, text = self._next_row, self._rest.pop()
             self._next_row += 1
             if row >= start:
-                yield Fragment(row, text or "", True, text or "")
+                if isinstance(text, UnicodeDecodeError):
+                    yield Unreadable(row, text)
+                else:
+                    yield Fragment(row, text or "", True, text or "")
 
     def _open_group(self, path: str, group: int, field: str) -> None:
         if self._file is None or self._open is None or self._open[0] != path:
@@ -147,8 +191,29 @@ class UnitReader:
         self._file, self._open = None, None
 
 
-def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragment]:
-    """Lines that begin in the unit's block, or all lines of a compressed file. Raises ValueError for a bad line."""
+def _texts(column: pa.Array) -> list[str | UnicodeDecodeError | None]:
+    """A column's texts, with an error in the place of one that is not UTF-8."""
+    try:
+        found: list[str | UnicodeDecodeError | None] = column.to_pylist()
+    except UnicodeDecodeError:
+        found = []
+        for value in column:
+            try:
+                found.append(value.as_py())
+            except UnicodeDecodeError as error:
+                found.append(error)
+    return found
+
+
+def _damage(error: Exception) -> Exception:
+    """The error, where it tells of damaged data; raises it where the disk could not be read, which is no such."""
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return error
+
+
+def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragment | Unreadable]:
+    """Lines that begin in the unit's block, or all lines of a compressed file."""
     with contextlib.closing(open_bytes(path, kind)) as file:
         place, end = unit * BLOCK_BYTES, (unit + 1) * BLOCK_BYTES
         if kind.compression:
@@ -156,23 +221,50 @@ def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragme
         elif place:
             file.seek(place - 1)
             place += len(file.readline()) - 1
-        for row, line in enumerate(file):
+        for row in itertools.count():
             if 0 <= end <= place:
                 return
+            try:
+                line = file.readline()
+            except _DAMAGE as error:
+                yield Unreadable(row, _damage(error), rest=True)
+                return
+            if not line:
+                return
             place += len(line)
-            text = text_of(json.loads(line), field) if line.strip() else ""
-            yield Fragment(row, text, True, text)
+            try:
+                text = text_of(json.loads(line), field) if line.strip() else ""
+            except (ValueError, RecursionError) as error:
+                yield Unreadable(row, error)
+            else:
+                yield Fragment(row, text, True, text)
 
 
-def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment]:
+def lines_before(path: Path | str, unit: int, known: tuple[int, int] = (0, 0)) -> int:
+    """Lines that begin before a unit of an uncompressed file; `known`: an earlier unit and its number of them."""
+    first, count = known
+    with open(path, "rb") as file:
+        place, end = max(0, first * BLOCK_BYTES - 1), max(0, unit * BLOCK_BYTES - 1)
+        file.seek(place)
+        while place < end and (block := file.read(min(1 << 20, end - place))):
+            count += block.count(b"\n")
+            place += len(block)
+    return count + (first == 0 < unit)  # the file's first line begins after no newline
+
+
+def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment | Unreadable]:
     """A compressed text file in stretches, each a row, for bounded memory; the first one begins the document."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     with contextlib.closing(open_bytes(path, kind)) as file:
-        block = file.read(max(BLOCK_BYTES, KEY_BYTES))
-        key = block[:KEY_BYTES].decode("utf-8-sig", "replace")
-        row, text, searched = 0, decoder.decode(block), BLOCK_BYTES
+        row, text, searched, key = 0, "", BLOCK_BYTES, ""
+        broken: Exception | None = None
+        block = b"first"
         while block:
-            block = file.read(BLOCK_BYTES)
+            try:
+                block = file.read(max(BLOCK_BYTES, KEY_BYTES))
+            except _DAMAGE as error:
+                block, broken = b"", _damage(error)
+            key = key or block[:KEY_BYTES].decode("utf-8-sig", "replace")
             text += decoder.decode(block, final=not block)
             while len(text) > searched:
                 border = cut(text, searched)
@@ -183,6 +275,8 @@ def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment]:
                     row, text, searched = row + 1, text[border:], BLOCK_BYTES
     if text:
         yield Fragment(row, text, row == 0, key)
+    if broken is not None:
+        yield Unreadable(row + bool(text), broken, rest=True)
 
 
 def _text_block(path: str, unit: int, cut: Cut) -> Iterator[Fragment]:

@@ -126,6 +126,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         "identity": manifest.identity,
         "val_sha256": manifest.val_sha256,
         "seconds": seconds,
+        "skipped": manifest.source.get("skipped", []),
         "splits": {},
     }
     print(f"{'split':8}{'documents':>12}{'tokens':>16}{'text':>12}{'on disk':>12}{'shards':>8}")

@@ -33,7 +33,7 @@ from data_prep.corpus_command import (
 )
 from data_prep.encode_worker import ENCODING_ERRORS
 from data_prep.file_kinds import is_utf8, kind_of
-from data_prep.inputs import TEXT_PER_COMPRESSED_BYTE, UnitReader, units
+from data_prep.inputs import TEXT_PER_COMPRESSED_BYTE, UnitReader, Unreadable, units
 from data_prep.local_files import find_files
 from data_prep.preparation import add_output_options, positive_count
 from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
@@ -82,16 +82,19 @@ def text_bytes(file: InputFile) -> int:
     return file.bytes * (TEXT_PER_COMPRESSED_BYTE if kind_of(file.name).compression else 1)
 
 
-def collect_symbols(files: Files, field: str) -> str:
-    """Every character that occurs in the files, sorted."""
+def collect_symbols(files: Files, field: str, skip_bad: int) -> str:
+    """Every character that occurs in the files, sorted. With `skip_bad` of what can be read: it is counted later."""
     symbols: set[str] = set()
     with progress_bar(len(files.listed), "file", "characters") as bar:
         for index in range(len(files.listed)):
             path, reader = files.path(index), UnitReader()
             for number, unit in enumerate(units(path, field)):
                 try:
-                    for fragment in reader.read(str(path), number, field, 0, unit.rows):
-                        symbols.update(fragment.text)
+                    for fragment in reader.read_all(str(path), number, field, 0, unit.rows):
+                        if not isinstance(fragment, Unreadable):
+                            symbols.update(fragment.text)
+                        elif not skip_bad:
+                            raise fragment.error
                 except ENCODING_ERRORS as error:
                     raise UserError(f"can't read {path}: {error}") from None
             reader.close()
@@ -99,9 +102,9 @@ def collect_symbols(files: Files, field: str) -> str:
     return "".join(sorted(symbols))
 
 
-def make_tokenizer(choice: TokenizerChoice, files: Files, field: str) -> Tokenizer:
+def make_tokenizer(choice: TokenizerChoice, files: Files, field: str, skip_bad: int) -> Tokenizer:
     if choice.spec == "char":
-        if not (symbols := collect_symbols(files, field)):
+        if not (symbols := collect_symbols(files, field, skip_bad)):
             raise UserError("there is no text in the files")
         return CharTokenizer(symbols, end_of_text=True)
     return load_tokenizer(choice.spec)
@@ -123,7 +126,7 @@ def main() -> int:
         replace(settings_of(arguments, tokenizer, validation_files=None), validation_one_in=arguments.val_one_in),
         tokenizer.token_bytes,
         lambda begun: Opened(files, {}, label, rate, passed_over=found.passed_over, note=found.note),
-        lambda files: make_tokenizer(tokenizer, files, arguments.field),
+        lambda files: make_tokenizer(tokenizer, files, arguments.field, arguments.skip_bad),
     )
     return run(arguments, command)
 

@@ -1,6 +1,10 @@
 """Corpora out of many files: what comes out, whatever is interrupted, and who notices what is wrong."""
 
 import argparse
+import contextlib
+import errno
+import gzip
+import io
 import json
 import os
 import shutil
@@ -11,6 +15,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +26,7 @@ from data_prep import inputs
 from data_prep.corpus import Corpus, Settings, prepare
 from data_prep.encode_pool import START_METHODS, EncodePool
 from data_prep.encode_worker import Selection, Work
+from data_prep.journal import Begun
 from data_prep.local_files import LocalFiles
 from data_prep.preparation import chosen_for_validation, positive_count
 from data_prep.token_set import TokenSet
@@ -210,8 +217,8 @@ def test_a_journal_of_other_settings_or_another_source_is_refused(source, tmp_pa
         prepare(corpus_of(copy, settings_for(6_000, 1_000, None)), out, 0, "")
     with pytest.raises(UserError, match="--force"):
         prepare(corpus_of(copy, settings_for(5_000, 1_000, None), load_tokenizer("gpt2")), out, 0, "")
-    write_parquet(copy / "sample" / "10BT" / "001_00000.parquet", texts(100, seed=9))
-    with pytest.raises(UserError, match="another files"):
+    write_parquet(copy / "sample" / "10BT" / "000_00000.parquet", texts(100, seed=9))
+    with pytest.raises(UserError, match=r"another file sample/10BT/000_00000\.parquet"):
         prepare(corpus_of(copy, settings_for(5_000, 1_000, None)), out, 0, "")
 
 
@@ -337,3 +344,147 @@ def test_nothing_to_train_on_is_one_line(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="too little text"):
         prepare(corpus_of(tmp_path / "in", settings_for(100, 10, None)), Path(tmp_path / "out"), 0, "")
+
+
+def damaged_source(folder):
+    """Files of every kind with something that can't be read; returns what a skipping preparation lists of it."""
+    folder.mkdir()
+    lines = [json.dumps({"text": text}).encode() for text in texts(120, seed=21, mean_words=20)]
+    lines[30], lines[31], lines[90] = b'{"text": "torn', b'{"words": "elsewhere"}', b'{"text": "caf\xe9"}'
+    (folder / "a.jsonl").write_bytes(b"\n".join(lines))
+    whole = gzip.compress(b"\n".join(json.dumps({"text": text}).encode() for text in texts(400, seed=22)))
+    (folder / "b.jsonl.gz").write_bytes(whole[: len(whole) * 9 // 10])
+    (folder / "c.txt.gz").write_bytes(gzip.compress(" ".join(texts(400, seed=23)).encode())[:-2_000])
+    table = pa.table({"text": [f"row {number} " + "words " * 40 for number in range(300)]})
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True, "write_batch_size": 10}
+    pq.write_table(table, folder / "d.parquet", row_group_size=100, data_page_size=2_000, **options)
+    data = (folder / "d.parquet").read_bytes().replace(b"row 180 ", b"rOw 180 ")
+    (folder / "d.parquet").write_bytes(data)
+    (folder / "e.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts(120, seed=24)))
+    names = ["a.jsonl", "b.jsonl.gz", "c.txt.gz", "d.parquet", "e.jsonl"]
+    return names, [{"file": "a.jsonl", "line": line} for line in (31, 32, 91)]
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_what_can_not_be_read_is_skipped_and_listed_whatever_happens(method, tmp_path, monkeypatch):
+    """The same set and the same list for any number of processes and stops; blocks of 2 KB under fork."""
+    if method == "fork":
+        monkeypatch.setattr(inputs, "BLOCK_BYTES", 2_000)
+        monkeypatch.setattr("data_prep.corpus.WORK_BYTES", 3_000)  # row groups are shared
+    source, out = tmp_path / "source", tmp_path / "out"
+    names, lines = damaged_source(source)
+    corpus = Corpus("test", {}, LocalFiles(source, names), settings_for(4_000, 6_000, None, None), ByteTokenizer())
+    sets = []
+    for workers in (0, 3):
+        out = tmp_path / f"{workers}"
+        out.mkdir()
+        manifest = prepare(corpus, out, workers, method, skip_bad=6)
+        sets.append(folder_bytes(out))
+    for stop in (1, 3, 9):
+        (out := tmp_path / f"stopped {stop}").mkdir()
+        for left in (stop, 4, 7):
+            broken = InterruptedFiles(source, names)
+            broken.shards_left = left
+            with contextlib.suppress(Interrupted):
+                prepare(replace(corpus, files=broken), out, 0, method, skip_bad=6)
+        prepare(corpus, out, 0, method, skip_bad=6)
+        sets.append(folder_bytes(out))
+    assert all(found == sets[0] for found in sets)
+    skipped = manifest.source["skipped"]
+    assert skipped[:3] == lines
+    assert [(entry["file"], entry["rest"]) for entry in skipped[3:]] == [
+        ("b.jsonl.gz", True), ("c.txt.gz", True), ("d.parquet", True),
+    ]  # fmt: skip
+    assert 250 < skipped[3]["line"] < 400
+    assert (skipped[5]["row_group"], skipped[5]["row"]) == (1, 64)  # rows are decoded 64 at once
+    decoded = "".join(ByteTokenizer().decode(tokens) for tokens in content(out).values())
+    assert decoded.count("row ") == 200 + skipped[5]["row"]
+    (few := tmp_path / "few").mkdir()
+    with pytest.raises(UserError, match=r"more than --skip-bad 5 can't be read: a.jsonl line 31, .*: mend or remove"):
+        prepare(corpus, few, 0, method, skip_bad=5)
+    (some := tmp_path / "some").mkdir()  # what comes after the last token is not this set's
+    first = replace(corpus, settings=settings_for(4_000, 0, 2_000, None))
+    assert "skipped" not in prepare(first, some, 3, method, skip_bad=0).source
+
+
+def test_a_mended_file_is_read_where_no_shard_has_read_it(tmp_path):
+    """The end is that of a set made of the files as they are at last; files that a shard rests on must not change."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    out.mkdir()
+    names = ["a.jsonl", "b.jsonl", "c.jsonl"]
+    for number, name in enumerate(names):
+        lines = [json.dumps({"text": text}) for text in texts(120, seed=number)]
+        (source / name).write_text("\n".join(lines))
+    good = (source / "b.jsonl").read_text()
+    (source / "b.jsonl").write_text("{torn\n" + good)
+
+    def made(folder, *more, **options):
+        folder.mkdir(exist_ok=True)
+        files = LocalFiles(source, [*names, *more])
+        return prepare(
+            Corpus("test", {}, files, settings_for(5_000, 3_000, None, 1), ByteTokenizer()), folder, 0, "", **options
+        )
+
+    with pytest.raises(UserError, match=r"b.jsonl, line 1: .*--skip-bad"):
+        made(out)
+    shards = {path.name: path.stat().st_mtime_ns for path in out.glob("*.bin")}
+    assert len(shards) > 3
+    begun = Begun.read(out)
+    assert begun is not None
+    assert begun.files_read() == 1
+    shutil.copytree(out, tmp_path / "skipping")
+    skipping = made(tmp_path / "skipping", skip_bad=1)
+    assert skipping.source["skipped"] == [{"file": "b.jsonl", "line": 1}]
+    assert skipping.splits == made(tmp_path / "skipping at once", skip_bad=3).splits
+    (source / "b.jsonl").write_text(good)
+    (source / "c.jsonl").unlink()
+    names.remove("c.jsonl")
+    (source / "d.jsonl").write_text(json.dumps({"text": "more of it " * 30}))
+    made(out, "d.jsonl")
+    made(tmp_path / "fresh", "d.jsonl")
+    assert folder_bytes(out) == folder_bytes(tmp_path / "fresh")
+    assert {name: (out / name).stat().st_mtime_ns for name in shards} == shards
+
+
+@pytest.mark.parametrize(
+    ("chosen", "stop", "read"),
+    [
+        (settings_for(2_000, 0, None, 1), 2, 1),
+        (settings_for(2_000, 3_000, None, None), 4, 1),  # validation is full within the first file
+        (settings_for(2_000, 10**9, None, None), 4, None),  # it ended where the files did: others would change it
+        (settings_for(2_000, 10**9, None, 2), 4, 2),
+        (settings_for(2_000, 0, None, None), 35, 2),
+    ],
+)
+def test_which_files_the_shards_rest_on(chosen, stop, read, source, tmp_path):
+    folder, _ = source
+    corpus = corpus_of(folder, chosen)
+    broken = InterruptedFiles(folder, [file.name for file in corpus.files.listed])
+    broken.shards_left = stop
+    with pytest.raises(Interrupted):
+        prepare(replace(corpus, files=broken), tmp_path, 0, "")
+    begun = Begun.read(tmp_path)
+    assert begun is not None
+    assert begun.files_read() == read
+    names = [file.name for file in corpus.files.listed]
+    fewer = replace(corpus, files=LocalFiles(folder, names[: read or 3]))
+    more = replace(corpus, files=LocalFiles(folder, names[: (read or 3) - 1]))
+    with pytest.raises(UserError, match="was begun with another file"):
+        prepare(more, tmp_path, 0, "")
+    prepare(fewer, tmp_path, 0, "")
+
+
+def test_a_disk_that_fails_is_no_bad_line(tmp_path, monkeypatch):
+    """EIO is of the moment: skipping would lose what is there."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+
+    class Failing(io.BytesIO):
+        def readline(self, *_):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(inputs, "open_bytes", lambda *_: Failing())
+    corpus = Corpus("test", {}, LocalFiles(tmp_path, ["a.jsonl"]), settings_for(100, 0, None), ByteTokenizer())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="Input/output error"):
+        prepare(corpus, tmp_path / "out", 0, "", skip_bad=5)

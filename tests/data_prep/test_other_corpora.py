@@ -205,7 +205,7 @@ def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
         ([tmp_path / "nowhere"], "no file or folder"),
         ([folder / "ignored.csv"], "can be read"),
         ([folder / "b.jsonl", "--field", "body"], "no field 'body'"),
-        ([tmp_path / "broken.jsonl"], "broken.jsonl, block 0, row"),
+        ([tmp_path / "broken.jsonl"], "broken.jsonl, line 2: "),
         ([tmp_path / "broken.jsonl", "--tokenizer", "char"], "broken.jsonl: Expecting"),
         ([folder / "a.parquet", "--field", "score"], "no text in its column 'score' but double"),
         ([tmp_path / "dangling"], "can't read"),
@@ -281,7 +281,30 @@ def test_a_line_that_can_not_be_read_is_named(workers, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "thr\n{"text": "four"}\n')
     done = run("text_files.py", tmp_path / "a.jsonl", "--out", tmp_path / "set", "--workers", workers)
     assert done.returncode == 2
-    assert "a.jsonl, block 0, row 2: " in done.stderr
+    assert "a.jsonl, line 3: " in done.stderr
+
+
+def test_bad_lines_are_skipped_as_far_as_is_allowed(tmp_path):
+    """Both after a first try that stopped at the line, and of an alphabet, which is collected first."""
+    lines = [json.dumps({"text": text}) for text in texts(50, seed=3)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines[:9], "{torn", *lines[9:], "[]"]))
+    for kind in ("byte", "char"):
+        command = ["text_files.py", tmp_path / "a.jsonl", "--out", tmp_path / kind, "--tokenizer", kind, "--workers", 1]
+        if kind == "byte":
+            stopped = run(*command)
+            assert (stopped.returncode, "a.jsonl, line 10: " in stopped.stderr) == (2, True), stopped.stderr
+            few = run(*command, "--skip-bad", 1)
+            assert "more than --skip-bad 1 can't be read: a.jsonl line 10, a.jsonl line 52 (no field" in few.stderr
+        done = run(*command, "--skip-bad", 2, "--json", tmp_path / "figures.json")
+        assert done.returncode == 0, done.stderr
+        listed = [{"file": "a.jsonl", "line": 10}, {"file": "a.jsonl", "line": 52}]
+        assert json.loads((tmp_path / "figures.json").read_text())["skipped"] == listed
+        manifest = TokenSet.open(tmp_path / kind, verify="full").manifest
+        assert manifest.source["skipped"] == listed
+        assert sum(manifest.total(split, "documents") for split in manifest.splits) == 49
+        told = "warning: skipped 2 that can't be read: a.jsonl line 10, a.jsonl line 52"
+        assert told in done.stdout
+        assert told in run(*command).stdout  # complete already: with that list still
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -290,7 +313,7 @@ def test_a_compressed_file_that_was_cut_off_is_named(workers, tmp_path):
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     done = run("text_files.py", tmp_path / "cut.jsonl.gz", "--out", tmp_path / "set", "--workers", workers)
     assert done.returncode == 2
-    assert re.search(r"^error: cut\.jsonl\.gz, block 0, row \d+: .*ended before", done.stderr, re.MULTILINE)
+    assert re.search(r"^error: cut\.jsonl\.gz, line \d+: .*ended before", done.stderr, re.MULTILINE)
     assert "Traceback" not in done.stderr
 
 

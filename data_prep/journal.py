@@ -1,0 +1,150 @@
+"""How far a preparation is: its published shards, where in the source each split goes on, and what it had to skip.
+
+The journal lies beside the shards and is written after every one of them, whole; the manifest replaces it in the end.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.publish import TEMPORARY_SUFFIX, canonical_json, sha256_file, write_json_whole
+from data_prep.encode_worker import Place
+from data_prep.manifest import Shard
+from data_prep.preparation import first_difference, read_json
+from data_prep.shard_writer import clear_token_set, told
+from data_prep.skipping import Skipped
+
+JOURNAL_FILE = "preparing.json"
+
+
+@dataclass
+class SplitState:
+    """How far a split is: its published shards, and where the next one begins."""
+
+    shards: list[Shard] = field(default_factory=list)
+    next: Place = field(default_factory=lambda: Place(0, 0, 0))
+    done: bool = False
+    last: Place | None = None  # the row of the last token, where the split was full before its documents ended
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A journal as it was found: the plan, the splits, and what was skipped."""
+
+    plan: dict[str, Any]
+    splits: dict[str, SplitState]
+    skipped: list[Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Begun | None":
+        """The folder's, or None where there is none. Raises UserError where it can't be read."""
+        path = folder / JOURNAL_FILE
+        if not path.exists():
+            return None
+        try:
+            stored = read_json(path)
+            splits = {}
+            for name, state in stored["splits"].items():
+                last = state["last"] and Place(*state["last"])
+                shards = [Shard(**shard) for shard in state["shards"]]
+                splits[name] = SplitState(shards, Place(*state["next"]), state["done"], last)
+            found = cls(stored["plan"], splits, stored.get("skipped", []))
+            assert isinstance(found.plan["source"], dict)
+        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
+        return found
+
+    @property
+    def has_shards(self) -> bool:
+        return any(state.shards for state in self.splits.values())
+
+    def files_read(self) -> int | None:
+        """How many of the source's first files the published shards rest on; None: on all, and on there being no more.
+
+        Of what comes after them nothing is in any shard, so that it may change.
+        """
+        scope = {"val": self.plan["source"]["settings"]["validation_files"], "train": None}
+        read = 0
+        for name, state in self.splits.items():
+            if not state.done:
+                count = state.next.file + (state.next[1:] != (0, 0, 0))
+            elif state.last is not None:
+                count = state.last.file + 1
+            elif scope[name] is None:  # the split ended where the files did
+                return None
+            else:
+                count = scope[name]
+            read = max(read, count)
+        return read
+
+
+def source_difference(
+    stored: Mapping[str, Any], wanted: Mapping[str, Any], files_read: int | None = None
+) -> str | None:
+    """In what two sources differ, or None; of their files only the first `files_read` count, where that is given."""
+    if "files" in stored and "files" in wanted:
+        before, now = (source["files"][:files_read] for source in (stored, wanted))
+        for index in range(max(len(before), len(now))):
+            if canonical_json(before[index : index + 1]) != canonical_json(now[index : index + 1]):
+                return f"file {(now if index < len(now) else before)[index]['name']}"
+    rest = [{key: source[key] for key in source if key != "files"} for source in (stored, wanted)]
+    return first_difference(rest[0], rest[1])
+
+
+class Journal:
+    """What a stopped preparation had reached. Written after every shard, whole."""
+
+    def __init__(self, folder: Path, plan: dict[str, Any], skip_bad: int = 0) -> None:
+        self._path = folder / JOURNAL_FILE
+        self._plan = plan
+        self.splits = {"val": SplitState(), "train": SplitState()}
+        self.skipped = Skipped(skip_bad)
+
+    @classmethod
+    def open(cls, folder: Path, plan: dict[str, Any], skip_bad: int = 0) -> "Journal":
+        """The folder's journal, or a new one.
+
+        Files that no published shard has read may have changed. Raises UserError where there are shards of other
+        settings or sources.
+        """
+        journal, begun = cls(folder, plan, skip_bad), Begun.read(folder)
+        if begun is None or not begun.has_shards:  # then there is nothing to lose
+            clear_token_set(folder)
+            return journal
+        difference = source_difference(begun.plan["source"], plan["source"], begun.files_read())
+        if difference := difference or first_difference(begun.plan["tokenizer"], plan["tokenizer"]):
+            raise UserError(f"{folder} was begun with another {difference}: use the same, another --out, or --force")
+        if changed := source_difference(begun.plan["source"], plan["source"]):
+            print(
+                f"note     another {changed} than at the start: no published shard has read it, so it is read as it is"
+            )
+        journal.splits = begun.splits
+        journal.skipped.restore(begun.skipped, begun.files_read())
+        journal._drop_leftovers(folder)
+        return journal
+
+    def _drop_leftovers(self, folder: Path) -> None:
+        """Remove half-written files, and make sure that the published ones are there as they were written."""
+        for path in folder.glob(f"*.bin{TEMPORARY_SUFFIX}"):
+            path.unlink()
+        itemsize = 2 if self._plan["tokenizer"]["vocab_size"] <= 1 << 16 else 4
+        for state in self.splits.values():
+            for number, shard in enumerate(state.shards):
+                path = folder / shard.file
+                whole = path.is_file() and path.stat().st_size == shard.tokens * itemsize
+                if whole and number == len(state.shards) - 1:  # the one that a power cut could have hurt
+                    whole = sha256_file(path) == shard.sha256
+                if not whole:
+                    raise UserError(f"{path} is not what was written: put it back, or start anew with --force")
+
+    def save(self) -> None:
+        try:
+            splits = {name: asdict(state) for name, state in self.splits.items()}
+            write_json_whole(self._path, {"plan": self._plan, "splits": splits} | self.skipped.to_store())
+        except OSError as error:
+            raise told(error, self._path) from error
+
+    def remove(self) -> None:
+        self._path.unlink(missing_ok=True)
