@@ -1,10 +1,12 @@
 """Start ranks with torchrun such that they can be stopped: on one machine, or once on each of several.
 
-    python train/launch.py --standalone --nproc_per_node=8 train/pretrain.py --config train/configs/gpt2-124m.yaml
+    python train/launch.py --standalone --nproc_per_node=auto train/pretrain.py --config train/configs/gpt2-124m.yaml
     python train/launch.py --nnodes=2 --node_rank=0 --master_addr=HOST --master_port=29500 --nproc_per_node=8 \\
         train/pretrain.py …
 
-Everything up to the script's name is torchrun's. SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP go to the ranks, never to
+Everything up to the script's name is torchrun's. --nproc_per_node=auto is one rank for each GPU; without any two, one
+where there is one core. auto:8 is as many of those as divide 8, for a small batch. Ranks are not restarted inside a
+launch: the same command resumes the run. SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP go to the ranks, never to
 torchrun, which would end them after 30 seconds: they save, however long that takes, and end by themselves. A second
 Ctrl-C ends everything at once.
 
@@ -34,6 +36,8 @@ AGENT_PARENT = "LONGHAUL_AGENT_PARENT"
 POLL_SECONDS = 0.1
 SAME_SECONDS = 0.5  # a second Ctrl-C comes later than this
 LAST_SECONDS = 3.0  # from a second Ctrl-C to the end of everything
+MEETING_SECONDS = 10.0  # how long a launcher that was asked to stop waits for the other machines to meet it
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 NAMES = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -56,17 +60,23 @@ class Launch:
 
     def __init__(self, arguments: list[str]) -> None:
         environment = {"OMP_NUM_THREADS": "1", **os.environ, AGENT_PARENT: str(os.getpid())}
+        for name in OF_A_RANK:  # leftovers in the shell; its ranks get their own
+            environment.pop(name, None)
         self.agent = psutil.Popen(
             [sys.executable, str(AGENT), *arguments], stdin=subprocess.DEVNULL, process_group=0, env=environment
         )
         self._asked: list[int] = []  # signals for the workers, in order
         self._told: dict[int, int] = {}  # by worker: how many of them it has been sent
+        self._started = False  # a worker has been seen
+        self._nothing_done = False  # asked to stop, it was not waited for the other machines any longer
+        self._asked_first: float | None = None
         self._interrupted: float | None = None
         self._end_at: float | None = None
 
     def ask(self, number: int) -> None:
         """Take a signal to hand on."""
         now = time.monotonic()
+        self._asked_first = self._asked_first or now
         if number == signal.SIGINT and self._interrupted is not None:
             if now - self._interrupted > SAME_SECONDS and self._end_at is None:
                 print("stopping at once", file=sys.stderr, flush=True)
@@ -80,8 +90,12 @@ class Launch:
 
     def hand_on(self) -> None:
         """Send what has been asked for to the workers that listen; the others get it when they do."""
+        if not self._started:
+            self._started = bool(self._children())
         if self._end_at is not None and time.monotonic() > self._end_at:
             self.kill()
+        elif self._asked and not self._started:
+            self._wait_for_workers()
         elif self._asked:
             for worker in self._children():
                 told = self._told.get(worker.pid, 0)
@@ -90,6 +104,14 @@ class Launch:
                         for number in self._asked[told:]:
                             worker.send_signal(number)
                     self._told[worker.pid] = len(self._asked)
+
+    def _wait_for_workers(self) -> None:
+        """Give up where the other machines, which torchrun waits for before it starts a worker, don't come soon."""
+        assert self._asked_first is not None
+        if not self._nothing_done and time.monotonic() - self._asked_first > MEETING_SECONDS:
+            print("no rank has started yet: there is nothing to save", file=sys.stderr, flush=True)
+            self._nothing_done = True
+            self.kill()
 
     def kill(self) -> None:
         """End torchrun and its workers; torchrun first, which would report the others' deaths at length."""
@@ -104,6 +126,8 @@ class Launch:
     def status(self) -> int:
         if self._end_at is not None:
             return INTERRUPTED_STATUS
+        if self._nothing_done:
+            return 0
         code: int = self.agent.returncode
         return code if code >= 0 else 128 - code
 

@@ -1,8 +1,6 @@
 """torchrun as train/launch.py runs it: deaf to signals, dead with its parent, and brief about failures."""
 
-import argparse
 import os
-import re
 import signal
 import socket
 import sys
@@ -15,14 +13,15 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from common.command_line import CommandParser
-from common.errors import USER_ERROR_STATUS, UserError, exit_on_user_error
+from common.errors import USER_ERROR_STATUS, exit_on_user_error
 from common.periodic import Periodic
 from common.scratch_folder import scratch_folder
 from train.launch import AGENT_PARENT
+from train.launch_options import read_options
 from train.stopping import LAUNCHER_PID
 
 LOOK_SECONDS = 0.5
+CLOSING_SECONDS = 30  # torchrun's, from SIGTERM to SIGKILL
 IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
@@ -43,34 +42,18 @@ def main() -> int:
     return 0
 
 
-def read_options(arguments: list[str]) -> argparse.Namespace:
-    """torchrun's options. Raises UserError for those that it would meet with a page, a traceback or a long wait."""
-    parser = torchrun.get_args_parser()
-    parser.__class__ = CommandParser  # whose complaints are one line
-    options = parser.parse_args(["--signals-to-handle=SIGQUIT", *arguments])
-    if not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", options.nnodes):
-        raise UserError(f"--nnodes is {options.nnodes}: give the number of machines")
-    try:
-        enough = torchrun.determine_local_world_size(options.nproc_per_node) > 0
-    except ValueError as error:
-        raise UserError(f"--nproc_per_node is {options.nproc_per_node} ({error}): give the number of ranks") from None
-    if not enough:
-        raise UserError(f"--nproc_per_node is {options.nproc_per_node}: give the number of ranks, 1 or more")
-    nodes = int(options.nnodes.split(":")[-1])
-    if not 0 <= options.node_rank < nodes:
-        raise UserError(f"--node_rank is {options.node_rank}: the {nodes} machines count from 0 to {nodes - 1}")
-    if not (options.module or options.no_python or Path(options.training_script).is_file()):
-        raise UserError(f"{options.training_script} is no file: give the script to start, such as train/pretrain.py")
-    if options.standalone and options.local_addr is None:
-        options.local_addr = "127.0.0.1"  # else the machine's name: where that doesn't resolve, ranks wait in vain
-    return options
-
-
 def report(failures: dict[int, ProcessFailure]) -> int:
     """Tell of the failure that explains the others; return the exit status it stands for."""
-    rank, first = min(failures.items(), key=lambda item: (_explains(item[1]), item[1].timestamp))
+    unheeding = unheeding_ranks(failures)
+    rank, first = min(failures.items(), key=lambda item: (_explains(item[1], item[0] in unheeding), item[1].timestamp))
     if first.exitcode == USER_ERROR_STATUS:  # the rank has said it in one line
         return USER_ERROR_STATUS
+    for other in sorted(unheeding):
+        print(
+            f"rank {other} on {socket.gethostname()} (pid {failures[other].pid}) was frozen or hung: after another's "
+            "failure it did not end when torchrun asked it to, and was killed",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     who = f"rank {rank} on {socket.gethostname()} (pid {first.pid})"
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
@@ -83,10 +66,26 @@ def report(failures: dict[int, ProcessFailure]) -> int:
     return first.exitcode
 
 
-def _explains(failure: ProcessFailure) -> int:
-    """0 for an error of a rank's own, 1 for a rank that was killed, 2 for what followed from either."""
+def unheeding_ranks(failures: dict[int, ProcessFailure]) -> set[int]:
+    """The ranks that torchrun itself killed, as they did not end when it asked them to after the first failure.
+
+    It asks with SIGTERM as soon as a rank has failed, kills after CLOSING_SECONDS what is left, and only then notes the
+    deaths that came meanwhile: in whole seconds.
+    """
+    noted = [failure.timestamp for failure in failures.values() if not _traceback(failure)]
+    return {
+        rank
+        for rank, failure in failures.items()
+        if failure.exitcode == -signal.SIGKILL and failure.timestamp - min(noted) >= CLOSING_SECONDS - 1
+    }
+
+
+def _explains(failure: ProcessFailure, unheeding: bool) -> int:
+    """0 for an error of a rank's own, 1 for a rank that was killed, 2 for what followed from either, 3 if unheeding."""
     if failure.exitcode == USER_ERROR_STATUS or _traceback(failure):
         return 0
+    if unheeding:
+        return 3
     return 1 if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM else 2
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from common.host_limits import allowed_cores
+
 PROJECT = Path(__file__).resolve().parents[2]
 NEEDED = ("sh", "sed", "awk", "uname", "nproc", "getconf")
 
@@ -37,9 +39,11 @@ def find_python(path: Path, named: str = "") -> "subprocess.CompletedProcess[str
     return subprocess.run(command, capture_output=True, text=True, env={"PATH": str(path)})
 
 
-def make(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-    return subprocess.run(["make", "-C", str(PROJECT), *arguments], capture_output=True, text=True, env=environment)
+    return subprocess.run(
+        ["make", "-C", str(PROJECT), *arguments], capture_output=True, text=True, env=environment | variables
+    )
 
 
 def test_python3_comes_first(path: Path) -> None:
@@ -103,6 +107,12 @@ def test_help_names_every_target_and_variable() -> None:
     ):
         assert word in result.stdout
     assert make().stdout == result.stdout, "make alone shows the help"
+
+
+def test_the_number_of_test_processes_follows_the_cores_and_not_the_threads() -> None:
+    """nproc takes OMP_NUM_THREADS, which many shells set to 1, for the number of cores."""
+    planned = make("--dry-run", "test", OMP_NUM_THREADS="1", OMP_THREAD_LIMIT="1").stdout
+    assert f"pytest -n {min(8, allowed_cores() + 1)} " in planned
 
 
 @pytest.mark.parametrize(

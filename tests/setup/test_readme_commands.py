@@ -27,7 +27,8 @@ OVERRIDES = {
     "make demo": f'-o environment DEMO_OPTIONS="{SMALL_DEMO}"',
     "make test": "-o dev-environment JOBS=1 TESTS='tests/setup/test_makefile.py -k help'",
     ".venv/bin/python data_prep/docstrings.py --out data/docstrings": "--out data/few --max-documents 200 --workers 1",
-    ".venv/bin/torchrun --standalone --nproc_per_node=2 train/pretrain.py --config train/configs/smoke.yaml": FEW_STEPS,
+    ".venv/bin/python train/launch.py --standalone --nproc_per_node=auto:8 train/pretrain.py "
+    "--config train/configs/smoke.yaml": FEW_STEPS,
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --run.name laptop": FEW_STEPS,
     ".venv/bin/torchrun --standalone --nproc_per_node=8 train/pretrain.py --config train/configs/gpt2-124m.yaml": (
         "--data.path data/docstrings --model.n_layer 1 --model.n_head 1 --model.n_embd 16 --model.block_size 16 "
@@ -44,8 +45,6 @@ OVERRIDES = {
     ".venv/bin/python data_prep/fineweb.py": LITTLE_DATA,
     ".venv/bin/python data_prep/verify.py data/fineweb-edu": "",
     ".venv/bin/python data_prep/inspect_shards.py data/fineweb-edu --plot": "",
-    ".venv/bin/python train/launch.py --standalone --nproc_per_node=2 train/pretrain.py "
-    "--config train/configs/smoke.yaml": FEW_STEPS,
     ".venv/bin/python train/sync_wandb.py runs/smoke": "",
     ".venv/bin/python eval/perplexity.py runs/demo --data data/docstrings": "--tokens 2048",
     ".venv/bin/python eval/hellaswag.py runs/demo --json runs/demo/report/hellaswag.json": "--data hellaswag.jsonl",

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,11 +15,9 @@ import psutil
 import pytest
 
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
-from common.errors import UserError
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_arguments
-from train.torchrun_agent import read_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of a process tree, as Linux has them")
 LAUNCH = PROJECT / "train" / "launch.py"
@@ -173,31 +172,60 @@ def test_a_users_mistake_stays_one_line_with_status_2(tmp_path: Path, data: Path
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ("", "the following arguments are required: training_script"),
-        ("--no-such-option=1 {script}", "unrecognized arguments: --no-such-option=1"),
-        ("--config x.yaml", "unrecognized arguments: --config"),
-        ("--master_port=x {script}", "argument --master-port.*: invalid int value: 'x'"),
-        ("--nnodes=a {script}", "--nnodes is a: give the number of machines"),
-        ("--nproc_per_node=two {script}", "--nproc_per_node is two .*: give the number of ranks"),
-        ("--nproc_per_node=0 {script}", "--nproc_per_node is 0: give the number of ranks, 1 or more"),
-        ("--nnodes=2 --node_rank=2 {script}", "--node_rank is 2: the 2 machines count from 0 to 1"),
-        ("train/pretran.py --run.name x", "train/pretran.py is no file: give the script to start"),
-    ],
-)
-def test_a_mistake_in_torchruns_options_is_one_line(options: str, message: str) -> None:
-    with pytest.raises(UserError, match=message) as error:
-        read_options(options.format(script=PRETRAIN).split())
-    assert "\n" not in str(error.value)
+def test_restarts_inside_a_launch_are_refused_in_one_line() -> None:
+    """Ranks of a second attempt waited for good. A LOCAL_RANK left over in the shell does not silence the launcher."""
+    done = subprocess.run(
+        [sys.executable, str(LAUNCH), "--standalone", str(PRETRAIN)],
+        env=os.environ | {"PET_MAX_RESTARTS": "2", "RANK": "1", "LOCAL_RANK": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: --max-restarts is 2 (or PET_MAX_RESTARTS): ranks are not restarted")
 
 
-def test_the_launcher_ends_with_the_line_of_a_mistake() -> None:
-    done = subprocess.run([sys.executable, str(LAUNCH), "--standalone"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the following arguments are required")
-    assert done.stderr.count("\n") == 1
+def test_a_launcher_that_waits_for_another_machine_ends_when_asked() -> None:
+    """No rank has started: nobody would take the signal."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = [f"--master_port={port}", "--nnodes=2", "--node_rank=0", "--master_addr=127.0.0.1"]
+    launcher = subprocess.Popen([sys.executable, str(LAUNCH), *alone, str(PRETRAIN)], stderr=subprocess.PIPE, text=True)
+    while socket.socket().connect_ex(("127.0.0.1", port)) != 0:  # until torchrun waits there
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    launcher.send_signal(signal.SIGTERM)
+    _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0
+    assert errors.splitlines()[-1] == "no rank has started yet: there is nothing to save"
+    assert ended(family)
+
+
+def test_a_frozen_rank_that_torchrun_kills_is_no_memory_case(tmp_path: Path) -> None:
+    """Its peer has timed out and left; torchrun asks, waits for 30 s and kills."""
+    script = tmp_path / "freezes.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, pathlib, signal, sys, time
+            frozen = pathlib.Path(__file__).with_name("frozen")
+            if os.environ["RANK"] == "1":
+                frozen.write_text(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGSTOP)
+            while not frozen.exists():
+                time.sleep(0.02)
+            sys.exit(1)
+            """
+        )
+    )
+    launcher = launch(script, [])
+    _, errors = launcher.communicate(timeout=200)
+    assert launcher.returncode == 1
+    pid = (tmp_path / "frozen").read_text()
+    *_, before, last = errors.splitlines()
+    assert f"(pid {pid}) was frozen or hung" in before
+    assert re.fullmatch(r"rank 0 on .* \(pid \d+\) failed first with exit status 1", last)
+    assert "memory" not in errors
 
 
 def test_ranks_meet_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> None:

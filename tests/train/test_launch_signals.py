@@ -117,7 +117,7 @@ def test_a_worker_that_ends_before_it_can_be_told_to_does_not_end_the_launcher(m
     monkeypatch.setattr(launch.Launch, "__init__", lambda self: None)
     monkeypatch.setattr(launch.Launch, "_children", lambda self: [worker])
     launcher = launch.Launch()  # type: ignore[call-arg]
-    launcher._asked, launcher._told, launcher._end_at = [signal.SIGTERM], {}, None
+    launcher._asked, launcher._told, launcher._end_at, launcher._started = [signal.SIGTERM], {}, None, True
     launcher.hand_on()
     assert not worker.is_running()
 
