@@ -9,6 +9,7 @@ from typing import NoReturn
 from common.plain_text import accept_any_text
 
 USER_ERROR_STATUS = 2
+LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_LOCALID")  # a rank of torchrun or srun; else LOCAL_RANK may be a leftover
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells count
 
 
@@ -30,7 +31,7 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     try:
         status = main()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not any(name in os.environ for name in LAUNCHED):
             where = "" if os.environ.get("RANK", "0") == "0" else f" (on {socket.gethostname()})"
             print(f"error: {error}{where}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_STATUS)

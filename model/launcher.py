@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from common.errors import UserError
 
+OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TO_TRAIN_ALONE = f"for one process: unset {' '.join(OF_A_RANK)}; for several, start them with train/launch.py"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -25,11 +28,17 @@ def find_place(environment: Mapping[str, str]) -> Place:
     torchrun's variables win: its workers also have the SLURM_* of the task that torchrun is. Those count only in a step
     of several tasks, which a batch script or an interactive shell is not.
 
-    Raises UserError where the nodes of a Slurm allocation would each train a model of their own.
+    Raises UserError where the variables contradict each other, or the nodes of a Slurm allocation would each train a
+    model of their own.
     """
     if "RANK" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        place = Place(*(int(environment.get(name, default)) for name, default in zip(names, "0101", strict=True)))
+        place = Place(*(_count(environment, name, default) for name, default in zip(names, "0101", strict=True)))
+        if not 0 <= place.rank < place.world_size:
+            raise UserError(
+                f"RANK is {place.rank} and WORLD_SIZE {environment.get('WORLD_SIZE', 'not set')}, which no launcher "
+                f"does: {TO_TRAIN_ALONE}"
+            )
     elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         place = Place(
             rank=int(environment["SLURM_PROCID"]),
@@ -55,6 +64,32 @@ def export_place(environment: MutableMapping[str, str], place: Place) -> None:
         environment.setdefault("WORLD_SIZE", str(place.world_size))
         environment.setdefault("LOCAL_RANK", str(place.local_rank))
         environment.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))
+
+
+def meeting_point(environment: Mapping[str, str]) -> str:
+    """Where the ranks meet, as HOST:PORT.
+
+    Raises UserError where the variables that say that they are several don't say where.
+    """
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
+    if missing:
+        raise UserError(
+            f"RANK is {environment.get('RANK')} and WORLD_SIZE {environment.get('WORLD_SIZE')}, as under a launcher, "
+            f"but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: {TO_TRAIN_ALONE}"
+        )
+    return f"{environment['MASTER_ADDR']}:{_count(environment, 'MASTER_PORT')}"
+
+
+def launcher_is_known(environment: Mapping[str, str]) -> bool:
+    """Whether torchrun or srun has started this rank. Without either its variables may be a shell's leftovers."""
+    return "TORCHELASTIC_RUN_ID" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def _count(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    value = environment.get(name, default)
+    if not value.isdecimal():
+        raise UserError(f"{name} is {value!r} in the environment, no number: {TO_TRAIN_ALONE}")
+    return int(value)
 
 
 def _refuse_lonely_nodes(environment: Mapping[str, str], place: Place) -> None:

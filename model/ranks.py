@@ -6,6 +6,8 @@ gloo on the CPU: it neither waits for the GPU's queue nor dies of NCCL's short t
 
 import os
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,10 +18,11 @@ import torch.distributed as dist
 
 from common.errors import UserError
 from common.host_limits import allowed_cores
-from model.launcher import place_of_this_process
+from model.launcher import TO_TRAIN_ALONE, Place, launcher_is_known, meeting_point, place_of_this_process
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 Decision = TypeVar("Decision")
+QUIET_SECONDS = 2.0  # of waiting for other ranks
 
 
 @dataclass
@@ -101,25 +104,54 @@ def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.
 
     A default process group that is there already is used as it is, and left to whoever made it.
 
-    Raises UserError where the device is missing, there are more ranks on this machine than GPUs, or the nodes of an
-    allocation would each train alone.
+    Raises UserError where the device is missing, there are more ranks on this machine than GPUs, the nodes of an
+    allocation would each train alone, or the ranks can't meet.
     """
     place = place_of_this_process()
     device = choose_device(choice, place.local_rank, place.local_world_size)
     group = None
     connected = dist.is_initialized()
     if place.world_size > 1:
-        timeout = timedelta(seconds=timeout_seconds)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        if connected:
-            pass
-        elif device.type == "cuda":
+        if not connected:
+            _connect(place, device, timeout_seconds)
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+    return Ranks(place.rank, place.world_size, place.local_rank, place.local_world_size, device, group, not connected)
+
+
+def _connect(place: Place, device: torch.device, timeout_seconds: float) -> None:
+    """Meet the other ranks.
+
+    Raises UserError where nothing says where, or where they don't come and no launcher is known.
+    """
+    point = meeting_point(os.environ)
+    me = f"rank {place.rank} of {place.world_size} on {socket.gethostname()}"
+    waiting = threading.Timer(
+        QUIET_SECONDS,
+        lambda: print(
+            f"{me} waits for the others at {point}, up to {timeout_seconds:g} s, as RANK and WORLD_SIZE tell it to "
+            f"({TO_TRAIN_ALONE})",
+            file=sys.stderr, flush=True,
+        ),
+    )  # fmt: skip
+    waiting.daemon = True
+    known = launcher_is_known(os.environ)
+    if not known:
+        waiting.start()
+    timeout = timedelta(seconds=timeout_seconds)
+    try:
+        if device.type == "cuda":
             dist.init_process_group("nccl", timeout=timeout, device_id=device)
         else:
             dist.init_process_group("gloo", timeout=timeout)
-        group = dist.new_group(backend="gloo", timeout=timeout)
-    return Ranks(place.rank, place.world_size, place.local_rank, place.local_world_size, device, group, not connected)
+    except dist.DistError as error:
+        if known:
+            raise
+        why = str(error).strip().splitlines()[0]
+        raise UserError(f"{me} did not meet the others at {point} ({why}): {TO_TRAIN_ALONE}") from None
+    finally:
+        waiting.cancel()
 
 
 def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
@@ -140,7 +172,8 @@ def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: i
             because = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
             raise UserError(
                 f"{local_world_size} ranks on {socket.gethostname()}, but PyTorch sees {gpus} GPUs{because}: "
-                f"start with --nproc_per_node={gpus}, or --run.device cpu"
+                f"start with --nproc_per_node={gpus} (train/launch.py takes auto, one for each), or on the CPU with "
+                "--run.device cpu (in eval: --device cpu)"
             )
         return torch.device("cuda", local_rank)
     if choice == "mps" or (choice == "auto" and local_world_size == 1 and torch.backends.mps.is_available()):

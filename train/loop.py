@@ -29,7 +29,7 @@ from train.run_lock import LockLost, why_lost
 from train.run_state import RunState
 from train.schedule import Course
 from train.step import NonFiniteLoss, Stepper
-from train.stopping import StopRequest, kind, reason
+from train.stopping import StopRequest, kind, reason, remove_stop_file
 from train.storage import StorageFailed
 
 COLLECT_STEPS = 1000  # steps from one garbage collection to the next
@@ -253,11 +253,9 @@ class TrainingLoop:
     def _write_end(self, outcome: Outcome) -> None:
         self.recorder.sync_all(self.margin.seconds())
         self.state.write(outcome.status, outcome.reason, outcome.progress, outcome.stop)
-        if outcome.stop in ("file", None):  # it has been heard; one that came during another stop is yet to be
-            try:
-                self.folder.stop_file.unlink(missing_ok=True)
-            except OSError as error:
-                self.recorder.say(f"WARNING: {error}: the next start stops at once unless you remove it")
+        heard = outcome.stop in ("file", None)  # one that came during another stop is yet to be
+        if heard and (stays := remove_stop_file(self.folder.stop_file)):
+            self.recorder.say(f"WARNING: {stays}")
 
     def _trouble(self) -> str:
         return self.keeper.trouble or self.recorder.trouble

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from common.periodic import Periodic
@@ -96,12 +97,30 @@ class LauncherWatch:
         if os.getppid() == self._parent:
             return
         if self._stop is None:
+            line = (
+                f"ended before the start: the launcher, process {self._parent}, is gone (from a shell that was under "
+                f"one: unset TORCHELASTIC_RUN_ID {LAUNCHER_PID})\n"
+            )
+            os.write(2, line.encode())
             os._exit(1)
         if self._gone_since is None:
             self._gone_since = time.monotonic()
             self._stop.raise_flag(LAUNCHER)
         if time.monotonic() - self._gone_since > self._seconds_to_leave():
             os._exit(1)  # a rank that hangs is of no use to anybody, and holds the GPU
+
+
+def remove_stop_file(path: Path) -> str:
+    """Take a STOP file that has been obeyed away, or a folder of that name; return why it stays, or ""."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        try:
+            path.rmdir()
+        except OSError as why:
+            reason = (why if path.is_dir() else error).strerror
+            return f"{path} can't be removed ({reason}): as long as it is there, every start stops at once"
+    return ""
 
 
 def reason(code: int) -> str:

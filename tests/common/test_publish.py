@@ -126,7 +126,9 @@ def test_how_an_entry_leaves(body: str, status: int, errors: list[str]) -> None:
     ("place", "errors"),
     [
         ({"RANK": "0", "LOCAL_RANK": "0"}, ["error: no data"]),
-        ({"RANK": "1", "LOCAL_RANK": "1"}, []),
+        ({"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, []),
+        ({"RANK": "1", "LOCAL_RANK": "1", "SLURM_LOCALID": "1"}, []),
+        ({"LOCAL_RANK": "1"}, ["error: no data"]),  # left over in a shell
         ({"RANK": "2", "LOCAL_RANK": "0"}, [f"error: no data (on {socket.gethostname()})"]),  # on a node of its own
     ],
 )

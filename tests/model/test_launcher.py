@@ -66,9 +66,12 @@ def test_a_batch_script_on_one_node_is_no_task():
         (WORKER | {"GROUP_WORLD_SIZE": "1"}, "knows of 1 of 2 nodes"),
         (WORKER | {"SLURM_STEP_NUM_TASKS": "16"}, "needs one task a node"),
         ({name: value for name, value in STEP.items() if name != "MASTER_ADDR"}, "MASTER_ADDR"),
+        ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE not set, which no launcher does: for one process: unset RANK"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first' in the environment, no number"),
     ],
 )
-def test_nodes_that_would_train_apart_are_refused(environment: dict[str, str], words: str):
+def test_what_no_launcher_sets_and_nodes_that_would_train_apart_are_refused(environment: dict[str, str], words: str):
     with pytest.raises(UserError, match=words):
         find_place(environment)
 

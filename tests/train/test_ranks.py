@@ -1,5 +1,6 @@
 """Ranks add up, agree and gather; devices and threads are shared out, or it is said why not."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,13 +43,55 @@ def test_one_process_needs_no_group() -> None:
     ranks.barrier()
 
 
+def be_a_rank(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
+    """Have the variables of a launcher that is not there."""
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")  # so that what is exported goes again, too
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "as under a launcher, but MASTER_ADDR and MASTER_PORT are not set: for one"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a"},
+            "but MASTER_PORT is not set: for one process: unset RANK",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "b"}, "MASTER_PORT is 'b' .*, no number"),
+    ],
+)
+def test_variables_left_over_by_a_launcher_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str
+) -> None:
+    be_a_rank(monkeypatch, **environment)
+    with pytest.raises(UserError, match=message):
+        start_ranks("cpu")
+
+
+def test_a_rank_without_a_launcher_says_at_once_whom_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("model.ranks.QUIET_SECONDS", 0.1)  # the shortest wait that torch knows ends before two seconds
+    be_a_rank(monkeypatch, RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    with pytest.raises(UserError, match=r"rank 0 of 2 on .* did not meet the others at 127.0.0.1:0 \(Timed out"):
+        start_ranks("cpu", timeout_seconds=1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"rank 0 of 2 on .* waits for the others at 127\.0\.0\.1:0, up to 1 s", line)
+    assert "unset RANK WORLD_SIZE" in line
+
+
 def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # what torch would answer on a machine with 2 GPUs, of which there is none here
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert choose_device("auto", 1, 2) == torch.device("cuda", 1)
-    with pytest.raises(UserError, match=r"4 ranks on .* sees 2 GPUs \(CUDA_VISIBLE_DEVICES=0,1\).*--nproc_per_node=2"):
+    with pytest.raises(
+        UserError, match=r"4 ranks on .* sees 2 GPUs \(CUDA_VISIBLE_DEVICES=0,1\).*--nproc_per_node=2 .* auto"
+    ):
         choose_device("auto", 0, 4)
     assert choose_device("cpu", 0, 4) == torch.device("cpu")
 
