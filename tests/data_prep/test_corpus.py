@@ -402,9 +402,10 @@ def test_what_can_not_be_read_is_skipped_and_listed_whatever_happens(method, tmp
     (few := tmp_path / "few").mkdir()
     with pytest.raises(UserError, match=r"more than --skip-bad 5 can't be read: a.jsonl line 31, .*: mend or remove"):
         prepare(corpus, few, 0, method, skip_bad=5)
-    (some := tmp_path / "some").mkdir()  # what comes after the last token is not this set's
     first = replace(corpus, settings=settings_for(4_000, 0, 2_000, None))
-    assert "skipped" not in prepare(first, some, 3, method, skip_bad=0).source
+    for allowed in (0, 6):  # what comes after the last token is not this set's
+        (some := tmp_path / f"some {allowed}").mkdir()
+        assert "skipped" not in prepare(first, some, 3, method, skip_bad=allowed).source
 
 
 def test_a_mended_file_is_read_where_no_shard_has_read_it(tmp_path):
@@ -452,6 +453,7 @@ def test_a_mended_file_is_read_where_no_shard_has_read_it(tmp_path):
     [
         (settings_for(2_000, 0, None, 1), 2, 1),
         (settings_for(2_000, 3_000, None, None), 4, 1),  # validation is full within the first file
+        (settings_for(2_000, 20_000, None, None), 1, 2),  # validation was full in the second, training is in the first
         (settings_for(2_000, 10**9, None, None), 4, None),  # it ended where the files did: others would change it
         (settings_for(2_000, 10**9, None, 2), 4, 2),
         (settings_for(2_000, 0, None, None), 35, 2),
