@@ -62,11 +62,10 @@ class Copy:
 @pytest.fixture
 def copy(tmp_path: Path) -> Copy:
     root, wheels = tmp_path / "a clone", tmp_path / "wheels"
-    (root / "common").mkdir(parents=True)
+    root.mkdir()
     shutil.copy(PROJECT / "Makefile", root)
-    shutil.copytree(PROJECT / "setup", root / "setup", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("__init__.py", "command_line.py", "errors.py", "plain_text.py"):
-        shutil.copy(PROJECT / "common" / name, root / "common")
+    for folder in ("setup", "common"):
+        shutil.copytree(PROJECT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for name, version in (("torch", "2.13.0"), ("alpha", "1.0"), ("alpha", "1.1"), ("tool", "3.0")):
         make_wheel(wheels, name, version)
     (root / "requirements.txt").write_text("# a comment\ntorch>=2.11,<2.14\nalpha>=1.0  # why\n")
