@@ -113,8 +113,11 @@ class Part(NamedTuple):
 
 
 def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, slot: int) -> Iterator[Part]:
-    """The work's tokens in parts, end of text before every document. `progress[slot]` is the row being encoded."""
-    end = np.array([] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id], dtype=tokenizer.dtype)
+    """The work's tokens in parts, every document framed as the tokenizer's model expects it.
+
+    `progress[slot]` is the row being encoded.
+    """
+    nothing = tokenizer.opening[:0]
     rows: list[int] = []
     counts: list[int] = []
     pieces: list[Ids] = []
@@ -140,11 +143,11 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
         progress[slot] = fragment.row + 1  # which may be what can't be read
         if ids is None:
             continue
-        if fragment.begins:
-            pieces.append(end)
-        pieces.append(ids)
+        before = tokenizer.opening if fragment.begins else nothing
+        after = tokenizer.closing if fragment.ends else nothing
+        pieces += [before, ids, after]
         rows.append(fragment.row)
-        counts.append(len(ids) + (len(end) if fragment.begins else 0))
+        counts.append(len(before) + len(ids) + len(after))
         size += counts[-1]
         if size >= PART_TOKENS:
             yield _part(work, rows, counts, pieces, skipped)

@@ -2,15 +2,18 @@
 
 import base64
 import copy
+import hashlib
 import json
 import re
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
+from common.publish import canonical_json
 from data_prep.byte_level import BYTE_SHOWN_AS, shown_bytes
 from data_prep.tokenization import END_OF_TEXT, Ids, Tokenizer, segments
 
@@ -18,36 +21,57 @@ SPACE_AFTER_TEXT = re.compile(
     r"(?<=\S)(?= )"
 )  # no pattern in use lets a piece run from visible characters into a space
 AROUND = 128  # characters on each side of a cut that its check looks at
+SPELT_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+SPACE_SHOWN_AS = "▁"  # in SentencePiece's vocabularies
+NORMALIZERS = ("Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD", "Lowercase")
+PRE_TOKENIZERS = ("ByteLevel", "Metaspace", "Split", "Digits", "Punctuation")
 SHOWN_AS = {byte: character for character, byte in BYTE_SHOWN_AS.items()}
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A byte-level tokenizer out of a `tokenizer.json` of Hugging Face's, which its spec carries along, packed."""
+    """A tokenizer out of a `tokenizer.json` of Hugging Face's, which its spec carries along, packed.
 
-    def __init__(self, packed: str, end_of_text_id: int) -> None:
+    Two kinds of BPE: byte-level, and SentencePiece's, in which ▁ stands for a space and what no piece has is spelt in
+    bytes (Llama 2's, Mistral's).
+    """
+
+    def __init__(self, packed: str, end_of_text_id: int, framing: "Framing | None" = None) -> None:
         self.json = zlib.decompress(base64.b64decode(packed)).decode()
         description = json.loads(self.json)
         self._tokenizer = _built(description)
         without = without_space_before(description)
         self._going_on = self._tokenizer if without == description else _built(without)
+        self._byte_level = is_byte_level(description)
+        self._space = SHOWN_AS[32] if self._byte_level else SPACE_SHOWN_AS
+        self._strips_space = not self._byte_level and strips_space(description)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        pieces = [shown_bytes(self.text_of(i)) for i in range(max(vocabulary.values()) + 1)]
-        pieces[end_of_text_id] = b""
+        as_bytes = shown_bytes if self._byte_level else sentence_piece_bytes
+        self._pieces = [as_bytes(self.text_of(i)) for i in range(max(vocabulary.values()) + 1)]
+        self._pieces[end_of_text_id] = b""
         self._merged_with_space = {
-            token[found - 1] for token in vocabulary if (found := token.find(SHOWN_AS[32], 1)) > 0
+            token[found - 1] for token in vocabulary if (found := token.find(self._space, 1)) > 0
         }
-        super().__init__("huggingface", pieces, end_of_text_id, packed=packed)
+        if framing is None:
+            super().__init__("huggingface", self._pieces, end_of_text_id, packed=packed)
+            return
+        self._pieces[framing.begin_of_text_id] = b""
+        self.begins_contexts, self.other_end_ids = framing.begins_contexts, tuple(framing.other_end_ids)
+        facts = asdict(framing) | {"other_end_ids": list(framing.other_end_ids)}
+        also = canonical_json([facts, hashlib.sha256(canonical_json(description).encode()).hexdigest()])
+        super().__init__("huggingface", self._pieces, end_of_text_id, also=also, packed=packed, **facts)
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "HuggingFaceTokenizer":
-        return cls(spec["packed"], int(spec["end_of_text_id"]))
+        """Specs of an older Longhaul have no framing: one id begins and ends texts."""
+        names = [field.name for field in fields(Framing)]
+        framing = Framing(**{name: spec[name] for name in names}) if names[0] in spec else None
+        return cls(spec["packed"], int(spec["end_of_text_id"]), framing)
 
     @classmethod
-    def of(cls, text: str, end_of_text_id: int) -> "HuggingFaceTokenizer":
-        """Of the text of a `tokenizer.json`. Raises UserError where its tokens don't stand for bytes."""
-        if '"ByteLevel"' not in json.dumps(json.loads(text).get("decoder") or {}):
-            raise UserError("tokenizer.json is of no byte-level tokenizer: Longhaul can't carry it along")
-        return cls(base64.b64encode(zlib.compress(text.encode(), 9)).decode(), end_of_text_id)
+    def of(cls, text: str, end_of_text_id: int, framing: "Framing | None" = None) -> "HuggingFaceTokenizer":
+        """Of the text of a `tokenizer.json`. Raises UserError for one that can't be carried."""
+        check_carried(json.loads(text))
+        return cls(base64.b64encode(zlib.compress(text.encode(), 9)).decode(), end_of_text_id, framing)
 
     @staticmethod
     def normal_form(text: str) -> dict[str, Any]:
@@ -81,23 +105,93 @@ class HuggingFaceTokenizer(Tokenizer):
         return None
 
     def _is_border(self, left: str, right: str) -> bool:
-        if SHOWN_AS[left[-1].encode()[-1]] in self._merged_with_space:
+        last = SHOWN_AS[left[-1].encode()[-1]] if self._byte_level else left[-1]
+        if last in self._merged_with_space or last == self._space:
             return False
         whole, before, after = (
             self._going_on.encode(text, add_special_tokens=False).ids for text in (left + right, left, right)
         )
         return bool(whole == before + after)
 
-    def decode(self, ids: Ids | Sequence[int]) -> str:
+    def decode(self, ids: Ids | Sequence[int], *, continues: bool = False) -> str:
         array = self._checked(ids)
-        parts = np.split(array, np.flatnonzero(array == self.end_of_text_id))
-        texts = [part[part != self.end_of_text_id].tolist() for part in parts]
-        return END_OF_TEXT.join(self._tokenizer.decode(part, skip_special_tokens=False) for part in texts)
+        texts = []
+        for number, document in enumerate(np.split(array, np.flatnonzero(array == self.end_of_text_id))):
+            document = document[document != self.end_of_text_id]
+            begins = np.flatnonzero(document == self.begin_of_text_id)
+            parts = [part[part != self.begin_of_text_id].tolist() for part in np.split(document, begins)]
+            goes_on = [continues and number == 0, *(False for _ in begins)]
+            texts.append("".join(self._text(part, going) for part, going in zip(parts, goes_on, strict=True)))
+        return END_OF_TEXT.join(texts)
+
+    def _text(self, ids: list[int], continues: bool) -> str:
+        if self._byte_level:
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+            return text
+        text = b"".join(self._pieces[i] for i in ids).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self._strips_space and not continues else text
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What a tokenizer's spec tells of the ids around a text, beyond the one that ends it.
+
+    Attributes: as Tokenizer has them.
+    """
+
+    begin_of_text_id: int
+    begins_contexts: bool = False
+    other_end_ids: Sequence[int] = ()
+
+
+def check_carried(description: Mapping[str, Any]) -> None:
+    """Raises UserError for a tokenizer.json in which some texts have no ids, or not always the same."""
+    model = description.get("model") or {}
+    vocabulary = model.get("vocab")
+    sentence_piece = (
+        bool(model.get("byte_fallback"))
+        and isinstance(vocabulary, dict)
+        and all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+    )
+    if model.get("type", "BPE") != "BPE" or not (is_byte_level(description) or sentence_piece):
+        raise UserError(
+            "tokenizer.json is no byte-level BPE and none that spells in bytes what it has no token for "
+            "(byte_fallback): Longhaul can't carry it along"
+        )
+    if model.get("dropout"):
+        raise UserError("tokenizer.json has a dropout: its ids are others each time, set it to null")
+    for part in _parts(description.get("normalizer"), "normalizers"):
+        if part.get("type") not in NORMALIZERS:
+            raise UserError(f"tokenizer.json has the normalizer {part.get('type')}, which Longhaul can't carry along")
+    for part in _parts(description.get("pre_tokenizer"), "pretokenizers"):
+        if part.get("type") not in PRE_TOKENIZERS or part.get("behavior") == "Removed":
+            raise UserError(f"tokenizer.json has the pre-tokenizer {part.get('type')}, which drops parts of a text")
+
+
+def is_byte_level(description: Mapping[str, Any]) -> bool:
+    return any(part.get("type") == "ByteLevel" for part in _parts(description.get("decoder"), "decoders"))
+
+
+def strips_space(description: Mapping[str, Any]) -> bool:
+    """Whether decoding takes away the space that encoding puts before a text."""
+    parts = _parts(description.get("decoder"), "decoders")
+    stripping = any(part.get("type") == "Strip" and part["content"] == " " and part["start"] >= 1 for part in parts)
+    return stripping or any(part.get("type") == "Metaspace" and part.get("prepend_scheme") != "never" for part in parts)
+
+
+def sentence_piece_bytes(token: str) -> bytes:
+    """The UTF-8 bytes that a piece stands for."""
+    if found := SPELT_BYTE.fullmatch(token):
+        return bytes([int(found[1], 16)])
+    return token.replace(SPACE_SHOWN_AS, " ").encode()
 
 
 def without_space_before(description: Mapping[str, Any]) -> dict[str, Any]:
     """A tokenizer.json that puts no space before a text's first word, and else does what this one does."""
     changed: dict[str, Any] = copy.deepcopy(dict(description))
+    kept = [part for part in _parts(changed.get("normalizer"), "normalizers") if part.get("type") != "Prepend"]
+    if len(kept) < len(_parts(changed.get("normalizer"), "normalizers")):
+        changed["normalizer"] = {"type": "Sequence", "normalizers": kept}
     for part in _parts(changed.get("pre_tokenizer"), "pretokenizers"):
         if "add_prefix_space" in part:
             part["add_prefix_space"] = False

@@ -35,12 +35,16 @@ Cut = Callable[[str, int], int | None]  # as Tokenizer.cut
 
 
 class Fragment(NamedTuple):
-    """A document, or a stretch of a long text file. `key` is how the document begins, whatever the fragment."""
+    """A document, or a stretch of a long text file. `key` is how the document begins, whatever the fragment.
+
+    `begins`, `ends`: it holds the document's beginning, or its end.
+    """
 
     row: int
     text: str
     begins: bool
     key: str
+    ends: bool = True
 
 
 class Unreadable(NamedTuple):
@@ -287,7 +291,8 @@ def _text_block(path: str, unit: int, cut: Cut) -> Iterator[Fragment]:
         key = file.read(KEY_BYTES).decode("utf-8-sig", "replace")
         file.seek(start)
         text = file.read(stop - start).decode("utf-8-sig" if start == 0 else "utf-8", "replace")
-    yield Fragment(0, text, unit == 0, key)
+        ends = stop == file.seek(0, os.SEEK_END)  # where later blocks hold nothing, this is the last one
+    yield Fragment(0, text, unit == 0, key, ends)
 
 
 def _safe_border(text: str, start: int) -> int | None:

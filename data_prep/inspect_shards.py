@@ -39,21 +39,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def document_starts(stream: TokenStream, end_of_text: int | None, stop: int) -> Ids:
-    """Positions (n,) at which documents begin, int64: those of the end-of-text ids, or 0 where there is no such id."""
-    if end_of_text is None:
+def document_starts(stream: TokenStream, begin: int | None, stop: int) -> Ids:
+    """Positions (n,) at which documents begin, int64: those of the id before them, or 0 where there is none."""
+    if begin is None:
         return np.zeros(min(1, stop), dtype=np.int64)
     found = []
     with progress_bar(stop, "tok", "looking", scale=True) as bar:
         for start in range(0, stop, BLOCK_TOKENS):
             block = stream.read(start, min(stop, start + BLOCK_TOKENS))
-            found.append(np.flatnonzero(block == end_of_text) + start)
+            found.append(np.flatnonzero(block == begin) + start)
             bar.update(len(block))
     return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
 
 def statistics(lengths: Ids, split: str, tokens: int, text_bytes: int) -> dict[str, Any]:
-    """Figures about documents of `lengths` (n,) tokens, end of text included."""
+    """Figures about documents of `lengths` (n,) tokens, what marks their beginning and end included."""
     figures: dict[str, Any] = {"split": split, "tokens": tokens, "documents": len(lengths)}
     if len(lengths):
         figures |= {"mean": float(lengths.mean()), "shortest": int(lengths.min()), "longest": int(lengths.max())}
@@ -104,7 +104,7 @@ def main() -> int:
     tokenizer = load_tokenizer(opened.tokenizer_spec)
     stream = opened.split(arguments.split)
     stop = min(len(stream), arguments.max_tokens or len(stream))
-    starts = document_starts(stream, tokenizer.end_of_text_id, stop)
+    starts = document_starts(stream, tokenizer.begin_of_text_id, stop)
     if arguments.document is not None:
         text, count = read_document(stream, starts, arguments.document, stop, tokenizer)
         print(f"document {arguments.document} of {arguments.split}: {count:,} tokens\n{text}")

@@ -29,6 +29,12 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= UINT16_VOCABULARY else "<u4")
 
 
+def document_start(tokenizer_spec: dict[str, Any]) -> int | None:
+    """The id that stands before every document, by a tokenizer's spec; None where documents are not marked."""
+    found: int | None = tokenizer_spec.get("begin_of_text_id", tokenizer_spec.get("end_of_text_id"))
+    return found
+
+
 def shard_name(split: str, index: int) -> str:
     return f"{split}-{index:05d}.bin"
 

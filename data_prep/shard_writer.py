@@ -98,10 +98,10 @@ class ShardWriter:
         self._bytes += int(lengths.sum(dtype=np.int64))
 
     def _documents_in(self, part: Ids) -> int:
-        end = self._tokenizer.end_of_text_id
-        if end is None:  # then a split is one document
+        begin = self._tokenizer.begin_of_text_id
+        if begin is None:  # then a split is one document
             return int(not self.shards and self._tokens == len(part))
-        return int(np.count_nonzero(part == end))
+        return int(np.count_nonzero(part == begin))
 
     def _publish(self) -> None:
         assert self._file is not None

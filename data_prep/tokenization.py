@@ -28,15 +28,37 @@ class Tokenizer(ABC):
 
     `spec` is its identity as JSON: `kind`, `vocab_size`, `end_of_text_id` (None where there is none) and `sha256`,
     which covers the text every id stands for; for `char` also `symbols`.
+
+    A document begins with `begin_of_text_id`. Where that is another id than `end_of_text_id`, the latter also ends
+    the document; where they are one, it stands before every document and so ends the one before.
+
+    Attributes:
+        begins_contexts: any text that the model continues begins with `begin_of_text_id`, in evaluations, too.
+        other_end_ids: other ids by which the model may end a text.
     """
 
+    begins_contexts = False
+    other_end_ids: tuple[int, ...] = ()
+
     def __init__(
-        self, kind: str, pieces: Sequence[bytes], end_of_text_id: int | None, *, also: str = "", **details: Any
+        self,
+        kind: str,
+        pieces: Sequence[bytes],
+        end_of_text_id: int | None,
+        *,
+        begin_of_text_id: int | None = None,
+        also: str = "",
+        **details: Any,
     ) -> None:
-        """`pieces[i]` are the UTF-8 bytes that id i stands for; the end-of-text id stands for none. `also`: what else
-        the identity covers."""
+        """`pieces[i]` are the UTF-8 bytes that id i stands for; the ids that begin and end texts stand for none.
+
+        Args:
+            begin_of_text_id: None: the same as the end's.
+            also: what else the identity covers.
+        """
         self.vocab_size = len(pieces)
         self.end_of_text_id = end_of_text_id
+        self.begin_of_text_id = end_of_text_id if begin_of_text_id is None else begin_of_text_id
         self.dtype = token_dtype(self.vocab_size)
         # int32 (V,): bytes of text per id, so that shards know how much text they hold
         self.piece_bytes = np.array([len(piece) for piece in pieces], dtype=np.int32)
@@ -48,6 +70,7 @@ class Tokenizer(ABC):
             "vocab_size": self.vocab_size,
             "end_of_text_id": end_of_text_id,
             "sha256": digest.hexdigest(),
+            **({} if begin_of_text_id is None else {"begin_of_text_id": begin_of_text_id}),
             **details,
         }
 
@@ -61,11 +84,37 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def decode(self, ids: Ids | Sequence[int]) -> str:
+    def decode(self, ids: Ids | Sequence[int], *, continues: bool = False) -> str:
         """Text of token ids; the end of a text shows as <|endoftext|>, broken UTF-8 as U+FFFD.
+
+        Args:
+            continues: the ids follow others of the same text. Tokenizers that put a space before a text's first word
+                leave it out where a text begins, and only there.
 
         Raises ValueError for an id outside the vocabulary.
         """
+
+    @property
+    def opening(self) -> Ids:
+        """What stands before a document: (1,), or (0,) where the tokenizer marks no documents."""
+        return np.array([] if self.begin_of_text_id is None else [self.begin_of_text_id], dtype=self.dtype)
+
+    @property
+    def closing(self) -> Ids:
+        """What stands after a document: (0,), or (1,) where that is another id than the one before it."""
+        return np.array([] if self.begin_of_text_id == self.end_of_text_id else [self.end_of_text_id], dtype=self.dtype)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text while it is written."""
+        return (() if self.end_of_text_id is None else (self.end_of_text_id,)) + self.other_end_ids
+
+    def prompt(self, text: str) -> list[int]:
+        """A prompt's ids: it begins a document, as documents of the training data do.
+
+        Raises UserError for a character that the vocabulary lacks.
+        """
+        return [*self.opening.tolist(), *self.encode(text).tolist()]
 
     def cut(self, text: str, start: int) -> int | None:
         """The first place from `start` on where `text` may be cut: the ids of its pieces, joined, are the whole's.
@@ -107,7 +156,7 @@ class Gpt2Tokenizer(Tokenizer):
             ids = self._encoding.encode(text)
         return ids.astype(self.dtype)
 
-    def decode(self, ids: Ids | Sequence[int]) -> str:
+    def decode(self, ids: Ids | Sequence[int], *, continues: bool = False) -> str:
         return self._encoding.decode(self._checked(ids).tolist())
 
 
@@ -120,7 +169,7 @@ class ByteTokenizer(Tokenizer):
     def encode(self, text: str, *, continues: bool = False) -> Ids:
         return np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(self.dtype)
 
-    def decode(self, ids: Ids | Sequence[int]) -> str:
+    def decode(self, ids: Ids | Sequence[int], *, continues: bool = False) -> str:
         parts = np.split(array := self._checked(ids), np.flatnonzero(array == 256))
         texts = [part[part != 256].astype(np.uint8).tobytes().decode("utf-8", "replace") for part in parts]
         return END_OF_TEXT.join(texts)
@@ -151,7 +200,7 @@ class CharTokenizer(Tokenizer):
             )
         return ids.astype(self.dtype)
 
-    def decode(self, ids: Ids | Sequence[int]) -> str:
+    def decode(self, ids: Ids | Sequence[int], *, continues: bool = False) -> str:
         return "".join(self._texts[self._checked(ids)])
 
 

@@ -23,7 +23,7 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_whole
-from data_prep.manifest import MANIFEST_FILE, Manifest, split_sha256
+from data_prep.manifest import MANIFEST_FILE, Manifest, document_start, split_sha256
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from data_prep.workers import choose_workers
 
@@ -53,7 +53,7 @@ def read_shard(
     folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: "tqdm[None]", file: str
 ) -> ShardReading | OSError:
     """A shard's `ShardReading`, read once, block by block; in place of it the OSError that kept it from being read."""
-    dtype, end_of_text = manifest.numpy_dtype, manifest.tokenizer.get("end_of_text_id")
+    dtype, begin = manifest.numpy_dtype, document_start(manifest.tokenizer)
     found = ShardReading(text_bytes=None if tokenizer is None else 0)
     digest = hashlib.sha256()
     try:
@@ -63,8 +63,8 @@ def read_shard(
                 found.size += len(block)
                 tokens = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype=dtype)
                 found.largest = max(found.largest, int(tokens.max(initial=0)))
-                if end_of_text is not None:
-                    found.documents += int(np.count_nonzero(tokens == end_of_text))
+                if begin is not None:
+                    found.documents += int(np.count_nonzero(tokens == begin))
                 if tokenizer is not None and found.text_bytes is not None:
                     lengths = np.take(tokenizer.piece_bytes, tokens, mode="clip")  # ids outside are told by `largest`
                     found.text_bytes += int(lengths.sum(dtype=np.int64))
@@ -82,7 +82,7 @@ def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReadi
         yield f"{found.size:,} bytes, not {size:,}"
     if found.largest >= vocab_size:
         yield f"token id {found.largest:,} is outside the vocabulary of {vocab_size:,}"
-    if manifest.tokenizer.get("end_of_text_id") is None:  # then a split is one document
+    if document_start(manifest.tokenizer) is None:  # then a split is one document
         found.documents = int(index == 0 and found.size > 0)
     if found.documents != shard.documents:
         yield f"{found.documents:,} documents begin in it, not {shard.documents:,}"

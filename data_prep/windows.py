@@ -14,12 +14,13 @@ class Tokens(Protocol):
     def read(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger]: ...
 
 
-def document_ids(tokens: npt.NDArray[np.int64], end_of_text_id: int) -> npt.NDArray[np.int64]:
+def document_ids(tokens: npt.NDArray[np.int64], begin_of_text_id: int) -> npt.NDArray[np.int64]:
     """Which document of its row each token belongs to, counted from 0 or 1: (..., T) to (..., T).
 
-    An end-of-text token opens the document that it precedes; a row's first tokens may go on with an earlier one.
+    The token opens the document that it precedes (most vocabularies have end of text there); a row's first tokens may
+    go on with an earlier one.
     """
-    return np.cumsum(tokens == end_of_text_id, axis=-1)
+    return np.cumsum(tokens == begin_of_text_id, axis=-1)
 
 
 class Windows:

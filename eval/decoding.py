@@ -1,6 +1,6 @@
 """The cached decoding engine: prompts go in side by side, tokens come out one per row and step.
 
-    decoding = Decoding(model, [prompt, other_prompt], Sampling(top_k=40), count=100, samples=3, seed=0, end_id=50256)
+    decoding = Decoding(model, [prompt, other_prompt], Sampling(top_k=40), count=100, samples=3, seed=0, end_ids=[0])
     for written in decoding:          # [(row, token), …] of one step
         decoding.finish(row)          # ends a row early, as a stop string does
 
@@ -9,7 +9,7 @@ per row. Sample j of a prompt draws from a generator of its own, so it is the sa
 it. B rows, T sequence, V padded vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -66,7 +66,7 @@ class Decoding:
         count: most tokens to write for each row.
         samples: continuations per prompt, side by side.
         seed: sample j of every prompt depends on (seed, j) alone.
-        end_id: the token that ends a text, kept out of it; None: there is none, or it should be passed over.
+        end_ids: the tokens that end a text, kept out of it; none: there are none, or they should be passed over.
         slide: tokens to forget at once where a model that can't go past block_size has a full context; None: the row
             ends there. 1 gives the most context and recomputes it for every token.
 
@@ -83,7 +83,7 @@ class Decoding:
         count: int,
         samples: int = 1,
         seed: int = 0,
-        end_id: int | None = None,
+        end_ids: Collection[int] = (),
         slide: int | None = None,
     ) -> None:
         assert not model.training, "decoding is for a model in evaluation mode"
@@ -91,7 +91,7 @@ class Decoding:
         self._model = model
         self._sampling = sampling
         self._count = count
-        self._end_id = end_id
+        self._end_ids = frozenset(end_ids)
         self._slide = slide
         self._endless = goes_on(model.config)
         self._device = next(model.parameters()).device
@@ -146,7 +146,7 @@ class Decoding:
         written = []
         for index, token in zip(self._live, tokens[:, 0].tolist(), strict=True):
             row = self.rows[index]
-            if token == self._end_id:
+            if token in self._end_ids:
                 row.ended = END
                 continue
             row.tokens.append(token)

@@ -65,10 +65,10 @@ def main() -> int:
 
 def write_files(loaded: Loaded, folder: Path) -> None:
     """Weights, configuration and tokenizer."""
-    config = loaded.model.config
+    config, tokenizer = loaded.model.config, loaded.tokenizer
     tensors = to_tensors(config, {name: parameter.detach() for name, parameter in loaded.model.named_parameters()})
     write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-    write_json_whole(folder / "config.json", to_config(config, loaded.tokenizer.end_of_text_id))
+    write_json_whole(folder / "config.json", to_config(config, tokenizer.begin_of_text_id, tokenizer.end_ids))
     write_tokenizer_files(loaded.tokenizer, folder, config.block_size)
     for path in folder.iterdir():
         fsync_file(path)

@@ -22,7 +22,6 @@ from common.errors import UserError, exit_on_user_error
 from common.paths import expand_path
 from common.plain_text import as_typed
 from common.publish import write_json_whole
-from data_prep.tokenization import Tokenizer
 from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.decoding import FULL, STOPPED, Decoding, Row
 from eval.loading import Loaded, device_for, load_checkpoint
@@ -176,18 +175,18 @@ def wish_of(arguments: argparse.Namespace, sampling: Sampling, block_size: int) 
 
 def write(loaded: Loaded, prompts: list[str], wish: Wish) -> list[Text]:
     """Write and show every text: a single one as it comes, several one after the other when all are done."""
-    tokenizer, end_id = loaded.tokenizer, loaded.tokenizer.end_of_text_id
+    tokenizer = loaded.tokenizer
     decoding = Decoding(
         loaded.model,
-        [prompt_tokens(tokenizer, prompt) for prompt in prompts],
+        [tokenizer.prompt(prompt) for prompt in prompts],
         wish.sampling,
         count=wish.max_tokens,
         samples=wish.samples,
         seed=wish.seed,
-        end_id=None if wish.past_end else end_id,
+        end_ids=() if wish.past_end else tokenizer.end_ids,
         slide=wish.slide,
     )
-    streams = [TextStream(tokenizer, wish.stops) for _ in decoding.rows]
+    streams = [TextStream(tokenizer, wish.stops, continues=bool(prompts[row.prompt])) for row in decoding.rows]
     alone = len(streams) == 1
     if alone:
         show(prompts[0])
@@ -208,12 +207,6 @@ def write(loaded: Loaded, prompts: list[str], wish: Wish) -> list[Text]:
         Text(prompts[row.prompt], row.sample, stream.text, row.written, str(row.ended))
         for row, stream in zip(decoding.rows, streams, strict=True)
     ]
-
-
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """A prompt's ids, after the end of text that begins a document."""
-    end = tokenizer.end_of_text_id
-    return [*([] if end is None else [end]), *tokenizer.encode(prompt).tolist()]
 
 
 def complain(rows: list[Row], block_size: int) -> None:

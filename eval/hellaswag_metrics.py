@@ -50,8 +50,8 @@ class Questions:
 def plain_question(example: Example, tokenizer: Tokenizer) -> Question:
     """Context and endings encoded apart, a space before each ending, as nanoGPT's kin do."""
     context = _ids(tokenizer, example.context)
-    endings = tuple(_ids(tokenizer, f" {ending}") for ending in example.endings)
-    return Question(context or _begin(tokenizer), endings)
+    endings = tuple(tuple(tokenizer.encode(f" {ending}", continues=True).tolist()) for ending in example.endings)
+    return Question(_opening(tokenizer, context) + context, endings)
 
 
 def harness_question(example: Example, tokenizer: Tokenizer) -> Question:
@@ -63,7 +63,7 @@ def harness_question(example: Example, tokenizer: Tokenizer) -> Question:
     spaces = example.harness_context[len(context) :]
     ids = _ids(tokenizer, context)
     wholes = [_ids(tokenizer, f"{context}{spaces} {ending}") for ending in example.harness_endings]
-    return Question(ids or _begin(tokenizer), tuple(whole[len(ids) :] for whole in wholes))
+    return Question(_opening(tokenizer, ids) + ids, tuple(whole[len(ids) :] for whole in wholes))
 
 
 def build_questions(examples: Sequence[Example], tokenizer: Tokenizer) -> Questions:
@@ -123,7 +123,9 @@ def _ids(tokenizer: Tokenizer, text: str) -> Ids:
     return tuple(tokenizer.encode(text).tolist())
 
 
-def _begin(tokenizer: Tokenizer) -> Ids:
-    if tokenizer.end_of_text_id is None:
+def _opening(tokenizer: Tokenizer, context: Ids) -> Ids:
+    """What stands before a context: what the tokenizer itself puts there, or what begins an empty one."""
+    opening: Ids = tuple(tokenizer.opening.tolist()) if tokenizer.begins_contexts or not context else ()
+    if not context and not opening:
         raise UserError("a context is empty, and this tokenizer has no end of text to begin with")
-    return (tokenizer.end_of_text_id,)
+    return opening

@@ -4,7 +4,7 @@ Four classes of `transformers` hold what has a home there; the rest is refused b
 `transformers`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -78,16 +78,20 @@ def _refuse_if(homeless: bool, what: str) -> None:
         raise UserError(f"no class of transformers that Longhaul exports to has {what}: this model can't be exported")
 
 
-def to_config(config: ModelConfig, end_of_text_id: int | None) -> dict[str, Any]:
-    """The contents of `config.json`. Raises UserError for a model without a home."""
+def to_config(config: ModelConfig, begin: int | None, ends: Sequence[int] = ()) -> dict[str, Any]:
+    """The contents of `config.json`. Raises UserError for a model without a home.
+
+    Args:
+        begin, ends: the ids that begin and end texts, if there are any.
+    """
     home = home_of(config)
     shared: dict[str, Any] = {
         "architectures": [home],
         "model_type": MODEL_TYPES[home],
         "vocab_size": config.vocab_size,
         "tie_word_embeddings": config.tie_weights,
-        "bos_token_id": end_of_text_id,
-        "eos_token_id": end_of_text_id,
+        "bos_token_id": begin,
+        "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None),
         "torch_dtype": "float32",
         OWN_FACTS: {name: getattr(config, name) for name in OWN_FIELDS},
     }
@@ -125,9 +129,21 @@ def to_config(config: ModelConfig, end_of_text_id: int | None) -> dict[str, Any]
             "attention_dropout": config.dropout,
             # the place of the base before transformers 5, and since
             "rope_theta": config.rope_base,
-            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base} | _rope_scaling(config),
         }
+        | ({"rope_scaling": _rope_scaling(config)} if config.rope_scaling != "none" else {})
     )
+
+
+def _rope_scaling(config: ModelConfig) -> dict[str, Any]:
+    if config.rope_scaling == "none":
+        return {}
+    scaling: dict[str, Any] = {"rope_type": config.rope_scaling, "factor": config.rope_factor}
+    if config.rope_scaling == "llama3":
+        scaling["low_freq_factor"] = config.rope_low_factor
+        scaling["high_freq_factor"] = config.rope_high_factor
+        scaling["original_max_position_embeddings"] = config.rope_original_length
+    return scaling
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,8 +232,13 @@ def _gpt2_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 def _rotary_fields(values: Mapping[str, Any], home: str) -> dict[str, Any]:
     rope = values.get("rope_scaling") or values.get("rope_parameters") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default" or rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1)) != 1:
-        raise UserError(f"rotary positions of kind {kind} {rope} can't be imported: Longhaul has the plain ones")
+    if (
+        kind not in ("default", "linear", "llama3")
+        or rope.get("partial_rotary_factor", values.get("partial_rotary_factor", 1)) != 1
+    ):
+        raise UserError(
+            f"rotary positions of kind {kind} {rope} can't be imported: Longhaul has the plain ones, linear and llama3"
+        )
     heads, width = values["num_attention_heads"], values["hidden_size"]
     if (values.get("head_dim") or width // heads) * heads != width:
         raise UserError(f"heads of {values['head_dim']} features can't be imported: Longhaul's are hidden_size / heads")
@@ -234,9 +255,26 @@ def _rotary_fields(values: Mapping[str, Any], home: str) -> dict[str, Any]:
         "n_kv_head": values.get("num_key_value_heads") or heads,
         "n_embd": width,
         "rope_base": float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+        **_rope_fields(rope, kind, values),
         "window": None if home == LLAMA else values.get("sliding_window"),
         "dropout": values.get("attention_dropout", 0.0),
     }
+
+
+def _rope_fields(rope: Mapping[str, Any], kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises UserError where the scaling lacks a figure."""
+    if kind == "default":
+        return {}
+    try:
+        fields = {"rope_scaling": kind, "rope_factor": float(rope["factor"])}
+        if kind == "llama3":
+            fields["rope_low_factor"] = float(rope["low_freq_factor"])
+            fields["rope_high_factor"] = float(rope["high_freq_factor"])
+            length = rope.get("original_max_position_embeddings", values["max_position_embeddings"])
+            fields["rope_original_length"] = values.get("original_max_position_embeddings", length)
+    except KeyError as error:
+        raise UserError(f"config.json's rotary scaling of kind {kind} lacks {error.args[0]}: is it whole?") from None
+    return fields
 
 
 def _mlp(activation: str, *, gated: bool) -> str:

@@ -30,6 +30,7 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_whole
+from data_prep.manifest import document_start
 from data_prep.token_set import TokenSet, find_token_set
 from data_prep.windows import Tokens, document_ids
 from eval.arguments import add_device, add_dtype, add_json, add_run
@@ -104,7 +105,7 @@ def measure(
         targets: how many, a multiple of the model's length T.
         stride: targets counted in each window but the first; T: windows side by side.
         micro_batch: windows at a time.
-        split_documents_at: the end-of-text id, where attention is to stay inside documents.
+        split_documents_at: the id that begins a document, where attention is to stay inside documents.
         done: told how many windows of this rank's share are finished.
     """
     length = model.config.block_size
@@ -178,7 +179,7 @@ def main() -> int:
     targets = min(len(stream) - 1, arguments.tokens or len(stream)) // length * length
     if targets < length:
         raise UserError(f"a window has {length} targets: {tokens.folder} holds fewer, or --tokens is too small")
-    border = tokens.tokenizer_spec["end_of_text_id"] if settings.get("data", {}).get("document_mask") else None
+    border = document_start(tokens.tokenizer_spec) if settings.get("data", {}).get("document_mask") else None
     started = time.monotonic()
     share = len(range(ranks.rank, len(window_starts(targets, length, stride)), ranks.world_size))  # nearly
     with progress_bar(share, "window", "perplexity", disable=not ranks.is_first) as bar:

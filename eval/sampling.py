@@ -4,7 +4,7 @@ The filters equal those of Hugging Face's `transformers` and come in its order: 
 top-p, min-p. B batch, T sequence, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -118,9 +118,16 @@ def choose_tokens(
 
 @torch.no_grad()
 def continue_tokens(
-    model: GPT, prompt: list[int], count: int, *, temperature: float, top_k: int, seed: int, stop: int | None
+    model: GPT,
+    prompt: list[int],
+    count: int,
+    *,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    stops: Collection[int],
 ) -> list[int]:
-    """The `count` tokens that the model writes after `prompt`, fewer where it writes `stop`.
+    """The `count` tokens that the model writes after `prompt`, fewer where it writes one of `stops`.
 
     The plain way, which computes the last block_size tokens anew for every token; `eval.decoding` is the fast one.
     The model's mode and the global random state stay as they are. Raises UserError as `choose_tokens` does.
@@ -135,7 +142,7 @@ def continue_tokens(
             context = torch.tensor([tokens[-model.config.block_size :]], device=device)  # (1, ≤T)
             logits = model(context)[:, -1]  # (1, V)
             token = int(choose_tokens(logits, sampling, [generator]))
-            if token == stop:
+            if token in stops:
                 break
             tokens.append(token)
     finally:

@@ -47,9 +47,12 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
 
 
 def _write_theirs(tokenizer: HuggingFaceTokenizer, folder: Path, block_size: int) -> None:
-    end = tokenizer.text_of(tokenizer.end_of_text_id)
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
-    settings |= {"bos_token": end, "eos_token": end, "clean_up_tokenization_spaces": False}
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    settings |= {
+        "bos_token": tokenizer.text_of(tokenizer.begin_of_text_id),
+        "eos_token": tokenizer.text_of(tokenizer.end_of_text_id),
+        "clean_up_tokenization_spaces": False,
+    }
     (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
     write_json_whole(folder / "tokenizer_config.json", settings)
     write_json_whole(folder / SPEC_FILE, tokenizer.spec)

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.errors import UserError
 from data_prep.cached_files import gpt2_cache_file, place_gpt2_files
-from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
+from data_prep.huggingface_tokenizer import Framing, HuggingFaceTokenizer, check_carried, without_space_before
 from data_prep.tokenization import END_OF_TEXT, Tokenizer, load_tokenizer
 from eval.hf_config import with_defaults
 from eval.tokenizer_files import SPEC_FILE
@@ -46,16 +46,25 @@ def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     ends = text_ends(folder, values, settings, ids)
     if is_gpt2(description) and {ends.begin, *ends.ends} <= {ids[END_OF_TEXT], None}:
         return load_tokenizer("gpt2")
-    return _carried(folder, ends)
+    return _carried(folder, description, ends)
 
 
-def _carried(folder: Path, ends: "TextEnds") -> Tokenizer:
-    if len(ends.ends) != 1 or ends.begin not in (ends.ends[0], None):
+def _carried(folder: Path, description: Mapping[str, Any], ends: "TextEnds") -> Tokenizer:
+    """A tokenizer of the folder's own; without a framing where one id, before every text, is all there is to it."""
+    check_carried(description)
+    if not ends.ends:
+        raise UserError(f"{folder / 'config.json'} names no id that ends a text: write its eos_token_id into it")
+    end, *others = ends.ends
+    before, after = adds_around(description) or ([], [])
+    begin = end if ends.begin is None else ends.begin
+    if before not in ([], [begin]) or after not in ([], [end]):
         raise UserError(
-            f"texts of the model in {folder} begin with id {ends.begin} and end with {list(ends.ends)}: Longhaul has "
-            "one id for both and can't prompt such a model rightly"
+            f"tokenizer.json puts the ids {before} before a text and {after} after it, config.json has {begin} and "
+            f"{end}: make them agree"
         )
-    return HuggingFaceTokenizer.of((folder / "tokenizer.json").read_text(encoding="utf-8"), ends.ends[0])
+    plain = not (description.get("normalizer") or puts_space_before(description) or before or others)
+    framing = None if plain and begin == end else Framing(begin, begins_contexts=bool(before), other_end_ids=others)
+    return HuggingFaceTokenizer.of((folder / "tokenizer.json").read_text(encoding="utf-8"), end, framing)
 
 
 @dataclass(frozen=True)
@@ -93,11 +102,10 @@ def text_ends(folder: Path, values: Mapping[str, Any], settings: Mapping[str, An
 
 
 def token_ids(description: Mapping[str, Any]) -> dict[str, int]:
-    """The ids of a tokenizer.json by what stands for them. Raises UserError for one that is no BPE."""
-    model = description.get("model") or {}
-    vocabulary = model.get("vocab")
-    if model.get("type", "BPE") != "BPE" or not isinstance(vocabulary, dict):
-        raise UserError("tokenizer.json is of no byte-level tokenizer: Longhaul can't carry it along")
+    """The ids of a tokenizer.json by what stands for them."""
+    vocabulary = (description.get("model") or {}).get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise UserError("tokenizer.json is no byte-level BPE, and none of another kind: it has no vocabulary by name")
     return vocabulary | {token["content"]: token["id"] for token in description.get("added_tokens") or []}
 
 
@@ -143,9 +151,7 @@ def adds_around(description: Mapping[str, Any]) -> list[list[int]]:
 
 def puts_space_before(description: Mapping[str, Any]) -> bool:
     """Whether a text's first word gets a space before it."""
-    text = json.dumps([description.get("normalizer"), description.get("pre_tokenizer")])
-    never = '"prepend_scheme": "never"' in text
-    return '"Prepend"' in text or '"add_prefix_space": true' in text or ('"Metaspace"' in text and not never)
+    return without_space_before(description) != description
 
 
 def _check_settings(
@@ -177,8 +183,8 @@ def _check_settings(
 def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a folder that Longhaul exported. Raises UserError where its files have been changed since."""
     tokenizer = load_tokenizer(_read_object(folder / SPEC_FILE))
-    ends = [i for kind in ("bos", "eos") for i in _ids_in(values, f"{kind}_token_id")]
-    changed = {tokenizer.end_of_text_id, *ends} != {tokenizer.end_of_text_id}
+    begin, ends = _ids_in(values, "bos_token_id"), _ids_in(values, "eos_token_id")
+    changed = begin not in ([], [tokenizer.begin_of_text_id]) or not set(ends) <= {*tokenizer.end_ids}
     if (folder / "tokenizer.json").is_file():
         changed |= not _describes(_read_object(folder / "tokenizer.json"), tokenizer)
     if changed:

@@ -11,6 +11,7 @@ NormKind = Literal["layernorm", "rmsnorm"]
 PositionKind = Literal["learned", "rope"]
 MlpKind = Literal["gelu", "gelu_exact", "swiglu", "relu2"]
 AttentionKind = Literal["softmax", "differential"]
+RopeScaling = Literal["none", "linear", "llama3"]
 
 SWIGLU_MULTIPLE = 64
 
@@ -33,6 +34,13 @@ class ModelConfig:
         norm_eps: added to the variance inside the norms.
         position: learned (GPT-2) or rope (Su et al. 2021, arXiv:2104.09864).
         rope_base: RoPE's longest wavelength is about 2·pi times this.
+        rope_scaling: how a model that was trained on short sequences was taught longer ones: linear divides every
+            frequency by rope_factor (Chen et al. 2023, arXiv:2306.15595); llama3 only the low ones (Llama 3.1,
+            Grattafiori et al. 2024, arXiv:2407.21783). For imported models, which keep it while they are trained on.
+        rope_factor: by how much rope_scaling lengthens.
+        rope_low_factor: llama3: wavelengths beyond rope_original_length over this are divided by rope_factor.
+        rope_high_factor: llama3: wavelengths below rope_original_length over this stay; between, from one to the other.
+        rope_original_length: llama3: the sequence length, in tokens, that the model was trained on first.
         mlp: gelu (tanh form, GPT-2), gelu_exact, swiglu (Shazeer 2020, arXiv:2002.05202) or relu2 (So et al. 2021,
             arXiv:2109.08668).
         mlp_hidden: width inside the MLP; null: 4C, for swiglu 8C/3 rounded up to a multiple of 64.
@@ -56,6 +64,11 @@ class ModelConfig:
     norm_eps: float = 1e-5
     position: PositionKind = "learned"
     rope_base: float = 10000.0
+    rope_scaling: RopeScaling = "none"
+    rope_factor: float = 1.0
+    rope_low_factor: float = 1.0
+    rope_high_factor: float = 4.0
+    rope_original_length: int = 8192
     mlp: MlpKind = "gelu"
     mlp_hidden: int | None = None
     bias: bool = True
@@ -79,10 +92,25 @@ class ModelConfig:
         _require(0.0 <= self.dropout < 1.0, f"model.dropout is {self.dropout}; it must be at least 0 and below 1")
         _require(self.norm_eps > 0, f"model.norm_eps is {self.norm_eps}; it must be above 0")
         _require(self.rope_base > 0, f"model.rope_base is {self.rope_base}; it must be above 0")
+        self._check_rope_scaling()
         _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
         _require_one_of("position", self.position, ("learned", "rope"))
         _require_one_of("mlp", self.mlp, ("gelu", "gelu_exact", "swiglu", "relu2"))
         _require_one_of("attention", self.attention, ("softmax", "differential"))
+
+    def _check_rope_scaling(self) -> None:
+        _require_one_of("rope_scaling", self.rope_scaling, ("none", "linear", "llama3"))
+        if self.rope_scaling == "none":
+            return
+        _require(self.position == "rope", f"model.rope_scaling {self.rope_scaling} needs model.position rope")
+        _require(self.rope_factor >= 1, f"model.rope_factor is {self.rope_factor}; it must be at least 1")
+        if self.rope_scaling == "llama3":
+            low, high = self.rope_low_factor, self.rope_high_factor
+            _require(
+                0 < low < high, f"model.rope_low_factor {low} must be above 0 and below model.rope_high_factor {high}"
+            )
+            length = self.rope_original_length
+            _require(length >= 1, f"model.rope_original_length is {length}; it must be at least 1")
 
     def _check_attention(self) -> None:
         heads = _divisors(self.n_embd)

@@ -18,7 +18,7 @@ from model.flex import SMALLEST_FLEX_HEAD, flex_works
 from model.loss import IGNORE_INDEX, Reduction, head_loss
 from model.mlp import MLP
 from model.norms import build_norm
-from model.positions import document_positions, rotary_angles
+from model.positions import document_positions, rotary_angles, rotary_frequencies
 
 __all__ = ["GPT", "IGNORE_INDEX", "Block"]
 
@@ -203,8 +203,10 @@ class GPT(nn.Module):
         self, tokens: Tensor, positions: Tensor, document_ids: Tensor | None, step: CacheStep | None
     ) -> AttentionContext:
         config = self.config
-        rotary = rotary_angles(positions, config.score_size, config.rope_base) if config.position == "rope" else None
         length, device = tokens.shape[1], tokens.device
+        rotary = None
+        if config.position == "rope":
+            rotary = rotary_angles(positions, rotary_frequencies(config, device))
         drops = self.training and config.dropout > 0
         flex = step is None and not drops and config.head_size >= SMALLEST_FLEX_HEAD and flex_works(device)
         visibility = {

@@ -3,13 +3,37 @@
 B batch, T sequence, H heads, D head size, R features that are rotated together.
 """
 
+import math
+
 import torch
 from torch import Tensor
+
+from model.config import ModelConfig
 
 Rotary = tuple[Tensor, Tensor]  # cosines and sines
 
 
-def rotary_angles(positions: Tensor, size: int, base: float) -> Rotary:
+def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
+    """How far each pair of features turns from one token to the next: (R/2) float32 radians, the fastest first."""
+    size = config.score_size  # R
+    exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size  # (R/2)
+    frequencies = config.rope_base**-exponents  # (R/2)
+    if config.rope_scaling == "linear":
+        return frequencies / config.rope_factor
+    if config.rope_scaling == "llama3":
+        return _llama3_frequencies(frequencies, config)
+    return frequencies
+
+
+def _llama3_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
+    """(R/2) to (R/2): what turns often within the original length stays, what turns seldom is slowed down."""
+    turns = config.rope_original_length * frequencies / (2 * math.pi)  # (R/2): full turns within the original length
+    low, high = config.rope_low_factor, config.rope_high_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # (R/2): 1 where it stays, 0 where it is divided by the factor
+    return kept * frequencies + (1 - kept) * frequencies / config.rope_factor
+
+
+def rotary_angles(positions: Tensor, frequencies: Tensor) -> Rotary:
     """Cosines and sines of RoPE (Su et al. 2021), in float32, for any positions.
 
     Computed anew in each forward: it costs less than one layer's bias and keeps the model free of buffers, so that a
@@ -17,14 +41,12 @@ def rotary_angles(positions: Tensor, size: int, base: float) -> Rotary:
 
     Args:
         positions: (T,) or (B, T) integers.
-        size: R, even.
-        base: the base of the wavelengths.
+        frequencies: (R/2), as `rotary_frequencies` has them.
 
     Returns:
         Two tensors of shape (1 or B, T, 1, R/2).
     """
-    exponents = torch.arange(0, size, 2, device=positions.device, dtype=torch.float32) / size  # (R/2)
-    angles = positions.float().unsqueeze(-1) * base**-exponents  # (..., T, R/2)
+    angles = positions.float().unsqueeze(-1) * frequencies  # (..., T, R/2)
     if angles.dim() == 2:
         angles = angles.unsqueeze(0)  # (1, T, R/2)
     angles = angles.unsqueeze(2)  # (1 or B, T, 1, R/2)

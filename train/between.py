@@ -98,20 +98,11 @@ def check_prompts(config: EvalConfig, tokenizer_spec: dict[str, Any]) -> None:
     tokenizer = load_tokenizer(tokenizer_spec)
     for prompt in config.prompts:
         try:
-            empty = not prompt_tokens(prompt, tokenizer)
+            empty = not tokenizer.prompt(prompt)
         except UserError as error:
             raise UserError(f"eval.prompts has {prompt!r}, but {error}: give other --eval.prompts") from None
         if empty:
             raise UserError("eval.prompts has an empty text, but the data mark no end of text to begin with: write one")
-
-
-def prompt_tokens(prompt: str, tokenizer: Tokenizer) -> list[int]:
-    """A prompt's ids. It begins a document, as documents of the training data do.
-
-    Raises UserError for a character that the vocabulary lacks.
-    """
-    start = [] if tokenizer.end_of_text_id is None else [tokenizer.end_of_text_id]
-    return [*start, *tokenizer.encode(prompt).tolist()]
 
 
 @dataclass
@@ -144,7 +135,7 @@ class SampleWriter:
 
     def _continue(self, step: int, index: int, prompt: str) -> str | None:
         """None where the predictions are no numbers: what has become of the weights is for the step or save to say."""
-        tokens = prompt_tokens(prompt, self.tokenizer)
+        tokens = self.tokenizer.prompt(prompt)
         seed = int.from_bytes(hashlib.sha256(f"sample {self.seed} {step} {index}".encode()).digest()[:8], "little")
         try:
             written = continue_tokens(
@@ -154,8 +145,8 @@ class SampleWriter:
                 temperature=self.config.temperature,
                 top_k=self.config.top_k,
                 seed=seed >> 1,  # torch takes seeds below 2^63 on every device
-                stop=self.tokenizer.end_of_text_id,
+                stops=self.tokenizer.end_ids,
             )
         except UserError:
             return None
-        return self.tokenizer.decode(written)
+        return self.tokenizer.decode(written, continues=bool(prompt))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from common.errors import UserError
+from data_prep.manifest import document_start
 from data_prep.token_set import TokenSet
 from train.config import Config
 
@@ -31,6 +32,6 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
                 f"{tokens.folder} has {found:,} tokens in its {split} split, one step needs {needed:,}: "
                 f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
             )
-    if config.data.document_mask and tokens.tokenizer_spec["end_of_text_id"] is None:
+    if config.data.document_mask and document_start(tokens.tokenizer_spec) is None:
         raise UserError(f"data.document_mask needs documents, but {tokens.folder} marks no end of text: leave it out")
     return replace(config, model=replace(config.model, vocab_size=vocab_size))

@@ -22,6 +22,7 @@ from common.checkpoint_files import read_checkpoint_manifest
 from common.errors import UserError, exit_on_user_error
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
 from common.run_folder import RunFolder
+from data_prep.manifest import document_start
 from data_prep.token_set import TokenSet, find_token_set
 from data_prep.tokenization import load_tokenizer
 from data_prep.windows import Windows
@@ -261,7 +262,7 @@ def compose(
     on_gpu = ranks.device.type == "cuda"
     train, val = Windows(tokens.split("train"), length, config.data.stride), Windows(tokens.split("val"), length)
     window_count = min(val.count, max(1, config.eval.tokens // length))
-    border = tokens.tokenizer_spec["end_of_text_id"] if config.data.document_mask else None
+    border = document_start(tokens.tokenizer_spec) if config.data.document_mask else None
     sha256 = tokens.manifest.val_sha256
     validator = Validator(model, val, window_count, ranks, plan.micro_batch, dtype, recorder, sha256, border)
     keeper = CheckpointKeeper(

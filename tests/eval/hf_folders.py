@@ -16,6 +16,7 @@ from data_prep.tokenization import load_tokenizer
 from eval import import_hf
 from eval.loading import load_checkpoint
 from eval.tokenizer_files import write_tokenizer_files
+from tests.helpers.hf_tokenizers import tokenizer_json
 from tests.helpers.training import PROJECT
 
 transformers = pytest.importorskip("transformers")
@@ -93,3 +94,31 @@ def llama_folder(folder: Path, **ids: int) -> Any:
     model.save_pretrained(folder)
     built.save(str(folder / "tokenizer.json"))
     return model, count
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 5000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 24,
+}  # fmt: skip
+
+
+def two_id_folder(folder: Path, kind: str, *, template: bool = True, block_size: int = 60, **values: Any) -> Any:
+    """A Llama whose texts begin with <s> and end with </s>, with a tokenizer of this kind; the model."""
+    text = tokenizer_json(kind, begins_with=0 if template else None)
+    built = tokenizers.Tokenizer.from_str(text)
+    begin, end = built.token_to_id("<s>"), built.token_to_id("</s>")
+    config = transformers.LlamaConfig(
+        vocab_size=built.get_vocab_size(), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=24, max_position_embeddings=block_size,
+        **{"rope_parameters": LLAMA3_ROPE, "bos_token_id": begin, "eos_token_id": end} | values,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return model

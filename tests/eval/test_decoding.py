@@ -101,7 +101,7 @@ def test_an_end_of_text_ends_a_row_and_stays_out_of_it():
     model = model_of()
     expected = written_without_cache(model, prompt_of(3), 8)
     end = expected[4]
-    rows = written(model, [prompt_of(3), prompt_of(5, seed=3)], 8, end_id=end)
+    rows = written(model, [prompt_of(3), prompt_of(5, seed=3)], 8, end_ids=(end,))
     assert rows[0].continuation == expected[: expected.index(end)]
     assert rows[0].ended == END
     other = written_without_cache(model, prompt_of(5, seed=3), 8)

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from eval import import_hf
 from eval.harness import main
 from tests.eval.checkpoints import write_checkpoint
 from tests.eval.hellaswag_files import official_rows, write_official
+from tests.eval.hf_folders import call, two_id_folder
 from tests.helpers.training import PROJECT
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -56,9 +58,15 @@ def run(*command: object, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_hellaswag_answers_as_lm_eval_does(tmp_path: Path) -> None:
-    # with a context of 60 tokens some questions fit and some lose their beginning
-    checkpoint = write_checkpoint(tmp_path / "run", tokenizer="gpt2", noise=0.3, block_size=60)
+@pytest.mark.parametrize("tokenizer", ["gpt2", "llama3", "prepended"])
+def test_hellaswag_answers_as_lm_eval_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str) -> None:
+    # with such a context some questions fit and some lose their beginning
+    if tokenizer == "gpt2":
+        checkpoint = write_checkpoint(tmp_path / "run", tokenizer="gpt2", noise=0.3, block_size=60)
+    else:
+        two_id_folder(tmp_path / "folder", tokenizer, block_size=150)
+        checkpoint = tmp_path / "run"
+        call(import_hf, monkeypatch, tmp_path / "folder", checkpoint)
     rows = [{**row, "label": int(row["label"])} for row in official_rows(40, seed=5)]  # a column has one type
     data = write_official(tmp_path / "official.jsonl", rows)
     tasks = write_task(tmp_path / "tasks", data)

@@ -53,6 +53,14 @@ def random_options(home, seed):
     if home == GPT2:
         return options | {"mlp": choose.choice(["gelu", "gelu_exact", "relu2"])}
     options |= {"position": "rope", "rope_base": choose.choice([100.0, 10000.0, 500000.0])}
+    options["rope_scaling"] = scaling = choose.choice(["none", "linear", "llama3"])
+    if scaling != "none":
+        options["rope_factor"] = choose.choice([2.0, 8.0])
+    if scaling == "llama3":
+        options |= {
+            "rope_original_length": choose.choice([6, 100, 8192]),
+            "rope_high_factor": choose.choice([2.0, 4.0]),
+        }
     options["n_kv_head"] = choose.choice([None, *(d for d in (1, 2, 3, 4) if heads % d == 0)])
     if home == STARCODER2:
         window = choose.choice([None, 1, 5])
@@ -228,7 +236,7 @@ def test_folders_in_the_way_and_foreign_models_are_refused(tmp_path, monkeypatch
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     save_file({"a": torch.zeros(1)}, foreign / "model.safetensors")
-    plain_gpt2 = to_config(small_config(), None)
+    plain_gpt2 = to_config(small_config(), None, ())
     for change, names in (
         ({"architectures": ["BloomForCausalLM"]}, "Bloom"),
         ({"activation_function": "relu"}, "relu"),
@@ -261,7 +269,7 @@ def test_every_combination_of_options_has_a_home_and_comes_back_or_is_refused_in
         config = small_config(**options)
         refusal = None
         try:
-            values = to_config(config, 0)
+            values = to_config(config, 0, (0,))
         except UserError as error:
             refusal = str(error)
         if refusal is not None:

@@ -28,12 +28,14 @@ def tokenizer_json(kind: str, *, special: tuple[str, ...] = ("<s>", "</s>"), beg
     """A tokenizer's description; `begins_with` is the special token that its template puts before a text."""
     built = _byte_level(kind, special) if kind in BYTE_LEVEL else _sentence_piece(kind, special)
     if begins_with is not None:
-        from tokenizers.processors import TemplateProcessing
+        from tokenizers import processors
 
         name = special[begins_with]
-        built.post_processor = TemplateProcessing(
+        template = processors.TemplateProcessing(
             single=f"{name} $A", pair=f"{name} $A {name} $B", special_tokens=[(name, built.token_to_id(name))]
         )
+        both = [processors.ByteLevel(trim_offsets=False), template]  # as Llama 3's has it
+        built.post_processor = processors.Sequence(both) if kind in BYTE_LEVEL else template
     text: str = built.to_str()
     return text
 

@@ -24,6 +24,11 @@ IMPOSSIBLE = [
     ({"n_layer": 0}, "model.n_layer is 0"),
     ({"mlp_hidden": 0}, "model.mlp_hidden is 0"),
     ({"rope_base": 0.0}, "model.rope_base"),
+    ({"rope_scaling": "linear"}, "needs model.position rope"),
+    ({"rope_scaling": "yarn", "position": "rope"}, "model.rope_scaling"),
+    ({"rope_scaling": "linear", "position": "rope", "rope_factor": 0.5}, "model.rope_factor"),
+    ({"rope_scaling": "llama3", "position": "rope", "rope_low_factor": 4.0}, "model.rope_low_factor"),
+    ({"rope_scaling": "llama3", "position": "rope", "rope_original_length": 0}, "model.rope_original_length"),
     ({"norm_eps": 0.0}, "model.norm_eps"),
 ]
 
