@@ -275,7 +275,7 @@ def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment | Unr
                 if border is None:
                     searched = len(text)
                 else:
-                    yield Fragment(row, text[:border], row == 0, key)
+                    yield Fragment(row, text[:border], row == 0, key, ends=False)
                     row, text, searched = row + 1, text[border:], BLOCK_BYTES
     if text:
         yield Fragment(row, text, row == 0, key)

@@ -1,6 +1,7 @@
 """Tokenizers out of a tokenizer.json: long texts cut where no id changes, whatever pattern splits them."""
 
 import functools
+import gzip
 import hashlib
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from data_prep import huggingface_tokenizer, inputs, tokenization
 from data_prep.byte_level import shown_bytes
+from data_prep.encode_worker import Selection, Work, encode
 from data_prep.huggingface_tokenizer import Framing, HuggingFaceTokenizer, check_carried
 from data_prep.inputs import UnitReader
 from data_prep.tokenization import Tokenizer, load_tokenizer
@@ -134,20 +136,24 @@ def test_long_texts_are_cut_in_fact(kind: str, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_blocks_of_a_text_file_have_the_ids_of_the_whole(
+def test_blocks_of_a_text_file_have_the_ids_of_the_whole_and_one_frame(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, reference = carried(kind)
     path, text = tmp_path / "long.txt", "".join(CORPUS) * 3
     path.write_bytes(text.encode())
+    (packed := tmp_path / "packed.txt.gz").write_bytes(gzip.compress(text.encode()))
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 101)
-    found, ids, ended = "", [], False
-    for unit in range(len(text.encode()) // 101 + 1):
-        for fragment in UnitReader(tokenizer).read(str(path), unit, "text"):
-            assert not ended
-            ended = fragment.ends
-            found += fragment.text
-            ids += tokenizer.encode(fragment.text, continues=not fragment.begins).tolist()
-    assert ended
-    assert found == text
-    assert ids == whole_ids(reference, text)
+    expected = [*tokenizer.prompt(text), *tokenizer.closing.tolist()]
+    assert expected[1 : len(text)] == [*whole_ids(reference, text), *tokenizer.closing.tolist()]
+    everything = Selection("train")
+    for file, units in ((path, len(text.encode()) // 101 + 1), (packed, 1)):
+        ids, parts = [], 0
+        for unit in range(units):
+            work = Work(0, str(file), file.name, unit, 0, None, "text", everything, 0)
+            for part in encode(work, tokenizer, UnitReader(tokenizer), [0], 0):
+                ids += part.tokens.tolist()
+                assert part.counts.sum() == len(part.tokens)
+                parts += len(part.rows)
+        assert ids == expected
+        assert parts > 3 or kind == "across"
