@@ -153,7 +153,7 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
             yield _part(work, rows, counts, pieces, skipped)
             rows, counts, pieces, skipped, size = [], [], [], [], 0
     if size or skipped:
-        yield _part(work, rows, counts, [*pieces, end[:0]], skipped)
+        yield _part(work, rows, counts, [*pieces, nothing], skipped)
 
 
 def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], skipped: list[Skip]) -> Part:
