@@ -31,11 +31,17 @@ class RunFolder:
         A relative root is looked for in the working directory, and then in the project: a run that was started there is
         found from any folder. Where neither has the run it is a new one, in the working directory.
 
-        Raises UserError where the root can't be expanded.
+        Raises UserError where the root can't be expanded, or the folder's name is no UTF-8 text: no checkpoint in it
+        could be opened again.
         """
         here = expand_path(root) / name
         there = PROJECT / here
-        return cls(Path.cwd() / here if here.exists() or not there.exists() else there)
+        found = Path.cwd() / here if here.exists() or not there.exists() else there
+        try:
+            str(found).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{found} is no UTF-8 text: give a --run.root and --run.name that are") from None
+        return cls(found)
 
     @property
     def config(self) -> Path:

@@ -7,6 +7,7 @@ The same command line continues the same run.
 """
 
 import sys
+import time
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.checkpoint_files import read_checkpoint_manifest
 from common.errors import UserError, exit_on_user_error
+from common.progress import format_duration
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
 from common.run_folder import RunFolder
 from data_prep.manifest import document_start
@@ -66,6 +68,7 @@ from train.space import check_space
 from train.staging import stage
 from train.step import Stepper
 from train.stopping import LauncherWatch, StopRequest
+from train.storage import RETRY_DELAYS, is_transient
 from train.wandb_mirror import MIRROR_FILE, WandbMirror
 
 
@@ -204,24 +207,36 @@ def prepare_folder(
 ) -> None:
     """Make the run's folder and write down what is about to be run. One rank calls.
 
-    Raises UserError where that can't be written.
+    Raises UserError where that can't be written, in several tries where the file system fails for a moment: no job is
+    requeued for an error that would be met again.
     """
-    folder, config = context.folder, context.config
-    try:
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        sweep_leftovers(folder.checkpoints)
-        sweep_temporaries(folder.path, folder.published_names())
-        sweep_temporaries(folder.path, [MIRROR_FILE], older_than_seconds=LEFT_SECONDS)  # train/sync_wandb.py's too
-        if context.base is not None:
-            context.base.keep(folder.checkpoints, config.model.architecture())
-        write_whole(folder.config, to_yaml(config))
-        facts: dict[str, Any] = {"resumed_from": str(checkpoint.resolve()) if checkpoint else None}
-        if context.base is not None:
-            facts["base"] = context.base.recorded()
-        record_start(folder.provenance, machines, facts, with_diff=config.run.record_diff)
-    except OSError as error:
-        raise UserError(f"{error.filename or folder.path} can't be written: {error.strerror}: make room") from None
+    for delay in (*RETRY_DELAYS, None):
+        try:
+            write_start(context, machines, checkpoint)
+            break
+        except OSError as error:
+            why = f"{error.filename or context.folder.path} can't be written: {error.strerror}"
+            if delay is None or not is_transient(error):
+                raise UserError(f"{why}: make room") from None
+            print(f"WARNING: {why}: trying again in {format_duration(delay)}", file=sys.stderr, flush=True)
+            time.sleep(delay)
     state.write("running", "starting", state.start)
+
+
+def write_start(context: RunContext, machines: list[dict[str, Any]], checkpoint: Path | None) -> None:
+    """The files that a start leaves before its first step. Raises OSError."""
+    folder, config = context.folder, context.config
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(folder.checkpoints)
+    sweep_temporaries(folder.path, folder.published_names())
+    sweep_temporaries(folder.path, [MIRROR_FILE], older_than_seconds=LEFT_SECONDS)  # train/sync_wandb.py's too
+    if context.base is not None:
+        context.base.keep(folder.checkpoints, config.model.architecture())
+    write_whole(folder.config, to_yaml(config))
+    facts: dict[str, Any] = {"resumed_from": str(checkpoint.resolve()) if checkpoint else None}
+    if context.base is not None:
+        facts["base"] = context.base.recorded()
+    record_start(folder.provenance, machines, facts, with_diff=config.run.record_diff)
 
 
 def build_model(context: RunContext, *, resumed: bool) -> GPT:

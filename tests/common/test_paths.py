@@ -66,3 +66,8 @@ def test_a_run_of_the_project_is_found_from_any_folder(tmp_path: Path, monkeypat
     assert RunFolder.find("runs", "begun").path == elsewhere / "runs" / "begun"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert RunFolder.find("~/r", "begun").path == tmp_path / "home" / "r" / "begun"
+
+
+def test_a_run_whose_checkpoints_could_not_be_opened_again_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no UTF-8 text"):
+        RunFolder.find(os.fsdecode(bytes(tmp_path) + b"/\xff"), "name")

@@ -61,6 +61,7 @@ def train_impatiently(
 
     setattr(pretrain, "CheckpointWriter", partial(CheckpointWriter, retry_delays=delays))  # noqa: B010
     setattr(pretrain, "CheckpointKeeper", partial(CheckpointKeeper, retry_delays=(0.01, 0.02)))  # noqa: B010
+    setattr(pretrain, "RETRY_DELAYS", (0.01, 0.02))  # noqa: B010
     setattr(recorder, "PatientFile", partial(PatientFile, **{"retry_seconds": 0.0, **of_record}))  # noqa: B010
     disturb()
     train_as_rank(arguments)
@@ -80,6 +81,8 @@ def state_of(run: RunFolder) -> dict[str, Any]:
         ("fsync", "/checkpoints ", errno.EIO, 1),  # after the rename
         ("fsync", "metrics.jsonl", errno.EIO, 1),
         ("fsync", "/state.", errno.EIO, 1),
+        ("fsync", "/config.yaml.", errno.EIO, 2),  # before the first step
+        ("replace", "/provenance.json ", errno.ESTALE, 1),
     ],
 )
 @pytest.mark.parametrize("asynchronous", ["true", "false"])
@@ -97,7 +100,7 @@ def test_a_call_that_fails_for_a_moment_costs_nothing(
     for _, path in list_checkpoints(run.checkpoints):
         verify_checkpoint(path)
     assert not list(run.checkpoints.glob(".*"))
-    if call != "fsync" or "state" not in part:
+    if not part.startswith(("/state", "/config", "/provenance")):  # before there is a log, or beside it
         assert os.strerror(code) in run.log.read_text(), "and is told"
 
 
