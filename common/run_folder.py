@@ -38,8 +38,8 @@ class RunFolder:
         there = PROJECT / here
         found = Path.cwd() / here if here.exists() or not there.exists() else there
         try:
-            str(found).encode()
-        except UnicodeEncodeError:
+            os.fsencode(found).decode()  # its bytes, which the locale may take for no text
+        except UnicodeDecodeError:
             raise UserError(f"{found} is no UTF-8 text: give a --run.root and --run.name that are") from None
         return cls(found)
 
