@@ -50,11 +50,19 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--monitor-interval is {options.monitor_interval}: give seconds, more than 0")
     if options.standalone and options.local_addr is None:
         options.local_addr = "127.0.0.1"  # else the machine's name: where that doesn't resolve, ranks wait in vain
+    return options
+
+
+def check_the_rest(options: argparse.Namespace) -> None:
+    """Raises UserError for what torchrun itself refuses: of --redirects, --tee, --rdzv-conf, --logs-specs, …
+
+    With a --log-dir: without one it makes a temporary folder, and leaves it.
+    """
+    assert options.log_dir is not None
     try:
-        torchrun.config_from_args(options)  # what is left: --redirects, --tee, --rdzv-conf, --logs-specs, …
+        torchrun.config_from_args(options)
     except (ValueError, AssertionError) as error:
         raise UserError(f"torchrun refuses its options: {error}") from None
-    return options
 
 
 def local_ranks(wish: str) -> int:

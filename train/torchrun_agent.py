@@ -17,7 +17,7 @@ from common.errors import USER_ERROR_STATUS, exit_on_user_error
 from common.periodic import Periodic
 from common.scratch_folder import scratch_folder
 from train.launch import AGENT_PARENT
-from train.launch_options import read_options
+from train.launch_options import check_the_rest, read_options
 from train.stopping import LAUNCHER_PID
 
 LOOK_SECONDS = 0.5
@@ -35,6 +35,7 @@ def main() -> int:
     os.environ[LAUNCHER_PID] = str(os.getpid())
     with scratch_folder("longhaul-launch-") as logs:  # torchrun's own stays behind after every start
         options.log_dir = options.log_dir or str(logs)
+        check_the_rest(options)
         try:
             torchrun.run(options)
         except ChildFailedError as error:

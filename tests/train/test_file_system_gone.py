@@ -21,6 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train_and_tell(arguments: list[str], told: Path) -> None:
     """A trainer each of whose ranks has a file for its stderr."""
+    os.environ["SLURM_LOCALID"] = os.environ["LOCAL_RANK"]  # a launcher's: of a machine's ranks one tells
     os.dup2(os.open(f"{told}-{os.environ['RANK']}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     train_as_rank(arguments)
 

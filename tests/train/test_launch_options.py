@@ -18,10 +18,17 @@ from tests.helpers.training import PRETRAIN, PROJECT
 from train import launch_options
 from train.batch import largest_micro_batch
 from train.config import read_config
-from train.launch_options import local_ranks, read_options
+from train.launch_options import check_the_rest, local_ranks, read_options
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the launcher's platform")
 RANKS_OF_GPUS = {0: min(2, allowed_cores()), 1: 1, 2: 2, 3: 2, 6: 4, 8: 8, 16: 8}
+
+
+def accept(command: list[str], logs: Path) -> None:
+    """Take the options as train/torchrun_agent.py does."""
+    options = read_options(command)
+    options.log_dir = options.log_dir or str(logs)
+    check_the_rest(options)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +67,9 @@ RANKS_OF_GPUS = {0: min(2, allowed_cores()), 1: 1, 2: 2, 3: 2, 6: 4, 8: 8, 16: 8
         ("train/pretran.py --run.name x", "train/pretran.py is no file: give the script to start"),
     ],
 )
-def test_a_mistake_in_torchruns_options_is_one_line(options: str, message: str) -> None:
+def test_a_mistake_in_torchruns_options_is_one_line(tmp_path: Path, options: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
-        read_options(options.format(script=PRETRAIN).split())
+        accept(options.format(script=PRETRAIN).split(), tmp_path)
     assert "\n" not in str(error.value)
 
 
@@ -94,7 +101,7 @@ def test_an_option_given_as_a_variable_is_met_alike(
     ],
 )
 def test_what_works_is_taken(tmp_path: Path, options: str) -> None:
-    read_options([*options.format(folder=tmp_path).split(), str(PRETRAIN)])
+    accept([*options.format(folder=tmp_path).split(), str(PRETRAIN)], tmp_path)
 
 
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
