@@ -15,7 +15,7 @@ import torch.distributed as dist
 from common.errors import UserError
 from common.run_folder import Failure, RunFolder
 from model.ranks import Ranks
-from train.heartbeat import vanished_ranks
+from train.heartbeat import silent_ranks, vanished_ranks
 from train.parallel import NonFiniteWeights, ReplicasDiffer
 from train.recorder import Recorder
 from train.run_lock import LockLost, why_lost
@@ -94,6 +94,8 @@ class FailureReporter:
             if self.state.said().get("status") == "failed":
                 break  # another rank knows
             time.sleep(0.1)
+        if not gone and (silent := silent_ranks(self.folder, others, self.ranks.rank)):
+            return describe_silent(silent[0]), True
         if not gone:
             return f"{UNCERTAIN}, or its machine or the network: {self._me()} met {first_line(error)}", False
         return describe_vanished(gone[0]), True
@@ -129,6 +131,14 @@ def describe_vanished(beat: dict[str, Any]) -> str:
     return (
         f"rank {beat['rank']} on {beat['host']} (pid {beat['pid']}) vanished: killed, probably for memory, or crashed; "
         f"it last held {beat['rss_gib']:.2f} GiB (step {beat['step']}, {beat['phase']})"
+    )
+
+
+def describe_silent(beat: dict[str, Any]) -> str:
+    """The words for a rank that is there and does nothing."""
+    return (
+        f"rank {beat['rank']} on {beat['host']} (pid {beat['pid']}) is frozen, or stuck in the kernel: no sign of life "
+        f"for {time.time() - beat['time']:.0f} s (step {beat['step']}, {beat['phase']})"
     )
 
 

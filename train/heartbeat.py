@@ -13,6 +13,7 @@ from common.rewritten_file import RewrittenFile, read_record
 from common.run_folder import RunFolder
 
 BEAT_SECONDS = 5.0
+SILENT_SECONDS = 3 * BEAT_SECONDS  # without a beat a process is frozen, or stuck in the kernel
 
 
 class Heartbeat:
@@ -48,3 +49,14 @@ def vanished_ranks(folder: RunFolder, ranks: Iterable[int]) -> list[dict[str, An
     """The last heartbeats of those ranks whose processes are certainly gone, as far as this machine can tell."""
     beats = [read_record(folder.rank_file(rank)) for rank in ranks]
     return [beat for beat in beats if beat is not None and ProcessIdentity.from_record(beat).is_gone()]
+
+
+def silent_ranks(folder: RunFolder, ranks: Iterable[int], me: int) -> list[dict[str, Any]]:
+    """The last heartbeats of those ranks that live on this machine and have not beaten while this one, `me`, has."""
+    mine = read_record(folder.rank_file(me))
+    beats = [read_record(folder.rank_file(rank)) for rank in ranks]
+    found = [beat for beat in beats if mine and beat and mine["time"] - beat["time"] > SILENT_SECONDS]
+    identities = [ProcessIdentity.from_record(beat) for beat in found]
+    return [
+        beat for beat, process in zip(found, identities, strict=True) if process.is_here() and not process.is_gone()
+    ]

@@ -21,7 +21,7 @@ from train.launch_options import check_the_rest, read_options
 from train.stopping import LAUNCHER_PID
 
 LOOK_SECONDS = 0.5
-CLOSING_SECONDS = 30  # torchrun's, from SIGTERM to SIGKILL
+FOLLOWS_SECONDS = 2  # deaths that are noted together are less apart
 IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
@@ -51,8 +51,8 @@ def report(failures: dict[int, ProcessFailure]) -> int:
         return USER_ERROR_STATUS
     for other in sorted(unheeding):
         print(
-            f"rank {other} on {socket.gethostname()} (pid {failures[other].pid}) was frozen or hung: after another's "
-            "failure it did not end when torchrun asked it to, and was killed",
+            f"rank {other} on {socket.gethostname()} (pid {failures[other].pid}) was killed after another's failure: "
+            "it did not end when torchrun asked it to (frozen, or hanging?)",
             file=sys.stderr, flush=True,
         )  # fmt: skip
     who = f"rank {rank} on {socket.gethostname()} (pid {first.pid})"
@@ -68,16 +68,16 @@ def report(failures: dict[int, ProcessFailure]) -> int:
 
 
 def unheeding_ranks(failures: dict[int, ProcessFailure]) -> set[int]:
-    """The ranks that torchrun itself killed, as they did not end when it asked them to after the first failure.
+    """The ranks that were killed after torchrun had noticed another's failure, and asked them to end.
 
-    It asks with SIGTERM as soon as a rank has failed, kills after CLOSING_SECONDS what is left, and only then notes the
-    deaths that came meanwhile: in whole seconds.
+    It asks with SIGTERM, kills what is left after 30 s, and only then notes the deaths that came meanwhile. A rank
+    whose death its peers saw is dead before they leave: it is noted no later than they are. Times are in whole seconds.
     """
     noted = [failure.timestamp for failure in failures.values() if not _traceback(failure)]
     return {
         rank
         for rank, failure in failures.items()
-        if failure.exitcode == -signal.SIGKILL and failure.timestamp - min(noted) >= CLOSING_SECONDS - 1
+        if failure.exitcode == -signal.SIGKILL and failure.timestamp - min(noted) >= FOLLOWS_SECONDS
     }
 
 

@@ -18,6 +18,7 @@ from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_arguments
+from train.heartbeat import SILENT_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of a process tree, as Linux has them")
 LAUNCH = PROJECT / "train" / "launch.py"
@@ -201,31 +202,23 @@ def test_a_launcher_that_waits_for_another_machine_ends_when_asked() -> None:
     assert ended(family)
 
 
-def test_a_frozen_rank_that_torchrun_kills_is_no_memory_case(tmp_path: Path) -> None:
-    """Its peer has timed out and left; torchrun asks, waits for 30 s and kills."""
-    script = tmp_path / "freezes.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import os, pathlib, signal, sys, time
-            frozen = pathlib.Path(__file__).with_name("frozen")
-            if os.environ["RANK"] == "1":
-                frozen.write_text(str(os.getpid()))
-                os.kill(os.getpid(), signal.SIGSTOP)
-            while not frozen.exists():
-                time.sleep(0.02)
-            sys.exit(1)
-            """
-        )
-    )
-    launcher = launch(script, [])
+def test_a_frozen_rank_is_named_as_one_and_is_no_memory_case(tmp_path: Path, data: Path) -> None:
+    """Its peer times out and leaves; torchrun asks the frozen one to end, waits for 30 s and kills it."""
+    patience = f"--run.collective_timeout_seconds={SILENT_SECONDS + 6}"
+    run = run_of(tmp_path, "frozen")
+    launcher = launch(PRETRAIN, tiny_arguments(tmp_path, data, "frozen", "--run.max_steps=100000", patience))
+    wait_for_steps(launcher, run, 7)
+    pid = pid_of(run, 1)
+    os.kill(pid, signal.SIGSTOP)
     _, errors = launcher.communicate(timeout=200)
     assert launcher.returncode == 1
-    pid = (tmp_path / "frozen").read_text()
+    state = state_of(run)
+    assert (state["status"], state["failure"]) == ("failed", "lost_rank")
+    assert f"(pid {pid}) is frozen, or stuck in the kernel: no sign of life for " in str(state["reason"])
     *_, before, last = errors.splitlines()
-    assert f"(pid {pid}) was frozen or hung" in before
+    assert f"(pid {pid}) was killed after another's failure: it did not end when torchrun asked" in before
     assert re.fullmatch(r"rank 0 on .* \(pid \d+\) failed first with exit status 1", last)
-    assert "memory" not in errors
+    assert "for lack of memory" not in errors
 
 
 def test_ranks_meet_on_a_machine_whose_name_does_not_resolve(tmp_path: Path) -> None:
