@@ -37,7 +37,6 @@ from train.config import read_config
 
 PROJECT = Path(__file__).resolve().parents[1]
 NO_LIMIT = 1_000_000  # of time-outs; decide.py's own rule ends a job that gets no further
-NO_STAGING = "--data.stage_to=null"  # for what is read here: that folder may have a name that only the job knows
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
 LOOK_SECONDS = 0.5
 
@@ -104,11 +103,11 @@ def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
     for values in itertools.product(*map(_sweep_values, sweeps)):
         file = expand_path(config).absolute()
         chosen = [f"--config={file}", *options, *(f"--{key}={value}" for key, value in values)]
-        name = str(read_config([*chosen, NO_STAGING])[0].run.name)
+        name = str(read_config(chosen)[0].run.name)
         for key, value in values:
             name += f"-{key.split('.')[-1]}-{value}"
         chosen.append(f"--run.name={name}")
-        parsed, _ = read_config([*chosen, NO_STAGING])
+        parsed, _ = read_config(chosen)
         jobs.append(Job(name, RunFolder.find(parsed.run.root, name).path, chosen))
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
