@@ -91,3 +91,11 @@ def describe_measure(facts: Mapping[str, Any], before: Mapping[str, Any] | None)
             f"validation losses up to the checkpoint were measured on {was}: they don't compare with later ones"
         )
     return lines
+
+
+def describe_in_place(config: Config, in_place: Mapping[str, str]) -> list[str]:
+    """A warning for each host that reads the data from where they lie: why they are not staged there."""
+    return [
+        f"WARNING: data are read from {config.data.path}, not staged, on {host}: {why}"
+        for host, why in in_place.items()
+    ]

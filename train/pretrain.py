@@ -7,7 +7,6 @@ The same command line continues the same run.
 """
 
 import sys
-import time
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,8 +20,6 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.checkpoint_files import read_checkpoint_manifest
 from common.errors import UserError, exit_on_user_error
-from common.progress import format_duration
-from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
 from common.run_folder import RunFolder
 from data_prep.manifest import document_start
 from data_prep.token_set import TokenSet, find_token_set
@@ -33,7 +30,14 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from model.precision import Dtype
 from model.ranks import Ranks, agreed, share_threads, start_ranks
-from train.announce import describe_course, describe_data, describe_measure, describe_model, describe_run
+from train.announce import (
+    describe_course,
+    describe_data,
+    describe_in_place,
+    describe_measure,
+    describe_model,
+    describe_run,
+)
 from train.base import Base
 from train.batch import BatchPlan, plan_batch
 from train.between import SampleWriter, Validator, check_prompts
@@ -55,10 +59,10 @@ from train.loop import TrainingLoop
 from train.optimizer import build_optimizer
 from train.parallel import Parallel
 from train.position import Reading, begin_progress
-from train.provenance import describe_rank, record_start
+from train.prepare import prepare_folder
+from train.provenance import describe_rank
 from train.recorder import Recorder
 from train.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
-from train.retention import sweep_leftovers
 from train.run_context import RunContext
 from train.run_lock import holding_lock
 from train.run_state import RunState
@@ -68,8 +72,7 @@ from train.space import check_space
 from train.staging import stage
 from train.step import Stepper
 from train.stopping import LauncherWatch, StopRequest
-from train.storage import RETRY_DELAYS, is_transient
-from train.wandb_mirror import MIRROR_FILE, WandbMirror
+from train.wandb_mirror import WandbMirror
 
 
 @record
@@ -141,11 +144,7 @@ def pretrain(context: RunContext) -> int:
             raise UserError(f"{checkpoint} has {begin.step} steps already: give a run.max_steps above that")
         ineffective = check_finished(folder.path, manifest, as_dict(config), context.options.allow_change)
         if not missing:
-            if ranks.is_first:
-                print(f"{folder.path} is done: step {begin.step} of {config.run.max_steps}, checkpoint {checkpoint}")
-                for change in ineffective:
-                    print(f"without effect on it: {change}")
-                state.write_done_before()
+            answer_finished(context, checkpoint, state, ineffective)
             return 0
     resumed = plan_resumed(config, manifest, own=own)
     if checkpoint and own and begin.step < config.run.max_steps:
@@ -156,23 +155,21 @@ def pretrain(context: RunContext) -> int:
     reporter = FailureReporter(folder, ranks, state, recorder)
     with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
         context.deadline.report = recorder.say
+        from_the_beginning = f"starting from {base or 'scratch'}"
         for line in [
             *describe_run(folder, config, machines, reasons),
             *describe_model(config, plan, ranks.device.type),
             *describe_data(config, tokens, plan, begin),
             *describe_course(resumed.course),
             *(f"passed over: {complaint}" for complaint in complaints),
-            f"going on after step {begin.step} from {checkpoint}"
-            if checkpoint
-            else f"starting from {base or 'scratch'}",
+            f"going on after step {begin.step} from {checkpoint}" if checkpoint else from_the_beginning,
             *([f"measuring first what was due at step {begin.step} and is not recorded"] if missing else []),
             *(changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []),
             *resumed.lines,
             *read_anew,
+            *describe_in_place(config, context.in_place),
         ]:
             recorder.say(line)
-        for host, why in context.in_place.items():
-            recorder.say(f"WARNING: data are read from {config.data.path}, not staged, on {host}: {why}")
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
         loop = compose(context, plan, resumed.course, recorder, checkpoint, state, heartbeat)
@@ -182,13 +179,28 @@ def pretrain(context: RunContext) -> int:
         if begin.step < config.run.max_steps:
             agreed(ranks, lambda: require_space(context, begin, loop))
         if checkpoint and manifest:
-            load_training_state(checkpoint, loop.model, loop.optimizer)
-            if scaler := manifest.get("scaler"):
-                # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 shall fit again
-                scale = scaler["scale"] * manifest["world_size"] / ranks.world_size
-                loop.stepper.scaler.load_state_dict({**scaler, "scale": scale})
+            restore(loop, checkpoint, manifest)
         loop.finish(loop.run(begin, missing))
     return 0
+
+
+def answer_finished(context: RunContext, checkpoint: Path, state: RunState, ineffective: list[str]) -> None:
+    """Print that the run has all its steps, and which of the command's changes have no effect on it."""
+    if context.ranks.is_first:
+        steps = context.config.run.max_steps
+        print(f"{context.folder.path} is done: step {state.start.step} of {steps}, checkpoint {checkpoint}")
+        for change in ineffective:
+            print(f"without effect on it: {change}")
+        state.write_done_before()
+
+
+def restore(loop: TrainingLoop, checkpoint: Path, manifest: dict[str, Any]) -> None:
+    """Fill weights, optimizer and loss scale from a checkpoint. All ranks call."""
+    load_training_state(checkpoint, loop.model, loop.optimizer)
+    if scaler := manifest.get("scaler"):
+        # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 shall fit again
+        scale = scaler["scale"] * manifest["world_size"] / loop.ranks.world_size
+        loop.stepper.scaler.load_state_dict({**scaler, "scale": scale})
 
 
 def require_space(context: RunContext, begin: Progress, loop: TrainingLoop) -> None:
@@ -200,43 +212,6 @@ def require_space(context: RunContext, begin: Progress, loop: TrainingLoop) -> N
         max_steps=context.config.run.max_steps,
         sizes=checkpoint_bytes(loop.model, loop.optimizer),
     )
-
-
-def prepare_folder(
-    context: RunContext, machines: list[dict[str, Any]], checkpoint: Path | None, state: RunState
-) -> None:
-    """Make the run's folder and write down what is about to be run. One rank calls.
-
-    Raises UserError where that can't be written, in several tries where the file system fails for a moment: no job is
-    requeued for an error that would be met again.
-    """
-    for delay in (*RETRY_DELAYS, None):
-        try:
-            write_start(context, machines, checkpoint)
-            break
-        except OSError as error:
-            why = f"{error.filename or context.folder.path} can't be written: {error.strerror}"
-            if delay is None or not is_transient(error):
-                raise UserError(f"{why}: make room") from None
-            print(f"WARNING: {why}: trying again in {format_duration(delay)}", file=sys.stderr, flush=True)
-            time.sleep(delay)
-    state.write("running", "starting", state.start)
-
-
-def write_start(context: RunContext, machines: list[dict[str, Any]], checkpoint: Path | None) -> None:
-    """The files that a start leaves before its first step. Raises OSError."""
-    folder, config = context.folder, context.config
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
-    sweep_leftovers(folder.checkpoints)
-    sweep_temporaries(folder.path, folder.published_names())
-    sweep_temporaries(folder.path, [MIRROR_FILE], older_than_seconds=LEFT_SECONDS)  # train/sync_wandb.py's too
-    if context.base is not None:
-        context.base.keep(folder.checkpoints, config.model.architecture())
-    write_whole(folder.config, to_yaml(config))
-    facts: dict[str, Any] = {"resumed_from": str(checkpoint.resolve()) if checkpoint else None}
-    if context.base is not None:
-        facts["base"] = context.base.recorded()
-    record_start(folder.provenance, machines, facts, with_diff=config.run.record_diff)
 
 
 def build_model(context: RunContext, *, resumed: bool) -> GPT:

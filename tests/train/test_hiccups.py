@@ -57,11 +57,11 @@ def train_impatiently(
     arguments: list[str], disturb: Callable[[], None], delays: tuple[float, ...] = (0.01, 0.02), **of_record: Any
 ) -> None:
     """A trainer that waits no seconds between its tries."""
-    from train import pretrain, recorder
+    from train import prepare, pretrain, recorder
 
     setattr(pretrain, "CheckpointWriter", partial(CheckpointWriter, retry_delays=delays))  # noqa: B010
     setattr(pretrain, "CheckpointKeeper", partial(CheckpointKeeper, retry_delays=(0.01, 0.02)))  # noqa: B010
-    setattr(pretrain, "RETRY_DELAYS", (0.01, 0.02))  # noqa: B010
+    setattr(prepare, "RETRY_DELAYS", (0.01, 0.02))  # noqa: B010
     setattr(recorder, "PatientFile", partial(PatientFile, **{"retry_seconds": 0.0, **of_record}))  # noqa: B010
     disturb()
     train_as_rank(arguments)

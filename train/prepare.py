@@ -1,0 +1,54 @@
+"""What a start writes before its first step: the run's folder, its configuration, where it comes from."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.progress import format_duration
+from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
+from train.config import to_yaml
+from train.provenance import record_start
+from train.retention import sweep_leftovers
+from train.run_context import RunContext
+from train.run_state import RunState
+from train.storage import RETRY_DELAYS, is_transient
+from train.wandb_mirror import MIRROR_FILE
+
+
+def prepare_folder(
+    context: RunContext, machines: list[dict[str, Any]], checkpoint: Path | None, state: RunState
+) -> None:
+    """Make the run's folder and write down what is about to be run. One rank calls.
+
+    Raises UserError where that can't be written, in several tries where the file system fails for a moment: no job is
+    requeued for an error that would be met again.
+    """
+    for delay in (*RETRY_DELAYS, None):
+        try:
+            write_start(context, machines, checkpoint)
+            break
+        except OSError as error:
+            why = f"{error.filename or context.folder.path} can't be written: {error.strerror}"
+            if delay is None or not is_transient(error):
+                raise UserError(f"{why}: make room") from None
+            print(f"WARNING: {why}: trying again in {format_duration(delay)}", file=sys.stderr, flush=True)
+            time.sleep(delay)
+    state.write("running", "starting", state.start)
+
+
+def write_start(context: RunContext, machines: list[dict[str, Any]], checkpoint: Path | None) -> None:
+    """The files that a start leaves before its first step. Raises OSError."""
+    folder, config = context.folder, context.config
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    sweep_leftovers(folder.checkpoints)
+    sweep_temporaries(folder.path, folder.published_names())
+    sweep_temporaries(folder.path, [MIRROR_FILE], older_than_seconds=LEFT_SECONDS)  # train/sync_wandb.py's too
+    if context.base is not None:
+        context.base.keep(folder.checkpoints, config.model.architecture())
+    write_whole(folder.config, to_yaml(config))
+    facts: dict[str, Any] = {"resumed_from": str(checkpoint.resolve()) if checkpoint else None}
+    if context.base is not None:
+        facts["base"] = context.base.recorded()
+    record_start(folder.provenance, machines, facts, with_diff=config.run.record_diff)
