@@ -7,6 +7,7 @@ holds a SHA-256 of its own contents. It is good when all of that holds. The newe
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ _STEP_FOLDER = re.compile(r"step-(\d{8,})")
 
 
 class BadCheckpoint(Exception):
-    """A checkpoint that can't be used; the message says what is wrong with it."""
+    """A checkpoint that can't be used; the message says what is wrong with it.
+
+    Attributes:
+        refusal: the file system's, where it is no fault of the checkpoint's contents.
+    """
+
+    def __init__(self, message: str, refusal: OSError | None = None) -> None:
+        super().__init__(message)
+        self.refusal = refusal
 
 
 def checkpoint_name(step: int) -> str:
@@ -46,7 +55,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except OSError as error:
-        raise BadCheckpoint(f"{path} can't be read: {error.strerror}") from None
+        raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
     except (ValueError, KeyError, TypeError):
         raise BadCheckpoint(f"{path} is damaged") from None
     if version != FORMAT_VERSION:
@@ -81,8 +90,10 @@ def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any
         path = checkpoint / name
         try:
             size = path.stat().st_size
-        except OSError:
+        except FileNotFoundError:
             raise BadCheckpoint(f"{path} is missing") from None
+        except OSError as error:
+            raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
         if size != expected["bytes"]:
             raise BadCheckpoint(f"{path} has {size} bytes instead of {expected['bytes']}")
     if hashes:
@@ -107,7 +118,7 @@ def _sha256(path: Path) -> str:
     try:
         return sha256_file(path)
     except OSError as error:
-        raise BadCheckpoint(f"{path} can't be read: {error.strerror}") from None
+        raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
 
 
 def base_folder(checkpoint: Path, manifest: dict[str, Any]) -> Path:
@@ -124,16 +135,25 @@ def weights_identity(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def newest_good_checkpoint(checkpoints: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and what is wrong with each newer one that was passed over."""
+def newest_good_checkpoint(
+    checkpoints: Path, try_again: Callable[[OSError], bool] = lambda refusal: False
+) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and what is wrong with each newer one that was passed over.
+
+    Args:
+        try_again: asked where the file system refuses to read one: whether to look at it once more.
+    """
     complaints = []
     for _, path in list_checkpoints(checkpoints):
-        try:
-            verify_checkpoint(path)
-        except BadCheckpoint as error:
-            complaints.append(str(error))
-        else:
-            return path, complaints
+        while True:
+            try:
+                verify_checkpoint(path)
+            except BadCheckpoint as error:
+                if error.refusal is None or not try_again(error.refusal):
+                    complaints.append(str(error))
+                    break
+            else:
+                return path, complaints
     return None, complaints
 
 

@@ -79,7 +79,7 @@ class Tokenizer(ABC):
         """Token ids (n,) of the stored dtype (uint16 or uint32). Never yields the end-of-text id, whatever the text.
 
         Args:
-            continues: the text goes on with one that was encoded before, cut where `cut` allows it. Tokenizers that
+            continues: the text continues one that was encoded before, cut where `cut` allows it. Tokenizers that
                 put a space before a text's first word put none there.
         """
 

@@ -18,7 +18,7 @@ def document_ids(tokens: npt.NDArray[np.int64], begin_of_text_id: int) -> npt.ND
     """Which document of its row each token belongs to, counted from 0 or 1: (..., T) to (..., T).
 
     The token opens the document that it precedes (most vocabularies have end of text there); a row's first tokens may
-    go on with an earlier one.
+    continue an earlier one.
     """
     return np.cumsum(tokens == begin_of_text_id, axis=-1)
 

@@ -11,7 +11,7 @@ class TextStream:
     """One text in the making. What `push` returns, and at last `finish`, is joined the whole text.
 
     Held back are the bytes of an unfinished character, and whatever may turn out to begin a stop string. What comes may
-    begin a text, or (`continues`) go on with a prompt.
+    start a text, or (`continues`) continue a prompt.
 
     Attributes:
         text: everything given out so far.

@@ -1,19 +1,16 @@
 """What a start writes before its first step: the run's folder, its configuration, where it comes from."""
 
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.progress import format_duration
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
 from train.config import to_yaml
 from train.provenance import record_start
 from train.retention import sweep_leftovers
 from train.run_context import RunContext
 from train.run_state import RunState
-from train.storage import RETRY_DELAYS, is_transient
+from train.storage import Patience
 from train.wandb_mirror import MIRROR_FILE
 
 
@@ -25,16 +22,15 @@ def prepare_folder(
     Raises UserError where that can't be written, in several tries where the file system fails for a moment: no job is
     requeued for an error that would be met again.
     """
-    for delay in (*RETRY_DELAYS, None):
+    patience = Patience()
+    while True:
         try:
             write_start(context, machines, checkpoint)
             break
         except OSError as error:
-            why = f"{error.filename or context.folder.path} can't be written: {error.strerror}"
-            if delay is None or not is_transient(error):
+            if not patience.waited(error):
+                why = f"{error.filename or context.folder.path} can't be written: {error.strerror}"
                 raise UserError(f"{why}: make room") from None
-            print(f"WARNING: {why}: trying again in {format_duration(delay)}", file=sys.stderr, flush=True)
-            time.sleep(delay)
     state.write("running", "starting", state.start)
 
 

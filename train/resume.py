@@ -10,6 +10,7 @@ from common.paths import expand_path
 from common.run_folder import RunFolder
 from model.weights import config_from_dict
 from train.provenance import read_starts
+from train.storage import Patience
 
 # What makes another run of it: these sections and fields must not change unnoticed.
 FIXED_SECTIONS = ("model", "lora")
@@ -60,7 +61,8 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
                 f"of its own, or move {existing[0][1].name} and what else is newer away"
             )
         return chosen, passed_over
-    checkpoint, complaints = newest_good_checkpoint(folder.checkpoints)
+    # one that is passed over is lost with its steps: a file system gets its time
+    checkpoint, complaints = newest_good_checkpoint(folder.checkpoints, try_again=Patience().waited)
     if checkpoint is None and existing:
         raise UserError(
             f"none of the {len(existing)} checkpoints in {folder.checkpoints} is whole ({complaints[0]}): "

@@ -11,15 +11,19 @@ from typing import Any
 
 import pytest
 
+from common import checkpoint_files
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.metrics_file import read_json_lines, read_metrics
 from common.patient_file import PatientFile
+from common.publish import sha256_file
 from common.run_folder import RunFolder
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_as_rank
+from train import storage
 from train.checkpoint import CheckpointWriter
 from train.keeper import CheckpointKeeper
+from train.resume import choose_checkpoint
 
 FOR_EVER = 10**9
 
@@ -57,11 +61,11 @@ def train_impatiently(
     arguments: list[str], disturb: Callable[[], None], delays: tuple[float, ...] = (0.01, 0.02), **of_record: Any
 ) -> None:
     """A trainer that waits no seconds between its tries."""
-    from train import prepare, pretrain, recorder
+    from train import pretrain, recorder
 
     setattr(pretrain, "CheckpointWriter", partial(CheckpointWriter, retry_delays=delays))  # noqa: B010
     setattr(pretrain, "CheckpointKeeper", partial(CheckpointKeeper, retry_delays=(0.01, 0.02)))  # noqa: B010
-    setattr(prepare, "RETRY_DELAYS", (0.01, 0.02))  # noqa: B010
+    setattr(storage, "RETRY_DELAYS", (0.01, 0.02))  # noqa: B010
     setattr(recorder, "PatientFile", partial(PatientFile, **{"retry_seconds": 0.0, **of_record}))  # noqa: B010
     disturb()
     train_as_rank(arguments)
@@ -190,3 +194,24 @@ def test_records_that_memory_cannot_hold_end_the_run_on_all_ranks(tmp_path: Path
     state = state_of(run_of(tmp_path, "full"))
     assert (state["status"], state["failure"]) == ("failed", "storage")
     assert "metrics.jsonl can't be written: File too large, and memory for records is full" in state["reason"]
+
+
+@pytest.mark.parametrize(("refusals", "resumed"), [(2, 10), (3, 5)])
+def test_a_checkpoint_that_can_not_be_read_for_a_moment_is_not_passed_over(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch, refusals: int, resumed: int
+) -> None:
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "run", "--run.max_steps=10"))
+    run, left, read = run_of(tmp_path, "run"), refusals, sha256_file
+
+    def refuse(path: Path | str) -> str:
+        nonlocal left
+        if left and "step-00000010" in str(path):
+            left -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return read(path)
+
+    monkeypatch.setattr(checkpoint_files, "sha256_file", refuse)
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.0, 0.0))
+    chosen, passed_over = choose_checkpoint("auto", run)
+    assert chosen is not None and chosen.name == f"step-{resumed:08d}"
+    assert len(passed_over) == (resumed == 5)
