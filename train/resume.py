@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, and whether it is this run's."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,8 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
     if manifest.get("lora") is not None and "lora" not in config:
         raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: go on with train/finetune.py")
     # an imported checkpoint says of itself only what model it is
-    before = _flat(_with_widths(manifest.get("config") or {"model": manifest["model"]}))
-    now = _flat(_with_widths(config))
+    before = _flat(_with_whole_model(manifest.get("config") or {"model": manifest["model"]}))
+    now = _flat(_with_whole_model(config))
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
     for name in [*fixed, *FIXED_FIELDS]:
         if name in before and name not in allowed and before[name] != now.get(name):
@@ -173,10 +174,12 @@ def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _with_widths(config: dict[str, Any]) -> dict[str, Any]:
-    """The widths that null stands for in its place: an imported model states them, a configuration need not."""
+def _with_whole_model(config: dict[str, Any]) -> dict[str, Any]:
+    """Every field of the model: what an older version did not know has its default, and the widths that null stands for
+    are in its place (an imported model states them, a configuration need not)."""
     model = config_from_dict({key: value for key, value in config["model"].items() if key != "preset"})
-    return config | {"model": config["model"] | {"mlp_hidden": model.hidden_size, "n_kv_head": model.kv_heads}}
+    widths = {"mlp_hidden": model.hidden_size, "n_kv_head": model.kv_heads}
+    return config | {"model": asdict(model) | config["model"] | widths}
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

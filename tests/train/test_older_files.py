@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest, verify_checkpoint
+from common.errors import UserError
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet
@@ -16,9 +18,11 @@ from data_prep.windows import Windows
 from eval.loading import load_checkpoint
 from eval.loss import evaluate_loss
 from eval.reporting.run_data import load_run
+from model.config import ModelConfig
 from model.ranks import start_ranks
 from tests.fixtures.make_runs import RUNS, SHARED_YAML, figures, machine, train_as_rank
 from tests.helpers.ranks import RankGroup
+from train.resume import check_same_run
 
 FORMAT_1 = Path(__file__).resolve().parents[1] / "fixtures" / "format_1"
 EXPECTED = json.loads((FORMAT_1 / "expected.json").read_text())
@@ -73,3 +77,15 @@ def test_older_checkpoints_are_evaluated(name: str) -> None:
     expected = by_step(EXPECTED["runs"][name]["val_loss"])[4]
     assert result.loss == pytest.approx(expected, rel=1e-5)
     assert load_run(run).table.column("step")[-1] == STOPPED_AT
+
+
+def test_what_an_older_checkpoint_does_not_name_has_its_default() -> None:
+    """Options that came later: the checkpoint was trained without them."""
+    newest = find_checkpoint(FORMAT_1 / "runs" / "llama")
+    manifest = read_checkpoint_manifest(newest)
+    now = manifest["config"] | {"model": asdict(ModelConfig()) | manifest["config"]["model"]}
+    assert "rope_scaling" not in manifest["config"]["model"]
+    check_same_run(newest, now, manifest["data_identity"], [])
+    other = now | {"model": now["model"] | {"rope_scaling": "linear", "rope_factor": 2.0}}
+    with pytest.raises(UserError, match=r'was trained with model.rope_scaling "none"'):
+        check_same_run(newest, other, manifest["data_identity"], [])
