@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.paths import expand_path
 from common.run_folder import RunFolder
 from model.weights import config_from_dict
+from train.config import Config, as_dict
 from train.provenance import read_starts
 from train.storage import Patience
 
@@ -165,8 +166,14 @@ def check_finished(run: Path, manifest: dict[str, Any], config: dict[str, Any], 
 
 
 def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`section.key: old -> new` for every field that differs, of those that there were at the time."""
-    old, new = _flat(before), _flat(now)
+    """`section.key: old -> new` for every field that differs; one that there was not at the time had its default.
+
+    Args:
+        before: a checkpoint's configuration; {} for an imported one, of which nothing is known.
+    """
+    if not before:
+        return []
+    old, new = _flat(as_dict(Config())) | _flat(before), _flat(now)
     return [
         f"{name}: {json.dumps(old[name])} -> {json.dumps(value)}"
         for name, value in new.items()

@@ -115,5 +115,8 @@ def test_the_words_of_a_language_model_are_no_credentials() -> None:
     assert mask_credentials(long) == long
 
 
-def test_an_option_that_is_new_is_no_change_of_an_older_run() -> None:
-    assert changed_fields({"run": {"seed": 1}}, {"run": {"seed": 2, "record_diff": True}}) == ["run.seed: 1 -> 2"]
+def test_an_option_that_is_new_had_its_default_in_an_older_run() -> None:
+    older = {"run": {"seed": 1}}
+    assert changed_fields(older, {"run": {"seed": 2, "record_diff": True}}) == ["run.seed: 1 -> 2"]
+    assert changed_fields(older, {"run": {"seed": 1, "record_diff": False}}) == ["run.record_diff: true -> false"]
+    assert changed_fields({}, {"run": {"seed": 2}}) == []  # of an imported model nothing is known
