@@ -43,6 +43,8 @@ class HuggingFaceTokenizer(Tokenizer):
         self._going_on = self._tokenizer if without == description else _built(without)
         self._byte_level = is_byte_level(description)
         self._space = SHOWN_AS[32] if self._byte_level else SPACE_SHOWN_AS
+        splitters = _parts(without.get("pre_tokenizer"), "pretokenizers")
+        self._has_pattern = any(part.get("type") != "Metaspace" for part in splitters)
         self._strips_space = not self._byte_level and strips_space(description)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         as_bytes = shown_bytes if self._byte_level else sentence_piece_bytes
@@ -111,7 +113,19 @@ class HuggingFaceTokenizer(Tokenizer):
         whole, before, after = (
             self._going_on.encode(text, add_special_tokens=False).ids for text in (left + right, left, right)
         )
-        return bool(whole == before + after)
+        return bool(whole == before + after) and (not self._has_pattern or self._is_split(left, right))
+
+    def _is_split(self, left: str, right: str) -> bool:
+        """Whether the pattern has a border between the two, wherever to the left a piece of it begins: the same ids
+        alone could come of pieces that run across, and pieces further on would be others."""
+        normalizer, splitter = self._going_on.normalizer, self._going_on.pre_tokenizer
+        if normalizer is not None:
+            left, right = normalizer.normalize_str(left), normalizer.normalize_str(right)
+        for length in range(1, len(left) + 1):
+            pieces = splitter.pre_tokenize_str(left[-length:] + right)
+            if not any(start == length for _, (start, _) in pieces):
+                return False
+        return True
 
     def decode(self, ids: Ids | Sequence[int], *, continues: bool = False) -> str:
         array = self._checked(ids)
