@@ -1,0 +1,104 @@
+"""JSON that we or others wrote, read as a declared type: what doesn't fit is a sentence with the file's and key's name.
+
+A shape is any type that pydantic knows: `dict[str, Any]`, a TypedDict (of typing_extensions, which pydantic asks for
+before Python 3.12), a dataclass, in each other as deep as wanted. Nothing is converted: "5" is no number, 5.0 no whole
+one (5 is a float, though). Keys that a shape does not name are dropped; a TypedDict under `@keep_others` keeps them.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+
+from common.errors import UserError
+from common.regular_file import read_at_most
+
+MOST_BYTES = 16 << 20  # of a file that we write ourselves; parsed, JSON takes up to 30 times as much
+keep_others = with_config(ConfigDict(extra="allow"))
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Positive = Annotated[int, Field(gt=0, lt=1 << 63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Shape = TypeVar("Shape")
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # by shape: making one takes milliseconds
+_LONE_SURROGATE = "surrogate in hex escape"  # of pydantic's words for it
+_WORDS = {
+    "missing": "it is missing",
+    "int_type": "it is no whole number",
+    "float_type": "it is no number",
+    "bool_type": "it is neither true nor false",
+    "string_type": "it is no text",
+    "list_type": "it is no list",
+    "tuple_type": "it is no list",
+    "dict_type": "it is no object",
+    "dataclass_type": "it is no object",
+    "none_required": "it is not null",
+}
+
+
+class BadJson(ValueError):
+    """What is wrong with the contents of a JSON file, in words that follow its name."""
+
+
+def read_json(path: Path | str, shape: type[Shape], *, most_bytes: int = MOST_BYTES) -> Shape:
+    """The contents of a JSON file as `shape`.
+
+    Raises OSError (NotAFile for a pipe, device or folder) where it can't be read, and BadJson where it is too large, no
+    JSON, or of another shape.
+    """
+    try:
+        return parse_json(read_at_most(path, most_bytes), shape)
+    except OverflowError as error:
+        raise BadJson(str(error)) from None
+
+
+def read_json_for_user(path: Path | str, shape: type[Shape], advice: str, *, most_bytes: int = MOST_BYTES) -> Shape:
+    """As `read_json`, with everything but FileNotFoundError as a UserError that ends in `advice`."""
+    try:
+        return read_json(path, shape, most_bytes=most_bytes)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): {advice}") from None
+    except BadJson as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}") from None
+
+
+def parse_json(content: bytes, shape: type[Shape]) -> Shape:
+    """A JSON text, UTF-8 with or without a byte order mark, as `shape`. Raises BadJson."""
+    content = content.removeprefix(b"\xef\xbb\xbf")
+    adapter = _adapter(shape)
+    try:
+        return adapter.validate_json(content, strict=True)
+    except ValidationError as error:
+        if _LONE_SURROGATE not in str(error):
+            raise BadJson(_in_words(error)) from None
+    try:
+        return adapter.validate_json(_without_lone_surrogates(content), strict=True)
+    except ValidationError as error:
+        raise BadJson(_in_words(error)) from None
+
+
+def _adapter(shape: type[Shape]) -> TypeAdapter[Shape]:
+    if shape not in _ADAPTERS:
+        _ADAPTERS[shape] = TypeAdapter(shape)
+    return _ADAPTERS[shape]
+
+
+def _without_lone_surrogates(content: bytes) -> bytes:
+    """The same JSON with `?` for what stands for no character: Python writes so the bytes of names that are no text."""
+    try:
+        return json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError) as error:
+        raise BadJson(f"it is no JSON: {error}") from None
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "json_invalid":
+        return f"it is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+    words = _WORDS.get(first["type"]) or f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    return f"{place}: {words}" if place else words
