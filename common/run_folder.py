@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from common.environment import whole_number
 from common.errors import UserError
 from common.paths import PROJECT, expand_path
 from common.publish import write_json_whole
@@ -16,6 +17,11 @@ from common.publish import write_json_whole
 Status = Literal["running", "preempted", "done", "failed"]
 Stop = Literal["signal", "file", "deadline", "launcher"]
 Failure = Literal["exception", "storage", "lost_rank"]
+
+
+def restart_count() -> int:
+    """How often Slurm has started this job again; 0 without Slurm. Raises UserError where the variable is no count."""
+    return whole_number("SLURM_RESTART_COUNT", 0)
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class RunFolder:
             "started_step": started_step,
             "world_size": world_size,
             "job_id": os.environ.get("SLURM_JOB_ID"),
-            "restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "restart_count": restart_count(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -6,10 +6,13 @@ import socket
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
+from common.environment import whole_number
 from common.errors import UserError
 
 OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+PORTS = range(65536)
 TO_TRAIN_ALONE = f"for one process: unset {' '.join(OF_A_RANK)}; for several, start them with train/launch.py"
+TO_START_ANEW = "leave Slurm's variables as srun sets them, or unset SLURM_STEP_ID for one process"
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,20 @@ def find_place(environment: Mapping[str, str]) -> Place:
     """
     if "RANK" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        place = Place(*(_count(environment, name, default) for name, default in zip(names, "0101", strict=True)))
+        place = Place(*(_count(environment, name, default) for name, default in zip(names, (0, 1, 0, 1), strict=True)))
         if not 0 <= place.rank < place.world_size:
             raise UserError(
                 f"RANK is {place.rank} and WORLD_SIZE {environment.get('WORLD_SIZE', 'not set')}, which no launcher "
                 f"does: {TO_TRAIN_ALONE}"
             )
-    elif "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    elif "SLURM_STEP_ID" in environment and _of_slurm(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         place = Place(
-            rank=int(environment["SLURM_PROCID"]),
-            world_size=int(environment["SLURM_STEP_NUM_TASKS"]),
-            local_rank=int(environment["SLURM_LOCALID"]),
+            rank=_of_slurm(environment, "SLURM_PROCID"),
+            world_size=_of_slurm(environment, "SLURM_STEP_NUM_TASKS"),
+            local_rank=_of_slurm(environment, "SLURM_LOCALID"),
             local_world_size=_tasks_here(environment),
         )
-        if "MASTER_ADDR" not in environment or "MASTER_PORT" not in environment:
+        if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
             raise UserError(
                 "srun started this with one task a rank, but MASTER_ADDR and MASTER_PORT don't say where the ranks "
                 "meet: LONGHAUL_LAUNCH=srun sbatch --ntasks-per-node=N slurm/124m.sh sets them"
@@ -77,25 +80,29 @@ def meeting_point(environment: Mapping[str, str]) -> str:
             f"RANK is {environment.get('RANK')} and WORLD_SIZE {environment.get('WORLD_SIZE')}, as under a launcher, "
             f"but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: {TO_TRAIN_ALONE}"
         )
-    return f"{environment['MASTER_ADDR']}:{_count(environment, 'MASTER_PORT')}"
+    return f"{environment['MASTER_ADDR']}:{_count(environment, 'MASTER_PORT', highest=PORTS[-1])}"
 
 
 def launcher_is_known(environment: Mapping[str, str]) -> bool:
     """Whether torchrun or srun has started this rank. Without either its variables may be a shell's leftovers."""
-    return "TORCHELASTIC_RUN_ID" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return "TORCHELASTIC_RUN_ID" in environment or _of_slurm(environment, "SLURM_STEP_NUM_TASKS", 1) > 1
 
 
-def _count(environment: Mapping[str, str], name: str, default: str = "") -> int:
-    value = environment.get(name, default)
-    if not value.isdecimal():
-        raise UserError(f"{name} is {value!r} in the environment, no number: {TO_TRAIN_ALONE}")
-    return int(value)
+def _count(environment: Mapping[str, str], name: str, default: int | None = None, **bounds: int) -> int:
+    """A variable of torchrun's, whose default is for one that is not set; an empty one is somebody's mistake."""
+    if default is not None and name not in environment:
+        return default
+    return whole_number(name, advice=TO_TRAIN_ALONE, environment=environment, **bounds)
+
+
+def _of_slurm(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    return whole_number(name, default, advice=TO_START_ANEW, environment=environment)
 
 
 def _refuse_lonely_nodes(environment: Mapping[str, str], place: Place) -> None:
     """Raises UserError where an allocation of several nodes would train several models, or one of them twice."""
     step = "SLURM_STEP_ID" in environment
-    nodes = int(environment.get("SLURM_STEP_NUM_NODES" if step else "SLURM_JOB_NUM_NODES", "1"))
+    nodes = _of_slurm(environment, "SLURM_STEP_NUM_NODES" if step else "SLURM_JOB_NUM_NODES", 1)
     if nodes == 1:
         return
     here = socket.gethostname()
@@ -106,13 +113,13 @@ def _refuse_lonely_nodes(environment: Mapping[str, str], place: Place) -> None:
         )
     if "TORCHELASTIC_RUN_ID" not in environment:
         return
-    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", nodes))
+    tasks = _of_slurm(environment, "SLURM_STEP_NUM_TASKS", nodes)
     if tasks != nodes:
         raise UserError(
             f"{tasks} tasks on {nodes} nodes each started torchrun, which needs one task a node: "
             "--ntasks-per-node=1 (torchrun starts a rank for each GPU by itself)"
         )
-    launchers = int(environment.get("GROUP_WORLD_SIZE", nodes))
+    launchers = _count(environment, "GROUP_WORLD_SIZE", nodes)
     if launchers < nodes:
         raise UserError(
             f"torchrun on {here} knows of {launchers} of {nodes} nodes, so each would train alone: give it --nnodes="
@@ -122,12 +129,16 @@ def _refuse_lonely_nodes(environment: Mapping[str, str], place: Place) -> None:
 
 def _tasks_here(environment: Mapping[str, str]) -> int:
     """This node's number in a list such as `2(x3),1`, which Slurm writes for tasks by node."""
-    counts: list[int] = []
-    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        assert match is not None, part
-        counts += [int(match[1])] * int(match[2] or 1)
-    return counts[int(environment.get("SLURM_NODEID", "0"))]
+    name = "SLURM_STEP_TASKS_PER_NODE"
+    node, passed = _of_slurm(environment, "SLURM_NODEID", 0), 0
+    for part in (environment.get(name) or "1").split(","):
+        match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part, re.ASCII)
+        if match is None:
+            raise UserError(f"{name} is {environment[name]!r} in the environment, no list of tasks: {TO_START_ANEW}")
+        passed += int(match[2] or 1)
+        if node < passed:
+            return int(match[1])
+    raise UserError(f"{name} has {passed} nodes and SLURM_NODEID is {node}, which Slurm never sets: {TO_START_ANEW}")
 
 
 def place_of_this_process() -> Place:

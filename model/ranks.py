@@ -16,12 +16,14 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 
+from common.environment import whole_number
 from common.errors import UserError
 from common.host_limits import allowed_cores
 from model.launcher import TO_TRAIN_ALONE, Place, launcher_is_known, meeting_point, place_of_this_process
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 Decision = TypeVar("Decision")
+MOST_THREADS = 4096  # more than any machine has cores: a mistake, for which OpenMP ends the process
 QUIET_SECONDS = 2.0  # of waiting for other ranks
 
 
@@ -188,10 +190,10 @@ def share_threads(local_world_size: int) -> int:
 
     Raises UserError where it is no number (of its lists, one for each level of nesting, the first counts).
     """
-    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    if chosen and not (chosen.isdecimal() and int(chosen) > 0):
-        raise UserError(f"OMP_NUM_THREADS is {chosen}: give a number of threads, or unset it")
-    by_launcher = chosen == "1" and "TORCHELASTIC_RUN_ID" in os.environ
-    threads = int(chosen) if chosen and not by_launcher else max(1, allowed_cores() // local_world_size)
+    name = "OMP_NUM_THREADS"
+    first = {name: os.environ.get(name, "").split(",")[0]}
+    chosen = whole_number(name, 0, lowest=1, highest=MOST_THREADS, environment=first)
+    by_launcher = chosen == 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    threads = chosen if chosen and not by_launcher else max(1, allowed_cores() // local_world_size)
     torch.set_num_threads(threads)
     return threads

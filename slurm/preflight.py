@@ -5,7 +5,6 @@ in the data's. A node that stays silent is named.
 """
 
 import json
-import os
 import socket
 import sys
 import time
@@ -16,6 +15,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import CommandParser
+from common.environment import whole_number
 from common.errors import UserError, exit_on_user_error
 from data_prep.token_set import TokenSet
 from slurm.beginning import Beginning, read_mark
@@ -127,7 +127,7 @@ def main() -> int:
     parser.add_argument("--patience-seconds", type=float, default=PATIENCE_SECONDS)
     parser.add_argument("beginning", help="what the first node knows of this start, as JSON")
     a = parser.parse_args()
-    number = int(os.environ.get("SLURM_PROCID", "0"))
+    number = whole_number("SLURM_PROCID", 0)
     check_nodes(Beginning(**json.loads(a.beginning)), a.nodes.split(), number, a.patience_seconds)
     return 0
 

@@ -12,19 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint_files import list_checkpoints
-from common.errors import UserError
+from common.environment import whole_number
 from common.metrics_file import MetricsFile, read_json_lines
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, restart_count
 
 FRUITLESS_LIMIT = 3  # starts in a row from the same checkpoint, after which the job is not started again
 
 
 def fruitless_limit() -> int:
     """After how many such starts to give up: $LONGHAUL_FRUITLESS_STARTS. Raises UserError where that is no count."""
-    given = os.environ.get("LONGHAUL_FRUITLESS_STARTS") or str(FRUITLESS_LIMIT)
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"LONGHAUL_FRUITLESS_STARTS is {given!r}; it must be a count of starts, 1 or more")
-    return int(given)
+    return whole_number("LONGHAUL_FRUITLESS_STARTS", FRUITLESS_LIMIT, lowest=1)
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class StartId:
 
     @classmethod
     def of_environment(cls) -> "StartId":
-        return cls(os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT") or 0))
+        return cls(os.environ.get("SLURM_JOB_ID", ""), restart_count())
 
     def __str__(self) -> str:
         return f"{self.job_id or 'local'}.{self.restart_count}"

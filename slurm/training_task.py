@@ -14,6 +14,7 @@ import submitit
 from submitit.helpers import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
 
+from common.environment import whole_number
 from common.errors import UserError
 from common.run_folder import RunFolder
 from slurm.begin import begin
@@ -77,7 +78,7 @@ class TrainingTask:
 
     def _train_and_decide(self) -> Decision:
         on_slurm = "SLURM_JOB_ID" in os.environ
-        number = int(os.environ.get("SLURM_PROCID", "0"))
+        number = whole_number("SLURM_PROCID", 0)
         nodes = SlurmJobEnvironment().hostnames if on_slurm else [os.uname().nodename]  # without scontrol
         beginning = self._meet(nodes, number)
         options = [*self.options, *([f"--resume={beginning.resume}"] if beginning.resume else [])]

@@ -13,11 +13,11 @@ from torch.distributed import run as torchrun
 from common.command_line import CommandParser
 from common.errors import UserError
 from common.host_limits import allowed_cores
+from model.launcher import PORTS
 
 CPU_RANKS = 2  # more of them train no faster on a CPU: each has its threads
 BACKENDS = ("static", "c10d")
 EVENT_LOGS = ("null", "console")
-PORTS = range(65536)
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -74,7 +74,7 @@ def local_ranks(wish: str) -> int:
 
     Raises UserError where that is none.
     """
-    if match := re.fullmatch(r"auto(?::([1-9]\d*))?", wish):
+    if match := re.fullmatch(r"auto(?::([1-9]\d{0,8}))?", wish):
         found = visible_gpus() or min(CPU_RANKS, allowed_cores())
         whole = int(match[1]) if match[1] else found
         return max(ranks for ranks in range(1, found + 1) if whole % ranks == 0)
@@ -82,7 +82,7 @@ def local_ranks(wish: str) -> int:
         return allowed_cores()
     if wish == "gpu" and (gpus := visible_gpus()):
         return gpus
-    if re.fullmatch(r"[1-9]\d*", wish):
+    if re.fullmatch(r"[1-9]\d{0,3}", wish):  # a fifth digit is a mistake that would end in a million processes
         return int(wish)
     because = " and PyTorch sees no GPU here" if wish == "gpu" else ""
     raise UserError(f"--nproc_per_node is {wish}{because}: give the number of ranks, 1 or more, or auto")
@@ -104,7 +104,7 @@ def _check_restarts(options: argparse.Namespace) -> None:
 
 def _nodes(options: argparse.Namespace) -> int:
     """The number of machines."""
-    match = re.fullmatch(r"([1-9]\d*)(?::([1-9]\d*))?", options.nnodes)
+    match = re.fullmatch(r"([1-9]\d{0,8})(?::([1-9]\d{0,8}))?", options.nnodes)
     if match is None:
         raise UserError(f"--nnodes is {options.nnodes}: give the number of machines")
     if match[2] and match[2] != match[1]:
@@ -128,7 +128,7 @@ def _check_meeting(options: argparse.Namespace, nodes: int) -> None:
     if options.master_port is not None and options.master_port not in PORTS:
         raise UserError(f"--master_port is {options.master_port}: give a port from 0 to {PORTS[-1]}")
     host, _, port = options.rdzv_endpoint.rpartition(":")
-    if options.rdzv_endpoint and not (host and port.isdecimal() and int(port) in PORTS):
+    if options.rdzv_endpoint and not (host and re.fullmatch(r"\d{1,5}", port) and int(port) in PORTS):
         raise UserError(f"--rdzv-endpoint is {options.rdzv_endpoint}: give HOST:PORT")
     if nodes > 1 and not options.rdzv_endpoint and (options.rdzv_backend != "static" or options.master_addr is None):
         option = "--master_addr=HOST" if options.rdzv_backend == "static" else "--rdzv-endpoint=HOST:PORT"

@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.periodic import Periodic
 from common.processes import ProcessIdentity
 from common.rewritten_file import RewrittenFile, read_record
-from common.run_folder import RunFolder
+from common.run_folder import RunFolder, restart_count
 from model.ranks import Ranks, agreed
 from train.run_config import RunConfig
 from train.stopping import StopRequest
@@ -49,6 +49,7 @@ class RunLock:
     _renewal: Periodic | None = None
     _made_in: list[int] = field(default_factory=list)
     _made: list[Path] = field(default_factory=list)  # folders that were not there before
+    _restart_count: int = 0
 
     @property
     def path(self) -> Path:
@@ -62,6 +63,7 @@ class RunLock:
 
         Raises UserError, having touched nothing, where another trainer lives or `give_up` says so.
         """
+        self._restart_count = restart_count()
         self._make_folder()
         found = ""
         while not self._create():
@@ -140,7 +142,7 @@ class RunLock:
         assert self._file is not None
         self._file.write(
             asdict(ProcessIdentity.of_this_process())
-            | {"job_id": os.environ.get("SLURM_JOB_ID"), "restart_count": _restart_count()}
+            | {"job_id": os.environ.get("SLURM_JOB_ID"), "restart_count": self._restart_count}
             | {"folder": self._made_in}
             | {"token": self.token, "renewed": time.time()}
         )
@@ -240,7 +242,7 @@ def _why_stale(owner: dict[str, Any] | None, folder: Path) -> str:
         if of_copy and ProcessIdentity.from_record(owner).is_here():
             return "that process trains another folder, of which this one is a copy"
         same_job = owner["job_id"] is not None and owner["job_id"] == os.environ.get("SLURM_JOB_ID")
-        if same_job and owner["restart_count"] < _restart_count():
+        if same_job and owner["restart_count"] < restart_count():
             return f"this is a later start of job {owner['job_id']}"
     except (KeyError, TypeError):
         pass  # another version's, or no lock of ours: only time can tell
@@ -280,10 +282,6 @@ def _content(path: Path) -> bytes | None:
         return path.read_bytes()
     except OSError:
         return None
-
-
-def _restart_count() -> int:
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def _name(owner: dict[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from common.environment import whole_number
 from common.periodic import Periodic
 from common.run_folder import RunFolder, Stop
 
@@ -77,7 +78,7 @@ class LauncherWatch:
         self._gone_since: float | None = None
         self._watch: Periodic | None = None
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's; a shell may leave, and its nohup'ed child goes on
-            self._parent = int(os.environ.get(LAUNCHER_PID, os.getppid()))
+            self._parent = whole_number(LAUNCHER_PID, os.getppid())
             self._watch = Periodic("launcher", LOOK_SECONDS, self._look)
 
     def lead_to(self, stop: StopRequest, seconds_to_leave: Callable[[], float]) -> None:

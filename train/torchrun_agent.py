@@ -13,6 +13,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from common.environment import whole_number
 from common.errors import USER_ERROR_STATUS, exit_on_user_error
 from common.periodic import Periodic
 from common.scratch_folder import scratch_folder
@@ -30,7 +31,7 @@ def main() -> int:
     for name in IGNORED:  # workers inherit it until they listen: a signal to the whole tree does not kill them
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # not inherited: torchrun ends its workers with it
-    parent = int(os.environ.get(AGENT_PARENT, os.getppid()))
+    parent = whole_number(AGENT_PARENT, os.getppid())
     Periodic("parent", LOOK_SECONDS, lambda: None if os.getppid() == parent else os.kill(os.getpid(), signal.SIGKILL))
     os.environ[LAUNCHER_PID] = str(os.getpid())
     with scratch_folder("longhaul-launch-") as logs:  # torchrun's own stays behind after every start

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from common.plain_text import READABLE, accept_any_text, as_typed
+from tests.helpers.source_code import product_code
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT
 
-PRODUCT = ("common", "data_prep", "eval", "model", "setup", "slurm", "train")
 SYMBOLS = "│…日本😀éab"  # all that the model can generate
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # ASCII, as before Python 3.7
 CONFIG = """
@@ -129,10 +129,9 @@ def test_what_was_typed_is_utf8(typed: str, meant: str):
 def test_every_text_file_and_pipe_of_the_product_names_its_encoding():
     """The default is the locale's: the next machine reads another text, or fails at a character."""
     found = [
-        f"{path.relative_to(PROJECT)}:{call.lineno}: {complaint}"
-        for room in PRODUCT
-        for path in sorted((PROJECT / room).rglob("*.py"))
-        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        f"{path}:{call.lineno}: {complaint}"
+        for path, tree in product_code()
+        for call in ast.walk(tree)
         if isinstance(call, ast.Call) and (complaint := complaint_about(call))
     ]
     assert found == []

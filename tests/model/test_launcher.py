@@ -68,12 +68,26 @@ def test_a_batch_script_on_one_node_is_no_task():
         ({name: value for name, value in STEP.items() if name != "MASTER_ADDR"}, "MASTER_ADDR"),
         ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE not set, which no launcher does: for one process: unset RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2"),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first' in the environment, no number"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first' in the environment, no whole number"),
+        ({"RANK": ""}, "RANK is empty in the environment, no whole number of 0 or more: for one process: unset RANK"),
+        ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE is empty in the environment"),
+        (STEP | {"SLURM_PROCID": "-1"}, "SLURM_PROCID is '-1' .*: leave Slurm's variables as srun sets them"),
+        (STEP | {"SLURM_LOCALID": ""}, "SLURM_LOCALID is empty"),
+        (STEP | {"SLURM_STEP_NUM_TASKS": "four"}, "SLURM_STEP_NUM_TASKS is 'four'"),
+        (STEP | {"SLURM_STEP_NUM_NODES": "9" * 5000}, "SLURM_STEP_NUM_NODES is '999"),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,x"}, "SLURM_STEP_TASKS_PER_NODE is '2,x' .*, no list of tasks"),
+        (STEP | {"SLURM_NODEID": "2"}, "SLURM_STEP_TASKS_PER_NODE has 2 nodes and SLURM_NODEID is 2"),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "1(x999999999)", "SLURM_NODEID": "999999999"}, "has 999999999 nodes"),
+        (WORKER | {"GROUP_WORLD_SIZE": "one"}, "GROUP_WORLD_SIZE is 'one'"),
     ],
 )
 def test_what_no_launcher_sets_and_nodes_that_would_train_apart_are_refused(environment: dict[str, str], words: str):
     with pytest.raises(UserError, match=words):
         find_place(environment)
+
+
+def test_empty_variables_of_slurm_are_no_step():
+    assert find_place({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "", "SLURM_STEP_NUM_NODES": ""}) == Place()
 
 
 def test_libraries_find_torchrun_s_variables():

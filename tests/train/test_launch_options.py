@@ -43,6 +43,8 @@ def accept(command: list[str], logs: Path) -> None:
         ("--nnodes 1:4 {script}", "--nnodes is 1:4: give one number"),
         ("--nproc_per_node=two {script}", "--nproc_per_node is two: give the number of ranks"),
         ("--nproc_per_node=0 {script}", "--nproc_per_node is 0: give the number of ranks, 1 or more"),
+        ("--nproc_per_node=100000 {script}", "--nproc_per_node is 100000: give the number of ranks"),
+        (f"--nnodes={'9' * 5000} {{script}}", "--nnodes is 999.*: give the number of machines"),
         ("--nproc_per_node=auto:0 {script}", "--nproc_per_node is auto:0: give the number of ranks"),
         ("--nnodes=2 --node_rank=2 {script}", "--node_rank is 2: the 2 machines count from 0 to 1"),
         ("--nnodes=2 {script}", "nothing says where the machines meet: give --master_addr=HOST"),

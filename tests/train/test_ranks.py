@@ -60,7 +60,14 @@ def be_a_rank(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
             {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "a"},
             "but MASTER_PORT is not set: for one process: unset RANK",
         ),
-        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "b"}, "MASTER_PORT is 'b' .*, no number"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "b"},
+            "MASTER_PORT is 'b' .*, no whole number",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "99999"},
+            "MASTER_PORT is '99999' in the environment, no whole number from 0 to 65535",
+        ),
     ],
 )
 def test_variables_left_over_by_a_launcher_are_one_line(
@@ -119,10 +126,10 @@ def test_ranks_share_the_cores(
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("wish", ["0", "many", "-2"])
+@pytest.mark.parametrize("wish", ["0", "many", "-2", "5000", "9" * 30])
 def test_threads_that_are_no_number_are_refused(monkeypatch: pytest.MonkeyPatch, wish: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wish)
-    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is {wish}"):
+    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{wish}' .*, no whole number from 1 to 4096"):
         share_threads(1)
 
 

@@ -121,6 +121,19 @@ def test_a_trainer_that_has_been_overtaken_leaves_everything_alone(
     assert not lock.path.exists()
 
 
+def test_a_restart_count_that_is_none_is_refused_before_a_lock_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "once")
+    with pytest.raises(UserError, match="SLURM_RESTART_COUNT is 'once' in the environment"):
+        RunLock(tmp_path / "run", 60).take()
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "")
+    lock = RunLock(tmp_path / "run", 60)
+    lock.take()
+    lock.release()
+
+
 def test_a_copy_of_a_live_run_is_a_run_of_its_own_and_a_moved_one_keeps_its_trainer(tmp_path: Path, data: Path) -> None:
     run = run_of(tmp_path, "mine")
     command = tiny_arguments(tmp_path, data, "mine", "--run.max_steps=100000", "--checkpoint.every_steps=0")
