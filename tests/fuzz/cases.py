@@ -1,0 +1,19 @@
+"""One hostile input: files in a folder of its own, and the entry that meets them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Case:
+    """`make` fills the case's empty folder; `arguments` are an entry and its options, from within that folder.
+
+    `stopped` is a case that may train for long: after some seconds it gets the Ctrl-C that a person would type.
+    """
+
+    kind: str
+    label: str  # what is wrong with the input, for people
+    arguments: list[str]  # the entry's path within the project first
+    make: Callable[[Path], None]
+    stopped: bool = False
