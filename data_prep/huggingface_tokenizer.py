@@ -1,11 +1,9 @@
 """A tokenizer out of a Hugging Face `tokenizer.json`, read by the package `tokenizers`."""
 
-import base64
 import copy
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from common.errors import UserError
 from common.publish import canonical_json
 from data_prep.byte_level import BYTE_SHOWN_AS, shown_bytes
+from data_prep.packed_tokenizer import check_id, pack, parse, unpack, vocabulary_size
 from data_prep.tokenization import END_OF_TEXT, Ids, Tokenizer, segments
 
 SPACE_AFTER_TEXT = re.compile(
@@ -36,8 +35,8 @@ class HuggingFaceTokenizer(Tokenizer):
     """
 
     def __init__(self, packed: str, end_of_text_id: int, framing: "Framing | None" = None) -> None:
-        self.json = zlib.decompress(base64.b64decode(packed)).decode()
-        description = json.loads(self.json)
+        self.json = unpack(packed)
+        description = parse(self.json)
         self._tokenizer = _built(description)
         without = without_space_before(description)
         self._going_on = self._tokenizer if without == description else _built(without)
@@ -48,15 +47,16 @@ class HuggingFaceTokenizer(Tokenizer):
         self._strips_space = not self._byte_level and strips_space(description)
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         as_bytes = shown_bytes if self._byte_level else sentence_piece_bytes
-        self._pieces = [as_bytes(self.text_of(i)) for i in range(max(vocabulary.values()) + 1)]
-        self._pieces[end_of_text_id] = b""
+        size = vocabulary_size(vocabulary.values(), len(vocabulary))
+        self._pieces = [as_bytes(self.text_of(i)) for i in range(size)]
+        self._pieces[check_id(end_of_text_id, size, "ends a text")] = b""
         self._merged_with_space = {
             token[found - 1] for token in vocabulary if (found := token.find(self._space, 1)) > 0
         }
         if framing is None:
             super().__init__("huggingface", self._pieces, end_of_text_id, packed=packed)
             return
-        self._pieces[framing.begin_of_text_id] = b""
+        self._pieces[check_id(framing.begin_of_text_id, size, "begins a text")] = b""
         self.begins_contexts, self.other_end_ids = framing.begins_contexts, tuple(framing.other_end_ids)
         facts = asdict(framing) | {"other_end_ids": list(framing.other_end_ids)}
         also = canonical_json([facts, hashlib.sha256(canonical_json(description).encode()).hexdigest()])
@@ -67,13 +67,17 @@ class HuggingFaceTokenizer(Tokenizer):
         """Specs of an older Longhaul have no framing: one id begins and ends texts."""
         names = [field.name for field in fields(Framing)]
         framing = Framing(**{name: spec[name] for name in names}) if names[0] in spec else None
-        return cls(spec["packed"], int(spec["end_of_text_id"]), framing)
+        return cls(spec["packed"], spec["end_of_text_id"], framing)
 
     @classmethod
     def of(cls, text: str, end_of_text_id: int, framing: "Framing | None" = None) -> "HuggingFaceTokenizer":
         """Of the text of a `tokenizer.json`. Raises UserError for one that can't be carried."""
-        check_carried(json.loads(text))
-        return cls(base64.b64encode(zlib.compress(text.encode(), 9)).decode(), end_of_text_id, framing)
+        try:
+            check_carried(parse(text))
+        except (AttributeError, KeyError, RecursionError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"tokenizer.json is damaged ({why}): download the model again") from None
+        return cls(pack(text), end_of_text_id, framing)
 
     @staticmethod
     def normal_form(text: str) -> dict[str, Any]:

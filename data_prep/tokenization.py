@@ -179,7 +179,7 @@ class CharTokenizer(Tokenizer):
     """One id per character of `symbols`, in their order; with `end_of_text` one more id that ends a text."""
 
     def __init__(self, symbols: str, *, end_of_text: bool = False) -> None:
-        if not symbols or len(set(symbols)) != len(symbols):
+        if not isinstance(symbols, str) or not symbols or len(set(symbols)) != len(symbols):
             raise UserError("a character vocabulary needs at least one symbol and each symbol once")
         pieces = [symbol.encode("utf-8", "surrogatepass") for symbol in symbols]
         end = len(symbols) if end_of_text else None
@@ -207,10 +207,33 @@ class CharTokenizer(Tokenizer):
 def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
     """The tokenizer of a spec, or of a bare kind (`gpt2`, `byte`).
 
-    Raises UserError where the kind is unknown, GPT-2's files can't be had without a download, or what is installed is
-    another vocabulary than the one the spec was made with.
+    Raises UserError where the kind is unknown, the spec is damaged, GPT-2's files can't be had without a download, or
+    what is installed is another vocabulary than the one the spec was made with.
     """
     fields = {"kind": spec} if isinstance(spec, str) else spec
+    try:
+        tokenizer = _tokenizer_of(fields)
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {str(error)[:100]}"
+        raise UserError(
+            f"the tokenizer's spec is damaged ({why}): copy the checkpoint or the token set again"
+        ) from None
+    kind = fields["kind"]
+    if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
+        raise UserError(
+            f"the {kind} tokenizer has {tokenizer.vocab_size:,} ids, the spec it comes with says "
+            f"{fields['vocab_size']!r}: copy the checkpoint or the token set again"
+        )
+    if fields.get("sha256", tokenizer.spec["sha256"]) != tokenizer.spec["sha256"]:
+        raise UserError(
+            f"the {kind} tokenizer here (sha256 {tokenizer.spec['sha256'][:12]}…) is not the one the data were made "
+            f"with ({str(fields['sha256'])[:12]}…): prepare the data again"
+        )
+    return tokenizer
+
+
+def _tokenizer_of(fields: dict[str, Any]) -> Tokenizer:
+    """Of a spec, unchecked. Raises UserError where its kind is unknown, and others where it is damaged."""
     kind = fields.get("kind")
     tokenizer: Tokenizer
     if kind == "gpt2":
@@ -225,11 +248,6 @@ def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
         tokenizer = HuggingFaceTokenizer.from_spec(fields)
     else:
         raise UserError(f"unknown tokenizer {kind!r}: choose gpt2, byte, or char with its symbols")
-    if fields.get("sha256", tokenizer.spec["sha256"]) != tokenizer.spec["sha256"]:
-        raise UserError(
-            f"the {kind} tokenizer here (sha256 {tokenizer.spec['sha256'][:12]}…) is not the one the data were made "
-            f"with ({fields['sha256'][:12]}…): prepare the data again"
-        )
     return tokenizer
 
 

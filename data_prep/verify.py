@@ -95,7 +95,8 @@ def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReadi
 def tokenizer_of(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
     """The tokenizer, to count text with (None where it can't be had here), and in what the manifest's differs."""
     try:
-        tokenizer = load_tokenizer({key: value for key, value in manifest.tokenizer.items() if key != "sha256"})
+        checked_here = ("sha256", "vocab_size")
+        tokenizer = load_tokenizer({key: value for key, value in manifest.tokenizer.items() if key not in checked_here})
     except UserError as error:
         print(f"note: bytes of text are not checked: {error}", file=sys.stderr)
         return None, []

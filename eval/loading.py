@@ -36,7 +36,14 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu",
     else:
         checkpoint = agreed(ranks, lambda: find_checkpoint(run_or_checkpoint))
     manifest = read_checkpoint_manifest(checkpoint)
-    return Loaded(load_model(checkpoint, device), load_tokenizer(manifest["tokenizer"]), checkpoint, manifest)
+    tokenizer = load_tokenizer(manifest["tokenizer"])
+    model = load_model(checkpoint, device)
+    if tokenizer.vocab_size != model.config.vocab_size:  # an id beyond the model's would end in an IndexError
+        raise UserError(
+            f"the model of {checkpoint} has {model.config.vocab_size:,} ids, its tokenizer {tokenizer.vocab_size:,}: "
+            "they don't belong together, copy the checkpoint again"
+        )
+    return Loaded(model, tokenizer, checkpoint, manifest)
 
 
 def start_evaluation(choice: DeviceChoice) -> Ranks:

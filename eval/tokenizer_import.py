@@ -250,7 +250,7 @@ def _read_object(path: Path, missing: dict[str, Any] | None = None) -> dict[str,
         return missing
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read as JSON ({error}): download the model again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no options by name: download the model again")

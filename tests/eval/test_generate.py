@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from common.checkpoint_files import OWN_HASH, read_checkpoint_manifest, write_checkpoint_manifest
 from common.errors import UserError
+from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
 from eval.generate import main
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.hf_tokenizers import tokenizer_json
 
 SCRIPT = Path(__file__).resolve().parents[2] / "eval" / "generate.py"
 
@@ -49,6 +52,21 @@ def test_texts_and_figures_of_a_run(run, tmp_path):
         assert f"ab{text['text']}" in out
     generate(run, "--prompt", "ab", "--samples", 1, "--max-tokens", 9, "--json", tmp_path / "b.json")
     assert json.loads((tmp_path / "b.json").read_text())["texts"][0] == report["texts"][0]
+
+
+def test_ids_that_the_model_or_the_tokenizer_lacks_are_one_line(tmp_path):
+    write_checkpoint(tmp_path / "smaller" / "checkpoints", vocab_size=100)  # its tokenizer has 257
+    _, said = generate(tmp_path / "smaller", "--prompt", "é", status=2)
+    assert re.fullmatch(r"error: the model of .* has 100 ids, its tokenizer 257: they don't belong together.*\n", said)
+    pytest.importorskip("tokenizers")
+    spec = HuggingFaceTokenizer.of(tokenizer_json("gpt2"), 1).spec
+    checkpoint = write_checkpoint(tmp_path / "beyond" / "checkpoints", tokenizer=spec)
+    facts = read_checkpoint_manifest(checkpoint)
+    facts["tokenizer"]["end_of_text_id"] = 99_999
+    write_checkpoint_manifest(checkpoint, {key: value for key, value in facts.items() if key != OWN_HASH})
+    _, said = generate(tmp_path / "beyond", "--prompt", "a", status=2)
+    assert said.startswith("error: the id that ends a text is 99999, and the tokenizer has 340 ids")
+    assert len(said.splitlines()) == 1
 
 
 def test_prompts_from_file_and_standard_input_and_the_streamed_text(run, tmp_path):
