@@ -7,6 +7,7 @@ from pathlib import Path
 from common.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
+MOST_PARTS = 300  # each takes frames of Python's when the folders are made
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
 
@@ -15,7 +16,8 @@ def expand_path(path: str | Path) -> Path:
 
     Also the type of a command's path argument: a shell leaves the `~` of `--out=~/x` as it is.
 
-    Raises UserError for a variable that is not set, or empty, and for a user that does not exist.
+    Raises UserError for a variable that is not set, or empty, for a user that does not exist, and for a path of more
+    folders than Python can make within each other.
     """
     text = str(path)
 
@@ -25,13 +27,15 @@ def expand_path(path: str | Path) -> Path:
             raise UserError(f"{text}: the variable {name} is not set here: set it, or write the path out")
         return os.environ[name]
 
-    expanded = _VARIABLE.sub(value, text)
+    expanded = Path(_VARIABLE.sub(value, text))
     if text.startswith("~"):
         try:
-            return Path(expanded).expanduser()
+            expanded = expanded.expanduser()
         except RuntimeError:
             raise UserError(f"{text}: there is no such user here: write the path out") from None
-    return Path(expanded)
+    if len(expanded.parts) > MOST_PARTS:
+        raise UserError(f"{text[:80]}… has {len(expanded.parts):,} parts: give a path of at most {MOST_PARTS}")
+    return expanded
 
 
 def find_path(path: str | Path) -> Path:

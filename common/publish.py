@@ -128,7 +128,24 @@ def write_json_whole(
     path: Path | str, value: Any, wanted: Callable[[], bool] = lambda: True, *, mode: int = 0o666
 ) -> bool:
     """Replace a file by a JSON value, indented for people; see `finite_or_null` and `write_whole`."""
-    return write_whole(path, json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n", wanted, mode=mode)
+    return write_whole(path, _json_text(value), wanted, mode=mode)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(finite_or_null(value), indent=2, allow_nan=False) + "\n"
+
+
+def write_output(path: Path, data: bytes | str) -> None:
+    """`write_whole` for a file that the command line named. Raises UserError where the file system does not take it."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+
+
+def write_json_output(path: Path, value: Any) -> None:
+    """`write_json_whole` for a file that the command line named. Raises UserError as `write_output`."""
+    write_output(path, _json_text(value))
 
 
 def is_written_through(path: Path | str) -> bool:

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes, format_count
-from common.publish import file_to_write, sha256_file, write_json_whole
+from common.publish import file_to_write, sha256_file, write_json_output
 from data_prep.preparation import DATA_FOLDER
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import END_OF_TEXT, Ids, load_tokenizer
@@ -266,7 +266,7 @@ def main() -> int:
         figures = compare(arguments, Path(folder), max(1, choose_workers(arguments.workers)))
     print_figures(figures)
     if arguments.json:
-        write_json_whole(arguments.json, figures)
+        write_json_output(arguments.json, figures)
     return 0
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from data_prep.preparation import positive_count
 from data_prep.token_set import TokenSet, TokenStream
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
@@ -125,7 +125,7 @@ def main() -> int:
             raise UserError(f"can't draw {path}: {error}") from None
         print(f"\npicture: {path}")
     if arguments.json:
-        write_json_whole(arguments.json, figures)
+        write_json_output(arguments.json, figures)
     return 0
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.progress import format_bytes, format_count, format_duration
-from common.publish import canonical_json, file_to_write, write_json_whole
+from common.publish import canonical_json, file_to_write, write_json_output
 from data_prep.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
 from data_prep.shard_writer import SHARD_TOKENS, told
 from data_prep.tokenization import Tokenizer
@@ -145,7 +145,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         print(f"validation set sha256 {manifest.val_sha256}")
     if json_file:
         try:
-            write_json_whole(json_file, figures)
+            write_json_output(json_file, figures)
         except OSError as error:
             raise told(error, json_file) from error
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from common.publish import file_to_write, sha256_file, write_json_whole
+from common.publish import file_to_write, sha256_file, write_json_output
 from data_prep.cached_files import GPT2_FILES, GPT2_URL, cache_folder, gpt2_cache_file, place_gpt2_files
 from data_prep.download import download
 
@@ -92,7 +92,7 @@ def main() -> int:
         states[need.name] = state
         print(f"{state:8} {need.name:24} {need.path}", flush=True)
     if arguments.json:
-        write_json_whole(arguments.json, {"cache": str(cache_folder()), "states": states})
+        write_json_output(arguments.json, {"cache": str(cache_folder()), "states": states})
     if failure is not None:
         raise failure
     if any(state != "there" for state in states.values()):

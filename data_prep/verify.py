@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from data_prep.manifest import MANIFEST_FILE, Manifest, document_start, split_sha256
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from data_prep.workers import choose_workers
@@ -143,7 +143,7 @@ def main() -> int:
         print(f"{arguments.folder}: {count} shards, {format_count(tokens)} tokens, all is well")
     if arguments.json:
         figures = {"problems": problems, "shards": count, "tokens": tokens, "identity": manifest.identity}
-        write_json_whole(arguments.json, figures)
+        write_json_output(arguments.json, figures)
     return 1 if problems else 0
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
-from common.publish import write_json_whole
+from common.publish import write_json_output, write_json_whole
 from eval.arguments import add_device, add_dtype, add_json
 from eval.decoding import Decoding
 from eval.hf_config import to_config
@@ -102,7 +102,7 @@ def main() -> int:
             "tokens": arguments.tokens,
             "torch": torch.__version__,
         }
-        write_json_whole(arguments.json, setting | {"figures": [asdict(figure) for figure in figures]})
+        write_json_output(arguments.json, setting | {"figures": [asdict(figure) for figure in figures]})
     return 0
 
 

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
-from common.publish import write_json_whole
+from common.publish import write_json_output
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from eval.arguments import add_device, add_dtype, add_json
 from eval.hellaswag_examples import evenly_spaced, read_hellaswag
@@ -116,7 +116,7 @@ def main() -> int:
     )
     print(f"{same:.1%} of the predictions are the same ({len(questions)} examples)")
     if arguments.json:
-        write_json_whole(arguments.json, report)
+        write_json_output(arguments.json, report)
     return 0
 
 

@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from common.publish import write_json_whole
+from common.publish import write_json_output
 from eval.arguments import add_json
 from eval.reporting.comparison import as_markdown, as_text, rows_with
 from eval.reporting.references import GPT2_VOCABULARY, NOTES
@@ -44,7 +44,7 @@ def main() -> int:
     for note in NOTES:
         print(note + ("\n" if arguments.markdown else ""))
     if arguments.json:
-        write_json_whole(arguments.json, {"models": [row.as_json() for row in rows], "notes": NOTES})
+        write_json_output(arguments.json, {"models": [row.as_json() for row in rows], "notes": NOTES})
     return 0
 
 

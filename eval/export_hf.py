@@ -20,7 +20,14 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.measured import describe_validation
 from common.metrics_file import read_metrics
-from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder, write_json_whole, write_whole
+from common.publish import (
+    TEMPORARY_SUFFIX,
+    fsync_file,
+    publish_folder,
+    write_json_output,
+    write_json_whole,
+    write_whole,
+)
 from common.run_folder import RunFolder
 from eval.arguments import add_json, add_run, folder_to_make
 from eval.hf_config import home_of, to_config
@@ -59,7 +66,7 @@ def main() -> int:
     print(f"{arguments.out}: {home}, logits equal to {difference:.1e} relative, tokenizer equal")
     if arguments.json:
         report = {"checkpoint": str(loaded.checkpoint), "class": home, "relative_difference": difference}
-        write_json_whole(arguments.json, report)
+        write_json_output(arguments.json, report)
     return 0
 
 

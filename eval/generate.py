@@ -21,7 +21,7 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.paths import expand_path
 from common.plain_text import as_typed
-from common.publish import write_json_whole
+from common.publish import write_json_output
 from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.decoding import FULL, STOPPED, Decoding, Row
 from eval.loading import Loaded, device_for, load_checkpoint
@@ -126,7 +126,7 @@ def main() -> int:
             "seconds": seconds,
             "tokens_per_second": sum(text.tokens for text in texts) / seconds,
         }
-        write_json_whole(arguments.json, report)
+        write_json_output(arguments.json, report)
     return 0
 
 

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from common.publish import write_json_whole
+from common.publish import write_json_output
 from eval.arguments import add_device, add_json, add_run
 from eval.export_hf import verify, write_files
 from eval.hf_config import home_of
@@ -57,7 +57,7 @@ def main() -> int:
         results = run_tasks(folder, names, manager, arguments, str(device))
     show(loaded, results)
     if arguments.json:
-        write_json_whole(arguments.json, describe(loaded, results))
+        write_json_output(arguments.json, describe(loaded, results))
     return 0
 
 

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration, progress_bar
-from common.publish import write_json_whole
+from common.publish import write_json_output
 from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.hellaswag_examples import FULL_SIZE, HellaSwag, read_hellaswag
 from eval.hellaswag_metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
@@ -71,7 +71,7 @@ def main() -> int:
         if arguments.json:
             setting = {"dtype": arguments.dtype, "device": str(ranks.device), "world_size": ranks.world_size}
             report = describe(loaded, data, accuracies) | setting | {"seconds": seconds}
-            write_json_whole(arguments.json, report | {"predictions": predictions(data, choices)})
+            write_json_output(arguments.json, report | {"predictions": predictions(data, choices)})
     ranks.close()
     return 0
 

@@ -29,7 +29,7 @@ import torch
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration, progress_bar
-from common.publish import write_json_whole
+from common.publish import write_json_output
 from data_prep.manifest import document_start
 from data_prep.token_set import TokenSet, find_token_set
 from data_prep.windows import Tokens, document_ids
@@ -201,7 +201,7 @@ def main() -> int:
         report = describe(loaded, tokens, blocks, arguments, stride, border is not None)
         show(report, time.monotonic() - started)
         if arguments.json:
-            write_json_whole(arguments.json, report | {"seconds": time.monotonic() - started})
+            write_json_output(arguments.json, report | {"seconds": time.monotonic() - started})
     ranks.close()
     return 0
 

@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter
 
 from common.command_line import CommandParser
 from common.errors import exit_on_user_error
-from common.publish import file_to_write, write_whole
+from common.publish import file_to_write, write_output
 from eval.reporting import drawing, figures
 from eval.reporting.run_data import RunData, load_run
 
@@ -37,7 +37,7 @@ def main() -> int:
     arguments = parse_arguments()
     run = load_run(arguments.run)
     path = file_to_write(arguments.out or run.folder.report / "loss.png")
-    write_whole(path, draw(run))
+    write_output(path, draw(run))
     left_out = len(run.table.of_kind("val_loss")) - len(run.table.comparable("val_loss"))
     others = f"; {left_out:,} earlier validations of another measure left out" if left_out else ""
     print(f"{path}: loss and learning rate up to step {int(run.table.tail('step', 1)[0]):,}{others}")

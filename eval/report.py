@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration
-from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_whole, write_whole
+from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_output, write_output
 from eval.arguments import add_json
 from eval.reporting import figures
 from eval.reporting.comparison import run_row
@@ -46,12 +46,12 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
         sweep_temporaries(out, {*pictures, path.name}, older_than_seconds=LEFT_SECONDS)
         for name, picture in pictures.items():
-            write_whole(out / name, picture)
-        write_whole(path, page(runs, pictures, time.time()))
+            write_output(out / name, picture)
+        write_output(path, page(runs, pictures, time.time()))
     except OSError as error:
         raise UserError(f"{out} can't be written ({error.strerror}): give another folder with --out") from None
     if arguments.json:
-        write_json_whole(arguments.json, as_json(runs))
+        write_json_output(arguments.json, as_json(runs))
     steps = sum(len(run.table) for run in runs)
     print(f"{path}: {steps:,} steps, {len(pictures)} pictures, in {format_duration(time.monotonic() - started)}")
     return 0

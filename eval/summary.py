@@ -28,7 +28,7 @@ from common.errors import UserError, exit_on_user_error
 from common.liveness import Liveness, Verdict, look_at
 from common.metrics_file import read_json_lines, read_metrics, record_kind
 from common.progress import format_count, format_duration
-from common.publish import write_json_whole
+from common.publish import write_json_output
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, TokenStream, find_token_set
 from eval.arguments import add_json
@@ -84,7 +84,7 @@ def main() -> int:
     print_places(folder)
     print_next(folder, summary)
     if arguments.json:
-        write_json_whole(arguments.json, asdict(summary) | {"required_margin": arguments.require_margin})
+        write_json_output(arguments.json, asdict(summary) | {"required_margin": arguments.require_margin})
     if arguments.require_margin is not None and summary.margin < arguments.require_margin:
         print(f"\nThe margin of {summary.margin:.3f} nats is under the required {arguments.require_margin}.")
         return 1

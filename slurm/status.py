@@ -24,7 +24,7 @@ from common.errors import UserError, exit_on_user_error
 from common.liveness import Verdict, look_at
 from common.metrics_file import read_json_lines, read_metrics
 from common.progress import format_count, format_duration
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from common.run_folder import RunFolder
 from slurm.controller import job_record
 from slurm.starts import read_starts
@@ -171,7 +171,7 @@ def main() -> int:
     statuses = [read_status(folder, time.time()) for folder in find_runs(a.runs, a.root)]
     print(table(statuses))
     if a.json:
-        write_json_whole(a.json, [asdict(status) for status in statuses])
+        write_json_output(a.json, [asdict(status) for status in statuses])
     return 0
 
 

@@ -28,7 +28,7 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.host_limits import allowed_cores, available_memory_bytes
 from common.progress import format_bytes
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from model.config import PRESETS, preset_config
 from model.counts import parameter_count
 from model.gpt import GPT
@@ -160,7 +160,7 @@ def main() -> int:
                 flush=True,
             )
     if arguments.json:
-        write_json_whole(arguments.json, {"saves": arguments.saves, "rows": rows})
+        write_json_output(arguments.json, {"saves": arguments.saves, "rows": rows})
     return 0
 
 

@@ -24,7 +24,7 @@ import psutil
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_bytes, format_count
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from data_prep.manifest import Manifest, Shard, shard_name
 from data_prep.preparation import positive_count
 from data_prep.token_set import TokenSet
@@ -121,7 +121,7 @@ def main() -> int:
             f"{row['far_batch_seconds']:>10.3f} s {format_bytes(row['grown_bytes']):>10}"
         )
     if arguments.json:
-        write_json_whole(arguments.json, {"tokens": arguments.tokens, "steps": arguments.steps, "rows": rows})
+        write_json_output(arguments.json, {"tokens": arguments.tokens, "steps": arguments.steps, "rows": rows})
     return 0
 
 

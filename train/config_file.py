@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from common.errors import UserError
+from common.yaml_file import BadYaml, compose, construct, open_document, read_yaml_text
 
 _NULL = "tag:yaml.org,2002:null"
 _TEXT = "tag:yaml.org,2002:str"
@@ -62,20 +63,17 @@ class _Loader(yaml.SafeLoader):
 def read_file(path: Path, types: dict[str, Any]) -> ConfigFile:
     """Args: types: of all fields, by section.key. Raises UserError naming the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        loader = open_document(read_yaml_text(path), _Loader)
+        try:
+            node = compose(loader)
+            texts = _take_texts(node, types) if isinstance(node, yaml.MappingNode) else {}
+            content = construct(loader, node) or {}
+        finally:
+            loader.dispose()
     except OSError as error:
         raise UserError(f"configuration {path} can't be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
+    except BadYaml as error:
         raise UserError(f"configuration {path} is not YAML: {error}") from None
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        texts = _take_texts(node, types) if isinstance(node, yaml.MappingNode) else {}
-        content = (loader.construct_document(node) if node is not None else None) or {}
-    except (yaml.YAMLError, ValueError) as error:  # a date that there is not is a ValueError
-        raise UserError(f"configuration {path} is not YAML: {error}") from None
-    finally:
-        loader.dispose()
     if not isinstance(content, dict):
         raise UserError(f"configuration {path} must hold sections such as model: and data:")
     found = {name: content[section][key] for name, section, key in texts}
@@ -111,12 +109,15 @@ def _read_option(text: str, kind: Any) -> tuple[bool, Any]:
         return True, None
     if _is_text(kind):
         return True, text
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
+        loader = open_document(text, _Loader)
+    except BadYaml:
+        return False, None
+    try:
+        node = compose(loader)
         if _is_list_of_text(kind) and isinstance(node, yaml.SequenceNode) and _make_text(node):
-            return True, loader.construct_document(node)
-    except yaml.YAMLError:
+            return True, construct(loader, node)
+    except BadYaml:
         pass
     finally:
         loader.dispose()

@@ -30,6 +30,8 @@ def test_home_and_variables_are_replaced_as_a_shell_would(tmp_path: Path, monkey
             expand_path(text)
     with pytest.raises(UserError, match="there is no such user here"):
         expand_path("~nobody-of-this-name/x")
+    with pytest.raises(UserError, match="has 5,000 parts: give a path of at most 300"):
+        expand_path("a/" * 5_000)
 
 
 def test_path_arguments_of_all_commands_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,8 +43,8 @@ VALUES = [  # none names a place outside the case's folder that an entry run by 
     "..", ".", "/dev/null", "/dev/zero", "/dev/full", "tiny.yaml", "tiny.yaml/x",
     "data", "runs", RUN, CHECKPOINT, "data/manifest.json", "pipe", "zero", "dangling", "loop", "none",
 ]  # fmt: skip
-# they wait for a person, compile for a minute, or need what is not there; what they take is tested elsewhere
-LEFT_OUT = re.compile(r"--(interactive|run\.compile|start-method|log\.wandb)$")
+# they wait for a person, compile for a minute, need what is not there, or answer with status 1
+LEFT_OUT = re.compile(r"--(interactive|run\.compile|start-method|log\.wandb|require-margin)$")
 
 
 def prepare(bases: Path) -> None:

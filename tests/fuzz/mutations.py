@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ STRANGE = [
 
 def mutate_json(rng: random.Random, value: Any) -> tuple[Any, str]:
     """A copy of a JSON value with one thing wrong in it, and what that is."""
-    copy = json.loads(json.dumps(value))
+    copy = deepcopy(value)
     places = list(_places(copy))
     if not places or rng.random() < 0.04:
         strange = rng.choice(STRANGE)
@@ -45,7 +46,7 @@ def mutate_json(rng: random.Random, value: Any) -> tuple[Any, str]:
         return copy, f"a key beside {path}"
     if act == "swap":
         other, other_key, other_path = rng.choice(places)
-        container[key] = json.loads(json.dumps(other[other_key]))
+        container[key] = deepcopy(other[other_key])
         return copy, f"{path} -> {other_path}"
     if act == "repeat" and isinstance(container, list):
         container.extend([container[key]] * 3)
