@@ -3,13 +3,16 @@
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
+from common.memory_errors import is_out_of_memory, what_was_asked
 from common.plain_text import accept_any_text
 
 USER_ERROR_STATUS = 2
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_LOCALID")  # a rank of torchrun or srun; else LOCAL_RANK may be a leftover
+LESS_WORK = "end other programs, give it less at once, or take a machine with more memory (docs/training.md)"
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells count
 
 
@@ -20,18 +23,40 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
+class OutOfMemory(UserError):
+    """What was asked for doesn't fit into the memory. One rank may meet it alone, so each reports its own."""
+
+    def __init__(self, error: BaseException, advice: str) -> None:
+        asked = what_was_asked(error)
+        super().__init__(f"out of memory{f' ({asked})' if asked else ''}: {advice}")
+
+
+@contextmanager
+def advising_on_memory(advice: str) -> Iterator[None]:
+    """Raises OutOfMemory, with what to do, where memory runs out inside. Also a decorator, of a script's `main`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(error, advice) from None
+
+
 def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry script's `main` and leave with its exit status.
 
     A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130. Under a launcher every
-    rank of a machine meets the same mistake in the same way, so only the machine's first says it. No text that is
-    printed can end the script, whatever the terminal can show.
+    rank of a machine meets the same mistake in the same way, so only the machine's first says it. So do errors of
+    memory, which are no mistakes in the command, but call for another one. No text that is printed can end the script,
+    whatever the terminal can show.
     """
     accept_any_text()
     try:
-        status = main()
+        with advising_on_memory(LESS_WORK):
+            status = main()
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not any(name in os.environ for name in LAUNCHED):
+        launched = any(name in os.environ for name in LAUNCHED)
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not launched or isinstance(error, OutOfMemory):
             where = "" if os.environ.get("RANK", "0") == "0" else f" (on {socket.gethostname()})"
             print(f"error: {error}{where}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_STATUS)

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import CommandParser
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.paths import expand_path
 from common.plain_text import as_typed
 from common.publish import write_json_output
@@ -30,6 +30,7 @@ from eval.text_stream import TextStream
 from model.packing import pack
 from model.precision import TORCH_DTYPES
 
+LESS_MEMORY = "give fewer --samples and prompts at once, fewer --max-tokens, or --dtype bf16"
 PRESETS = {
     "greedy": Sampling(temperature=0.0),
     "conservative": Sampling(temperature=0.6, top_k=40),
@@ -103,6 +104,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@advising_on_memory(LESS_MEMORY)
 def main() -> int:
     arguments = parse_arguments()
     if arguments.interactive and (arguments.prompt or arguments.prompt_file or arguments.json):

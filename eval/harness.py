@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import CommandParser
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.publish import write_json_output
 from eval.arguments import add_device, add_json, add_run
 from eval.export_hf import verify, write_files
@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@advising_on_memory("give a smaller --batch (8 by default), or --device cpu where that has more memory")
 def main() -> int:
     arguments = parse_arguments()
     for name in ("limit", "batch"):

@@ -18,7 +18,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import CommandParser
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_output
 from eval.arguments import add_device, add_dtype, add_json, add_run
@@ -28,6 +28,7 @@ from eval.loading import Loaded, load_checkpoint, start_evaluation
 from eval.multiple_choice import BatchSize, require_room, trunk_share
 from model.ranks import Ranks
 
+LESS_MEMORY = "give a smaller --batch (default 16, on a GPU 128) or --dtype bf16, or --device cpu where that has more"
 COMPARABLE = {
     "acc": "build-nanogpt's acc; not lm-eval's, whose prompt differs",
     "acc_norm": "GPT-2 124M 0.2945, nanoGPT and its kin, GPT-3's paper",
@@ -53,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@advising_on_memory(LESS_MEMORY)
 def main() -> int:
     arguments = parse_arguments()
     for name in ("limit", "batch"):

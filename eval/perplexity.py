@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 import torch
 
 from common.command_line import CommandParser
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_output
 from data_prep.manifest import document_start
@@ -39,6 +39,7 @@ from model.gpt import GPT
 from model.precision import NO_NUMBERS, Dtype, autocast
 from model.ranks import Ranks
 
+LESS_MEMORY = "give a smaller --micro-batch (8 by default) or --dtype bf16, or --device cpu where that has more"
 Sums = npt.NDArray[np.float64]
 
 
@@ -162,6 +163,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+@advising_on_memory(LESS_MEMORY)
 def main() -> int:
     arguments = parse_arguments()
     for name in ("tokens", "stride", "micro_batch"):

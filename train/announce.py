@@ -1,7 +1,7 @@
 """What a run says at its start: what it is about to do, and with what."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from common.measured import describe_validation, measured_alike, validation_of
 from common.progress import format_bytes, format_count
@@ -9,12 +9,10 @@ from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet
 from data_prep.windows import Windows
 from model.counts import flops_per_token, parameter_count
-from model.memory import memory_estimate
-from model.precision import Dtype
 from train.batch import BatchPlan
 from train.checkpoint import Progress
-from train.choices import recompute_every
 from train.config import Config
+from train.memory_advice import estimated_bytes
 from train.schedule import Course
 
 
@@ -43,22 +41,13 @@ def describe_course(course: Course) -> list[str]:
 def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:
     """Size of the model, how the batch is cut up, and the memory this takes on a rank."""
     architecture = config.model.architecture()
-    estimate = memory_estimate(
-        architecture,
-        micro_batch=plan.micro_batch,
-        dtype=cast(Dtype, config.run.dtype),
-        recompute_every=recompute_every(config),
-        recompute_norms=config.recompute.norms,
-        device_type=device_type,
-        adapters=config.adapter_count(),
-    )
     flops = flops_per_token(architecture, adapters=config.adapter_count())
     return [
         f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "
         f"{architecture.n_embd}, {format_count(flops)}FLOPs per token",
         f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
         f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
-        f"estimated memory per rank: {format_bytes(estimate.total)}",
+        f"estimated memory per rank: {format_bytes(estimated_bytes(config, plan, device_type))}",
     ]
 
 

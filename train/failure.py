@@ -5,6 +5,7 @@ import re
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.errors import USER_ERROR_STATUS, OutOfMemory, UserError
+from common.memory_errors import is_out_of_memory
 from common.run_folder import Failure, RunFolder
 from model.ranks import Ranks
 from train.heartbeat import silent_ranks, vanished_ranks
@@ -36,12 +38,14 @@ class FailureReporter:
     ranks: Ranks
     state: RunState
     recorder: Recorder
+    memory_advice: str  # what takes less of it
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
         """Report what goes wrong inside the block.
 
-        Raises SystemExit (status 1) where a line says all that is to be said, else what was raised.
+        Raises SystemExit (status 1, or 2 where the configuration doesn't fit into the memory) where a line says all
+        that is to be said, else what was raised.
         """
         try:
             yield
@@ -61,6 +65,10 @@ class FailureReporter:
             self._report("exception", str(error), alike=True)
             raise
         except Exception as error:
+            if is_out_of_memory(error):
+                self._report("exception", f"{self._me()}: {OutOfMemory(error, self.memory_advice)}")
+                self._append_to_log(traceback.format_exc())  # of interest where the estimate is wrong
+                raise SystemExit(USER_ERROR_STATUS) from None
             if is_storage(error):
                 self._report("storage", f"{self._me()}: {error}")
                 raise SystemExit(1) from None

@@ -56,6 +56,7 @@ from train.hellaswag_probe import HellaSwagProbe, check_hellaswag
 from train.keeper import CheckpointKeeper
 from train.loader import StepLoader
 from train.loop import TrainingLoop
+from train.memory_advice import memory_advice
 from train.optimizer import build_optimizer
 from train.parallel import Parallel
 from train.position import Reading, begin_progress
@@ -152,7 +153,7 @@ def pretrain(context: RunContext) -> int:
     agreed(ranks, lambda: prepare_folder(context, machines, checkpoint, state))
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
     agreed(ranks, recorder.open_files)
-    reporter = FailureReporter(folder, ranks, state, recorder)
+    reporter = FailureReporter(folder, ranks, state, recorder, memory_advice(config, plan, ranks.device.type))
     with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
         context.deadline.report = recorder.say
         from_the_beginning = f"starting from {base or 'scratch'}"
