@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from common.memory_errors import is_out_of_memory, what_was_asked
+from common.os_errors import is_of_surroundings, refusal
 from common.plain_text import accept_any_text
 
 USER_ERROR_STATUS = 2
@@ -23,8 +24,12 @@ class UserError(Exception):
         super().__init__(" ".join(message.split()))
 
 
-class OutOfMemory(UserError):
-    """What was asked for doesn't fit into the memory. One rank may meet it alone, so each reports its own."""
+class OfThisProcess(UserError):
+    """What one rank may meet alone, so that each reports its own."""
+
+
+class OutOfMemory(OfThisProcess):
+    """What was asked for doesn't fit into the memory."""
 
     def __init__(self, error: BaseException, advice: str) -> None:
         asked = what_was_asked(error)
@@ -42,21 +47,32 @@ def advising_on_memory(advice: str) -> Iterator[None]:
         raise OutOfMemory(error, advice) from None
 
 
+@contextmanager
+def _naming_files() -> Iterator[None]:
+    """Raises OfThisProcess for an error of the file system that nobody has met with words of their own."""
+    try:
+        yield
+    except OSError as error:
+        if not is_of_surroundings(error):
+            raise
+        raise OfThisProcess(refusal("used", error)) from None
+
+
 def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry script's `main` and leave with its exit status.
 
     A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130. Under a launcher every
-    rank of a machine meets the same mistake in the same way, so only the machine's first says it. So do errors of
-    memory, which are no mistakes in the command, but call for another one. No text that is printed can end the script,
-    whatever the terminal can show.
+    rank of a machine meets the same mistake in the same way, so only the machine's first says it. Errors of memory, and
+    those of the file system that only people can mend (a full disk, no permission), are one line as well, wherever they
+    come from. No text that is printed can end the script, whatever the terminal can show.
     """
     accept_any_text()
     try:
-        with advising_on_memory(LESS_WORK):
+        with advising_on_memory(LESS_WORK), _naming_files():
             status = main()
     except UserError as error:
         launched = any(name in os.environ for name in LAUNCHED)
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not launched or isinstance(error, OutOfMemory):
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not launched or isinstance(error, OfThisProcess):
             where = "" if os.environ.get("RANK", "0") == "0" else f" (on {socket.gethostname()})"
             print(f"error: {error}{where}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_STATUS)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.regular_file import read_at_most
 
 MOST_BYTES = 16 << 20  # of a file that we write ourselves; parsed, JSON takes up to 30 times as much
@@ -60,7 +61,7 @@ def read_json_for_user(path: Path | str, shape: type[Shape], advice: str, *, mos
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path} can't be read ({error.strerror}): {advice}") from None
+        raise UserError(refusal("read", error, path, otherwise=advice)) from None
     except BadJson as error:
         raise UserError(f"{path} is damaged ({error}): {advice}") from None
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from common.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
+MOST_NAME_BYTES = 255  # what file systems take (NAME_MAX)
+MOST_PATH_BYTES = 3_800  # what the kernel takes (PATH_MAX, 4,096) less what a run's files have below its folder
 MOST_PARTS = 300  # each takes frames of Python's when the folders are made
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
@@ -16,8 +18,7 @@ def expand_path(path: str | Path) -> Path:
 
     Also the type of a command's path argument: a shell leaves the `~` of `--out=~/x` as it is.
 
-    Raises UserError for a variable that is not set, or empty, for a user that does not exist, and for a path of more
-    folders than Python can make within each other.
+    Raises UserError for a variable that is not set, or empty, for a user that does not exist, and as `check_path`.
     """
     text = str(path)
 
@@ -33,9 +34,28 @@ def expand_path(path: str | Path) -> Path:
             expanded = expanded.expanduser()
         except RuntimeError:
             raise UserError(f"{text}: there is no such user here: write the path out") from None
-    if len(expanded.parts) > MOST_PARTS:
-        raise UserError(f"{text[:80]}… has {len(expanded.parts):,} parts: give a path of at most {MOST_PARTS}")
-    return expanded
+    return check_path(expanded)
+
+
+def check_path(path: Path) -> Path:
+    """The path. Raises UserError for one that no file can have: too long, of too many parts, or with a NUL in it."""
+    text = str(path)
+    shown = text if len(text) <= 80 else f"{text[:80]}…"
+    if "\0" in text:
+        raise UserError(f"{text[:80]!r} has a NUL in it, which no file's name can have: write it without")
+    if len(path.parts) > MOST_PARTS:
+        raise UserError(f"{shown} has {len(path.parts):,} parts: give a path of at most {MOST_PARTS}")
+    try:
+        size, longest = len(os.fsencode(text)), max(map(len, map(os.fsencode, path.parts)), default=0)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{shown} has {text[error.start]!r} in it, which no file's name can have in this locale: leave it out"
+        ) from None
+    if longest > MOST_NAME_BYTES:
+        raise UserError(f"{shown} has a name of {longest:,} bytes in it: give one of at most {MOST_NAME_BYTES}")
+    if size > MOST_PATH_BYTES:
+        raise UserError(f"{shown} has {size:,} bytes: give a path of at most {MOST_PATH_BYTES:,}")
+    return path
 
 
 def find_path(path: str | Path) -> Path:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from common.paths import expand_path
+from common.os_errors import refusal
+from common.paths import MOST_NAME_BYTES, expand_path
 
 TEMPORARY_SUFFIX = ".tmp"
 LEFT_SECONDS = 3600.0  # a temporary file that nobody has written to for so long has been left
@@ -92,7 +93,10 @@ def write_whole(
         return False
     path = _followed(path)
     # no process id: two containers or machines may share a folder and have the same
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    name = path.name
+    while len(os.fsencode(name)) > MOST_NAME_BYTES - len(f".12345678{TEMPORARY_SUFFIX}"):
+        name = name[:-1]
+    temporary = path.with_name(f"{name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
@@ -140,7 +144,7 @@ def write_output(path: Path, data: bytes | str) -> None:
     try:
         write_whole(path, data)
     except OSError as error:
-        raise UserError(f"{path} can't be written ({error.strerror}): name another file") from None
+        raise UserError(refusal("written", error, path, otherwise="name another file")) from None
 
 
 def write_json_output(path: Path, value: Any) -> None:

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from common.environment import whole_number
 from common.errors import UserError
-from common.paths import PROJECT, expand_path
+from common.os_errors import refusal
+from common.paths import PROJECT, check_path, expand_path
 from common.publish import write_json_whole
 
 Status = Literal["running", "preempted", "done", "failed"]
@@ -40,9 +41,12 @@ class RunFolder:
         Raises UserError where the root can't be expanded, or the folder's name is no UTF-8 text: no checkpoint in it
         could be opened again.
         """
-        here = expand_path(root) / name
+        here = check_path(expand_path(root) / name)
         there = PROJECT / here
-        found = Path.cwd() / here if here.exists() or not there.exists() else there
+        try:
+            found = Path.cwd() / here if here.exists() or not there.exists() else there
+        except OSError as error:  # a root that this user may not enter
+            raise UserError(refusal("read", error, here, otherwise="give another --run.root")) from None
         try:
             os.fsencode(found).decode()  # its bytes, which the locale may take for no text
         except UnicodeDecodeError:

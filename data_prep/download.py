@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.progress import format_duration
 from common.publish import fsync_folder
 
@@ -84,7 +85,7 @@ def download(
         fsync_folder(target.parent)
     except OSError as error:
         raise UserError(
-            f"can't store {target}: {error.strerror or error}; what has come is kept, run it again"
+            f"{refusal('written', error, target)}; what has come is kept: then run the same command again"
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 import bz2
 import codecs
+import errno
 import gzip
 import hashlib
 import io
@@ -13,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.publish import sha256_file
 
 STREAM_BYTES = 1 << 20
@@ -89,4 +91,6 @@ def fingerprint(path: Path) -> dict[str, str]:
             file.seek(-8 - length, os.SEEK_END)
             return {"footer_sha256": hashlib.sha256(file.read(length)).hexdigest()}
     except OSError as error:
-        raise UserError(f"{path} is no parquet file ({error.strerror})") from None
+        if error.errno == errno.EINVAL:  # too short for what is looked for at its end
+            raise UserError(f"{path} is no whole parquet file: fetch it again, or take it away") from None
+        raise UserError(refusal("read", error, path)) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import UserError
+from common.os_errors import refusal
 from data_prep.file_kinds import KINDS, suffix_of
 
 BOOKKEEPING = {"__MACOSX", "_temporary", "_delta_log", "lost+found"}  # of archives, Spark, Delta tables, file systems
@@ -87,7 +88,7 @@ class Walk:
                 self._seen.add(_identity(os.stat(here)))
                 entries = sorted(os.scandir(here), key=lambda entry: entry.name)
             except OSError as error:
-                raise UserError(f"can't read the folder {here}: {error.strerror}") from None
+                raise UserError(refusal("read", error, here)) from None
             for entry in entries:
                 path = here / entry.name
                 found = self._look_at(entry, path, root)
@@ -114,7 +115,7 @@ class Walk:
             if suffix_of(entry.name) not in self.suffixes:
                 self.note(OTHER_KIND, shown)
                 return None
-            raise UserError(f"can't read {path}: {error.strerror}") from None
+            raise UserError(refusal("read", error, path, otherwise="is it a link to nowhere? Then remove it")) from None
         if stat.S_ISDIR(found.st_mode):
             return found
         if not stat.S_ISREG(found.st_mode):

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from common.errors import UserError
+from common.os_errors import refusal
 from data_prep.fields import column_of, column_path, text_of
 from data_prep.file_kinds import STREAM_BYTES, Kind, kind_of, open_bytes
 from data_prep.tokenization import SAFE_BORDER, Tokenizer
@@ -74,8 +75,9 @@ def units(path: Path, field: str) -> list[Unit]:
         if kind.content == "parquet":
             return _row_groups(path, field)
         size = path.stat().st_size
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"can't read {path}: {error}") from None
+    except (OSError, pa.ArrowException) as error:  # pyarrow's own OSErrors have no number
+        refused = isinstance(error, OSError) and error.errno is not None
+        raise UserError(refusal("read", error, path) if refused else f"{path} can't be read: {error}") from None
     if kind.compression:
         return [Unit(None, size * TEXT_PER_COMPRESSED_BYTE)]
     return [Unit(None, min(BLOCK_BYTES, size - start)) for start in range(0, size, BLOCK_BYTES)]

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from common.errors import UserError
+from common.os_errors import refusal
 from data_prep.corpus import InputFile
 from data_prep.fields import text_of
 from data_prep.file_kinds import KINDS, READABLE, fingerprint, kind_of, open_bytes, suffix_of
@@ -32,7 +33,7 @@ class LocalFiles:
         try:
             return InputFile(name, path.stat().st_size, fingerprint(path))
         except OSError as error:
-            raise UserError(f"can't read {path}: {error.strerror}") from None
+            raise UserError(refusal("read", error, path, otherwise="fetch it again, or take it away")) from None
 
     def path(self, index: int, meanwhile: Callable[[], None] = lambda: None) -> Path:
         return self._folder / self.listed[index].name

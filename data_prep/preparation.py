@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import canonical_json, file_to_write, write_json_output
 from data_prep.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
@@ -66,7 +67,7 @@ def writing_alone(folder: Path) -> Iterator[None]:
     except Timeout:
         raise UserError(f"another command is writing to {folder}: wait for it, or choose another --out") from None
     except OSError as error:
-        raise UserError(f"can't write to {folder} ({error.strerror}): choose another --out") from None
+        raise UserError(refusal("written", error, folder, otherwise="choose another --out")) from None
     try:
         yield
     finally:
@@ -144,10 +145,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
     if manifest.splits["val"]:
         print(f"validation set sha256 {manifest.val_sha256}")
     if json_file:
-        try:
-            write_json_output(json_file, figures)
-        except OSError as error:
-            raise told(error, json_file) from error
+        write_json_output(json_file, figures)
 
 
 def read_json(path: Path) -> Any:

@@ -15,6 +15,7 @@ import time
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.os_errors import refusal
 from data_prep.cached_files import cache_folder
 from data_prep.download import download
 from data_prep.manifest import Manifest
@@ -54,7 +55,7 @@ def read_text(arguments: argparse.Namespace) -> str:
     try:
         text: str = path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise UserError(f"can't read {path}: {error.strerror}") from None
+        raise UserError(refusal("read", error, path, otherwise="name another --file")) from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,})") from None
     if len(text) < 10:

@@ -16,6 +16,7 @@ from typing import BinaryIO, Self
 import numpy as np
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.progress import format_bytes
 from common.publish import TEMPORARY_SUFFIX, fsync_folder
 from data_prep.manifest import MANIFEST_FILE, SPLITS, Shard, shard_name
@@ -161,7 +162,7 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
 def told(error: OSError, path: Path, missing_bytes: int | None = None) -> UserError:
     """What to tell people who can't have `path` written."""
     if error.errno not in _DISK_FULL:
-        return UserError(f"can't write {path}: {error.strerror}")
+        return UserError(refusal("written", error, path, otherwise="run the same command again"))
     missing = "" if missing_bytes is None else f" needs {format_bytes(missing_bytes)} more"
     return UserError(
         f"the disk is full: {path}{missing} ({error.strerror}); free some space and run the same command again"

@@ -1,6 +1,7 @@
 """Reading a token set: each split as one long stream of tokens, memory-mapped, whatever files it lies in."""
 
 import bisect
+import errno
 import itertools
 import mmap
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.host_limits import allowed_cores
+from common.os_errors import refusal
 from common.paths import find_path
 from common.progress import progress_bar
 from common.publish import sha256_file
@@ -141,8 +143,10 @@ def _check_size(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> None:
     path, expected = folder / shard.file, shard.tokens * dtype.itemsize
     try:
         found = path.stat().st_size
-    except OSError:
+    except FileNotFoundError:
         raise UserError(f"{path} is missing: copy it again, or prepare the set again with --force") from None
+    except OSError as error:
+        raise UserError(refusal("read", error, path)) from None
     if found != expected:
         raise UserError(f"{path} has {found:,} bytes, not {expected:,}: copy it again, or prepare the set with --force")
 
@@ -167,8 +171,11 @@ def _map_file(path: Path) -> mmap.mmap:
     try:
         with open(path, "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise UserError(f"can't map {path} ({error}): fewer, larger shards need fewer open files") from None
+    except OSError as error:
+        fewer = "; fewer, larger shards need fewer" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        raise UserError(f"{refusal('read', error, path)}{fewer}") from None
+    except ValueError as error:  # an empty file
+        raise UserError(f"{path} can't be mapped ({error}): run data_prep/verify.py on its folder") from None
 
 
 def _allow_open_files(count: int) -> None:

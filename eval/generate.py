@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
+from common.os_errors import refusal
 from common.paths import expand_path
 from common.plain_text import as_typed
 from common.publish import write_json_output
@@ -140,8 +141,10 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     elif arguments.prompt_file:
         try:
             prompts.append(expand_path(arguments.prompt_file).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{arguments.prompt_file} can't be read as text: {error}") from None
+        except OSError as error:
+            raise UserError(refusal("read", error, arguments.prompt_file, otherwise="name another file")) from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{arguments.prompt_file} is no UTF-8 text ({error}): save it as such") from None
     if not prompts:
         raise UserError('nothing to go on from: give --prompt "…", --prompt-file FILE or --interactive')
     return prompts

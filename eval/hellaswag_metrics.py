@@ -20,7 +20,7 @@ from data_prep.tokenization import Tokenizer
 from eval.hellaswag_examples import Example
 from eval.multiple_choice import BatchSize, Ids, Question, log_likelihoods
 from model.gpt import GPT
-from model.precision import NO_NUMBERS, Dtype
+from model.precision import Dtype, non_finite_predictions
 from model.ranks import Ranks
 
 Choices = npt.NDArray[np.int64]  # (examples): the ending chosen
@@ -92,7 +92,7 @@ def choose_all(
     distinct = questions.distinct()
     scores = log_likelihoods(model, distinct, ranks, dtype=dtype, batch_size=batch_size, done=done)
     if np.isnan(scores).any():
-        raise UserError(NO_NUMBERS)
+        raise UserError(non_finite_predictions(dtype))
     rows = {question: row for row, question in enumerate(distinct)}
     plain = scores[[rows[question] for question in questions.plain]]  # (examples, 4)
     harness = scores[[rows[question] for question in questions.harness]]

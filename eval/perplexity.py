@@ -36,7 +36,7 @@ from data_prep.windows import Tokens, document_ids
 from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.loading import Loaded, load_checkpoint, start_evaluation
 from model.gpt import GPT
-from model.precision import NO_NUMBERS, Dtype, autocast
+from model.precision import Dtype, autocast, non_finite_predictions
 from model.ranks import Ranks
 
 LESS_MEMORY = "give a smaller --micro-batch (8 by default) or --dtype bf16, or --device cpu where that has more"
@@ -198,7 +198,7 @@ def main() -> int:
             done=bar.update,
         )
     if math.isnan(blocks.loss().value):
-        raise UserError(NO_NUMBERS)
+        raise UserError(non_finite_predictions(arguments.dtype))
     if ranks.is_first:
         report = describe(loaded, tokens, blocks, arguments, stride, border is not None)
         show(report, time.monotonic() - started)

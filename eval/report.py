@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.os_errors import refusal
 from common.progress import format_duration
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_output, write_output
 from eval.arguments import add_json
@@ -49,7 +50,7 @@ def main() -> int:
             write_output(out / name, picture)
         write_output(path, page(runs, pictures, time.time()))
     except OSError as error:
-        raise UserError(f"{out} can't be written ({error.strerror}): give another folder with --out") from None
+        raise UserError(refusal("written", error, out, otherwise="give another folder with --out")) from None
     if arguments.json:
         write_json_output(arguments.json, as_json(runs))
     steps = sum(len(run.table) for run in runs)

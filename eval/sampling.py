@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from model.gpt import GPT
-from model.precision import NO_NUMBERS
+from model.precision import non_finite_predictions
 
 NEVER = float("-inf")
 LEAST_TEMPERATURE = 1e-30  # below it logits divided by the temperature leave float32; this one is greedy already
@@ -107,7 +107,7 @@ def choose_tokens(
     Raises UserError where the logits are no numbers: the likeliest of them would be id 0 again and again.
     """
     if not bool(logits.amax(dim=-1).isfinite().all()):
-        raise UserError(NO_NUMBERS)
+        raise UserError(non_finite_predictions(logits.dtype))
     filtered = sampling.filter(logits, seen)
     if sampling.temperature == 0:
         return filtered.argmax(dim=-1, keepdim=True)  # (B, 1)

@@ -10,7 +10,6 @@ from common.errors import UserError
 DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
 Dtype = Literal["bf16", "fp16", "fp32"]
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-NO_NUMBERS = "the model's predictions are no numbers (NaN): fp16 ends at 65,504, try --dtype bf16 or fp32"
 
 
 def resolve_dtype(choice: DtypeChoice, device: torch.device) -> tuple[Dtype, str]:
@@ -43,6 +42,16 @@ def _cpu_multiplies_bf16() -> bool:
     # Private names that exist in torch 2.11 to 2.13; where one is gone the answer is the safe one.
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def non_finite_predictions(dtype: Dtype | torch.dtype) -> str:
+    """What to tell people whose model predicts NaN: the range may be at fault in fp16, and only there."""
+    if dtype in ("fp16", torch.float16):
+        return "the model's predictions are non-finite (NaN or inf): fp16 ends at 65,504, try --dtype bf16 or fp32"
+    return (
+        "the model's predictions are non-finite (NaN or inf), which no --dtype mends: its weights have diverged or "
+        "are damaged, take an earlier checkpoint"
+    )
 
 
 def autocast(dtype: Dtype, device: torch.device) -> contextlib.AbstractContextManager[object]:

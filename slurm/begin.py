@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.os_errors import refusal
 from common.paths import expand_path
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, find_token_set
@@ -45,7 +46,7 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
     try:
         append_start(folder, start, nodes, launch)
     except OSError as error:
-        raise UserError(f"{starts_file(folder)} can't be written: {error.strerror}") from None
+        raise UserError(refusal("written", error, starts_file(folder))) from None
     others = addresses[1:] or nodes[1:]
     return Beginning(
         run_folder=str(folder.path),

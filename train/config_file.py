@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin
 import yaml
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.yaml_file import BadYaml, compose, construct, open_document, read_yaml_text
 
 _NULL = "tag:yaml.org,2002:null"
@@ -71,7 +72,7 @@ def read_file(path: Path, types: dict[str, Any]) -> ConfigFile:
         finally:
             loader.dispose()
     except OSError as error:
-        raise UserError(f"configuration {path} can't be read: {error.strerror}") from None
+        raise UserError(f"configuration {refusal('read', error, path, otherwise='name another --config')}") from None
     except BadYaml as error:
         raise UserError(f"configuration {path} is not YAML: {error}") from None
     if not isinstance(content, dict):

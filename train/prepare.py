@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
 from train.config import to_yaml
 from train.provenance import record_start
@@ -29,8 +30,7 @@ def prepare_folder(
             break
         except OSError as error:
             if not patience.waited(error):
-                why = f"{error.filename or context.folder.path} can't be written: {error.strerror}"
-                raise UserError(f"{why}: make room") from None
+                raise UserError(refusal("written", error, error.filename or context.folder.path)) from None
     state.write("running", "starting", state.start)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.metrics_file import record_kind
+from common.os_errors import refusal
 from common.patient_file import PatientFile
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
@@ -52,7 +53,7 @@ class Recorder:
                 self._folder.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1
             )
         except OSError as error:
-            raise StorageFailed(f"{error.filename or self._folder.path} can't be written: {error.strerror}") from None
+            raise StorageFailed(refusal("written", error, error.filename or self._folder.path)) from None
 
     def mirror_to(self, mirror: WandbMirror) -> None:
         """Pass every record on to a mirror as well."""

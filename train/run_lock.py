@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.periodic import Periodic
 from common.processes import ProcessIdentity
 from common.rewritten_file import RewrittenFile, read_record
@@ -35,6 +36,9 @@ RELEASED = "released"
 
 class LockLost(Exception):
     """Another trainer has taken the run over. This one must leave it as it is."""
+
+
+OTHER_RUN = "give another --run.root or --run.name"
 
 
 @dataclass
@@ -111,7 +115,7 @@ class RunLock:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{self.folder} can't be made: {error.strerror}") from None
+            raise UserError(refusal("made", error, self.folder, otherwise=OTHER_RUN)) from None
         self._made = missing[::-1]
 
     def _create(self) -> bool:
@@ -130,7 +134,7 @@ class RunLock:
                 self._file.close()
                 self.path.unlink()
             self._remove_made_folders()
-            raise UserError(f"{self.path} can't be written: {error.strerror}") from None
+            raise UserError(refusal("written", error, self.path, otherwise=OTHER_RUN)) from None
         return True
 
     def _remove_made_folders(self) -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from common.checkpoint_files import list_checkpoints
 from common.errors import UserError
+from common.os_errors import refusal, what_to_do
 from common.publish import TEMPORARY_SUFFIX
 from train.run_config import CheckpointConfig
+from train.storage import NO_ROOM
 
 
 def needed_bytes(
@@ -100,9 +102,11 @@ def check_space(
     try:
         _reserve(folder, sizes[0])
     except OSError as error:
+        if error.errno not in NO_ROOM | {errno.EFBIG}:
+            raise UserError(refusal("written", error, folder, otherwise="give another --run.root")) from None
         raise UserError(
             f"{folder}: {error.strerror}: a checkpoint of {sizes[0]:,} bytes can't be written, though {free:,} are "
-            f"free: {advice}"
+            f"free: {what_to_do(error) if error.errno == errno.EFBIG else advice}"
         ) from None
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.paths import expand_path
 from common.processes import boot_id
 from common.progress import format_bytes, progress_bar
@@ -228,4 +229,5 @@ def _blocks(path: Path) -> Iterator[bytes]:
             while block := file.read(BLOCK_BYTES):
                 yield block
     except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}: copy it again, or prepare the set again") from None
+        advice = "copy it again, or prepare the set again"
+        raise UserError(refusal("read", error, path, otherwise=advice)) from None

@@ -90,12 +90,12 @@ def test_shakespeare_mistakes_are_one_line(tmp_path):
     assert run("shakespeare.py", "--file", tmp_path / "text.txt", "--out", tmp_path / "set").returncode == 0
     with Server(files={"/input.txt": b"another text altogether"}) as server:
         cases = [
-            (["--file", tmp_path / "none.txt", "--out", tmp_path / "a"], "can't read"),
+            (["--file", tmp_path / "none.txt", "--out", tmp_path / "a"], "can't be read ("),
             (["--file", tmp_path / "bad.txt", "--out", tmp_path / "b"], "not UTF-8"),
             (["--file", tmp_path / "text.txt", "--out", tmp_path / "set", "--tokenizer", "byte"], "another text"),
             (["--out", tmp_path / "c", "--url", f"{server.url}/none"], "no such file"),
-            (["--file", tmp_path / "none.txt", "--out", tmp_path / "set"], "can't read"),
-            (["--file", tmp_path / "none.txt", "--out", tmp_path / "set", "--force"], "can't read"),
+            (["--file", tmp_path / "none.txt", "--out", tmp_path / "set"], "can't be read ("),
+            (["--file", tmp_path / "none.txt", "--out", tmp_path / "set", "--force"], "can't be read ("),
         ]
         for options, words in cases:
             done = run("shakespeare.py", *options, LONGHAUL_CACHE=str(tmp_path / "cache"))
@@ -208,7 +208,7 @@ def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
         ([tmp_path / "broken.jsonl"], "broken.jsonl, line 2: "),
         ([tmp_path / "broken.jsonl", "--tokenizer", "char"], "broken.jsonl: Expecting"),
         ([folder / "a.parquet", "--field", "score"], "no text in its column 'score' but double"),
-        ([tmp_path / "dangling"], "can't read"),
+        ([tmp_path / "dangling"], "can't be read ("),
         ([tmp_path / "empty.txt", "--tokenizer", "char"], "there is no text"),
     ]
     for number, (options, words) in enumerate(cases):

@@ -168,7 +168,7 @@ def test_a_full_disk_costs_no_decision_and_a_start_is_refused_in_one_line(tmp_pa
         decision = decide_for(folder, "JobId=7 JobState=RUNNING", asked=False, told=False, exit_status=1)
         assert decision.action == "requeue"
         assert "slurm.jsonl can't be written: No space left on device" in capsys.readouterr().err
-        with pytest.raises(UserError, match=r"slurm.jsonl can't be written: No space left on device"):
+        with pytest.raises(UserError, match=r"slurm.jsonl can't be written \(No space left on device\): make room"):
             begin(
                 ["--config=train/configs/smoke.yaml", f"--run.root={disk}", "--run.name=run", f"--data.path={data}"],
                 ["n1"],

@@ -114,7 +114,7 @@ def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: 
         (["--lr=1"], "unknown option --lr, did you mean --optim.lr?"),
         (["train/configs/smoke.yaml"], "is given as --config FILE"),
         (["--config"], "--config needs the name of a YAML file"),
-        (["--config=nowhere.yaml"], "nowhere.yaml can't be read: No such file"),
+        (["--config=nowhere.yaml"], "nowhere.yaml can't be read (No such file or directory): name another --config"),
         (["--optim.lr=1e400"], "optim.lr is inf: give a finite number"),
         (["--run.lock_patience_seconds=.nan"], "run.lock_patience_seconds is nan: give a finite number"),
         (["stray"], "stray"),

@@ -81,7 +81,7 @@ def test_a_set_that_cannot_be_read_is_no_full_disk(tmp_path: Path, made: TokenSe
     shard = made.folder / "train-00001.bin"
     shard.unlink()
     shard.mkdir()  # reading it fails, whoever reads
-    with pytest.raises(UserError, match=r"train-00001\.bin can't be read: Is a directory"):
+    with pytest.raises(UserError, match=r"train-00001\.bin can't be read \(Is a directory\): a folder stands"):
         stage(made, tmp_path / "local", ALONE)
 
 
