@@ -60,7 +60,7 @@ def required_distributions(requirements: Path) -> dict[str, importlib.metadata.D
 
 def _read_requirements(path: Path) -> Iterator[Requirement]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"can't read {path} ({error.strerror}): name the requirements with --requirements") from None
     for line in lines:

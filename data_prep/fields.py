@@ -1,10 +1,22 @@
 """Where a document's text is in a record: a key or column, or one inside another (`meta.text`)."""
 
+import codecs
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
+
+def record_of(line: bytes) -> Any:
+    """What a line of JSON holds; it is UTF-8, with or without a byte order mark.
+
+    Raises ValueError for another text, and RecursionError for one that is nested too deeply.
+    """
+    if b"\0" in line:  # json.loads would take such bytes for UTF-16 or UTF-32
+        raise ValueError("NUL bytes in it: it is damaged, or of a file in UTF-16, to be saved as UTF-8")
+    return json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass"))
 
 
 def text_of(record: Any, field: str) -> str:

@@ -15,9 +15,14 @@ import pyarrow as pa
 
 from common.errors import UserError
 from common.os_errors import refusal
+from common.progress import format_bytes
 from common.publish import sha256_file
 
 STREAM_BYTES = 1 << 20
+ZSTD_WINDOW_BYTES = 1 << 27  # pyarrow's decompressor takes no more, as `zstd -d` without --long
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte of 0x50 to 0x5F
+_ZSTD_HEADER_BYTES = 18
 
 
 class Kind(NamedTuple):
@@ -78,9 +83,44 @@ def is_utf8(path: Path) -> bool:
     return True
 
 
+def check_zstd_window(path: Path) -> None:
+    """Raises UserError for a file whose frame header asks for a larger window than the decompressor takes.
+
+    It would otherwise say so in its own words when the file's turn comes.
+    """
+    with open(path, "rb") as file:
+        header = file.read(_ZSTD_HEADER_BYTES)
+        while header[1:4] == _ZSTD_SKIPPABLE and 0x50 <= header[0] <= 0x5F:
+            file.seek(int.from_bytes(header[4:8], "little") + 8 - len(header), os.SEEK_CUR)
+            header = file.read(_ZSTD_HEADER_BYTES)
+    window = zstd_window(header)
+    if window is not None and window > ZSTD_WINDOW_BYTES:
+        raise UserError(
+            f"{path} was compressed with a window of {format_bytes(window)} (zstd --long), and "
+            f"{format_bytes(ZSTD_WINDOW_BYTES)} can be read: pack it again, "
+            f"'zstd -d --long={(window - 1).bit_length()} --stdout FILE | zstd -o NEW'"
+        )
+
+
+def zstd_window(header: bytes) -> int | None:
+    """Bytes of what came before that a frame refers to, by its header (RFC 8878, 3.1.1.1); None for another file."""
+    if header[:4] != _ZSTD_MAGIC or len(header) < 6:
+        return None
+    described = header[4]
+    if not described & 0x20:
+        exponent, mantissa = header[5] >> 3, header[5] & 7
+        return (1 << (10 + exponent)) // 8 * (8 + mantissa)
+    start = 5 + (0, 1, 2, 4)[described & 3]  # one segment: the window is the content, whose size follows
+    size = (1, 2, 4, 8)[described >> 6]
+    return int.from_bytes(header[start : start + size], "little") + (256 if size == 2 else 0)
+
+
 def fingerprint(path: Path) -> dict[str, str]:
     """A hash that changes with the file: of all its bytes, or of a parquet file's footer, which lists every chunk."""
-    if kind_of(path.name).content != "parquet":
+    kind = kind_of(path.name)
+    if kind.compression == "zstd":
+        check_zstd_window(path)
+    if kind.content != "parquet":
         return {"sha256": sha256_file(path)}
     try:
         with open(path, "rb") as file:

@@ -7,7 +7,6 @@ file. A place is (file, unit, row); reading a unit from a row on gives the same 
 import codecs
 import contextlib
 import itertools
-import json
 import lzma
 import os
 import zlib
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.os_errors import refusal
-from data_prep.fields import column_of, column_path, text_of
+from data_prep.fields import column_of, column_path, record_of, text_of
 from data_prep.file_kinds import STREAM_BYTES, Kind, kind_of, open_bytes
 from data_prep.tokenization import SAFE_BORDER, Tokenizer
 
@@ -239,7 +238,7 @@ def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragme
                 return
             place += len(line)
             try:
-                text = text_of(json.loads(line), field) if line.strip() else ""
+                text = text_of(record_of(line), field) if line.strip() else ""
             except (ValueError, RecursionError) as error:
                 yield Unreadable(row, error)
             else:

@@ -12,7 +12,7 @@ import yaml
 from common.errors import UserError
 from common.os_errors import refusal
 from data_prep.corpus import InputFile
-from data_prep.fields import text_of
+from data_prep.fields import record_of, text_of
 from data_prep.file_kinds import KINDS, READABLE, fingerprint, kind_of, open_bytes, suffix_of
 from data_prep.file_walk import PassedOver, Walk, told_passed_over
 from data_prep.hub import config_patterns, matches
@@ -119,7 +119,7 @@ def _patterns_of_card(readme: Path, config: str, all_splits: bool) -> list[str] 
     if not readme.is_file():
         return None
     try:
-        parts = readme.read_text(encoding="utf-8", errors="replace").split("---\n", 2)
+        parts = readme.read_text(encoding="utf-8-sig", errors="replace").split("---\n", 2)
         card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
         if isinstance(card, dict) and card.get("configs"):
             return config_patterns(card, config, str(readme), all_splits=all_splits)
@@ -138,7 +138,7 @@ def _json_problem(path: Path, field: str) -> str | None:
             line = b"\n"
             while line and not line.strip():
                 line = file.readline(FIRST_LINE_BYTES)
-        record = json.loads(line) if line else {field: ""}
+        record = record_of(line) if line else {field: ""}
     except json.JSONDecodeError:
         record = None
     except (OSError, EOFError, ValueError, RuntimeError):  # damaged: reading it will say so

@@ -53,7 +53,7 @@ def read_text(arguments: argparse.Namespace) -> str:
         if not path.exists():
             download(arguments.url, path, sha256=SHA256)
     try:
-        text: str = path.read_bytes().decode("utf-8")
+        text: str = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(refusal("read", error, path, otherwise="name another --file")) from None
     except UnicodeDecodeError as error:

@@ -137,10 +137,10 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     """The prompts of the command line. Raises UserError where there are none or a file can't be read."""
     prompts = [as_typed(prompt) for prompt in arguments.prompt or []]
     if arguments.prompt_file == "-":
-        prompts.append(as_typed(sys.stdin.read()))
+        prompts.append(as_typed(sys.stdin.read()).removeprefix("\ufeff"))
     elif arguments.prompt_file:
         try:
-            prompts.append(expand_path(arguments.prompt_file).read_text(encoding="utf-8"))
+            prompts.append(expand_path(arguments.prompt_file).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UserError(refusal("read", error, arguments.prompt_file, otherwise="name another file")) from None
         except UnicodeDecodeError as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.publish import sha256_file
 from data_prep.prepare_offline import hellaswag_file
 
@@ -56,9 +57,11 @@ def read_hellaswag(path: Path | None = None) -> HellaSwag:
     path = require_hellaswag(path)
     try:
         content = bz2.decompress(path.read_bytes()) if path.suffix == ".bz2" else path.read_bytes()
-        text = content.decode("utf-8").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
     except (OSError, ValueError) as error:  # also text that is none, and a bzip2 file that breaks off
-        raise UserError(f"{path} can't be read: {error}") from None
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(refusal("read", error, path)) from None
+        raise UserError(f"{path} can't be read: {error}: fetch it again, or save it as UTF-8") from None
     lines = text.rstrip("\n").split("\n")
     official = lines[0].lstrip().startswith("{")
     examples = _read_json_lines(lines, path) if official else _read_text(lines, path)
@@ -93,7 +96,7 @@ def _read_json_lines(lines: list[str], path: Path) -> tuple[Example, ...]:
     for number, line in enumerate(lines, 1):
         try:
             examples.append(_official_example(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}, line {number} is no HellaSwag example: {_reason(error)}") from None
     return tuple(examples)
 

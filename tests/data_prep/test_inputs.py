@@ -156,10 +156,42 @@ def test_what_can_not_be_read_says_why(tmp_path):
         (b"{torn", "Expecting"),
         (b'{"body": "x"}', "no field 'text'"),
         (b'{"text": 3}', "holds no text"),
+        (b'\0\0\0{"text": "x"}', "NUL bytes in it: it is damaged, or of a file in UTF-16"),
+        ('{"text": "x"}'.encode("utf-16-le"), "NUL bytes in it"),
     ]:
         (tmp_path / "d.jsonl").write_bytes(b'{"text": "fine"}\n' + line)
         with pytest.raises(ValueError, match=words):
             read_all(tmp_path / "d.jsonl")
+
+
+def test_byte_order_marks_are_no_text(tmp_path):
+    lines = b"".join(b'\xef\xbb\xbf{"text": "word %d"}\n' % number for number in range(3))  # of files put together
+    (tmp_path / "d.jsonl").write_bytes(lines)
+    assert [fragment.text for _, fragment in read_all(tmp_path / "d.jsonl")] == ["word 0", "word 1", "word 2"]
+
+
+def zstd_frame(window_log: int) -> bytes:
+    """A frame of one stored block, as `zstd --long` makes of a stream whose length it doesn't know."""
+    content = b'{"text": "words"}\n'
+    block = (len(content) << 3 | 1).to_bytes(3, "little") + content  # the last one, of bytes as they are
+    return b"\x28\xb5\x2f\xfd" + bytes([0, (window_log - 10) << 3]) + block
+
+
+def test_a_window_of_zstd_that_can_not_be_read_is_known_at_once(tmp_path):
+    path = tmp_path / "d.jsonl.zst"
+    skippable = b"\x55\x2a\x4d\x18" + (100).to_bytes(4, "little") + bytes(100)
+    path.write_bytes(skippable + zstd_frame(27))
+    fingerprint(path)
+    assert [fragment.text for _, fragment in read_all(path)] == ["words"]
+    for before in (b"", skippable):
+        path.write_bytes(before + zstd_frame(31))
+        with pytest.raises(
+            UserError, match=r"window of 2.0 GiB \(zstd --long\), and 128.0 MiB .*'zstd -d --long=31 "
+        ) as error:
+            fingerprint(path)
+        assert str(path) in str(error.value)
+    with pytest.raises(OSError, match="too much memory"):  # by pyarrow itself: should it take such, the check can go
+        read_all(path)
 
 
 def test_long_documents_are_decoded_a_few_at_a_time(tmp_path):

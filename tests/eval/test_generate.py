@@ -73,7 +73,9 @@ def test_prompts_from_file_and_standard_input_and_the_streamed_text(run, tmp_pat
     (tmp_path / "prompt.txt").write_text("été\n", encoding="utf-8")
     options = ("--preset", "greedy", "--max-tokens", 12, "--past-end")
     from_file, _ = generate(run, "--prompt-file", tmp_path / "prompt.txt", *options)
-    from_input, _ = generate(run, "--prompt-file", "-", *options, text="été\n")
+    (tmp_path / "prompt.txt").write_text("été\n", encoding="utf-8-sig")  # as Windows' editors save
+    assert generate(run, "--prompt-file", tmp_path / "prompt.txt", *options)[0] == from_file
+    from_input, _ = generate(run, "--prompt-file", "-", *options, text="\ufeffété\n")
     given, _ = generate(run, "--prompt", "été\n", *options)
     assert from_file == from_input == given
     assert given.startswith("été\n") and given.endswith("\n")

@@ -214,6 +214,18 @@ def test_scores_that_are_no_numbers_are_said(tmp_path: Path) -> None:
         choose_all(loaded.model, examples, loaded.tokenizer, start_ranks("cpu"), dtype="fp16")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.txt.bz2"])
+def test_a_byte_order_mark_is_no_part_of_the_first_example(tmp_path: Path, name: str) -> None:
+    rows = official_rows(2, words_at_most=3)
+    plain = write_official(tmp_path / "plain.jsonl", rows)
+    if name != "a.jsonl":
+        lines = [[row["ctx"], str(row["label"]), *row["endings"]] for row in rows]
+        plain.write_text("".join(f"{line}\n" for example in lines for line in example))
+    content = b"\xef\xbb\xbf" + plain.read_bytes()
+    (tmp_path / name).write_bytes(bz2.compress(content) if name.endswith(".bz2") else content)
+    assert read_hellaswag(tmp_path / name).examples == read_hellaswag(plain).examples
+
+
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
     monkeypatch.setenv("LONGHAUL_CACHE", str(tmp_path / "empty"))
@@ -223,6 +235,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("--data", tmp_path / "none.jsonl"): "there is no file",
         ("--data", write_official(tmp_path / "a.jsonl", [good[0], {"ctx": "x"}])): "line 2 is no HellaSwag example",
         ("--data", write_official(tmp_path / "b.jsonl", [{**good[0], "label": ""}])): "line 1 is no HellaSwag",
+        ("--data", write_official(tmp_path / "h.jsonl", [{**good[0], "label": 1e999}])): "line 1 is no HellaSwag",
         ("--data", write_official(tmp_path / "c.jsonl", good), "--limit", 0): "--limit is 0",
     }
     cases["--data", tmp_path / "c.jsonl", "--json", tmp_path / "c.jsonl" / "out.json"] = "out.json can't be written"
