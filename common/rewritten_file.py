@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+
 RECORD_BYTES = 1024  # every record has this length: a shorter one leaves nothing of a longer one
 
 
@@ -22,9 +24,14 @@ class RewrittenFile:
         self._descriptor = os.open(path, flags, 0o666)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Replace the record. Raises OSError."""
+        """Replace the record. Raises OSError, and UserError for one that is longer than a record can be."""
         data = json.dumps(record).encode()
-        assert len(data) < RECORD_BYTES, record
+        if len(data) >= RECORD_BYTES:
+            longest = max(record, key=lambda name: len(str(record[name])))
+            raise UserError(
+                f"the {longest} of this process has {len(str(record[longest])):,} characters, which does not fit into "
+                f"a record of {RECORD_BYTES:,} bytes: is it what the system or Slurm gave?"
+            )
         os.lseek(self._descriptor, 0, os.SEEK_SET)
         os.write(self._descriptor, data.ljust(RECORD_BYTES - 1) + b"\n")
 

@@ -79,7 +79,8 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
         ) from None
     if not found:
         raise UserError(f"{repo} at {revision} has no parquet files for the configuration {config!r}")
-    assert info.sha is not None
+    if info.sha is None:
+        raise UserError(f"{endpoint()} gives no commit for {repo} at {revision}: {_LATER}")
     return HubSource(repo, config, info.sha, tuple(found[name] for name in sorted(found)))
 
 

@@ -51,8 +51,9 @@ class Begun:
                 shards = [Shard(**shard) for shard in state["shards"]]
                 splits[name] = SplitState(shards, Place(*state["next"]), state["done"], last)
             found = cls(stored["plan"], splits, stored.get("skipped", []))
-            assert isinstance(found.plan["source"], dict)
-        except (ValueError, KeyError, TypeError, AssertionError) as error:
+            if not isinstance(found.plan["source"], dict):
+                raise TypeError("its source is no object")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
         return found
 

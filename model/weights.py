@@ -63,7 +63,7 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of several safetensors files, on the CPU.
 
     Raises:
-        UserError: a file is no whole safetensors file.
+        UserError: a file is no whole safetensors file, or repeats a tensor of another.
     """
     tensors: dict[str, Tensor] = {}
     for path in paths:
@@ -71,7 +71,11 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
             part = load_file(str(path))
         except (OSError, SafetensorError) as error:
             raise UserError(f"{path} can't be read as safetensors: {error}") from None
-        assert not tensors.keys() & part.keys(), f"{path} repeats tensors of another file"
+        if repeated := sorted(tensors.keys() & part.keys()):
+            raise UserError(
+                f"{path} repeats the tensor {repeated[0]} of another file: files of several checkpoints are mixed, "
+                "copy the checkpoint again"
+            )
         tensors.update(part)
     return tensors
 

@@ -129,11 +129,13 @@ class RunLock:
             self._write()
         except FileExistsError:
             return False
-        except OSError as error:
+        except (OSError, UserError) as error:
             if self._file is not None:  # made, and empty for lack of room: the next start need not wait for it
                 self._file.close()
                 self.path.unlink()
             self._remove_made_folders()
+            if isinstance(error, UserError):
+                raise
             raise UserError(refusal("written", error, self.path, otherwise=OTHER_RUN)) from None
         return True
 

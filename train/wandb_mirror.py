@@ -64,10 +64,11 @@ def read_place(folder: RunFolder) -> dict[str, Any]:
     path = folder.path / MIRROR_FILE
     try:
         place = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        place = None
+    if not (isinstance(place, dict) and isinstance(place.get("id"), str)):
         place = new_place()
         write_whole(path, json.dumps(place))
-    assert isinstance(place, dict)
     return place
 
 

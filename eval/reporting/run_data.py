@@ -149,7 +149,7 @@ def read_state_leniently(folder: RunFolder) -> dict[str, Any]:
     """The run's `state`; empty where it has none that can be read."""
     try:
         return folder.read_state() or {}
-    except (OSError, UserError, AssertionError):
+    except (OSError, UserError):
         return {}
 
 

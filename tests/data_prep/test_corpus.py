@@ -26,7 +26,7 @@ from data_prep import inputs
 from data_prep.corpus import Corpus, Settings, prepare
 from data_prep.encode_pool import START_METHODS, EncodePool
 from data_prep.encode_worker import Selection, Work
-from data_prep.journal import Begun
+from data_prep.journal import JOURNAL_FILE, Begun
 from data_prep.local_files import LocalFiles
 from data_prep.preparation import chosen_for_validation, positive_count
 from data_prep.token_set import TokenSet
@@ -220,6 +220,13 @@ def test_a_journal_of_other_settings_or_another_source_is_refused(source, tmp_pa
     write_parquet(copy / "sample" / "10BT" / "000_00000.parquet", texts(100, seed=9))
     with pytest.raises(UserError, match=r"another file sample/10BT/000_00000\.parquet"):
         prepare(corpus_of(copy, settings_for(5_000, 1_000, None)), out, 0, "")
+
+
+@pytest.mark.parametrize("plan", ['{"source": []}', '{"source": null}', "{}", "[]", "3"])
+def test_a_journal_that_is_none_is_refused(tmp_path, plan):
+    (tmp_path / JOURNAL_FILE).write_text(f'{{"splits": {{}}, "plan": {plan}}}')
+    with pytest.raises(UserError, match=r"can't be read .*: --force starts anew"):
+        Begun.read(tmp_path)
 
 
 def test_a_journal_without_shards_holds_nobody_to_its_settings(source, tmp_path):

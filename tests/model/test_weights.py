@@ -61,6 +61,13 @@ def test_damage_inside_a_file_is_one_line(tmp_path):
         read_tensors([path])
 
 
+def test_a_tensor_in_two_files_is_one_line(tmp_path):
+    for name in ("a", "b"):
+        save_tensors(tmp_path / name, {"wte.weight": torch.zeros(2)})
+    with pytest.raises(UserError, match=r"b repeats the tensor wte\.weight of another file: .* copy the checkpoint"):
+        read_tensors([tmp_path / "a", tmp_path / "b"])
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     model = small_model()
     with pytest.raises(UserError, match=r"missing \['h.1"):

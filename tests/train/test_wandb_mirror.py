@@ -13,6 +13,7 @@ from common.run_folder import RunFolder
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train_by_path
+from train.wandb_mirror import MIRROR_FILE, read_place
 
 FAKE = """
 import threading, time
@@ -150,3 +151,12 @@ def test_offline_without_an_account_every_step_appears_once_over_a_resume(tmp_pa
     assert mirrored_steps(run, "val_loss") == [0, 5, 7, 10, 12]
     assert mirrored_steps(run, "hellaswag_acc_norm") == [5, 7, 10, 12]
     assert len({path.name.split("-")[-1] for path in run.path.glob("wandb/offline-run-*")}) == 1  # one wandb run
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"id": 7}', "torn", "[" * 100_000])
+def test_a_place_that_is_none_is_made_anew(tmp_path: Path, content: str) -> None:
+    run = RunFolder(tmp_path)
+    (tmp_path / MIRROR_FILE).write_text(content)
+    place = read_place(run)
+    assert len(place["id"]) == 12
+    assert read_place(run) == place
