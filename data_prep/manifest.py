@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.os_errors import refusal
 from common.publish import canonical_json, write_json_whole
 
 FORMAT_VERSION = 1
@@ -107,7 +108,9 @@ class Manifest:
             fields = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(_missing(folder)) from None
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise UserError(refusal("read", error, path, otherwise="prepare the set again with --force")) from None
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path} can't be read ({error}): prepare the set again with --force") from None
         if not isinstance(fields, dict) or fields.get("complete") is not True:
             raise UserError(f"{folder} is incomplete: run its preparation command again, it continues")

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.memory_errors import is_out_of_memory, what_was_asked
 from slurm.decide import Facts, decide
@@ -22,17 +23,18 @@ MORE_MIB = 400  # for what a process has not loaded yet, and for a step of a tin
 LARGE = ("--batch.tokens_per_step=131072", "--batch.micro_batch=128", "--eval.tokens=1024", "--recompute.mode=none")
 
 
-def limited(output: Path, script: str, arguments: list[str]) -> None:
-    """Run a script with `MORE_MIB` more of memory than the process has, and what it prints in a file."""
+def limited(output: Path, script: str, arguments: list[str], rank: int) -> None:
+    """Run a script, as this rank with `MORE_MIB` more of memory than the process has, and what it prints in a file."""
     from common.errors import exit_on_user_error
 
     main = import_module(script).main
-    with open(output, "wb", buffering=0) as file:
+    with open(output, "ab", buffering=0) as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])  # of data and stacks
     limit = pages * resource.getpagesize() + (MORE_MIB << 20)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    if os.environ["RANK"] == str(rank):
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     sys.argv = [script, *arguments]
     exit_on_user_error(main)
 
@@ -40,7 +42,8 @@ def limited(output: Path, script: str, arguments: list[str]) -> None:
 def run_limited(folder: Path, script: str, *arguments: object) -> list[str]:
     """The lines that a script prints, which must end with status 2."""
     output = folder / "printed.txt"
-    codes = RankGroup(1, folder / "store", limited, output, script, list(map(str, arguments))).join()
+    output.unlink(missing_ok=True)
+    codes = RankGroup(1, folder / "store", limited, output, script, list(map(str, arguments)), 0).join()
     printed = output.read_text(encoding="utf-8")
     assert codes == [2], printed
     assert "Traceback" not in printed
@@ -83,6 +86,31 @@ def test_a_batch_that_does_not_fit_ends_the_run_with_a_line(tmp_path: Path, data
     assert "Traceback (most recent call last)" in log and "DefaultCPUAllocator" in log
     facts = Facts(state, True, 0, 1, asked=False, pre_empted=False, ended_by_slurm=False, exit_status=2)
     assert decide(facts).action == "failed", "Slurm would meet it again"
+
+
+def test_one_rank_s_memory_is_reported_by_that_rank(tmp_path: Path, data: Path) -> None:
+    more = ["--model.block_size=1024", "--batch.tokens_per_step=131072", "--batch.micro_batch=64"]
+    arguments = [*tiny_arguments(tmp_path, data, "large", "--eval.tokens=1024", "--recompute.mode=none"), *more]
+    output = tmp_path / "printed.txt"
+    codes = RankGroup(2, tmp_path / "store", limited, output, "train.pretrain", arguments, 1).join()
+    assert codes == [1, 2], output.read_text()  # the first one lost its peer
+    printed = output.read_text()
+    state = run_of(tmp_path, "large").read_state() or {}
+    assert state["failure"] == "exception"
+    assert re.match(
+        r"rank 1 on \S+: out of memory .*: halve batch\.micro_batch \(64: --batch\.micro_batch 32;", state["reason"]
+    )
+    assert f"failed: {state['reason']}" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_s_memory() -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 50, device="cuda")
+    assert is_out_of_memory(error.value)
+    assert re.match(r"[\d.]+ GiB more were asked for, GPU 0 has [\d.]+ GiB, of which", what_was_asked(error.value))
 
 
 def test_evaluations_name_their_own_options(tmp_path: Path, data: Path, model: Path) -> None:

@@ -36,19 +36,20 @@ def refusal_of(folder: Path, arguments: list[str]) -> str:
 
 def test_places_that_may_not_be_entered_written_to_or_read(tmp_path: Path, data: Path) -> None:
     arguments = tiny_arguments(tmp_path, data, "mine")
-    runs, shard = tmp_path / "runs", data / "train-00000.bin"
+    runs, shard, manifest = tmp_path / "runs", data / "train-00000.bin", data / "manifest.json"
     runs.mkdir()
     for path, mode, words in (
         (runs, 0o000, "mine can't be read (Permission denied): change its owner"),
         (runs, 0o555, "mine can't be made (Permission denied): change its owner"),
         (shard, 0o000, "train-00000.bin can't be read (Permission denied): change its owner"),
+        (manifest, 0o000, "manifest.json can't be read (Permission denied): change its owner"),
     ):
         usual = path.stat().st_mode
         path.chmod(mode)
         line = refusal_of(tmp_path, arguments)
         path.chmod(usual)
         assert words in line, line
-        assert "larger shards" not in line
+        assert "larger shards" not in line and "--force" not in line
 
 
 def test_names_and_links_that_no_run_can_have(tmp_path: Path, data: Path) -> None:
