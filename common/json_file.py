@@ -81,6 +81,11 @@ def parse_json(content: bytes, shape: type[Shape]) -> Shape:
         raise BadJson(_in_words(error)) from None
 
 
+def as_shape(value: Any, shape: type[Shape]) -> Shape:
+    """A part of a JSON value that has been read already, as `shape`. Raises BadJson."""
+    return parse_json(json.dumps(value).encode(), shape)
+
+
 def _adapter(shape: type[Shape]) -> TypeAdapter[Shape]:
     if shape not in _ADAPTERS:
         _ADAPTERS[shape] = TypeAdapter(shape)
@@ -101,5 +106,6 @@ def _in_words(error: ValidationError) -> str:
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":
         return f"it is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
-    words = _WORDS.get(first["type"]) or f"{first['msg'][0].lower()}{first['msg'][1:]}"
+    message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
+    words = _WORDS.get(first["type"]) or f"{message[:1].lower()}{message[1:]}"
     return f"{place}: {words}" if place else words

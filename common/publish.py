@@ -21,6 +21,7 @@ from typing import Any
 from common.errors import UserError
 from common.os_errors import refusal
 from common.paths import MOST_NAME_BYTES, expand_path
+from common.regular_file import open_regular
 
 TEMPORARY_SUFFIX = ".tmp"
 LEFT_SECONDS = 3600.0  # a temporary file that nobody has written to for so long has been left
@@ -43,9 +44,9 @@ def finite_or_null(value: Any) -> Any:
 
 
 def sha256_file(path: Path | str, block_bytes: int = 1 << 20) -> str:
-    """SHA-256 of a file's bytes in hexadecimal."""
+    """SHA-256 of a file's bytes in hexadecimal. Raises OSError, NotAFile for what might never end."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         while block := file.read(block_bytes):
             digest.update(block)
     return digest.hexdigest()

@@ -14,6 +14,7 @@ AttentionKind = Literal["softmax", "differential"]
 RopeScaling = Literal["none", "linear", "llama3"]
 
 SWIGLU_MULTIPLE = 64
+MOST = 1 << 31  # of any size: beyond all that is trained, and no number that a damaged file may hold
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,19 @@ class ModelConfig:
         self._check_attention()
 
     def _check_sizes(self) -> None:
-        for name in ("vocab_size", "vocab_multiple", "block_size", "n_layer", "n_head", "n_embd"):
+        sizes = ("vocab_size", "vocab_multiple", "block_size", "n_layer", "n_head", "n_embd")
+        for name in sizes:
             _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in (*sizes, "n_kv_head", "mlp_hidden", "window", "rope_original_length"):
+            size = getattr(self, name)
+            _require(size is None or size < MOST, f"model.{name} is {size}; it must be below {MOST:,}")
         _require(
             self.mlp_hidden is None or self.mlp_hidden >= 1, f"model.mlp_hidden is {self.mlp_hidden}; it must be ≥ 1"
         )
         _require(0.0 <= self.dropout < 1.0, f"model.dropout is {self.dropout}; it must be at least 0 and below 1")
-        _require(self.norm_eps > 0, f"model.norm_eps is {self.norm_eps}; it must be above 0")
-        _require(self.rope_base > 0, f"model.rope_base is {self.rope_base}; it must be above 0")
+        for name in ("norm_eps", "rope_base"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"model.{name} is {value}; it must be above 0, and finite")
         self._check_rope_scaling()
         _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
         _require_one_of("position", self.position, ("learned", "rope"))
@@ -103,26 +109,26 @@ class ModelConfig:
         if self.rope_scaling == "none":
             return
         _require(self.position == "rope", f"model.rope_scaling {self.rope_scaling} needs model.position rope")
-        _require(self.rope_factor >= 1, f"model.rope_factor is {self.rope_factor}; it must be at least 1")
+        _require(1 <= self.rope_factor < math.inf, f"model.rope_factor is {self.rope_factor}; it must be at least 1")
         if self.rope_scaling == "llama3":
             low, high = self.rope_low_factor, self.rope_high_factor
             _require(
-                0 < low < high, f"model.rope_low_factor {low} must be above 0 and below model.rope_high_factor {high}"
+                0 < low < high < math.inf,
+                f"model.rope_low_factor {low} must be above 0 and below model.rope_high_factor {high}",
             )
             length = self.rope_original_length
             _require(length >= 1, f"model.rope_original_length is {length}; it must be at least 1")
 
     def _check_attention(self) -> None:
-        heads = _divisors(self.n_embd)
         _require(
             self.n_embd % self.n_head == 0,
             f"model.n_embd {self.n_embd} does not divide into model.n_head {self.n_head} heads; "
-            f"try {_nearest(self.n_head, heads)} heads",
+            f"try {_nearest_divisor(self.n_embd, self.n_head)} heads",
         )
         _require(
             self.kv_heads >= 1 and self.n_head % self.kv_heads == 0,
             f"model.n_head {self.n_head} does not divide into groups for model.n_kv_head {self.kv_heads}; "
-            f"try {_nearest(self.kv_heads, _divisors(self.n_head))}",
+            f"try {_nearest_divisor(self.n_head, self.kv_heads)}",
         )
         if self.attention == "differential":
             _require(
@@ -194,12 +200,10 @@ def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, f"model.{name} is {value!r}; it must be one of {', '.join(allowed)}")
 
 
-def _divisors(n: int) -> list[int]:
-    return [d for d in range(1, n + 1) if n % d == 0]
-
-
-def _nearest(value: int, candidates: list[int]) -> int:
-    return min(candidates, key=lambda candidate: abs(candidate - value))
+def _nearest_divisor(n: int, value: int) -> int:
+    """The smaller of two that are as near."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return min({*small, *(n // d for d in small)}, key=lambda divisor: (abs(divisor - value), divisor))
 
 
 _SIZES = {  # layers, heads, width, block size: GPT-2's (Radford et al. 2019), and GPT-3 XL's width for 1.3B

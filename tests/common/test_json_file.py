@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from typing_extensions import TypedDict
 
 from common.errors import UserError
-from common.json_file import BadJson, Count, Sha256, keep_others, parse_json, read_json, read_json_for_user
+from common.json_file import BadJson, Count, Sha256, as_shape, keep_others, parse_json, read_json, read_json_for_user
+from common.publish import sha256_file
 from common.regular_file import NotAFile, open_regular, read_at_most
 
 VALUES = st.recursive(
@@ -27,6 +28,10 @@ class Part:
     file: str
     tokens: Count
     sha256: Sha256 = "0" * 64
+
+    def __post_init__(self) -> None:
+        if self.file == "no":
+            raise ValueError("Part.file is no: give another")
 
 
 @keep_others
@@ -75,6 +80,12 @@ def test_what_does_not_fit_is_named(tmp_path, content, words):
         read_json_for_user(path, Whole, "make it again")
 
 
+def test_a_part_that_was_read_already_is_checked_as_a_file_is():
+    assert as_shape({"file": "a", "tokens": 3}, Part) == Part("a", 3)
+    with pytest.raises(BadJson, match="^part.file is no: give another$"):
+        as_shape({"file": "no", "tokens": 3}, Part)
+
+
 def test_a_name_that_is_no_text_does_not_spoil_a_file():
     assert parse_json(json.dumps({"argv": ["a\udcff"]}).encode(), dict[str, Any]) == {"argv": ["a?"]}
 
@@ -100,6 +111,8 @@ def test_only_regular_files_are_opened(tmp_path):
     for path, words in ((pipe, "a pipe"), (link, "a device"), (folder, "a folder")):
         with pytest.raises(NotAFile, match=words):
             open_regular(path)
+        with pytest.raises(NotAFile, match=words):
+            sha256_file(path)
         with pytest.raises(UserError, match=rf"{path} can't be read \(it is {words}, not a file\): look"):
             read_json_for_user(path, dict[str, Any], "look")
     with pytest.raises(FileNotFoundError):

@@ -30,6 +30,13 @@ IMPOSSIBLE = [
     ({"rope_scaling": "llama3", "position": "rope", "rope_low_factor": 4.0}, "model.rope_low_factor"),
     ({"rope_scaling": "llama3", "position": "rope", "rope_original_length": 0}, "model.rope_original_length"),
     ({"norm_eps": 0.0}, "model.norm_eps"),
+    ({"norm_eps": float("nan")}, "model.norm_eps is nan"),
+    ({"rope_base": float("inf")}, "model.rope_base is inf"),
+    # each was counted up to for minutes, or for ever
+    ({"n_embd": 10**12}, "model.n_embd is 1000000000000; it must be below 2,147,483,648"),
+    ({"n_head": 2**31 - 1}, "does not divide into model.n_head 2147483647 heads; try 768 heads"),
+    ({"n_embd": 2**31 - 1}, "try 1 heads"),
+    ({"window": 2**63}, "model.window is 9223372036854775808"),
 ]
 
 
