@@ -27,9 +27,9 @@ ENTRIES = {  # a command line that works, for each
     "eval/report.py": [RUN],
     "eval/compare.py": [RUN, RUN],
     "eval/watch.py": [RUN, "--once"],
-    "eval/export_hf.py": [CHECKPOINT, "--out", "exported"],
-    "eval/import_hf.py": ["exported", "--out", "imported"],
-    "data_prep/text_files.py": ["tiny.yaml", "--out", "prepared", "--tokenizer", "bytes", "--workers", "1"],
+    "eval/export_hf.py": [CHECKPOINT, "exported"],
+    "eval/import_hf.py": ["exported", "imported"],
+    "data_prep/text_files.py": ["text.txt", "--out", "prepared", "--tokenizer", "byte", "--workers", "1"],
     "data_prep/verify.py": ["data", "--workers", "1"],
     "data_prep/inspect_shards.py": ["data"],
     "slurm/status.py": ["--root", "runs"],
@@ -103,6 +103,7 @@ def _mutate(rng: random.Random, valid: list[str], options: list[str]) -> tuple[l
 
 def _make(bases: Path, folder: Path) -> None:
     copy_base(bases, folder)
+    (folder / "text.txt").write_text("Once upon a time, and once more. " * 40, encoding="utf-8")
     os.mkfifo(folder / "pipe")
     for name, target in (("zero", "/dev/zero"), ("dangling", "nowhere"), ("loop", "loop")):
         (folder / name).symlink_to(target)
