@@ -6,19 +6,24 @@ holds a SHA-256 of its own contents. It is good when all of that holds. The newe
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from common.checkpoint_manifest import CheckpointManifest, FileEntry, contradiction
 from common.errors import UserError
+from common.json_file import MOST_BYTES, BadJson, parse_json
 from common.publish import canonical_json, finite_or_null, sha256_file, write_json_whole
+from common.regular_file import KINDS, read_at_most
 from common.run_folder import RunFolder
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
 OWN_HASH = "manifest_sha256"
 FORMAT_VERSION = 1
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
 
 
 class BadCheckpoint(Exception):
@@ -45,30 +50,41 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def read_checkpoint_manifest(checkpoint: Path) -> dict[str, Any]:
-    """The contents of `checkpoint.json`.
+def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
+    """The contents of `checkpoint.json`, with all that this version does not know.
 
-    Raises BadCheckpoint if it is missing, no JSON, not what was written, or of a format this version does not know.
+    Raises BadCheckpoint if it is missing, no JSON, not what was written, of a format this version does not know, or not
+    of that format's shape.
     """
     path = checkpoint / CHECKPOINT_MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        content = read_at_most(path, MOST_BYTES)
+        manifest = json.loads(content)
         version = manifest["format_version"]
+        changed = manifest.get(OWN_HASH) not in (_own_hash(manifest), None)  # another program's manifest may have none
     except OSError as error:
         raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
-    except (ValueError, KeyError, TypeError):
+    except OverflowError as error:
+        raise BadCheckpoint(f"{path} is damaged ({error})") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise BadCheckpoint(f"{path} is damaged") from None
     if version != FORMAT_VERSION:
         raise BadCheckpoint(
-            f"{checkpoint} has checkpoint format {version}, this version of Longhaul reads format {FORMAT_VERSION}"
+            f"{checkpoint} has checkpoint format {version!s:.20}, this version of Longhaul reads format "
+            f"{FORMAT_VERSION}"
         )
-    assert isinstance(manifest, dict)
-    if manifest.get(OWN_HASH) not in (_own_hash(manifest), None):  # another program's manifest may have none
+    if changed:
         raise BadCheckpoint(f"{path} has changed since it was written (SHA-256 differs)")
-    return manifest
+    try:
+        wrong = contradiction(parse_json(content, CheckpointManifest))
+    except BadJson as error:
+        wrong = str(error)
+    if wrong:
+        raise BadCheckpoint(f"{path} is damaged ({wrong})")
+    return cast(CheckpointManifest, manifest)  # as it was written: whoever copies it loses nothing
 
 
-def write_checkpoint_manifest(checkpoint: Path, facts: dict[str, Any]) -> None:
+def write_checkpoint_manifest(checkpoint: Path, facts: Mapping[str, Any]) -> None:
     """Write `checkpoint.json`: these facts (`files` among them), the format's version, and a SHA-256 of all of it."""
     facts = finite_or_null({"format_version": FORMAT_VERSION, **facts})
     manifest = json.loads(json.dumps(facts))  # as it will be read
@@ -80,37 +96,50 @@ def _own_hash(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
-def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> dict[str, Any]:
+def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> CheckpointManifest:
     """Check every listed file's size, and its SHA-256 if `hashes`; return the manifest. Adapters' base is checked too.
 
     Raises BadCheckpoint naming the first file that is missing, short, unreadable or changed.
     """
     manifest = read_checkpoint_manifest(checkpoint)
     for name, expected in manifest["files"].items():
-        path = checkpoint / name
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise BadCheckpoint(f"{path} is missing") from None
-        except OSError as error:
-            raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
-        if size != expected["bytes"]:
-            raise BadCheckpoint(f"{path} has {size} bytes instead of {expected['bytes']}")
+        _check_size(checkpoint / name, expected)
     if hashes:
         for name, expected in manifest["files"].items():
             if _sha256(checkpoint / name) != expected["sha256"]:
                 raise BadCheckpoint(f"{checkpoint / name} has changed since it was written (SHA-256 differs)")
     if manifest.get("lora") is not None:
-        base = base_folder(checkpoint, manifest)
-        if not (base / CHECKPOINT_MANIFEST).exists():
-            raise BadCheckpoint(
-                f"{checkpoint} holds adapters alone and {base}, beside which they work, is missing: copy the run's "
-                "folder whole"
-            )
-        if _sha256(base / CHECKPOINT_MANIFEST) != manifest["base"]["sha256"]:
-            raise BadCheckpoint(f"{base} is another base than the one the adapters of {checkpoint} were trained on")
-        verify_checkpoint(base, hashes=hashes)
+        _verify_base(checkpoint, manifest, hashes=hashes)
     return manifest
+
+
+def _check_size(path: Path, expected: FileEntry) -> None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise BadCheckpoint(f"{path} is missing") from None
+    except OSError as error:
+        raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
+        raise BadCheckpoint(f"{path} can't be read: it is {kind}, not a file")
+    if found.st_size != expected["bytes"]:
+        raise BadCheckpoint(f"{path} has {found.st_size} bytes instead of {expected['bytes']}")
+
+
+def _verify_base(checkpoint: Path, manifest: CheckpointManifest, *, hashes: bool) -> None:
+    """Raises BadCheckpoint where the weights that adapters were trained beside are not there, or are others."""
+    base = base_folder(checkpoint, manifest)
+    if not os.path.exists(base / CHECKPOINT_MANIFEST):
+        raise BadCheckpoint(
+            f"{checkpoint} holds only adapters and {base}, beside which they work, is missing: copy the run's folder "
+            "whole"
+        )
+    if _sha256(base / CHECKPOINT_MANIFEST) != manifest["base"]["sha256"]:
+        raise BadCheckpoint(f"{base} is another base than the one the adapters of {checkpoint} were trained on")
+    if read_checkpoint_manifest(base).get("lora") is not None:
+        raise BadCheckpoint(f"{base} holds only adapters itself, beside which no others work")
+    verify_checkpoint(base, hashes=hashes)
 
 
 def _sha256(path: Path) -> str:
@@ -121,15 +150,15 @@ def _sha256(path: Path) -> str:
         raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
 
 
-def base_folder(checkpoint: Path, manifest: dict[str, Any]) -> Path:
+def base_folder(checkpoint: Path, manifest: CheckpointManifest) -> Path:
     """The weights that a checkpoint's adapters were trained beside: a checkpoint of its own in the same run."""
-    return checkpoint.resolve().parent / str(manifest["base"]["folder"])
+    return checkpoint.resolve().parent / manifest["base"]["folder"]
 
 
-def weights_identity(manifest: dict[str, Any]) -> str:
+def weights_identity(manifest: CheckpointManifest) -> str:
     """SHA-256 of what a checkpoint's model is: its configuration and the hashes of its weights, of its base's too."""
     weights = {name: entry["sha256"] for name, entry in manifest["files"].items() if name.startswith("weights-")}
-    content = {"model": manifest["model"], "weights": weights, "lora": manifest.get("lora")}
+    content: dict[str, Any] = {"model": manifest["model"], "weights": weights, "lora": manifest.get("lora")}
     if manifest.get("lora") is not None:
         content["base"] = manifest["base"]["sha256"]
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
@@ -163,6 +192,13 @@ def find_checkpoint(run_or_checkpoint: Path | str) -> Path:
     Raises UserError where there is none.
     """
     path = Path(run_or_checkpoint)
+    try:
+        return _find_checkpoint(path)
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): give a run's folder or one checkpoint") from None
+
+
+def _find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(f"{path} is not a folder: give a run's folder (runs/NAME) or one checkpoint")
     if (path / CHECKPOINT_MANIFEST).exists():

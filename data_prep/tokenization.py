@@ -5,7 +5,7 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -204,13 +204,13 @@ class CharTokenizer(Tokenizer):
         return "".join(self._texts[self._checked(ids)])
 
 
-def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
+def load_tokenizer(spec: Mapping[str, Any] | str) -> Tokenizer:
     """The tokenizer of a spec, or of a bare kind (`gpt2`, `byte`).
 
     Raises UserError where the kind is unknown, the spec is damaged, GPT-2's files can't be had without a download, or
     what is installed is another vocabulary than the one the spec was made with.
     """
-    fields = {"kind": spec} if isinstance(spec, str) else spec
+    fields: Mapping[str, Any] = {"kind": spec} if isinstance(spec, str) else spec
     try:
         tokenizer = _tokenizer_of(fields)
     except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
@@ -232,7 +232,7 @@ def load_tokenizer(spec: dict[str, Any] | str) -> Tokenizer:
     return tokenizer
 
 
-def _tokenizer_of(fields: dict[str, Any]) -> Tokenizer:
+def _tokenizer_of(fields: Mapping[str, Any]) -> Tokenizer:
     """Of a spec, unchecked. Raises UserError where its kind is unknown, and others where it is damaged."""
     kind = fields.get("kind")
     tokenizer: Tokenizer

@@ -49,6 +49,6 @@ def choose_tokenizer(asked: str, kinds: Sequence[str]) -> TokenizerChoice:
     except UserError as error:
         raise UserError(f"--tokenizer takes {', '.join(kinds)}, a run or a checkpoint: {error}") from None
     spec = read_checkpoint_manifest(checkpoint)["tokenizer"]
-    kind = str(spec["kind"])
+    kind = spec["kind"]
     whole = {"kind", "vocab_size", "end_of_text_id", "sha256"} == spec.keys()  # then the kind alone says which it is
-    return TokenizerChoice(kind if whole else f"{kind} {spec['sha256'][:12]}", spec)
+    return TokenizerChoice(kind if whole else f"{kind} {spec['sha256'][:12]}", dict(spec))

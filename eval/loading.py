@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
+from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from model.gpt import GPT
@@ -21,7 +21,7 @@ class Loaded:
     model: GPT
     tokenizer: Tokenizer
     checkpoint: Path
-    manifest: dict[str, Any]
+    manifest: CheckpointManifest
 
 
 def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu", ranks: Ranks | None = None) -> Loaded:

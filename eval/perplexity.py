@@ -13,7 +13,7 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,7 @@ def main() -> int:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
     ranks = start_evaluation(arguments.device)
     loaded = load_checkpoint(arguments.run, ranks.device, ranks)
-    settings = loaded.manifest.get("config") or {}
+    settings: Mapping[str, Any] = loaded.manifest.get("config") or {}
     tokens = open_tokens(arguments.data, settings, loaded)
     length = loaded.model.config.block_size
     stride = length if arguments.stride is None else arguments.stride
@@ -208,7 +208,7 @@ def main() -> int:
     return 0
 
 
-def open_tokens(folder: Path | None, settings: dict[str, Any], loaded: Loaded) -> TokenSet:
+def open_tokens(folder: Path | None, settings: Mapping[str, Any], loaded: Loaded) -> TokenSet:
     """The token set that is asked for, or the run's own. Raises UserError where its tokenizer is not the model's."""
     named = folder or settings.get("data", {}).get("path")
     if named is None:

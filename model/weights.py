@@ -3,27 +3,34 @@
 import contextlib
 import dataclasses
 import errno
+import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.checkpoint_files import BadCheckpoint, base_folder, read_checkpoint_manifest, verify_checkpoint
+from common.checkpoint_manifest import CheckpointManifest, RecordedLora
 from common.errors import UserError
+from common.json_file import BadJson, as_shape
 from common.publish import fsync_file
+from common.regular_file import open_regular
 from model.config import ModelConfig
+from model.counts import parameter_count
 from model.gpt import GPT
-from model.lora import LoraConfig, add_lora, drop_lora, lora_tensors
+from model.lora import LoraConfig, adapter_count, add_lora, drop_lora, lora_tensors
 
 WEIGHTS_PREFIX = "weights-"
 SUFFIX = ".safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them: what weights and optimizer state are
+Shapes = dict[str, tuple[int, ...]]
 _OS_ERROR_CODE = re.compile(r"(?:os error|code:) (\d+)")  # as safetensors' Rust code prints an operating system's error
 
 
@@ -63,36 +70,67 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of several safetensors files, on the CPU.
 
     Raises:
-        UserError: a file is no whole safetensors file, or repeats a tensor of another.
+        UserError: a file is no whole safetensors file, or repeats another's tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in paths:
-        try:
+        with reading_tensors(path):
             part = load_file(str(path))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path} can't be read as safetensors: {error}") from None
-        if repeated := sorted(tensors.keys() & part.keys()):
-            raise UserError(
-                f"{path} repeats the tensor {repeated[0]} of another file: files of several checkpoints are mixed, "
-                "copy the checkpoint again"
-            )
+        _check_new(path, tensors, part)
         tensors.update(part)
     return tensors
 
 
-def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+def read_shapes(paths: Iterable[Path]) -> Shapes:
+    """Names and shapes of the tensors of several safetensors files, by the files' headers: takes no memory for them.
+
+    Raises:
+        UserError: as `read_tensors`, and where a tensor is of another kind than floats.
+    """
+    shapes: Shapes = {}
+    for path in paths:
+        with reading_tensors(path), safe_open(path, framework="pt", device="cpu", backend="pread") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+        for name, (_, kind) in found.items():
+            if kind not in FLOATS:
+                raise UserError(f"{path} holds {name} as {kind}: a checkpoint's tensors are {', '.join(FLOATS)}")
+        _check_new(path, shapes, found)
+        shapes |= {name: shape for name, (shape, _) in found.items()}
+    return shapes
+
+
+@contextlib.contextmanager
+def reading_tensors(path: Path) -> Iterator[None]:
+    """Whatever is wrong with a safetensors file as a UserError; what is no regular file is not even tried."""
+    try:
+        open_regular(path).close()
+        yield
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} can't be read as safetensors: {error}") from None
+
+
+def _check_new(path: Path, known: Mapping[str, Any], more: Mapping[str, Any]) -> None:
+    if repeated := sorted(known.keys() & more.keys()):
+        raise UserError(
+            f"{path} repeats the tensor {repeated[0]} of another file: files of several checkpoints are mixed, "
+            "copy the checkpoint again"
+        )
+
+
+def config_from_dict(values: Mapping[str, Any], source: object = "the checkpoint") -> ModelConfig:
     """A ModelConfig as a checkpoint keeps it; a field the checkpoint is too old to know has its default.
 
     Raises:
-        UserError: a field this version does not know, or an impossible combination.
+        UserError: naming `source`: a field this version does not know, or an impossible value or combination.
     """
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(ModelConfig)})
     if unknown:
-        raise UserError(f"the checkpoint's model has options this version of Longhaul does not know: {unknown}")
+        raise UserError(f"{source}: its model has options this version of Longhaul does not know: {unknown[:3]}")
     try:
-        return ModelConfig(**values)
-    except ValueError as error:
-        raise UserError(f"the checkpoint's model is impossible: {error}") from None
+        return as_shape(dict(values), ModelConfig)
+    except BadJson as error:
+        raise UserError(f"{source}: its model is impossible: {error}") from None
 
 
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> None:
@@ -105,15 +143,20 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> N
 
 
 def _fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
-    missing, unknown = sorted(parameters.keys() - tensors.keys()), sorted(tensors.keys() - parameters.keys())
-    if missing or unknown:
-        raise UserError(f"{source} does not hold this model: missing {missing[:3]}, unknown {unknown[:3]}")
+    _check_shapes(parameters, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, source)
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if parameter.shape != tensors[name].shape:
-                shapes = f"{tuple(tensors[name].shape)} instead of {tuple(parameter.shape)}"
-                raise UserError(f"{source} does not hold this model: {name} has shape {shapes}")
             parameter.copy_(tensors[name])
+
+
+def _check_shapes(parameters: Mapping[str, Tensor], shapes: Shapes, source: object) -> None:
+    missing, unknown = sorted(parameters.keys() - shapes.keys()), sorted(shapes.keys() - parameters.keys())
+    if missing or unknown:
+        raise UserError(f"{source} does not hold this model: missing {missing[:3]}, unknown {unknown[:3]}")
+    for name, parameter in parameters.items():
+        if tuple(parameter.shape) != shapes[name]:
+            instead = f"{shapes[name]} instead of {tuple(parameter.shape)}"
+            raise UserError(f"{source} does not hold this model: {name} has shape {instead}")
 
 
 def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False) -> GPT:
@@ -127,25 +170,89 @@ def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_h
     Raises:
         UserError: a listed file is missing, short or changed, or weights and configuration do not belong together.
     """
-    try:
-        manifest = verify_checkpoint(checkpoint, hashes=verify_hashes)
-    except BadCheckpoint as error:
-        raise UserError(str(error)) from None
-    config = config_from_dict(manifest["model"])
+    fitting = fitting_checkpoint(checkpoint, hashes=verify_hashes)
     with torch.device("meta"):
-        model = GPT(config)
+        model = GPT(fitting.config)
     model.to_empty(device=device)
-    if manifest.get("lora") is None:
-        load_weights(model, _weights_of(checkpoint, manifest), checkpoint)
-        return model.eval()
-    base = base_folder(checkpoint, manifest)
-    load_weights(model, _weights_of(base, read_checkpoint_manifest(base)), base)
-    add_lora(model, LoraConfig(**manifest["lora"] | {"targets": tuple(manifest["lora"]["targets"])}), seed=0)
-    _fill(lora_tensors(model), _weights_of(checkpoint, manifest), checkpoint)
-    drop_lora(model)
+    load_weights(model, read_tensors(fitting.weights), checkpoint)
+    if fitting.lora is not None:
+        add_lora(model, fitting.lora, seed=0)
+        _fill(lora_tensors(model), read_tensors(fitting.adapters), checkpoint)
+        drop_lora(model)
     return model.eval()
 
 
-def _weights_of(checkpoint: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
-    files = sorted(name for name in manifest["files"] if name.startswith(WEIGHTS_PREFIX) and name.endswith(SUFFIX))
-    return read_tensors(checkpoint / name for name in files)
+@dataclasses.dataclass(frozen=True)
+class FittingCheckpoint:
+    """A checkpoint whose configuration is that of its files.
+
+    Attributes:
+        weights: the files of the model's own, which are its base's where it has adapters.
+        lora: how these are made. adapters: their files.
+    """
+
+    config: ModelConfig
+    weights: tuple[Path, ...]
+    lora: LoraConfig | None = None
+    adapters: tuple[Path, ...] = ()
+
+
+def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingCheckpoint:
+    """Compare a checkpoint's configuration with its files' headers, before any memory is taken for what it promises.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    try:
+        manifest = verify_checkpoint(checkpoint, hashes=hashes)
+        own, facts = weight_files(checkpoint, manifest), manifest.get("lora")
+        base = checkpoint if facts is None else base_folder(checkpoint, manifest)
+        weights = own if facts is None else weight_files(base, read_checkpoint_manifest(base))
+    except BadCheckpoint as error:
+        raise UserError(str(error)) from None
+    config = config_from_dict(manifest["model"], checkpoint)
+    model = _empty_model(config, read_shapes(weights), base)
+    if facts is None:
+        return FittingCheckpoint(config, weights)
+    lora, shapes = _adapters_of(facts, checkpoint), read_shapes(own)
+    stored, wanted = _count(shapes), adapter_count(config, lora)
+    if stored != wanted:
+        raise UserError(f"{checkpoint} holds {stored:,} parameters of adapters, its rank and targets make {wanted:,}")
+    try:
+        add_lora(model, lora, seed=0)
+    except ValueError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    _check_shapes(lora_tensors(model), shapes, checkpoint)
+    return FittingCheckpoint(config, weights, lora, own)
+
+
+def weight_files(checkpoint: Path, manifest: CheckpointManifest) -> tuple[Path, ...]:
+    """The files of weights that a manifest lists: in a copy over another checkpoint lie files of both."""
+    names = sorted(name for name in manifest["files"] if name.startswith(WEIGHTS_PREFIX) and name.endswith(SUFFIX))
+    return tuple(checkpoint / name for name in names)
+
+
+def _empty_model(config: ModelConfig, shapes: Shapes, source: object) -> GPT:
+    """A model on the meta device, where it takes no memory. Raises UserError where it is not that of the shapes."""
+    stored, padding = _count(shapes), (config.padded_vocab_size - config.vocab_size) * config.n_embd
+    wanted = parameter_count(config) + padding * (1 if config.tie_weights else 2)
+    if wanted > 2 * stored or config.n_layer > len(shapes):  # even its layers' objects could be more than memory holds
+        raise UserError(
+            f"{source} does not hold this model: it has {wanted:,} parameters in {config.n_layer:,} layers, the files "
+            f"{stored:,} in {len(shapes):,} tensors"
+        )
+    with torch.device("meta"):
+        model = GPT(config)
+    _check_shapes(dict(model.named_parameters()), shapes, source)
+    return model
+
+
+def _adapters_of(facts: RecordedLora, source: object) -> LoraConfig:
+    try:
+        return LoraConfig(facts["rank"], facts["alpha"], facts["dropout"], tuple(facts["targets"]))
+    except ValueError as error:
+        raise UserError(f"{source}: its adapters are impossible: {error}") from None
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(math.prod(shape) for shape in shapes.values())

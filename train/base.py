@@ -4,9 +4,9 @@ Adapters are saved without the weights they stand beside: those are copied once,
 folder holds all that the run needs, wherever it is moved to. A checkpoint names its base by hash.
 """
 
+import os
 import shlex
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from common.checkpoint_files import (
     weights_identity,
     write_checkpoint_manifest,
 )
+from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
@@ -52,7 +53,7 @@ class Base:
     """
 
     source: Path
-    manifest: dict[str, Any]
+    manifest: CheckpointManifest
     identity: str
     adapters: LoraConfig | None = None
     given: str = ""
@@ -63,7 +64,7 @@ class Base:
 
     @property
     def model(self) -> ModelConfig:
-        return config_from_dict(self.manifest["model"])
+        return config_from_dict(self.manifest["model"], self.source)
 
     def check_tokens(self, tokens: TokenSet) -> None:
         """Raises UserError where the data were not made with the base's tokenizer: ids would mean something else."""
@@ -75,7 +76,7 @@ class Base:
                 f"--tokenizer {self.source}"
             )
 
-    def check_checkpoint(self, checkpoint: Path, manifest: Mapping[str, Any]) -> None:
+    def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
         """Raises UserError where a checkpoint to go on from is of no fine-tuning, or of another base's."""
         if "base" not in manifest:
             raise UserError(
@@ -123,16 +124,18 @@ class Base:
         path = temporary / WEIGHTS_FILE
         try:
             save_tensors(path, self._weights(model))
-        except OSError:
+        except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        manifest = {
+        manifest: dict[str, Any] = {
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
             "model": asdict(model),
             "tokenizer": self.manifest["tokenizer"],
-            "data_identity": self.manifest.get("data_identity"),
+            "data_identity": self.manifest["data_identity"],
             "identity": self.identity,
-            **{name: self.manifest[name] for name in ("step", "tokens", "sequences")},
+            "step": self.manifest["step"],
+            "tokens": self.manifest["tokens"],
+            "sequences": self.manifest["sequences"],
         }
         write_checkpoint_manifest(temporary, manifest)
         publish_folder(temporary, final)
@@ -202,9 +205,9 @@ def _base_of(checkpoint: Path, given: str) -> Base:
     return Base(source, manifest, _identity(manifest), given=given)
 
 
-def _identity(manifest: dict[str, Any]) -> str:
+def _identity(manifest: CheckpointManifest) -> str:
     """Of a checkpoint's weights; of a run's copy of its base: of what it was copied from."""
-    return str(manifest.get("identity") or weights_identity(manifest))
+    return manifest.get("identity") or weights_identity(manifest)
 
 
 def _check_given(given: str, folder: RunFolder, begun: Base, as_before: bool) -> str:
@@ -228,7 +231,7 @@ def _check_given(given: str, folder: RunFolder, begun: Base, as_before: bool) ->
     )
 
 
-def _manifest(checkpoint: Path) -> dict[str, Any] | None:
+def _manifest(checkpoint: Path) -> CheckpointManifest | None:
     try:
         return read_checkpoint_manifest(checkpoint)
     except BadCheckpoint:
@@ -256,9 +259,11 @@ def _first_argument(command: str) -> str | None:
 def _begun_with(folder: RunFolder) -> Base | None:
     """The base that a run's files tell of, if it has begun."""
     kept = folder.checkpoints / BASE_FOLDER
-    if (kept / CHECKPOINT_MANIFEST).exists():
+    if os.path.lexists(kept):
         try:
             manifest = read_checkpoint_manifest(kept)
+            if "identity" not in manifest:
+                raise BadCheckpoint(f"{kept / CHECKPOINT_MANIFEST} is damaged (identity: it is missing)")
         except BadCheckpoint as error:
             raise UserError(
                 f"{error}: without its base the run can't go on; copy it again from where the run was copied from, or "

@@ -1,5 +1,6 @@
 """`auto` choices: resolved once, recorded in the run's folder, reused on resume."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding
 CPU_MICRO_BATCH = 8  # beyond it a CPU gains no speed
 
 
-def resolve(config: Config, recorded: dict[str, Any] | None, ranks: Ranks) -> tuple[Config, list[str]]:
+def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) -> tuple[Config, list[str]]:
     """Replace every `auto` by a choice; return the configuration and a line of reason for each.
 
     Args:
@@ -75,7 +76,7 @@ def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks, *, must: bool 
     return False, f"a trial failed ({problem})"
 
 
-def _reuse(config: Config, recorded: dict[str, Any] | None, world_size: int) -> Config:
+def _reuse(config: Config, recorded: Mapping[str, Any] | None, world_size: int) -> Config:
     """Fill `auto` fields with what the run's earlier start chose."""
     if recorded is None:
         return config

@@ -67,7 +67,7 @@ def recorded_warm_up(manifest: Mapping[str, Any]) -> WarmUp | None:
     Older checkpoints record none: theirs is their configuration's fraction of their own max_steps.
     """
     if RECORDED in manifest:
-        return WarmUp(**manifest[RECORDED])
+        return WarmUp(manifest[RECORDED]["start"], manifest[RECORDED]["steps"])
     if "config" not in manifest:
         return None
     before = _Settings.recorded(manifest["config"])
@@ -137,14 +137,20 @@ def _next_rate(settings: _Settings, recorded: WarmUp, before: _Settings, step: i
 
 def _jumps(last: Course, course: Course, step: int) -> bool:
     """Whether the next rate differs from the last by more than a step moves it in either course."""
-    moved = abs(course.rate(step + 1) - last.rate(step))
+    moved = abs(course.rate(step + 1) - _rate(last, step))
     usual = max(
-        abs(last.rate(step + 1) - last.rate(step)),
-        abs(course.rate(step + 1) - course.rate(step)),
+        abs(last.rate(step + 1) - _rate(last, step)),
+        abs(course.rate(step + 1) - _rate(course, step)),
         abs(course.rate(step + 2) - course.rate(step + 1)),
     )
     return moved > usual + ROUNDING * max(last.peak, course.peak)
 
 
 def _rates(last: Course, course: Course, step: int) -> str:
-    return f"learning rate {last.rate(step):.4g} at step {step}, {course.rate(step + 1):.4g} at step {step + 1}"
+    rates = f"{_rate(last, step):.4g} at step {step}, {course.rate(step + 1):.4g} at step {step + 1}"
+    return f"learning rate {rates}"
+
+
+def _rate(course: Course, step: int) -> float:
+    """The rate of a checkpoint's step; of one that was saved before its course's first step, that step's."""
+    return course.rate(max(step, course.warm_up.start + 1))

@@ -1,7 +1,7 @@
 """Where a run reads on: the loader's position, and what it is a position in."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from train.checkpoint import Progress
@@ -38,7 +38,8 @@ class Reading:
         Older checkpoints leave it to their configuration.
         """
         if RECORDED in manifest:
-            return cls(**manifest[RECORDED])
+            recorded = manifest[RECORDED]
+            return cls(*(recorded[item.name] for item in fields(cls)))
         if "config" not in manifest:
             return None
         config = manifest["config"]

@@ -1,11 +1,17 @@
-"""What a start writes before its first step: the run's folder, its configuration, where it comes from."""
+"""What a start reads and writes before its first step: what it goes on from, the run's folder, its configuration."""
 
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.errors import UserError
 from common.os_errors import refusal
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_whole
+from model.gpt import GPT
+from model.lora import add_lora
+from model.weights import fitting_checkpoint
+from train.checkpoint_reading import check_training_state
 from train.config import to_yaml
 from train.provenance import record_start
 from train.retention import sweep_leftovers
@@ -13,6 +19,23 @@ from train.run_context import RunContext
 from train.run_state import RunState
 from train.storage import Patience
 from train.wandb_mirror import MIRROR_FILE
+
+
+def check_files(context: RunContext, checkpoint: Path | None) -> None:
+    """Compare what the run goes on from with the model that is to be trained, by the files' headers. One rank calls.
+
+    Raises UserError where it is another's, before anything of the run is touched.
+    """
+    config, base = context.config, context.base
+    adapters = None if base is None else base.adapters
+    if base is not None and (adapters is not None or checkpoint is None):
+        fitting_checkpoint(base.source)
+    if checkpoint is not None:
+        with torch.device("meta"):
+            model = GPT(config.model.architecture())
+        if adapters is not None:
+            add_lora(model, adapters, config.run.seed)
+        check_training_state(checkpoint, model)
 
 
 def prepare_folder(

@@ -19,6 +19,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.checkpoint_files import read_checkpoint_manifest
+from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError, exit_on_user_error
 from common.run_folder import RunFolder
 from data_prep.manifest import document_start
@@ -60,7 +61,7 @@ from train.memory_advice import memory_advice
 from train.optimizer import build_optimizer
 from train.parallel import Parallel
 from train.position import Reading, begin_progress
-from train.prepare import prepare_folder
+from train.prepare import check_files, prepare_folder
 from train.provenance import describe_rank
 from train.recorder import Recorder
 from train.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
@@ -150,6 +151,7 @@ def pretrain(context: RunContext) -> int:
     resumed = plan_resumed(config, manifest, own=own)
     if checkpoint and own and begin.step < config.run.max_steps:
         check_course(resumed, checkpoint, context.options.allow_change)
+    agreed(ranks, lambda: check_files(context, checkpoint))
     agreed(ranks, lambda: prepare_folder(context, machines, checkpoint, state))
     recorder = Recorder(folder, ranks, config.run.max_steps, first_step=begin.step, line_every=config.log.every_steps)
     agreed(ranks, recorder.open_files)
@@ -195,7 +197,7 @@ def answer_finished(context: RunContext, checkpoint: Path, state: RunState, inef
         state.write_done_before()
 
 
-def restore(loop: TrainingLoop, checkpoint: Path, manifest: dict[str, Any]) -> None:
+def restore(loop: TrainingLoop, checkpoint: Path, manifest: CheckpointManifest) -> None:
     """Fill weights, optimizer and loss scale from a checkpoint. All ranks call."""
     load_training_state(checkpoint, loop.model, loop.optimizer)
     if scaler := manifest.get("scaler"):

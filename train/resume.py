@@ -1,11 +1,13 @@
 """Which checkpoint a run goes on from, and whether it is this run's."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from common.checkpoint_files import find_checkpoint, list_checkpoints, newest_good_checkpoint, read_checkpoint_manifest
+from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
 from common.paths import expand_path
 from common.run_folder import RunFolder
@@ -123,8 +125,8 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
     if manifest.get("lora") is not None and "lora" not in config:
         raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: go on with train/finetune.py")
     # an imported checkpoint says of itself only what model it is
-    before = _flat(_with_whole_model(manifest.get("config") or {"model": manifest["model"]}))
-    now = _flat(_with_whole_model(config))
+    before = _flat(_with_whole_model(manifest.get("config") or {"model": manifest["model"]}, checkpoint))
+    now = _flat(_with_whole_model(config, "this run"))
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
     for name in [*fixed, *FIXED_FIELDS]:
         if name in before and name not in allowed and before[name] != now.get(name):
@@ -132,14 +134,15 @@ def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str,
                 f"{checkpoint} was trained with {name} {json.dumps(before[name])}, this run has "
                 f"{json.dumps(now.get(name))}: put it back, or give --allow-change {name}, or another --run.name"
             )
-    if manifest["data_identity"] not in (data_identity, None) and "data.path" not in allowed:
+    trained_on = manifest["data_identity"]
+    if trained_on is not None and trained_on != data_identity and "data.path" not in allowed:
         raise UserError(
-            f"{checkpoint} was trained on other data ({manifest['data_identity'][:12]}) than data.path holds "
+            f"{checkpoint} was trained on other data ({trained_on[:12]}) than data.path holds "
             f"({data_identity[:12]}): put data.path back, or give --allow-change data.path, or another --run.name"
         )
 
 
-def check_finished(run: Path, manifest: dict[str, Any], config: dict[str, Any], allowed: list[str]) -> list[str]:
+def check_finished(run: Path, manifest: CheckpointManifest, config: dict[str, Any], allowed: list[str]) -> list[str]:
     """Refuse to call a run done that is not the one this command asks for; return what else differs, without effect.
 
     Args:
@@ -165,7 +168,7 @@ def check_finished(run: Path, manifest: dict[str, Any], config: dict[str, Any], 
     return others
 
 
-def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """`section.key: old -> new` for every field that differs; one that there was not at the time had its default.
 
     Args:
@@ -181,13 +184,15 @@ def changed_fields(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def _with_whole_model(config: dict[str, Any]) -> dict[str, Any]:
+def _with_whole_model(config: Mapping[str, Any], source: object) -> dict[str, Any]:
     """Every field of the model: what an older version did not know has its default, and the widths that null stands for
     are in its place (an imported model states them, a configuration need not)."""
-    model = config_from_dict({key: value for key, value in config["model"].items() if key != "preset"})
+    model = config_from_dict({key: value for key, value in config["model"].items() if key != "preset"}, source)
     widths = {"mlp_hidden": model.hidden_size, "n_kv_head": model.kv_heads}
-    return config | {"model": asdict(model) | config["model"] | widths}
+    return {**config, "model": asdict(model) | config["model"] | widths}
 
 
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    return {f"{section}.{key}": value for section, values in config.items() for key, value in values.items()}
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by section.key; a section is what another version took for one."""
+    sections = {name: values for name, values in config.items() if isinstance(values, Mapping)}
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
+COUNT = "step"  # of the optimizer's state of a parameter: a scalar
+STATE = (COUNT, "exp_avg", "exp_avg_sq")  # all of it: AdamW's
 
 # What a checkpoint holds beside its tensors, at most: a line of a file's header for each, and the manifest.
 _HEADER_BYTES, _MANIFEST_BYTES = 256, 65_536

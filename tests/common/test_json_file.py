@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_named(tmp_path, content, words):
 
 def test_a_part_that_was_read_already_is_checked_as_a_file_is():
     assert as_shape({"file": "a", "tokens": 3}, Part) == Part("a", 3)
-    with pytest.raises(BadJson, match="^part.file is no: give another$"):
+    with pytest.raises(BadJson, match=r"^part\.file is no: give another$"):
         as_shape({"file": "no", "tokens": 3}, Part)
 
 

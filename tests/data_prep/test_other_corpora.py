@@ -19,6 +19,7 @@ from data_prep.token_set import TokenSet
 from data_prep.tokenization import CharTokenizer, load_tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice
 from tests.helpers.http_server import Server
+from tests.helpers.manifests import WHOLE
 from tests.helpers.parquet_files import texts, write_parquet
 from tests.helpers.token_sets import make_token_set
 
@@ -57,7 +58,7 @@ def test_a_text_is_split_in_order(kind, tmp_path):
 def test_one_text_is_split_in_the_symbols_of_a_model(tmp_path):
     spec = CharTokenizer("".join(sorted({*TEXT, "~"}))).spec
     (tmp_path / "model").mkdir()
-    write_checkpoint_manifest(tmp_path / "model", {"files": {}, "tokenizer": spec})
+    write_checkpoint_manifest(tmp_path / "model", {**WHOLE, "tokenizer": spec})
     (tmp_path / "text.txt").write_text(TEXT)
     prepare = ["shakespeare.py", "--file", tmp_path / "text.txt", "--out", tmp_path / "set"]
     done = run(*prepare, "--tokenizer", tmp_path / "model")

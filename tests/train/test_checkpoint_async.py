@@ -15,6 +15,7 @@ from common.checkpoint_files import OWN_HASH, list_checkpoints, read_checkpoint_
 from common.metrics_file import read_metrics
 from model.ranks import start_ranks
 from model.weights import save_tensors
+from tests.helpers.manifests import FACTS
 from tests.helpers.ranks import RankGroup, run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_as_rank
@@ -94,7 +95,7 @@ def settle_at_once_where_one_share_is_late(folder: Path) -> list[list[int]]:
         write_only_after(pytest.MonkeyPatch(), release.wait)
     model = torch.nn.Linear(64, 64)
     writer = CheckpointWriter(folder, ranks, model, torch.optim.AdamW(model.parameters()))
-    writer.begin(Progress(1, 2, 3), {"model": "linear"})
+    writer.begin(Progress(1, 2, 3), FACTS)
     if ranks.rank == 0:
         writer._pending.writing._thread.join()  # rank 0 has written, and knows that it hasn't all
     before = ranks.agree(writer.flags())
@@ -118,10 +119,10 @@ def publish_without_the_lock(folder: Path) -> str:
     answers = iter([True, False])
     lock = (lambda: next(answers)) if ranks.is_first else (lambda: False)  # only rank 0 is asked
     writer = CheckpointWriter(folder, ranks, model, torch.optim.AdamW(model.parameters()), lock)
-    writer.save(Progress(1), {})
+    writer.save(Progress(1), FACTS)
     (folder.parent / "lock").touch()  # another's
     try:
-        writer.save(Progress(2), {})
+        writer.save(Progress(2), FACTS)
     except LockLost as error:
         return str(error)
     finally:
@@ -147,12 +148,12 @@ def test_a_snapshot_is_untouched_by_what_follows_and_its_memory_is_used_again(tm
     with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
         write_only_after(patch, release.wait)
         model.weight.fill_(1.0)
-        writer.begin(Progress(1), {})
+        writer.begin(Progress(1), FACTS)
         model.weight.fill_(2.0)
         release.set()
         first = writer.finish().path
         addresses = [tensor.data_ptr() for tensors in writer._buffers.values() for tensor in tensors.values()]
-        second = writer.save(Progress(2), {})
+        second = writer.save(Progress(2), FACTS)
     assert addresses == [tensor.data_ptr() for tensors in writer._buffers.values() for tensor in tensors.values()]
     from safetensors.torch import load_file
 
@@ -170,7 +171,7 @@ def test_an_error_that_is_no_disks_fault_is_raised_and_publishes_nothing(
     model = torch.nn.Linear(4, 4)
     writer = CheckpointWriter(tmp_path, start_ranks("cpu"), model, torch.optim.AdamW(model.parameters()))
     with pytest.raises(AssertionError, match="an invariant"):
-        writer.save(Progress(1), {})
+        writer.save(Progress(1), FACTS)
     assert list_checkpoints(tmp_path) == []
 
 

@@ -8,10 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint_files import read_checkpoint_manifest, verify_checkpoint, write_checkpoint_manifest
+from common.checkpoint_files import (
+    list_checkpoints,
+    read_checkpoint_manifest,
+    verify_checkpoint,
+    write_checkpoint_manifest,
+)
 from common.errors import UserError
+from common.publish import sha256_file
 from model.ranks import start_ranks
-from tests.helpers.training import PROJECT
+from model.weights import read_tensors, save_tensors
+from tests.helpers.manifests import FACTS
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PROJECT, run_of, start_ranks_training, tiny_arguments, train
 from train.checkpoint import CheckpointWriter, Progress
 from train.checkpoint_reading import load_training_state
 from train.optim_config import OptimConfig
@@ -56,7 +65,7 @@ def trained(seed: int = 0, width: int = 1024, layers: int = 16) -> tuple[torch.n
 
 
 def test_loading_holds_one_tensor_more_than_the_state(tmp_path: Path) -> None:
-    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *trained()).save(Progress(3), {})
+    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *trained()).save(Progress(3), FACTS)
     done = subprocess.run(
         [sys.executable, "-c", LOAD_AND_STEP, str(checkpoint)], cwd=PROJECT, capture_output=True, text=True, timeout=120
     )
@@ -71,7 +80,7 @@ def test_loading_holds_one_tensor_more_than_the_state(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_state_is_what_load_state_dict_would_have_made(tmp_path: Path, fused: bool) -> None:
     model, optimizer = trained(width=8, layers=2)
-    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), model, optimizer).save(Progress(1), {})
+    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), model, optimizer).save(Progress(1), FACTS)
     others = []
     for way in ("ours", "torch's"):
         other, _ = trained(seed=1, width=8, layers=2)
@@ -96,7 +105,7 @@ def test_the_state_is_what_load_state_dict_would_have_made(tmp_path: Path, fused
 
 
 def test_what_does_not_belong_is_named(tmp_path: Path) -> None:
-    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *trained(width=8, layers=2)).save(Progress(1), {})
+    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *trained(width=8, layers=2)).save(Progress(1), FACTS)
     for width, layers, message in (
         (8, 3, "it has no tensor 2.bias"),
         (8, 1, "it has a tensor 1.bias, this configuration has none"),
@@ -114,9 +123,9 @@ def test_what_does_not_belong_is_named(tmp_path: Path) -> None:
 def test_files_that_the_manifest_does_not_list_are_not_loaded(tmp_path: Path) -> None:
     """`cp -r` and `rsync` over an older copy of the same step, written by another number of ranks, leave its files."""
     model, optimizer = trained(width=8, layers=2)
-    checkpoint = CheckpointWriter(tmp_path / "new", start_ranks("cpu"), model, optimizer).save(Progress(1), {})
+    checkpoint = CheckpointWriter(tmp_path / "new", start_ranks("cpu"), model, optimizer).save(Progress(1), FACTS)
     older = trained(seed=1, width=8, layers=2)
-    stale = CheckpointWriter(tmp_path / "old", start_ranks("cpu"), *older).save(Progress(1), {})
+    stale = CheckpointWriter(tmp_path / "old", start_ranks("cpu"), *older).save(Progress(1), FACTS)
     for path in stale.glob("*.safetensors"):
         path.rename(checkpoint / path.name.replace("-of-00001", "-of-00002"))
     verify_checkpoint(checkpoint)
@@ -125,3 +134,54 @@ def test_files_that_the_manifest_does_not_list_are_not_loaded(tmp_path: Path) ->
     for ours, theirs in zip(model.parameters(), loaded.parameters(), strict=True):
         assert ours.equal(theirs)
         assert optimizer.state[ours]["exp_avg"].equal(loaded_optimizer.state[theirs]["exp_avg"])
+
+
+def rewrite(checkpoint: Path, kind: str, change: dict[str, torch.Tensor | None]) -> None:
+    """Other tensors in a file of a checkpoint (None: not there), listed as they are."""
+    path = checkpoint / f"{kind}-00000-of-00001.safetensors"
+    known = {name: value.clone() for name, value in read_tensors([path]).items()}  # which maps the file
+    tensors = {name: value for name, value in {**known, **change}.items() if value is not None}
+    save_tensors(path, tensors)
+    manifest = read_checkpoint_manifest(checkpoint)
+    manifest["files"][path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    write_checkpoint_manifest(checkpoint, manifest)
+
+
+NAN, MANY = torch.full((8,), float("nan")), torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("optimizer", {"0.bias/exp_avg_sq": None}, "has no optimizer state for 0.bias/exp_avg_sq"),  # was a KeyError
+        ("optimizer", {"0.bias/foo": MANY}, "has optimizer state 0.bias/foo, which"),
+        ("optimizer", {"foo": MANY}, "has optimizer state foo, which"),  # was a ValueError
+        ("optimizer", {"0.bias/step": MANY}, r"0.bias/step is \(8,\) there and \(\) here"),
+        ("optimizer", {"0.bias/exp_avg": MANY.to(torch.int8)}, "holds 0.bias/exp_avg as I8"),
+        ("optimizer", {"0.bias/exp_avg": NAN}, "holds numbers in 0.bias/exp_avg that no training"),
+        ("optimizer", {"0.bias/exp_avg_sq": -MANY}, "holds numbers in 0.bias/exp_avg_sq that no training"),
+        ("weights", {"0.bias": MANY.to(torch.bool)}, "holds 0.bias as BOOL"),
+        ("weights", {"0.bias": NAN}, "holds numbers in 0.bias that no training"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+def test_state_that_training_could_not_use_is_refused(
+    tmp_path: Path, kind: str, change: dict[str, torch.Tensor | None], message: str
+) -> None:
+    checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *trained(width=8, layers=2)).save(Progress(1), FACTS)
+    rewrite(checkpoint, kind, change)
+    with pytest.raises(UserError, match=message) as error:
+        load_training_state(checkpoint, *trained(width=8, layers=2))
+    assert str(error.value).startswith(str(checkpoint))
+
+
+def test_a_run_whose_checkpoint_is_another_models_is_left_as_it_is(tmp_path: Path) -> None:
+    """It had been begun by then: its configuration was the new command's, its state `failed`."""
+    make_token_set(tmp_path / "data", train_tokens=2_000, val_tokens=500)
+    command = tiny_arguments(tmp_path, tmp_path / "data", "run", "--run.max_steps=5", "--schedule.kind=constant")
+    train(1, tmp_path, command)
+    run = run_of(tmp_path, "run")
+    rewrite(list_checkpoints(run.checkpoints)[0][1], "optimizer", {"wte.weight/exp_avg": torch.ones(3)})
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert start_ranks_training(1, tmp_path, [*command, "--run.max_steps=6"]).join() == [2]
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before

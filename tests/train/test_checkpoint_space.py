@@ -1,5 +1,6 @@
 """The room that a run's checkpoints take is known before the first step."""
 
+import json
 import re
 import resource
 import tempfile
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from model.ranks import start_ranks
+from tests.helpers.manifests import FACTS, WHOLE
 from tests.helpers.mounts import small_disk
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path
@@ -45,7 +47,7 @@ def test_a_checkpoints_size_is_known_before_it_is_written(tmp_path: Path) -> Non
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    path = CheckpointWriter(tmp_path, start_ranks("cpu"), model, optimizer).save(Progress(1), {})
+    path = CheckpointWriter(tmp_path, start_ranks("cpu"), model, optimizer).save(Progress(1), FACTS)
     margin = 65_536 + 256 * 4 * len(list(model.parameters()))
     assert told - margin < bytes_in(path) <= told
     weights = sum(file.stat().st_size for file in path.glob("weights-*"))
@@ -73,7 +75,7 @@ def test_no_run_takes_more_than_was_planned(
         keep_best=keep_best,
         weights_every_steps=weights_each * every,
     )
-    optimizer_bytes, weights_bytes, manifest_bytes = 200_000, 100_000, 2_000
+    optimizer_bytes, weights_bytes, manifest_bytes = 200_000, 100_000, 4_000
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -85,11 +87,9 @@ def test_no_run_takes_more_than_was_planned(
             for name, size in files.items():
                 with open(path / name, "wb") as file:
                     file.truncate(size)
-            listed = ", ".join(f'"{name}": {{"bytes": {size}}}' for name, size in files.items())
-            (path / "checkpoint.json").write_text(
-                f'{{"format_version": 1, "files": {{{listed}}}, "val_loss": {losses[step // every % 20]}, '
-                f'"val_step": {step}}}'
-            )
+            listed = {name: {"bytes": size, "sha256": "0" * 64} for name, size in files.items()}
+            measured = {"val_loss": losses[step // every % 20], "val_step": step}
+            (path / "checkpoint.json").write_text(json.dumps({**WHOLE, "files": listed, **measured}))
             return path
 
         def keep(step: int) -> Path:

@@ -62,6 +62,16 @@ def test_the_same_settings_give_the_same_bits() -> None:
         assert cosine.rate(step) == PEAK * (0.1 + (1 - 0.1) * remaining)
 
 
+def test_a_run_stopped_before_the_first_step_of_its_new_schedule_goes_on() -> None:
+    """Its checkpoint is of the step that the warm-up begins after: there is no rate before it (an AssertionError)."""
+    again = config(40, kind="cosine", warmup=5, rewarm=True)
+    facts = manifest(again, 10) | {"warm_up": {"start": 10, "steps": 5}}
+    for own in (True, False):
+        resumed = plan_resumed(again, facts, own=own)
+        assert [resumed.course.rate(step) for step in (11, 15)] == [PEAK / 5, PEAK]
+        assert resumed.bent_by == []
+
+
 @pytest.mark.parametrize(
     ("before", "now", "step", "names"),
     [

@@ -13,7 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from common.checkpoint_files import find_checkpoint, list_checkpoints
+from common.checkpoint_files import (
+    find_checkpoint,
+    list_checkpoints,
+    read_checkpoint_manifest,
+    write_checkpoint_manifest,
+)
 from common.errors import UserError
 from eval import summary
 from eval.loading import load_checkpoint
@@ -198,6 +203,25 @@ def test_a_base_that_is_damaged_or_finds_no_room_is_one_line(
     manifest.parent.mkdir(parents=True)
     manifest.write_text((base / "checkpoint.json").read_text()[:100])  # a copy of the run that was cut short
     assert "base/checkpoint.json is damaged: without its base" in refusal(monkeypatch, command)
+    facts = read_checkpoint_manifest(base)
+    write_checkpoint_manifest(manifest.parent, facts)
+    assert "base/checkpoint.json is damaged (identity: it is missing): without" in refusal(monkeypatch, command)
+    shutil.rmtree(manifest.parent)
+    manifest.parent.symlink_to("nowhere")
+    assert "base/checkpoint.json can't be read" in refusal(monkeypatch, command)
+
+
+def test_a_base_that_does_not_hold_its_model_leaves_no_run_behind(
+    tmp_path: Path, data: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Path(shutil.copytree(base, tmp_path / "other"))
+    facts = read_checkpoint_manifest(other)
+    facts["model"]["n_layer"] += 1
+    write_checkpoint_manifest(other, facts)
+    for rank in (0, 2):
+        command = arguments(other, tmp_path, data, "new", f"--lora.rank={rank}")
+        assert f"{other} does not hold this model: missing" in refusal(monkeypatch, command)
+        assert not run_of(tmp_path, "new").path.exists()
 
 
 def test_a_llama_is_tuned_on_shorter_texts_tuned_again_and_exported(

@@ -83,9 +83,11 @@ def test_what_an_older_checkpoint_does_not_name_has_its_default() -> None:
     """Options that came later: the checkpoint was trained without them."""
     newest = find_checkpoint(FORMAT_1 / "runs" / "llama")
     manifest = read_checkpoint_manifest(newest)
-    now = manifest["config"] | {"model": asdict(ModelConfig()) | manifest["config"]["model"]}
+    model: dict[str, Any] = {**asdict(ModelConfig()), **manifest["config"]["model"]}
+    now: dict[str, Any] = {**manifest["config"], "model": model}
     assert "rope_scaling" not in manifest["config"]["model"]
-    check_same_run(newest, now, manifest["data_identity"], [])
+    identity = str(manifest["data_identity"])
+    check_same_run(newest, now, identity, [])
     other = now | {"model": now["model"] | {"rope_scaling": "linear", "rope_factor": 2.0}}
     with pytest.raises(UserError, match=r'was trained with model.rope_scaling "none"'):
-        check_same_run(newest, other, manifest["data_identity"], [])
+        check_same_run(newest, other, identity, [])

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from common.errors import UserError
 from common.run_folder import RunFolder
 from model.weights import load_model
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.manifests import WHOLE
+from train.config import Config, as_dict
 from train.resume import choose_checkpoint
 from train.retention import Checkpoint, delete, expendable, keep_weights, set_aside_expendable, sweep_leftovers
 from train.run_config import CheckpointConfig
@@ -44,7 +47,7 @@ def test_the_newest_the_multiples_the_best_and_the_one_resumed_from_stay(
 def make_checkpoint(folder: Path, step: int, **facts: object) -> Path:
     path = folder / f"step-{step:08d}"
     path.mkdir(parents=True)
-    (path / "checkpoint.json").write_text(json.dumps({"format_version": 1, "files": {}, "step": step, **facts}))
+    (path / "checkpoint.json").write_text(json.dumps({**WHOLE, "step": step, **facts}))
     return path
 
 
@@ -94,25 +97,26 @@ def test_the_best_is_the_lowest_loss_of_its_own_step(tmp_path: Path, facts: dict
     assert [step for step, _ in list_checkpoints(tmp_path)] == [3, 1 if stays else 2]
 
 
+def config_of(length: int, tokens: int, mask: bool = False) -> dict[str, Any]:
+    asked = {"model": {"block_size": length}, "eval": {"tokens": tokens}, "data": {"document_mask": mask}}
+    return {**as_dict(Config()), **asked}
+
+
 def measured(step: int, loss: float, tokens: int, **facts: object) -> dict[str, object]:
     """What a manifest says of a validation, as today or, with `older`, without what it was measured on."""
     older = facts.pop("older", False)
-    config = {"model": {"block_size": 16}, "eval": {"tokens": tokens}, "data": {"document_mask": False}}
-    on = {"val_sha256": "ab", "val_tokens": min(tokens, 640), "val_block_size": 16, "val_document_mask": False}
-    return {
-        "val_loss": loss, "val_step": step, "data_identity": "cd", "config": config, **({} if older else on), **facts
-    }  # fmt: skip
+    config = config_of(16, tokens)
+    on = {"val_sha256": "ab" * 32, "val_tokens": min(tokens, 640), "val_block_size": 16, "val_document_mask": False}
+    facts = {"data_identity": "cd" * 32, "config": config, **({} if older else on), **facts}
+    return {"val_loss": loss, "val_step": step, **facts}
 
 
 @pytest.mark.parametrize("older", [True, False])
 @pytest.mark.parametrize("changed", [
-    {"config": {"model": {"block_size": 32}, "eval": {"tokens": 32}, "data": {"document_mask": False}},
-     "val_block_size": 32},
-    {"config": {"model": {"block_size": 16}, "eval": {"tokens": 32}, "data": {"document_mask": True}},
-     "val_document_mask": True},
-    {"val_sha256": "ba", "data_identity": "dc"},
-    {"config": {"model": {"block_size": 16}, "eval": {"tokens": 512}, "data": {"document_mask": False}},
-     "val_tokens": 512},
+    {"config": config_of(32, 32), "val_block_size": 32},
+    {"config": config_of(16, 32, mask=True), "val_document_mask": True},
+    {"val_sha256": "ba" * 32, "data_identity": "dc" * 32},
+    {"config": config_of(16, 512), "val_tokens": 512},
 ])  # fmt: skip
 def test_losses_that_were_measured_on_something_else_are_no_rivals_of_the_best(
     tmp_path: Path, older: bool, changed: dict[str, object]

@@ -59,7 +59,7 @@ def test_more_tokens_than_before_begin_a_new_measure(tmp_path: Path, data: Path,
     set_losses(run, 0.25)
     if older:
         for _, path in list_checkpoints(run.checkpoints):
-            facts = read_checkpoint_manifest(path)
+            facts = dict(read_checkpoint_manifest(path))
             write_checkpoint_manifest(path, {key: facts[key] for key in facts.keys() - {"manifest_sha256", *NAMES}})
     arguments = tiny_arguments(tmp_path, data, "run", *OPTIONS, "--eval.tokens=8192", "--run.max_steps=8")
     train(1, tmp_path, arguments)
@@ -69,7 +69,7 @@ def test_more_tokens_than_before_begin_a_new_measure(tmp_path: Path, data: Path,
         (0, 32), (2, 32), (4, 32), (6, 496), (8, 496)
     ]  # fmt: skip
     known = {name for names in MEASURED_ON["val_loss"] for name in names}
-    manifests = {step: read_checkpoint_manifest(path) for step, path in list_checkpoints(run.checkpoints)}
+    manifests = {step: dict(read_checkpoint_manifest(path)) for step, path in list_checkpoints(run.checkpoints)}
     assert set(manifests) <= {4, 6, 8} and (4 in manifests) == (4 == min(manifests))
     for record in validations[3:]:
         assert {name: record[name] for name in NAMES} == {name: manifests[8][name] for name in NAMES}

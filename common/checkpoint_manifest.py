@@ -1,0 +1,188 @@
+"""What `checkpoint.json` holds, as declared types: format 1, as this version and all before it have written it."""
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
+
+from common.json_file import Count, Finite, Positive, Sha256, keep_others
+
+LOSS_SCALE = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
+
+
+def _plain_name(name: str) -> str:
+    if name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > 255:
+        raise ValueError("it is no plain name of a file in the checkpoint's folder")
+    return name
+
+
+def _length(value: int | float) -> int | float:
+    if value < 0 or (value >= 1 and value != int(value)):
+        raise ValueError("it is neither whole steps nor a fraction below 1")
+    return value
+
+
+def _loss_scale(values: dict[str, float]) -> dict[str, float]:
+    if values and (LOSS_SCALE - values.keys() or values["scale"] <= 0):
+        raise ValueError("it is no loss scale")
+    return values
+
+
+Name = Annotated[str, AfterValidator(_plain_name)]
+Length = Annotated[int | Finite, AfterValidator(_length)]  # of a schedule: steps, or a fraction of the run
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+@keep_others
+class FileEntry(TypedDict):
+    """A file as it was written."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+@keep_others
+class TokenizerSpec(TypedDict):
+    """A tokenizer's identity; what else is in it, `data_prep.tokenization.load_tokenizer` checks."""
+
+    kind: str
+    vocab_size: Positive
+    end_of_text_id: Count | None
+    sha256: Sha256
+
+
+@keep_others
+class RecordedModel(TypedDict):
+    block_size: Positive
+
+
+@keep_others
+class RecordedData(TypedDict):
+    path: NotRequired[str]
+    stride: NotRequired[Positive | None]
+    document_mask: NotRequired[bool]
+
+
+@keep_others
+class RecordedOptim(TypedDict):
+    lr: Finite
+
+
+@keep_others
+class RecordedSchedule(TypedDict):
+    kind: Literal["cosine", "wsd", "constant"]
+    warmup: Length
+    decay: Length
+    final_lr_fraction: Fraction
+    rewarm: NotRequired[bool]
+
+
+@keep_others
+class RecordedBatch(TypedDict):
+    micro_batch: NotRequired[Positive | Literal["auto"]]
+
+
+@keep_others
+class RecordedRecompute(TypedDict):
+    mode: NotRequired[Literal["auto", "none", "full", "every"]]
+
+
+@keep_others
+class RecordedEval(TypedDict):
+    tokens: NotRequired[Positive]
+
+
+@keep_others
+class RecordedRun(TypedDict):
+    seed: int
+    max_steps: Positive
+    dtype: NotRequired[Literal["auto", "bf16", "fp16", "fp32"]]
+    compile: NotRequired[bool | Literal["auto"]]
+
+
+@keep_others
+class RecordedConfig(TypedDict):
+    """Of a run's resolved configuration what a later start asks it for; other sections and keys are as they are."""
+
+    model: RecordedModel
+    data: RecordedData
+    optim: RecordedOptim
+    schedule: RecordedSchedule
+    run: RecordedRun
+    batch: NotRequired[RecordedBatch]
+    recompute: NotRequired[RecordedRecompute]
+    eval: NotRequired[RecordedEval]
+
+
+@keep_others
+class RecordedReading(TypedDict):
+    """What `sequences` is a position in (`train.position`)."""
+
+    data_identity: Sha256 | None
+    block_size: Positive
+    stride: Positive
+    seed: int
+
+
+@keep_others
+class RecordedWarmUp(TypedDict):
+    start: Count
+    steps: Count
+
+
+@keep_others
+class RecordedLora(TypedDict):
+    rank: Positive
+    alpha: Finite
+    dropout: Fraction
+    targets: list[str]
+
+
+@keep_others
+class RecordedBase(TypedDict):
+    """What a fine-tuning began with; `folder` (beside the checkpoint) and its manifest's hash where it has adapters."""
+
+    identity: Sha256
+    folder: NotRequired[Name]
+    sha256: NotRequired[Sha256]
+
+
+@keep_others
+class CheckpointManifest(TypedDict):
+    """A checkpoint, as it tells of itself. What is not required, only some have: imported ones, say, no `config`."""
+
+    format_version: int
+    files: dict[Name, FileEntry]
+    model: dict[str, Any]  # model.weights.config_from_dict reads it
+    tokenizer: TokenizerSpec
+    data_identity: Sha256 | None
+    step: Count
+    tokens: Count
+    sequences: Count
+    config: NotRequired[RecordedConfig]
+    position_in: NotRequired[RecordedReading]
+    warm_up: NotRequired[RecordedWarmUp]
+    world_size: NotRequired[Positive]
+    scaler: NotRequired[Annotated[dict[str, Finite], AfterValidator(_loss_scale)]]
+    lora: NotRequired[RecordedLora | None]
+    base: NotRequired[RecordedBase]
+    identity: NotRequired[Sha256]  # a run's copy of its base: of what it was copied from
+    weights_only: NotRequired[bool]
+    val_loss: NotRequired[float | None]
+    val_step: NotRequired[Count | None]
+    val_sha256: NotRequired[Sha256 | None]
+    val_tokens: NotRequired[Count | None]
+    val_block_size: NotRequired[Positive | None]
+    val_document_mask: NotRequired[bool | None]
+    manifest_sha256: NotRequired[str | None]
+
+
+def contradiction(manifest: CheckpointManifest) -> str:
+    """What of a manifest can't be true together, in words; "" where nothing is."""
+    if manifest.get("lora") is not None and not {"folder", "sha256"} <= manifest.get("base", {}).keys():
+        return "base: folder or sha256 is missing, which adapters need"
+    if manifest.get("warm_up", {"start": 0})["start"] > manifest["step"]:
+        return f"warm_up.start: it is after step {manifest['step']}"
+    if manifest.get("scaler") and "world_size" not in manifest:
+        return "world_size: it is missing, which scaler needs"
+    return ""
