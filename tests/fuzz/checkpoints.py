@@ -209,7 +209,7 @@ def _replace_something(rng: random.Random, checkpoint: Path) -> None:
 
 def _add_something(rng: random.Random, checkpoint: Path) -> None:
     name = rng.choice(
-        ["weights-00001-of-00002.safetensors", "optimizer-x", "x", "weights-00000-of-00001.safetensors.tmp"]
+        ["weights-00001-of-00002.safetensors", "optimizer-x", "x", "weights-00000-of-00001.safetensors.old"]
     )
     path = checkpoint / name
     path.write_text("x", encoding="utf-8")
