@@ -1,11 +1,15 @@
 """A file of lines that is still being appended to, read on from where the last look ended: every byte once."""
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.regular_file import open_regular
+
 BLOCK_BYTES = 1 << 20
 LINE_BYTES = 16 << 20  # a longer line is none of ours: it is passed over, and not kept in memory
+MOST_BYTES = 16 << 30  # of a file; fifty million steps have less, and all of it has to be read
 
 
 class GrowingFile:
@@ -19,13 +23,18 @@ class GrowingFile:
 
     def was_replaced(self) -> bool:
         """Whether the file is shorter than what was read of it: another one has taken its place."""
-        return self._size() < self._position
+        size = self._size()
+        return size is not None and size < self._position
 
     def blocks(self) -> Iterator[bytes]:
-        """Whole lines that have been appended since, about a mebibyte at a time; nothing where there is no file."""
-        if self._size() <= self._position:
+        """Whole lines that have been appended since, about a mebibyte at a time; nothing where there is no file.
+
+        Raises OSError for what can't be read, is no file, or is larger than any run's.
+        """
+        size = self._size()
+        if size is not None and size <= self._position:
             return
-        with open(self.path, "rb") as file:
+        with open_regular(self.path, most_bytes=MOST_BYTES) as file:
             file.seek(self._position)
             while block := file.read(BLOCK_BYTES):
                 self._position += len(block)
@@ -52,8 +61,10 @@ class GrowingFile:
         else:
             self._begun += part
 
-    def _size(self) -> int:
+    def _size(self) -> int | None:
+        """0 where there is no file; None for what is none, and has no size."""
         try:
-            return os.stat(self.path).st_size
+            found = os.stat(self.path)
         except FileNotFoundError:
             return 0
+        return found.st_size if stat.S_ISREG(found.st_mode) else None

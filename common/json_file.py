@@ -82,8 +82,11 @@ def parse_json(content: bytes, shape: type[Shape]) -> Shape:
 
 
 def as_shape(value: Any, shape: type[Shape]) -> Shape:
-    """A part of a JSON value that has been read already, as `shape`. Raises BadJson."""
-    return parse_json(json.dumps(value).encode(), shape)
+    """A value that has been read from JSON, as `shape`. Raises BadJson."""
+    try:
+        return parse_json(json.dumps(value).encode(), shape)
+    except (TypeError, RecursionError) as error:
+        raise BadJson(str(error)) from None
 
 
 def _adapter(shape: type[Shape]) -> TypeAdapter[Shape]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from common.errors import UserError
+from common.metric_fields import TIME
 from common.metrics_file import last_json_lines, record_kind
 from common.processes import ProcessIdentity
 from common.progress import format_duration
@@ -171,16 +172,14 @@ def _read_state(folder: RunFolder) -> dict[str, Any]:
 def _identity(record: dict[str, Any]) -> ProcessIdentity | None:
     """The process that a record names; None for a record that names none in our way."""
     try:
-        identity = ProcessIdentity.from_record(record)
+        return ProcessIdentity.from_record(record)
     except KeyError:
         return None
-    known = isinstance(identity.host, str) and type(identity.pid) is int and _number(record, "started") is not None
-    return identity if known else None
 
 
 def _number(record: dict[str, Any], key: str) -> float | None:
-    value = record.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    value: Any = record.get(key)
+    return float(value) if TIME.has(value) else None
 
 
 def _numbers(record: dict[str, Any], key: str) -> list[float]:

@@ -12,8 +12,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.growing_file import LINE_BYTES
+from pydantic_core import from_json
+
+from common.growing_file import LINE_BYTES, MOST_BYTES
+from common.metric_fields import mended
 from common.publish import finite_or_null
+from common.regular_file import append_to_regular, open_regular
 
 LATE_KINDS = ("save", "save_failed")  # records of something that began some steps before
 TAIL_BYTES = 1 << 16  # read from the end of a file
@@ -24,7 +28,7 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file = append_to_regular(path)
         if not ends_with_newline(path):
             self._file.write(b"\n")
 
@@ -56,7 +60,7 @@ def to_line(record: dict[str, Any]) -> bytes:
 
 def ends_with_newline(path: Path) -> bool:
     """Whether the next line may begin at a file's end. Raises OSError."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         if file.seek(0, os.SEEK_END) == 0:
             return True
         file.seek(-1, os.SEEK_END)
@@ -64,50 +68,82 @@ def ends_with_newline(path: Path) -> bool:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole JSON object of a file of lines, in order; torn and foreign lines are passed over."""
-    if not path.exists():
-        return []
-    with open(path, "rb") as file:
-        return [record for line in _lines(file) if (record := _parse(line)) is not None]
+    """Every whole JSON object of a file of lines, in order; torn and foreign lines are passed over.
 
-
-def _parse(line: bytes) -> dict[str, Any] | None:
+    None of a file that is not there. Raises OSError (NotAFile for a pipe, device or folder) where it can't be read.
+    """
     try:
-        record = json.loads(line)
+        with open_regular(path, most_bytes=MOST_BYTES) as file:
+            return [record for line in _lines(file) if (record := parse_line(line)) is not None]
+    except FileNotFoundError:
+        return []
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """As `read_json_lines`, of the lines that belong to a step, each value what its key stands for, or null."""
+    return [found for record in read_json_lines(path) if (found := mended(record)) is not None]
+
+
+def parse_line(line: bytes) -> dict[str, Any] | None:
+    """The JSON object that a line holds; None for any other line."""
+    try:
+        record = from_json(line)  # in a third of the time that the standard library takes
     except ValueError:
-        return None
+        record = _parse_otherwise(line)
     return record if isinstance(record, dict) else None
 
 
+def _parse_otherwise(line: bytes) -> Any:
+    """What only the standard library reads: texts with bytes that are none, a byte order mark. None for the rest."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _lines_from_the_end(path: Path, block_bytes: int) -> Iterator[bytes]:
-    """A file's lines, the last one first; none of a file that is not there."""
-    if not path.exists():
+    """A file's lines, the last one first, but for those longer than `LINE_BYTES`; none of a file that is not there.
+
+    Raises OSError where it can't be read.
+    """
+    try:
+        file = open_regular(path, most_bytes=MOST_BYTES)
+    except FileNotFoundError:
         return
-    with open(path, "rb") as file:
-        position, pieces = file.seek(0, os.SEEK_END), [b""]  # the pieces of a line whose beginning is not yet read
+    with file:
+        position, pieces, length = file.seek(0, os.SEEK_END), [b""], 0  # of a line whose beginning is not yet read
         while position > 0:
             size = min(block_bytes, position)
             position -= size
             file.seek(position)
             first, *whole = file.read(size).split(b"\n")
             if whole:
-                yield whole.pop() + b"".join(reversed(pieces))
+                if length <= LINE_BYTES:
+                    yield whole.pop() + b"".join(reversed(pieces))
+                else:
+                    whole.pop()
                 yield from reversed(whole)
-                pieces = []
-            pieces.append(first)
-        yield b"".join(reversed(pieces))
+                pieces, length = [], 0
+            length += len(first)
+            if length <= LINE_BYTES:
+                pieces.append(first)
+            else:
+                pieces.clear()
+        if length <= LINE_BYTES:
+            yield b"".join(reversed(pieces))
 
 
 def last_json_lines(path: Path, byte_count: int = TAIL_BYTES) -> list[dict[str, Any]]:
-    """The JSON objects among a file's last whole lines, in order; none where it can't be read."""
+    """What `read_records` finds in a file's last whole lines; none where it can't be read."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - byte_count))
             lines = file.read(byte_count).split(b"\n")[:-1]
     except OSError:
         return []
     # the first one's beginning may lie before
-    return [record for line in lines if (record := _parse(line)) is not None]
+    records = [record for line in lines if (record := parse_line(line)) is not None]
+    return [found for record in records if (found := mended(record)) is not None]
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -127,29 +163,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     is void. A step's training record comes first, so it also voids the step's other records; a repeated validation
     replaces its predecessor. A save is recorded when it is published or has failed, some steps after the one it saved:
     it voids nothing and is put where its step is.
+
+    Each value is what its key stands for, or null. Raises OSError where the file can't be read.
     """
-    return _holding(read_json_lines(path))
+    return holding(read_records(path))
 
 
 def metrics_of_step(path: Path, step: int, block_bytes: int = 1 << 16) -> list[dict[str, Any]]:
-    """The records of one step that hold, as `read_metrics` gives them, without reading what comes before that step."""
+    """The records of one step that hold, as `read_metrics` gives them, without reading what comes before that step.
+
+    Raises OSError where the file can't be read.
+    """
     records: list[dict[str, Any]] = []
     for line in _lines_from_the_end(path, block_bytes):
-        record = _parse(line)
-        if record is None or not isinstance(record.get("step"), int):
+        found = parse_line(line)
+        record = mended(found) if found is not None else None
+        if record is None:
             continue
         records.append(record)
         if record_kind(record) == "train" and record["step"] <= step:
             break  # which voids all before it that is of this step
-    return [record for record in _holding(records[::-1]) if record["step"] == step]
+    return [record for record in holding(records[::-1]) if record["step"] == step]
 
 
-def _holding(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def holding(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of `read_records` that hold; see `read_metrics`."""
     kept: list[dict[str, Any]] = []
     for record in records:
-        step, kind = record.get("step"), record_kind(record)
-        if not isinstance(step, int):
-            continue
+        step, kind = record["step"], record_kind(record)
         end = len(kept)
         while end > 0 and (kept[end - 1]["step"] > step or (kind == "train" and kept[end - 1]["step"] == step)):
             end -= 1

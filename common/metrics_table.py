@@ -5,7 +5,6 @@ what `read_metrics` drops: every start, and how much work was lost and done agai
 """
 
 import bisect
-import json
 import math
 from array import array
 from dataclasses import dataclass, field
@@ -14,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic_core import from_json
 
 from common.growing_file import GrowingFile
 from common.measured import like_the_newest
+from common.metric_fields import FIELDS, fits, is_step, mended
+from common.metrics_file import parse_line
 
 Values = npt.NDArray[np.float64]
 
@@ -89,7 +91,10 @@ class MetricsTable:
         return like_the_newest(key, self.of_kind(key))
 
     def update(self) -> bool:
-        """Read what has been appended since, whole lines only; say whether there was anything."""
+        """Read what has been appended since, whole lines only; say whether there was anything.
+
+        Raises OSError where it can't be read.
+        """
         if self._file.was_replaced():
             vars(self).update(vars(MetricsTable(self.path)))
         anything = False
@@ -104,8 +109,8 @@ class MetricsTable:
         plain: list[dict[str, Any]] = []
         last = steps[-1] if steps else -math.inf
         for record in records:
-            step = record.get("step")
-            if not isinstance(step, int):
+            step: Any = record.get("step")
+            if not is_step(step):
                 continue
             if "loss" in record and step > last and self.lives:
                 plain.append(record)  # the common case, by the block
@@ -113,7 +118,8 @@ class MetricsTable:
                 continue
             self._append(plain)
             plain = []
-            self._add_uncommon(record, step)
+            if (uncommon := mended(record)) is not None:
+                self._add_uncommon(uncommon, step)
             last = steps[-1] if steps else -math.inf
         self._append(plain)
 
@@ -121,8 +127,7 @@ class MetricsTable:
         if not records:
             return
         for key, column in self._columns.items():
-            values = [record.get(key) for record in records]
-            column.frombytes(_as_numbers(values).tobytes())
+            column.frombytes(_as_numbers(key, [record.get(key) for record in records]).tobytes())
         self._note_time(records[0])
         self._note_time(records[-1])
 
@@ -153,13 +158,13 @@ class MetricsTable:
 
     def _begin_life(self, record: dict[str, Any], step: int) -> None:
         time = record.get("time")
-        time = float(time) if isinstance(time, int | float) else (self.lives[-1].end if self.lives else math.nan)
+        time = float(time) if time is not None else (self.lives[-1].end if self.lives else math.nan)
         own = 0.0 if record.get("kind") == "start" else _own_seconds(record)
         self.lives.append(Life(step, time - own, time, record.get("world_size")))
 
     def _note_time(self, record: dict[str, Any]) -> None:
-        time = record.get("time")
-        if not isinstance(time, int | float):
+        time: Any = record.get("time")
+        if not fits("time", time):
             return
         life = self.lives[-1]
         if life.starting_seconds is None:
@@ -180,7 +185,7 @@ class MetricsTable:
 
 
 def read_metrics_table(path: Path) -> MetricsTable:
-    """The whole of a metrics file; an empty table where there is none."""
+    """The whole of a metrics file; an empty table where there is none. Raises OSError where it can't be read."""
     table = MetricsTable(path)
     table.update()
     return table
@@ -196,7 +201,7 @@ def _event_kind(record: dict[str, Any]) -> str:
 def _own_seconds(record: dict[str, Any]) -> float:
     """How long the work took that a record is about."""
     for key in OWN_SECONDS:
-        if isinstance(record.get(key), int | float):
+        if record.get(key) is not None and fits(key, record[key]):
             return float(record[key])
     return 0.0
 
@@ -204,19 +209,20 @@ def _own_seconds(record: dict[str, Any]) -> float:
 def _parse(lines: bytes) -> list[dict[str, Any]]:
     """The JSON objects of whole lines; torn and foreign lines are passed over."""
     try:  # all at once takes two thirds of the time. A torn line leaves a brace open, which never fits a later one.
-        found = json.loads(b"[" + lines[:-1].replace(b"\n", b",") + b"]")
+        found = from_json(b"[" + lines[:-1].replace(b"\n", b",") + b"]")
     except ValueError:
-        found = []
-        for line in lines.splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                continue
+        found = [parse_line(line) for line in lines.splitlines()]
     return [record for record in found if isinstance(record, dict)]
 
 
-def _as_numbers(values: list[Any]) -> Values:
-    try:
-        return np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):  # something that is no number
-        return np.array([value if isinstance(value, int | float) else math.nan for value in values], dtype=np.float64)
+def _as_numbers(key: str, values: list[Any]) -> Values:
+    """A column's values, NaN for what is none of that key's."""
+    field = FIELDS[key]
+    if field.types.issuperset(set(map(type, values)) - {type(None)}):
+        try:
+            numbers = np.array(values, dtype=np.float64)
+        except OverflowError:  # a whole number beyond all floats
+            numbers = np.full(1, math.inf)
+        if field.low is None or field.high is None or not np.any((numbers < field.low) | (numbers > field.high)):
+            return numbers
+    return np.array([value if field.has(value) else math.nan for value in values], dtype=np.float64)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.metrics_file import ends_with_newline, to_line
+from common.regular_file import append_to_regular
 
 
 class PatientFile:
@@ -32,7 +33,7 @@ class PatientFile:
         self._lines: deque[bytes] = deque()  # since the last good sync
         self._bytes = 0
         self._retry_at = 0.0
-        self._file: io.FileIO | None = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file: io.FileIO | None = append_to_regular(path)
         if not ends_with_newline(path):
             self._file.write(b"\n")
         self._base = os.fstat(self._file.fileno()).st_size  # where the first of the lines belongs
@@ -97,7 +98,7 @@ class PatientFile:
                     start += file.write(b"\n")
             file.seek(start)
             _write_all(file, data)
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+        self._file = append_to_regular(self.path)
         self._base = start
         self.trouble = None
 

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 PROC = Path("/proc")  # Linux alone has it
+HIGHEST_PID = (1 << 31) - 1
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,17 @@ class ProcessIdentity:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "ProcessIdentity":
-        """From a record that holds the fields (and more). Raises KeyError where one is missing."""
-        return cls(*(record[name] for name in ("host", "pid", "started", "boot", "namespace")))
+        """From a record that holds the fields (and more).
+
+        Raises KeyError where one is missing, or is not what we write there.
+        """
+        values = [record[name] for name in ("host", "pid", "started", "boot", "namespace")]
+        for value, types in zip(values, ((str,), (int,), (int, float), *[(str, type(None))] * 2), strict=True):
+            if type(value) not in types:
+                raise KeyError(value)
+        if not 0 < record["pid"] <= HIGHEST_PID:
+            raise KeyError(record["pid"])
+        return cls(*values)
 
     def is_here(self) -> bool:
         """Whether this process can tell if that one lives: same machine, same boot, same count of pids.

@@ -1,5 +1,6 @@
 """Progress of long work, and numbers as people read them."""
 
+import math
 import sys
 from typing import Any
 
@@ -28,7 +29,9 @@ def progress_bar(total: int | None, unit: str, description: str, *, scale: bool 
 
 
 def format_duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 3 h 07 min, 2 d 4 h."""
+    """12.3 s, 4 min 05 s, 3 h 07 min, 2 d 4 h; "unknown" for what is no time."""
+    if not math.isfinite(seconds):
+        return "unknown"
     if seconds < 60:
         return f"{seconds:.1f} s"
     total = round(seconds)

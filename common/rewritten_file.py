@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.json_file import BadJson, read_json
 
 RECORD_BYTES = 1024  # every record has this length: a shorter one leaves nothing of a longer one
+MOST_BYTES = 1 << 16  # of a file that may still be one of ours
 
 
 class RewrittenFile:
@@ -48,7 +50,6 @@ class RewrittenFile:
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record, or None for one that is not there, or torn, or no record at all."""
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return read_json(path, dict[str, Any], most_bytes=MOST_BYTES)
+    except (OSError, BadJson):
         return None
-    return record if isinstance(record, dict) else None

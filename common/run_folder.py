@@ -1,6 +1,5 @@
 """The folder of a run, and its `state`: what Slurm, status and reports read to know where a run stands."""
 
-import json
 import os
 import socket
 import time
@@ -9,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from typing_extensions import TypedDict
+
 from common.environment import whole_number
 from common.errors import UserError
+from common.json_file import BadJson, Count, keep_others, read_json
 from common.os_errors import refusal
 from common.paths import PROJECT, check_path, expand_path
 from common.publish import write_json_whole
+from common.regular_file import what_stands_at
 
 Status = Literal["running", "preempted", "done", "failed"]
 Stop = Literal["signal", "file", "deadline", "launcher"]
@@ -23,6 +26,26 @@ Failure = Literal["exception", "storage", "lost_rank"]
 def restart_count() -> int:
     """How often Slurm has started this job again; 0 without Slurm. Raises UserError where the variable is no count."""
     return whole_number("SLURM_RESTART_COUNT", 0)
+
+
+@keep_others
+class State(TypedDict, total=False):
+    """What `state` holds, as far as somebody reads it; `write_state` says what it means."""
+
+    status: str
+    reason: str
+    stop: str
+    failure: str
+    trouble: str
+    step: Count
+    tokens: Count
+    started_step: Count
+    world_size: Count
+    job_id: str | None
+    restart_count: Count
+    host: str
+    pid: Count
+    time: str
 
 
 @dataclass(frozen=True)
@@ -106,17 +129,34 @@ class RunFolder:
     def read_state(self) -> dict[str, Any] | None:
         """The `state`, or None for a run that has none yet.
 
-        Raises UserError if the file is there but holds no JSON object.
+        Raises UserError if something is there that can't be read, or is none.
         """
         try:
-            state = json.loads(self.state.read_text(encoding="utf-8"))
+            return {**read_json(self.state, State)}
         except FileNotFoundError:
             return None
-        except ValueError:
-            state = None
-        if not isinstance(state, dict):
-            raise UserError(f"{self.state} is no JSON object: move it away and start again")
-        return state
+        except OSError as error:
+            raise UserError(refusal("read", error, self.state, otherwise="move it away and start again")) from None
+        except BadJson as error:
+            raise UserError(f"{self.state} is damaged ({error}): move it away and start again") from None
+
+    def refuse_what_is_no_file(self) -> None:
+        """Look at what a trainer writes to, before anything is written.
+
+        Raises UserError naming what is no file and stands where one is written (a pipe would be waited for without
+        end), or no folder where one is.
+        """
+        ranks = self.rank_file(0).parent
+        files = [self.config, self.provenance, self.metrics, self.log, self.samples, self.state]
+        for paths, wanted, free in (
+            ([self.lock], "a file", ("", "a file")),
+            (files, "a file", ("", "a file", "a link to nothing")),  # made where the link leads
+            ([self.checkpoints, ranks], "a folder", ("", "a folder")),
+            (sorted(ranks.glob("rank-*.json")), "a file", ("", "a file")),
+        ):
+            for path in paths:
+                if (what := what_stands_at(path)) not in free:
+                    raise UserError(f"{path} is {what}, where the run has {wanted}: move it away")
 
     def write_state(
         self,

@@ -21,7 +21,7 @@ from common.publish import write_json_output
 from eval.arguments import add_json
 from eval.reporting.comparison import as_markdown, as_text, rows_with
 from eval.reporting.references import GPT2_VOCABULARY, NOTES
-from eval.reporting.run_data import RunData, load_run, load_runs
+from eval.reporting.run_data import RunData, load_run, load_runs, tell_complaints
 
 RECORDS = Path(__file__).parent / "records"
 
@@ -38,7 +38,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    rows = rows_with(load_runs(arguments.runs) if arguments.runs else committed_runs())
+    runs = load_runs(arguments.runs) if arguments.runs else committed_runs()
+    tell_complaints(runs)
+    rows = rows_with(runs)
     print(as_markdown(rows) if arguments.markdown else as_text(rows))
     print()
     for note in NOTES:

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from common.command_line import CommandParser
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from common.publish import file_to_write, write_output
+from common.regular_file import what_stands_at
 from eval.reporting import drawing, figures
-from eval.reporting.run_data import RunData, load_run
+from eval.reporting.run_data import RunData, load_run, tell_complaints
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -37,10 +38,13 @@ def main() -> int:
     arguments = parse_arguments()
     run = load_run(arguments.run)
     path = file_to_write(arguments.out or run.folder.report / "loss.png")
+    if arguments.out is None and (what := what_stands_at(path)) not in ("", "a file", "a link to nothing"):
+        raise UserError(f"{path} is {what}, where the run has a file: move it away, or give --out")
     write_output(path, draw(run))
+    tell_complaints([run])
     left_out = len(run.table.of_kind("val_loss")) - len(run.table.comparable("val_loss"))
     others = f"; {left_out:,} earlier validations of another measure left out" if left_out else ""
-    print(f"{path}: loss and learning rate up to step {int(run.table.tail('step', 1)[0]):,}{others}")
+    print(f"{path}: loss and learning rate up to step {run.newest('step'):,}{others}")
     return 0
 
 

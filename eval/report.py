@@ -20,12 +20,13 @@ from common.errors import UserError, exit_on_user_error
 from common.os_errors import refusal
 from common.progress import format_duration
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_output, write_output
+from common.regular_file import what_stands_at
 from eval.arguments import add_json
 from eval.reporting import figures
 from eval.reporting.comparison import run_row
 from eval.reporting.key_figures import differences, key_figures
 from eval.reporting.page import page
-from eval.reporting.run_data import RunData, load_runs
+from eval.reporting.run_data import RunData, load_runs, tell_complaints
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -43,6 +44,9 @@ def main() -> int:
     out: Path = arguments.out or runs[0].folder.report
     pictures = draw_all(runs)
     path = out / "report.html"
+    for file in (path, *(out / name for name in pictures)):
+        if (what := what_stands_at(file)) not in ("", "a file", "a link to nothing"):
+            raise UserError(f"{file} is {what}, where the report has a file: move it away, or give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         sweep_temporaries(out, {*pictures, path.name}, older_than_seconds=LEFT_SECONDS)
@@ -51,6 +55,7 @@ def main() -> int:
         write_output(path, page(runs, pictures, time.time()))
     except OSError as error:
         raise UserError(refusal("written", error, out, otherwise="give another folder with --out")) from None
+    tell_complaints(runs)
     if arguments.json:
         write_json_output(arguments.json, as_json(runs))
     steps = sum(len(run.table) for run in runs)

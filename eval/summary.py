@@ -9,15 +9,18 @@ context can reach there. With --require-margin the exit status is 1 unless the m
 import argparse
 import json
 import math
+import os
 import shlex
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,17 +28,39 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.json_file import Count
 from common.liveness import Liveness, Verdict, look_at
-from common.metrics_file import read_json_lines, read_metrics, record_kind
+from common.metrics_file import read_metrics, record_kind
 from common.progress import format_count, format_duration
 from common.publish import write_json_output
+from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
 from common.run_folder import RunFolder
 from data_prep.token_set import TokenSet, TokenStream, find_token_set
 from eval.arguments import add_json
-from eval.reporting.run_data import read_configuration, read_starts, training_script
+from eval.reporting.run_data import training_script
 
 CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample
+
+
+class DataPart(TypedDict):
+    path: str
+
+
+class RunPart(TypedDict):
+    max_steps: Count
+
+
+class ModelPart(TypedDict):
+    n_embd: Count
+
+
+class ConfigPart(TypedDict):
+    """What a summary has to know of a run's configuration."""
+
+    data: DataPart
+    run: RunPart
+    model: ModelPart
 
 
 @dataclass(frozen=True)
@@ -93,9 +118,12 @@ def main() -> int:
 
 def summarise(folder: RunFolder) -> Summary:
     """Read a run's figures. Raises UserError where there is no run, or it has not come to a validation yet."""
-    if not folder.metrics.exists():
+    if not os.path.lexists(folder.metrics):
         raise UserError(f"{folder.path} is no run's folder: it has no {folder.metrics.name}")
-    records = read_metrics(folder.metrics)
+    try:
+        records = read_metrics(folder.metrics)
+    except OSError as error:
+        raise UserError(unreadable(folder.metrics, error)) from None
     train = [record for record in records if record_kind(record) == "train"]
     validation = [record for record in records if record_kind(record) == "validation"]
     if not train or not validation:
@@ -105,9 +133,9 @@ def summarise(folder: RunFolder) -> Summary:
     val_loss = validation[-1]["val_loss"]
     if val_loss is None:
         raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train anew")
-    config = read_config(folder)
+    config = read_configuration_as(folder, ConfigPart)
     tokens = TokenSet.open(find_token_set(config["data"]["path"]))
-    measured_on = validation[-1].get("val_sha256", tokens.manifest.val_sha256)  # an old record has none
+    measured_on = validation[-1].get("val_sha256") or tokens.manifest.val_sha256  # an old record has none
     if measured_on != tokens.manifest.val_sha256:
         raise UserError(
             f"the last validation loss in {folder.metrics} was measured on a validation set of SHA-256 "
@@ -123,26 +151,25 @@ def summarise(folder: RunFolder) -> Summary:
         step=train[-1]["step"],
         max_steps=config["run"]["max_steps"],
         n_embd=config["model"]["n_embd"],
-        tokens=train[-1]["tokens"],
-        run_tokens=round(sum(record["tokens_per_second"] * record["step_seconds"] for record in train)),
+        tokens=max(_numbers(train, "tokens")[-1:], default=0),
+        run_tokens=round(
+            sum((record.get("tokens_per_second") or 0) * (record.get("step_seconds") or 0) for record in train)
+        ),
         val_loss=val_loss,
         val_step=validation[-1]["step"],
         perplexity=math.exp(min(val_loss, 700.0)),  # beyond it a float overflows
         unigram_entropy=entropy,
         margin=entropy - val_loss,
-        tokens_per_second=statistics.median(record["tokens_per_second"] for record in train),
-        training_seconds=sum(record["step_seconds"] for record in train),
+        tokens_per_second=statistics.median(_numbers(train, "tokens_per_second") or [0.0]),
+        training_seconds=sum(_numbers(train, "step_seconds")),
         val_sha256=measured_on,
         val_tokens=validation[-1].get("val_tokens"),
     )
 
 
-def read_config(folder: RunFolder) -> dict[str, Any]:
-    """The run's resolved configuration. Raises UserError where it can't be read."""
-    content = read_configuration(folder)
-    if not content:
-        raise UserError(f"{folder.config} is missing or no configuration: is {folder.path} a run's folder?")
-    return content
+def _numbers(records: Sequence[dict[str, Any]], key: str) -> list[Any]:
+    """What the records hold under a key, in their order; the steps of older records, and damaged ones, may lack it."""
+    return [record[key] for record in records if record.get(key) is not None]
 
 
 def unigram_entropy(stream: TokenStream) -> float:
@@ -173,15 +200,20 @@ def print_figures(summary: Summary) -> None:
 
 
 def print_samples(folder: RunFolder) -> None:
-    samples = read_json_lines(folder.samples)
+    complaints: list[str] = []
+    samples = leniently(lambda: read_samples(folder), complaints) or []
+    for complaint in complaints:
+        print(f"\nleft out: {complaint}")
     if not samples:
         return
     step = samples[-1]["step"]
     print(f"\nWhat it wrote after step {step:,} (prompt│continuation):")
     for sample in samples:
         if sample["step"] == step:
-            text = json.dumps(sample["text"], ensure_ascii=False)[1:-1]
-            print(f"  {sample['prompt']}│{text[:SHOWN_CHARACTERS]}{'…' if len(text) > SHOWN_CHARACTERS else ''}")
+            text = json.dumps(sample.get("text") or "", ensure_ascii=False)[1:-1]
+            print(
+                f"  {sample.get('prompt') or ''}│{text[:SHOWN_CHARACTERS]}{'…' if len(text) > SHOWN_CHARACTERS else ''}"
+            )
 
 
 def print_places(folder: RunFolder) -> None:
@@ -197,14 +229,15 @@ def print_places(folder: RunFolder) -> None:
     print("\nWhere everything lies:")
     width = max(len(str(path)) for path, _ in places)
     for path, what in places:
-        if path.exists():
+        if os.path.exists(path):  # False for what one may not see, too
             print(f"  {path!s:{width}}  {what}")
 
 
 def print_next(folder: RunFolder, summary: Summary) -> None:
-    config = read_config(folder)
+    config = read_configuration(folder)
+    starts = leniently(lambda: read_starts(folder.provenance), []) or []
     path, file = shlex.quote(str(folder.path)), shlex.quote(str(folder.config))
-    train = f".venv/bin/python {training_script(config, read_starts(folder))} --config {file}"
+    train = f".venv/bin/python {training_script(config, starts)} --config {file}"
     print("\nWhat to try next:")
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
     if "lora" not in config:  # a fine-tuning's model is its base's

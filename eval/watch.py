@@ -45,7 +45,7 @@ def main() -> int:
     if not arguments.interval > 0:
         raise UserError(f"--interval is {arguments.interval}: give a number of seconds above 0")
     folder = RunFolder(arguments.run)
-    if not any(path.exists() for path in (folder.metrics, folder.state, folder.config)):
+    if not any(os.path.lexists(path) for path in (folder.metrics, folder.state, folder.config)):
         raise UserError(
             f"{folder.path} is no run's folder: it has neither {folder.config.name} nor {folder.metrics.name}"
         )

@@ -1,9 +1,9 @@
 """What the first node of a job tells the others about a start."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.json_file import BadJson, read_json
 from common.publish import write_json_whole
 
 
@@ -43,6 +43,6 @@ def leave_mark(beginning: Beginning) -> None:
 def read_mark(run_folder: Path, meeting_id: str) -> Beginning | None:
     """What the head has written; None where it can't be seen (yet)."""
     try:
-        return Beginning(**json.loads(mark_path(run_folder, meeting_id).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return read_json(mark_path(run_folder, meeting_id), Beginning)
+    except (OSError, BadJson):
         return None

@@ -1,8 +1,10 @@
 """Questions to Slurm's controller, through its own commands."""
 
+import re
 import subprocess
 
 ANSWER_SECONDS = 60.0
+JOB_ID = re.compile(r"[0-9][0-9_+.]*")  # of an array or a heterogeneous job, too
 
 
 def ask(*command: str) -> str:
@@ -22,7 +24,9 @@ def node_addresses(names: list[str]) -> list[str]:
 
 
 def job_record(job_id: str) -> dict[str, str]:
-    """What the controller knows of a job; {} where it has forgotten it."""
+    """What the controller knows of a job; {} where it has forgotten it, or that is no job's id."""
+    if not JOB_ID.fullmatch(job_id):
+        return {}
     return fields(ask("scontrol", "-o", "show", "job", job_id))
 
 

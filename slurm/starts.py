@@ -13,7 +13,10 @@ from typing import Any
 
 from common.checkpoint_files import list_checkpoints
 from common.environment import whole_number
-from common.metrics_file import MetricsFile, read_json_lines
+from common.errors import UserError
+from common.metric_fields import fits
+from common.metrics_file import MetricsFile, read_json_lines, read_records
+from common.run_files import unreadable
 from common.run_folder import RunFolder, restart_count
 
 FRUITLESS_LIMIT = 3  # starts in a row from the same checkpoint, after which the job is not started again
@@ -48,8 +51,18 @@ def starts_file(folder: RunFolder) -> Path:
 
 
 def read_starts(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of slurm.jsonl; torn and foreign ones are passed over."""
-    return [line for line in read_json_lines(starts_file(folder)) if {"kind", "time", "job_id"} <= line.keys()]
+    """The lines of slurm.jsonl; torn and foreign ones are passed over. Raises UserError where it can't be read."""
+    path = starts_file(folder)
+    try:
+        lines = read_json_lines(path)
+    except OSError as error:
+        raise UserError(unreadable(path, error)) from None
+    return [line for line in lines if _is_ours(line)]
+
+
+def _is_ours(line: dict[str, Any]) -> bool:
+    texts = isinstance(line.get("kind"), str) and isinstance(line.get("job_id"), str)
+    return texts and fits("time", line.get("time"))
 
 
 def append_start(folder: RunFolder, start: StartId, nodes: list[str], launch: str) -> None:
@@ -82,22 +95,25 @@ def fruitless_starts(records: list[dict[str, Any]], start: StartId, step: int) -
     count = 0
     mine = [record for record in records if record.get("job_id") == start.job_id]
     for record in reversed(mine):
-        if record["kind"] == "end" and record["pre_empted"]:
+        if record["kind"] == "end" and record.get("pre_empted"):
             break
         if record["kind"] == "start":
-            if record["from_step"] != step:
+            if record.get("from_step") != step:
                 break
             count += 1
     return count
 
 
 def steps_trained(folder: RunFolder, start: StartId) -> int:
-    """Training steps that this start of the job has recorded."""
+    """Training steps that this start of the job has recorded. Raises UserError where its records can't be read."""
     begun = [record["time"] for record in read_starts(folder) if record["kind"] == "start" and start.names(record)]
     if not begun:
         return 0
-    records = read_json_lines(folder.metrics)
-    return sum(1 for record in records if "step_seconds" in record and record.get("time", 0.0) >= begun[-1])
+    try:
+        records = read_records(folder.metrics)
+    except OSError as error:
+        raise UserError(unreadable(folder.metrics, error)) from None
+    return sum(1 for record in records if "step_seconds" in record and (record.get("time") or 0.0) >= begun[-1])
 
 
 def _append(folder: RunFolder, start: StartId, values: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ that were done twice are what it lacks.
 """
 
 import itertools
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -17,14 +18,14 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import yaml
-
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.liveness import Verdict, look_at
-from common.metrics_file import read_json_lines, read_metrics
+from common.metric_fields import is_step
+from common.metrics_file import holding, read_records
 from common.progress import format_count, format_duration
 from common.publish import file_to_write, write_json_output
+from common.run_files import leniently, read_configuration, unreadable
 from common.run_folder import RunFolder
 from slurm.controller import job_record
 from slurm.starts import read_starts
@@ -59,21 +60,25 @@ class RunStatus:
 
 
 def read_status(folder: RunFolder, now: float) -> RunStatus:
-    """Read a run's folder, and ask Slurm about its last job."""
-    try:
-        state = folder.read_state() or {}
-    except UserError as error:  # of one run; the others shall be told of all the same
-        state = {"status": "unreadable", "reason": str(error)}
-    lines = read_starts(folder)
+    """Read a run's folder, and ask Slurm about its last job.
+
+    What can't be read is told in the run's own line: the other runs shall be told of all the same.
+    """
+    complaints: list[str] = []
+    state = leniently(lambda: folder.read_state() or {}, complaints) or {}
+    lines = leniently(lambda: read_starts(folder), complaints) or []
+    records = leniently(lambda: _read_records(folder), complaints) or []
+    max_steps = _max_steps(leniently(lambda: read_configuration(folder), complaints) or {})
+    if complaints:
+        state |= {"status": "unreadable", "trouble": "; ".join(complaints)}
     job_id = lines[-1]["job_id"] if lines else state.get("job_id")
     job = job_record(str(job_id)) if job_id else {}
     slurm_state = job.get("JobState")
-    trained = [record for record in read_json_lines(folder.metrics) if "step_seconds" in record]
-    kept = [record for record in read_metrics(folder.metrics) if "step_seconds" in record]
+    trained = [record for record in records if record.get("step_seconds") is not None]
+    kept = [record for record in holding(records) if record.get("step_seconds") is not None]
     recent = sorted(record["step_seconds"] for record in kept[-RECENT_STEPS:])
-    rates = sorted(record["tokens_per_second"] for record in kept[-RECENT_STEPS:])
-    step = max([record["step"] for record in kept], default=int(state.get("step", 0)))
-    max_steps = _max_steps(folder)
+    rates = sorted(rate for record in kept[-RECENT_STEPS:] if (rate := record.get("tokens_per_second")) is not None)
+    step = max([record["step"] for record in kept], default=state.get("step", 0))
     alive = look_at(folder, now, job_id=str(job_id) if job_id else None, job_state=slurm_state)
     left = max_steps - step if max_steps is not None and alive.is_progressing else None
     allocated = allocated_seconds(lines, trained, now if slurm_state == "RUNNING" else None)
@@ -112,16 +117,22 @@ def allocated_seconds(lines: list[dict[str, Any]], trained: list[dict[str, Any]]
         ends = [line["time"] for line in lines[position:following] if line["kind"] == "end"]
         if not ends and following is None and now is not None:
             ends = [now]
-        steps = [record["time"] for record in trained if begun <= record["time"] < until]
+        steps = [time for record in trained if (time := record.get("time")) is not None and begun <= time < until]
         total += max(0.0, max([*ends, *steps[-1:]], default=begun) - begun)
     return total
 
 
-def _max_steps(folder: RunFolder) -> int | None:
+def _read_records(folder: RunFolder) -> list[dict[str, Any]]:
     try:
-        return int(yaml.safe_load(folder.config.read_text(encoding="utf-8"))["run"]["max_steps"])
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):  # ValueError: no UTF-8, no number
-        return None
+        return read_records(folder.metrics)
+    except OSError as error:
+        raise UserError(unreadable(folder.metrics, error)) from None
+
+
+def _max_steps(config: dict[str, Any]) -> int | None:
+    section = config.get("run")
+    steps = section.get("max_steps") if isinstance(section, dict) else None
+    return steps if is_step(steps) else None
 
 
 def table(statuses: list[RunStatus]) -> str:
@@ -152,14 +163,25 @@ def _cells(s: RunStatus) -> list[str]:
 
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
     """The runs to tell about. Raises UserError where there are none."""
-    if not paths and root.is_dir():
-        paths = sorted(path for path in root.iterdir() if (path / "state").exists() or (path / "slurm.jsonl").exists())
+    if not paths and os.path.isdir(root):
+        try:
+            paths = sorted(path for path in root.iterdir() if _is_run(path))
+        except OSError as error:
+            raise UserError(f"{root} can't be read ({error.strerror}): give another --root") from None
     if not paths:
         raise UserError(f"no runs in {root}: give folders of runs, or --root")
     for path in paths:
-        if not path.is_dir():
-            raise UserError(f"{path} is no run's folder")
+        if not os.path.isdir(path):
+            raise UserError(f"{path} is no run's folder: give the folder of one, such as runs/demo")
     return [RunFolder(path) for path in paths]
+
+
+def _is_run(path: Path) -> bool:
+    """Whether this looks like a run's folder; what one may not look into may be one."""
+    if not os.path.isdir(path):
+        return False
+    there = any(os.path.lexists(path / name) for name in ("state", "slurm.jsonl"))
+    return there or not os.access(path, os.X_OK)
 
 
 def main() -> int:

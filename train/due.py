@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from common.errors import UserError
-from common.metrics_file import metrics_of_step, read_json_lines, record_kind
+from common.metrics_file import metrics_of_step, read_records, record_kind
 from common.os_errors import refusal
 from common.run_folder import RunFolder
 from train.config import Config
@@ -51,13 +51,13 @@ def missing_after(step: int, config: Config, folder: RunFolder) -> Due:
         return due
     try:
         records = metrics_of_step(folder.metrics, step)
-        samples = read_json_lines(folder.samples) if due.samples else []
+        samples = read_records(folder.samples) if due.samples else []
     except OSError as error:
         path = error.filename or folder.metrics
         raise UserError(refusal("read", error, path, otherwise="start the same command again")) from None
-    trained = max((record.get("time", 0.0) for record in records if record_kind(record) == "train"), default=0.0)
+    trained = max((record.get("time") or 0.0 for record in records if record_kind(record) == "train"), default=0.0)
     # the file of samples keeps those of a pass that was gone back behind
-    texts = [sample for sample in samples if sample.get("step") == step and sample.get("time", 0.0) >= trained]
+    texts = [sample for sample in samples if sample.get("step") == step and (sample.get("time") or 0.0) >= trained]
     written = Counter(str(sample.get("prompt")) for sample in texts)
     unwritten = []
     for index in due.samples:

@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from typing_extensions import TypedDict
+
+from common.json_file import BadJson, Count, Finite, as_shape, keep_others
 from common.periodic import Periodic
 from common.processes import ProcessIdentity, resident_bytes
 from common.rewritten_file import RewrittenFile, read_record
@@ -45,18 +48,47 @@ class Heartbeat:
             self._file.write(record | self._identity | {"progressed": self._progressed, "time": now})
 
 
+@keep_others
+class Beat(TypedDict):
+    """What a rank's file holds."""
+
+    rank: Count
+    step: Count
+    phase: str
+    rss_gib: Finite
+    progressed: Finite
+    time: Finite
+
+
+def read_beat(folder: RunFolder, rank: int) -> dict[str, Any] | None:
+    """A rank's last heartbeat; None where it has none that can be read."""
+    record = read_record(folder.rank_file(rank))
+    try:
+        return None if record is None else {**as_shape(record, Beat)}
+    except BadJson:
+        return None
+
+
+def _identity(beat: dict[str, Any]) -> ProcessIdentity | None:
+    try:
+        return ProcessIdentity.from_record(beat)
+    except KeyError:
+        return None
+
+
 def vanished_ranks(folder: RunFolder, ranks: Iterable[int]) -> list[dict[str, Any]]:
     """The last heartbeats of those ranks whose processes are certainly gone, as far as this machine can tell."""
-    beats = [read_record(folder.rank_file(rank)) for rank in ranks]
-    return [beat for beat in beats if beat is not None and ProcessIdentity.from_record(beat).is_gone()]
+    beats = [beat for rank in ranks if (beat := read_beat(folder, rank)) is not None]
+    return [beat for beat in beats if (process := _identity(beat)) is not None and process.is_gone()]
 
 
 def silent_ranks(folder: RunFolder, ranks: Iterable[int], me: int) -> list[dict[str, Any]]:
     """The last heartbeats of those ranks that live on this machine and have not beaten while this one, `me`, has."""
-    mine = read_record(folder.rank_file(me))
-    beats = [read_record(folder.rank_file(rank)) for rank in ranks]
-    found = [beat for beat in beats if mine and beat and mine["time"] - beat["time"] > SILENT_SECONDS]
-    identities = [ProcessIdentity.from_record(beat) for beat in found]
+    mine = read_beat(folder, me)
+    beats = [beat for rank in ranks if (beat := read_beat(folder, rank)) is not None]
+    found = [beat for beat in beats if mine and mine["time"] - beat["time"] > SILENT_SECONDS]
     return [
-        beat for beat, process in zip(found, identities, strict=True) if process.is_here() and not process.is_gone()
+        beat
+        for beat in found
+        if (process := _identity(beat)) is not None and process.is_here() and not process.is_gone()
     ]

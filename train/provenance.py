@@ -3,7 +3,6 @@
 Named facts only, never the environment; credentials in the command or in uncommitted changes are masked.
 """
 
-import json
 import os
 import platform
 import shlex
@@ -12,13 +11,16 @@ import stat
 import subprocess
 import sys
 import time
+import uuid
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common import run_files
 from common.credentials import mask_credentials
+from common.errors import UserError
 from common.host_limits import allowed_cores
 from common.publish import write_json_whole
 from model.ranks import Ranks
@@ -55,9 +57,15 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
     Args:
         with_diff: keep the uncommitted changes of the sources, as a patch.
     """
-    starts = read_starts(path)
     # somebody may have made it stricter
-    mode = stat.S_IMODE(path.stat().st_mode) if starts else 0o666
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666
+    try:
+        starts = run_files.read_starts(path)
+    except UserError as error:
+        kept = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.kept")
+        os.replace(path, kept)
+        print(f"WARNING: {error}: kept as {kept.name}", file=sys.stderr, flush=True)
+        starts = []
     starts.append(
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -77,10 +85,9 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
 def read_starts(path: Path) -> list[dict[str, Any]]:
     """The starts that `provenance.json` lists, oldest first; none where it can't be read."""
     try:
-        starts = json.loads(path.read_text(encoding="utf-8"))["starts"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return run_files.read_starts(path)
+    except UserError:
         return []
-    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
 
 def _source(with_diff: bool) -> dict[str, Any]:

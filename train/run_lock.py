@@ -23,7 +23,8 @@ from common.errors import UserError
 from common.os_errors import refusal
 from common.periodic import Periodic
 from common.processes import ProcessIdentity
-from common.rewritten_file import RewrittenFile, read_record
+from common.regular_file import read_at_most
+from common.rewritten_file import MOST_BYTES, RewrittenFile, read_record
 from common.run_folder import RunFolder, restart_count
 from model.ranks import Ranks, agreed
 from train.run_config import RunConfig
@@ -87,8 +88,8 @@ class RunLock:
             owner = read_record(self.path)
             if owner is not None:
                 return bool(owner.get("token") == self.token)
-        with contextlib.suppress(FileNotFoundError):
-            self.path.read_bytes()
+        with contextlib.suppress(FileNotFoundError, OverflowError):
+            read_at_most(self.path, MOST_BYTES)
         return False
 
     def overtaken(self) -> bool:
@@ -200,10 +201,16 @@ class RunLock:
 def holding_lock(folder: RunFolder, config: RunConfig, ranks: Ranks, stop: StopRequest) -> Iterator[RunLock]:
     """Keep other trainers out of the run's folder inside the block. All ranks call, and know the lock's token.
 
-    Raises UserError on all ranks, having touched nothing, where another trainer is at work.
+    Raises UserError on all ranks, having touched nothing, where another trainer is at work, or something stands where
+    the run has its files.
     """
     lock = RunLock(folder.path, config.lock_patience_seconds)
-    taken_over = agreed(ranks, lambda: lock.take(give_up=lambda: stop.code() != 0))
+
+    def take() -> str:
+        folder.refuse_what_is_no_file()
+        return lock.take(give_up=lambda: stop.code() != 0)
+
+    taken_over = agreed(ranks, take)
     lock.token = ranks.from_first(lock.token)
     if taken_over and ranks.is_first:
         print(taken_over, flush=True)
@@ -285,8 +292,8 @@ def _move_away(path: Path, expected: dict[str, Any] | None) -> bool:
 
 def _content(path: Path) -> bytes | None:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_at_most(path, MOST_BYTES)
+    except (OSError, OverflowError):
         return None
 
 

@@ -10,17 +10,17 @@ wandb run's id and how far it is. Offline (the default) this writes a folder for
 import sys
 from pathlib import Path
 
-import yaml
-
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_file import read_metrics, record_kind
+from common.os_errors import refusal
 from common.processes import ProcessIdentity
 from common.progress import format_count
 from common.rewritten_file import read_record
+from common.run_files import read_configuration, unreadable
 from common.run_folder import RunFolder
 from train.wandb_mirror import MIRRORED, new_place, open_run, read_place, send, write_place
 
@@ -31,21 +31,28 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="everything once more, into a new wandb run")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run)
-    records = [record for record in read_metrics(folder.metrics) if record_kind(record) in MIRRORED]
+    try:
+        records = [record for record in read_metrics(folder.metrics) if record_kind(record) in MIRRORED]
+    except OSError as error:
+        raise UserError(unreadable(folder.metrics, error)) from None
     if not records:
         raise UserError(f"{folder.metrics} holds no record: give the folder of a run that has begun")
-    config = yaml.safe_load(folder.config.read_text(encoding="utf-8")) if folder.config.exists() else {}
-    log = config.get("log", {})
+    config = read_configuration(folder)
+    log = config.get("log")
+    log = log if isinstance(log, dict) else {}
     if log.get("wandb") and is_being_trained(folder):
         raise UserError(f"{folder.path} is being trained and mirrors itself: sync it when it has ended")
     place = new_place() if arguments.again else read_place(folder)
     try:
-        run = open_run(folder, log.get("wandb_project", "longhaul"), config, place["id"])
+        run = open_run(folder, str(log.get("wandb_project", "longhaul")), config, place["id"])
         sent = sum(send(run, record, place) for record in records)
         run.finish()
     except Exception as error:  # whatever a library that talks to a network comes up with
         raise UserError(f"wandb has not taken it ({type(error).__name__}: {error}): nothing is lost") from None
-    write_place(folder, place)  # only now: what was cut short is sent once more
+    try:
+        write_place(folder, place)  # only now: what was cut short is sent once more
+    except OSError as error:
+        raise UserError(refusal("written", error, folder.path, otherwise="sync again")) from None
     print(f"{format_count(sent)} of {format_count(len(records))} records added to wandb run {place['id']}")
     return 0
 

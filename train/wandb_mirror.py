@@ -11,12 +11,18 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Required
 
 import psutil
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from common.errors import UserError
+from common.json_file import BadJson, Count, keep_others, read_json
 from common.metrics_file import record_kind
+from common.os_errors import refusal
 from common.publish import write_whole
+from common.regular_file import what_stands_at
 from common.run_folder import RunFolder
 from train.run_config import LogConfig
 
@@ -25,6 +31,16 @@ SERVICE_GRACE_SECONDS = 1.0
 MIRROR_FILE = "wandb-mirror.json"
 MIRRORED = ("train", "validation", "hellaswag")  # kinds of records: what has a curve
 QUEUE_RECORDS = 100_000  # a mirror that hangs costs memory up to here
+
+
+@keep_others
+class Place(TypedDict, total=False):
+    """Which wandb run mirrors a run, and the last step that it has of each kind."""
+
+    id: Required[Annotated[str, Field(pattern=r"^[\w-]{1,128}$")]]
+    train: Count
+    validation: Count
+    hellaswag: Count
 
 
 def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: str) -> Any:
@@ -60,15 +76,22 @@ def new_place() -> dict[str, Any]:
 
 
 def read_place(folder: RunFolder) -> dict[str, Any]:
-    """How far the run is mirrored, and where; written down at once for a run that is not."""
+    """How far the run is mirrored, and where; written down at once for a run that is not.
+
+    Raises UserError where it can't be written.
+    """
     path = folder.path / MIRROR_FILE
     try:
-        place = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        place = None
-    if not (isinstance(place, dict) and isinstance(place.get("id"), str)):
-        place = new_place()
+        return {**read_json(path, Place)}
+    except (OSError, BadJson):
+        pass
+    if (what := what_stands_at(path)) not in ("", "a file", "a link to nothing"):
+        raise UserError(f"{path} is {what}, where the run has a file: move it away")
+    place = new_place()
+    try:
         write_whole(path, json.dumps(place))
+    except OSError as error:
+        raise UserError(refusal("written", error, path, otherwise="move it away")) from None
     return place
 
 

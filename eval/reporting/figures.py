@@ -148,8 +148,7 @@ def quantity_panel(axes: Axes, runs: Sequence[RunData], quantity: Quantity, colu
     drawing.set_x(axes, STEPS)
     axes.set_ylabel(quantity.label)
     if quantity.key == "grad_norm":
-        clips = {run.section("optim").get("grad_clip") for run in runs}
-        for clip in [clip for clip in clips if clip]:
+        for clip in {run.grad_clip for run in runs if run.grad_clip is not None}:
             axes.axhline(clip, color=GREY, linestyle="--", linewidth=1, label=f"clipped to {clip:g}")
     if quantity.logarithmic:
         axes.set_yscale("log")

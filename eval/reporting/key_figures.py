@@ -59,7 +59,7 @@ class KeyFigures:
 def key_figures(run: RunData) -> KeyFigures:
     """What came out of a run so far."""
     table = run.table
-    step, tokens = (int(table.tail(key, 1)[0]) for key in ("step", "tokens"))
+    step, tokens = run.newest("step"), run.newest("tokens")
     last_steps = max(1, round(len(table) * LAST_FRACTION))
     comparable = table.comparable("val_loss")
     validations = [event for event in comparable if event["val_loss"] is not None]
@@ -109,7 +109,7 @@ def _hellaswag(run: RunData) -> tuple[float | None, int | None, int | None]:
     official = last.get("hellaswag_official", True)
     step = measured.get("step")
     superseded = isinstance(step, int) and official and step < last.get("step", step)
-    if isinstance(measured.get("acc_norm"), float) and isinstance(measured.get("examples"), int) and not superseded:
+    if "acc_norm" in measured and "examples" in measured and not superseded:
         return measured["acc_norm"], measured["examples"], step
     if not official:
         return None, None, None

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from common.liveness import Liveness, Signs, judge, read_signs
+from common.metric_fields import is_step
 from common.metrics_file import last_json_lines
 from common.metrics_table import MetricsTable
 from common.progress import format_count, format_duration
+from common.run_files import leniently, read_configuration, unreadable
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
-from eval.reporting.run_data import read_configuration, read_state_leniently
 from eval.reporting.terminal_plot import plot
 
 RATE_STEPS = 200  # newest steps that rates and ETA are taken from
@@ -41,22 +42,30 @@ class LiveRun:
     max_steps: int | None = None
     sample: dict[str, Any] = field(default_factory=dict)
     signs: Signs | None = None
+    complaints: list[str] = field(default_factory=list)  # of files that can't be read, at the last look
     _config_time: float = -1.0
+    _config_complaints: list[str] = field(default_factory=list)
 
     def refresh(self) -> None:
         """Read what is new. Files that are missing or half written are passed over until the next time."""
-        self.table.update()
-        self.state = read_state_leniently(self.folder)
+        self.complaints = []
+        try:
+            self.table.update()
+        except OSError as error:
+            self.complaints.append(unreadable(self.folder.metrics, error))
+        self.state = leniently(lambda: self.folder.read_state() or {}, self.complaints) or {}
         self.signs = read_signs(self.folder)
         try:
             changed = self.folder.config.stat().st_mtime
         except OSError:
             changed = -1.0
         if changed != self._config_time:
-            self._config_time = changed
-            section = read_configuration(self.folder).get("run")
+            self._config_time, self._config_complaints = changed, []
+            config = leniently(lambda: read_configuration(self.folder), self._config_complaints) or {}
+            section = config.get("run")
             steps = section.get("max_steps") if isinstance(section, dict) else None
-            self.max_steps = steps if isinstance(steps, int) else None
+            self.max_steps = steps if is_step(steps) else None
+        self.complaints += self._config_complaints
         self.sample = _last_sample(self.folder.samples) or self.sample
 
     def liveness(self, now: float) -> Liveness:
@@ -77,6 +86,7 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
         now: seconds since the epoch.
     """
     lines = [_title(run, width, look, now)]
+    lines += [look.paint(_fit(complaint, width, look), "31") for complaint in run.complaints[: max(0, height - 8)]]
     if len(run.table) == 0:
         return [*lines, _fit("no training step yet: waiting for the first one", width, look)][:height]
     lines += [_fit(line, width, look) for line in (_progress(run, width, look, now), _figures(run), _evaluations(run))]
@@ -124,7 +134,7 @@ def seconds_per_step(table: MetricsTable) -> float | None:
 
 def _progress(run: LiveRun, width: int, look: Look, now: float) -> str:
     step = int(run.table.tail("step", 1)[0])
-    tokens = format_count(run.table.tail("tokens", 1)[0])
+    tokens = format_count(float(run.table.tail("tokens", 1)[0]))
     if not run.max_steps:
         return f"step {step:,}, {tokens} tokens"
     share = min(1.0, step / run.max_steps)

@@ -53,14 +53,15 @@ def _show(pictures: dict[str, bytes], prefix: str) -> str:
 
 
 def _overview(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> str:
+    left_out = "".join(f"<p><b>Left out:</b> {text(complaint)}</p>" for run in runs for complaint in run.complaints)
     if len(runs) == 1:
-        return _state_line(runs[0]) + _tiles(figures[0])
+        return _state_line(runs[0]) + left_out + _tiles(figures[0])
     labelled = [dict(_labelled(figure)) for figure in figures]
     headings = ["", *(run.name for run in runs)]
     labels = list(dict.fromkeys(label for entry in labelled for label in entry))
     rows = [["status", *(run.liveness.word for run in runs)]]
     rows += [[label, *(entry.get(label, "–") for entry in labelled)] for label in labels]
-    return table(headings, rows)
+    return left_out + table(headings, rows)
 
 
 def _state_line(run: RunData) -> str:

@@ -135,7 +135,8 @@ def _host_names(start: dict[str, Any]) -> list[str]:
 
 
 def _ranks(start: dict[str, Any]) -> list[dict[str, Any]]:
-    return [rank for rank in start.get("ranks") or [] if isinstance(rank, dict)]
+    ranks = start.get("ranks")
+    return [rank for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
 
 
 def samples(runs: Sequence[RunData]) -> str:

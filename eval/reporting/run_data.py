@@ -1,28 +1,31 @@
 """What a run's folder tells, read leniently: a run still going, an old record or a copied folder all give a report."""
 
-import json
+import os
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from common.errors import UserError
+from common.json_file import BadJson, as_shape
 from common.liveness import Liveness, look_at
-from common.metrics_file import read_json_lines
-from common.metrics_table import MetricsTable, Values, read_metrics_table
+from common.metric_fields import LARGEST, fits, is_step
+from common.metrics_table import MetricsTable, Values
 from common.plain_text import printable
+from common.run_files import Score, leniently, read_configuration, read_samples, read_score, read_starts, read_table
 from common.run_folder import RunFolder
 from model.config import ModelConfig
 from model.counts import flops_per_token, parameter_count
 
 SECONDS_AN_HOUR = 3600.0
+MOST_LAYERS = 100_000  # each is counted by itself
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,18 @@ class RunData:
     state: dict[str, Any]
     liveness: Liveness  # when the folder was read
     samples: list[dict[str, Any]]
-    hellaswag: dict[str, Any]  # what eval/hellaswag.py wrote to report/hellaswag.json
+    hellaswag: Score  # what eval/hellaswag.py wrote to report/hellaswag.json
+    complaints: list[str] = field(default_factory=list)  # of files that are there and can't be read
 
     @cached_property
     def model(self) -> ModelConfig | None:
-        known = {field.name for field in fields(ModelConfig)}
-        section = self.config.get("model")
-        if not isinstance(section, dict) or not section:
+        section = self.section("model")
+        if not section:
             return None
         try:
-            return ModelConfig(**{key: value for key, value in section.items() if key in known})
-        except (TypeError, ValueError):
+            model = as_shape(section, ModelConfig)
+            return model if model.n_layer <= MOST_LAYERS and flops_per_token(model) < LARGEST else None
+        except (BadJson, ArithmeticError):
             return None
 
     @property
@@ -67,19 +71,32 @@ class RunData:
         from model.lora import TARGETS, LoraConfig, adapter_count  # here: other runs' reports need not wait for torch
 
         try:
-            return adapter_count(self.model, LoraConfig(section["rank"], targets=tuple(section["targets"] or TARGETS)))
+            count = adapter_count(self.model, LoraConfig(section["rank"], targets=tuple(section["targets"] or TARGETS)))
         except (KeyError, TypeError, ValueError):
             return None
+        return count if isinstance(count, int) and 0 <= count < LARGEST else None
 
     @property
     def max_steps(self) -> int | None:
         value = self.section("run").get("max_steps")
-        return value if isinstance(value, int) else None
+        return value if is_step(value) else None
+
+    @property
+    def grad_clip(self) -> float | None:
+        """At which gradients were clipped; None where they weren't, or nobody knows."""
+        value = self.section("optim").get("grad_clip")
+        return float(value) if value and fits("grad_norm", value) else None
+
+    def newest(self, key: str) -> int:
+        """The newest count under a key of the training steps; 0 where none was recorded."""
+        values = self.table.column(key)
+        values = values[np.isfinite(values)]
+        return int(values[-1]) if len(values) else 0
 
     @property
     def tokens_per_step(self) -> float:
-        """Of the newest step."""
-        return float(self.table.tail("tokens", 1)[0] / self.table.tail("step", 1)[0])
+        """Of the newest step; 1 where nobody knows."""
+        return self.newest("tokens") / max(1, self.newest("step")) or 1.0
 
     @property
     def status(self) -> str:
@@ -106,79 +123,87 @@ class RunData:
 def load_runs(paths: Sequence[Path]) -> list[RunData]:
     """Read runs, naming them by their folders, as much of the paths as tells them apart.
 
-    Raises UserError for a folder that is no run or has no training step yet.
+    One that can't be read is left out, with a line on standard error.
+
+    Raises UserError for a folder that is no run or has no training step yet, and where none of them can be read.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1
     while depth < 4 and len({path.parts[-depth:] for path in resolved}) < len(set(resolved)):
         depth += 1
-    return [load_run(path, "/".join(full.parts[-depth:])) for path, full in zip(paths, resolved, strict=True)]
+    names = ["/".join(full.parts[-depth:]) for full in resolved]
+    tables = [_read_table_of(path, complain=len(paths) > 1) for path in paths]
+    runs = [load_run(path, name, table) for path, name, table in zip(paths, names, tables, strict=True) if table]
+    if not runs:
+        raise UserError("none of these runs can be read: name others")
+    return runs
 
 
-def load_run(path: Path, name: str | None = None) -> RunData:
-    """Read one run. Raises UserError for a folder that is no run or has no training step yet."""
-    folder = RunFolder(path)
-    if not folder.metrics.is_file():
-        raise UserError(f"{path} is no run's folder: it has no {folder.metrics.name}")
-    table = read_metrics_table(folder.metrics)
-    if len(table) == 0:
-        raise UserError(f"{folder.metrics} has no training steps yet: try again when the run has begun")
+def load_run(path: Path, name: str | None = None, table: MetricsTable | None = None) -> RunData:
+    """Read one run, its `table` where that has been read. A file of it that can't be read costs what stands there.
+
+    Raises UserError for a folder that is no run or has no training step yet.
+    """
+    folder, complaints = RunFolder(path), list[str]()
     return RunData(
         folder,
         printable(name or path.resolve().name),
-        table,
-        read_configuration(folder),
-        read_starts(folder),
-        read_state_leniently(folder),
+        table or _table_with_steps(folder),
+        leniently(lambda: read_configuration(folder), complaints) or {},
+        leniently(lambda: read_starts(folder.provenance), complaints) or [],
+        leniently(lambda: folder.read_state() or {}, complaints) or {},
         look_at(folder, time.time()),
-        [sample for sample in read_json_lines(folder.samples) if isinstance(sample.get("step"), int)],
-        _read_object(folder.report / "hellaswag.json"),
+        leniently(lambda: read_samples(folder), complaints) or [],
+        leniently(lambda: read_score(folder), complaints) or Score(),
+        complaints,
     )
 
 
-def read_configuration(folder: RunFolder) -> dict[str, Any]:
-    """The run's resolved configuration; empty where the folder has none that can be read."""
+def tell_complaints(runs: Sequence[RunData]) -> None:
+    """A line on standard error for each file of the runs that can't be read."""
+    for complaint in dict.fromkeys(complaint for run in runs for complaint in run.complaints):
+        print(f"left out: {complaint}", file=sys.stderr)
+
+
+def _read_table_of(path: Path, *, complain: bool) -> MetricsTable | None:
+    """A run's metrics; of several, None and a line on standard error where they can't be read. Raises UserError."""
+    folder = RunFolder(path)
+    if not complain or not os.path.lexists(folder.metrics):
+        return _table_with_steps(folder)
     try:
-        content = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return _table_with_steps(folder)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
 
 
-def read_state_leniently(folder: RunFolder) -> dict[str, Any]:
-    """The run's `state`; empty where it has none that can be read."""
-    try:
-        return folder.read_state() or {}
-    except (OSError, UserError):
-        return {}
-
-
-def read_starts(folder: RunFolder) -> list[dict[str, Any]]:
-    """What provenance.json tells of each start; empty where the folder has none that can be read."""
-    starts = _read_object(folder.provenance).get("starts")
-    return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+def _table_with_steps(folder: RunFolder) -> MetricsTable:
+    """Raises UserError for a folder that is no run or has no training step yet, or whose metrics can't be read."""
+    table = read_table(folder)
+    if len(table) == 0 and not folder.metrics.exists():
+        raise UserError(f"{folder.path} is no run's folder: it has no {folder.metrics.name}")
+    if len(table) == 0:
+        raise UserError(f"{folder.metrics} has no training steps yet: try again when the run has begun")
+    return table
 
 
 def training_script(config: Mapping[str, Any], starts: Sequence[Mapping[str, Any]]) -> str:
     """What trains such a run: `train/pretrain.py`, or `train/finetune.py` with the base that its command named."""
     if "lora" not in config:
         return "train/pretrain.py"
-    words = shlex.split(str(starts[0].get("command", ""))) if starts else []
+    try:
+        words = shlex.split(str(starts[0].get("command", ""))) if starts else []
+    except ValueError:  # a quotation without an end
+        words = []
     bases = [after for before, after in pairwise(words) if Path(before).name == "finetune.py"]
     return f"train/finetune.py {shlex.quote(bases[0]) if bases else 'RUN_OR_CHECKPOINT'}"
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def format_time(seconds: float | None) -> str:
     """Seconds since the epoch as a local date and time, with its offset."""
     if seconds is None or not np.isfinite(seconds):
         return "unknown"
-    return time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(seconds))
+    try:
+        return time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return "unknown"

@@ -1,5 +1,6 @@
 """Where a run's time went, from the seconds that its records tell and the times they were written at."""
 
+import math
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
@@ -47,7 +48,9 @@ LABELS = {
 def time_spent(table: MetricsTable) -> TimeSpent:
     """Account for a run's time. What no record explains is `other`."""
     lives = table.lives
-    total = max(life.end for life in lives) - lives[0].start
+    times = [life.end for life in lives if math.isfinite(life.end)]
+    # 0 where no record tells a time
+    total = max(0.0, max(times, default=math.nan) - lives[0].start)
     stopped = sum(max(0.0, after.start - before.end) for before, after in pairwise(lives))
     data = float(np.nansum(table.column("data_wait_seconds")))
     compute = max(0.0, float(np.nansum(table.column("step_seconds"))) - data)

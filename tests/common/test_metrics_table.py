@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import growing_file
+from common.metric_fields import fits
 from common.metrics_file import MetricsFile, read_metrics
 from common.metrics_table import MetricsTable, read_metrics_table
 
@@ -140,3 +141,31 @@ def test_steps_that_go_back_without_a_start_count_anew(tmp_path: Path) -> None:
     assert table.column("loss").tolist() == [9.0, 6.0]
     assert table.lost.steps == 2
     assert [record["loss"] for record in read_metrics(path)] == [9.0, 6.0]
+
+
+STRANGE = [None, True, "5", "", [], {}, [1.0], -1, 0.5, 10**25, -(10**25), 10**400, 1e60, math.nan, math.inf, 3, 1.5]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_values_of_another_type_are_null_in_both_readers(data: Any) -> None:
+    """Wherever they stand; a record without a step, or of no kind, is none."""
+    records = attempt_records(0, 6, 0, 1000.0) + attempt_records(4, 8, 1, 2000.0)
+    for _ in range(data.draw(st.integers(1, 4))):
+        record = data.draw(st.sampled_from(records))
+        record[data.draw(st.sampled_from(sorted({*record} - {"kind", "attempt"})))] = data.draw(
+            st.sampled_from(STRANGE)
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        table, expected = read_metrics_table(path), read_metrics(path)
+    for record in expected:
+        assert all(value is None or fits(key, value) for key, value in record.items())
+    train = [record for record in expected if "loss" in record]
+    for key in ("step", "tokens", "loss", "step_seconds", "time"):
+        values = np.array([record.get(key) for record in train], dtype=float)
+        np.testing.assert_array_equal(table.column(key), values)
+    assert table.events == [record for record in expected if "loss" not in record and record.get("kind") != "start"]
+    assert all(math.isfinite(life.start) and math.isfinite(life.end) for life in table.lives[1:])
+    assert math.isfinite(table.lost.seconds)

@@ -1,6 +1,7 @@
 """The table of published models: the figures as their sources give them, and of runs only what was measured."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,35 @@ def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path) -> None:
     done = run_script("compare.py", "nowhere", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", ["compare.py", "report.py"])
+def test_a_run_that_can_not_be_read_costs_its_own_line(tmp_path: Path, script: str) -> None:
+    """And a file of another run its own part."""
+    good, other = recorded_run(tmp_path, "good"), recorded_run(tmp_path, "other")
+    for name in ("piped", "odd"):
+        recorded_run(tmp_path, name).metrics.unlink()
+    os.mkfifo(tmp_path / "runs" / "piped" / "metrics.jsonl")
+    odd = [{"step": 1, "loss": [], "tokens": None, "time": "x"}, {"step": 2, "loss": 1.0, "tokens": {}, "time": 1e300}]
+    (tmp_path / "runs" / "odd" / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in odd))
+    other.provenance.write_text("null")
+    other.samples.unlink()
+    other.samples.symlink_to("/dev/zero")
+    good.lock.symlink_to("/dev/zero")
+
+    done = run_script(script, "runs/good", "runs/piped", "runs/odd", "runs/other", "--json", "it.json", cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert [line.split(" (")[0] for line in done.stderr.splitlines()] == [
+        "left out: runs/piped/metrics.jsonl can't be read",
+        "left out: runs/other/provenance.json is damaged",
+        "left out: runs/other/samples.jsonl can't be read",
+    ]
+    told = json.loads((tmp_path / "it.json").read_text())
+    rows = told["runs"] if script == "report.py" else [row for row in told["models"] if row["ours"]]
+    assert [(row.get("run") or row["model"], row["tokens"]) for row in rows] == [
+        ("good", 40_000), ("odd", 0), ("other", 40_000),
+    ]  # fmt: skip
+    alone = run_script(script, "runs/piped", cwd=tmp_path)
+    assert (alone.returncode, alone.stderr.count("\n")) == (2, 1)
+    assert "metrics.jsonl can't be read (it is a pipe, not a file): move it away" in alone.stderr

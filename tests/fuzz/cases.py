@@ -17,3 +17,4 @@ class Case:
     arguments: list[str]  # the entry's path within the project first
     make: Callable[[Path], None]
     stopped: bool = False
+    also: tuple[int, ...] = ()  # exit statuses that this entry has beside those of the judge

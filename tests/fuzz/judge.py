@@ -70,7 +70,7 @@ def _run_once(case: Case, folder: Path) -> Verdict:
     status = process.exitcode if process.exitcode is not None else -signal.SIGKILL
     left = _kill_session(process.pid)
     said = "".join((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
-    fault, detail = _fault(status, trouble, said)
+    fault, detail = _fault(status, trouble, said, case.also)
     if not fault and (leftovers := left + _leftovers(files, temporary, before, status)):
         fault, detail = "leftovers", ", ".join(leftovers[:5])
     if not fault:
@@ -78,13 +78,13 @@ def _run_once(case: Case, folder: Path) -> Verdict:
     return Verdict(case, status, fault, detail, seconds)
 
 
-def _fault(status: int, trouble: str, said: str) -> tuple[str, str]:
+def _fault(status: int, trouble: str, said: str, also: tuple[int, ...]) -> tuple[str, str]:
     tail = "\n".join(said.splitlines()[-12:])
     if trouble:
         return trouble, tail
     if any(token in said for token in TOKENS_OF_A_TRACEBACK):
         return "traceback", tail
-    if status not in ALLOWED_STATUS:
+    if status not in (*ALLOWED_STATUS, *also):
         return "status", f"{status}: {tail}"
     if status == 2 and "error: " not in said:
         return "status", f"2 without a sentence: {tail}"

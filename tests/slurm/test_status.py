@@ -1,6 +1,10 @@
 """Figures of status.py, from a run's files written by hand."""
 
+import contextlib
+import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +13,9 @@ from typing import Any
 import pytest
 
 from common.run_folder import RunFolder
-from slurm.status import allocated_seconds, read_status
+from slurm.status import allocated_seconds, main, read_status
+from tests.helpers.privileges import obey_modes
+from tests.helpers.ranks import run_ranks
 from tests.helpers.training import PROJECT
 
 START = 1_700_000_000.0
@@ -93,7 +99,56 @@ def test_a_damaged_run_does_not_hide_the_others(folder: RunFolder):
     assert "6/10" in rows["power-failure"]
     for name in ("torn", "foreign"):
         assert "unreadable" in rows[name]
-        assert f"{root / name / 'state'} is no JSON object: move it away" in rows[name]
+        assert f"{root / name / 'state'} is damaged (it is no " in rows[name]
+        assert rows[name].endswith("): move it away and start again")
+
+
+def status_without_privileges(root: Path, figures: Path) -> str:
+    """`slurm/status.py`, by a process that modes hold back; what it printed."""
+    obey_modes()
+    sys.argv = ["status.py", "--root", str(root), "--json", str(figures)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main() == 0
+    return printed.getvalue()
+
+
+def test_runs_that_are_private_or_hostile_cost_their_own_lines(folder: RunFolder, tmp_path: Path):
+    """Another user's run, and others whose files are a pipe, a device, or of other types."""
+    root = folder.path.parent
+    shutil.copytree(folder.path, root / "private")
+    (root / "private").chmod(0)
+    hostile = {"piped": "metrics.jsonl", "endless": "slurm.jsonl", "locked": "lock", "folded": "state"}
+    for name, file in hostile.items():
+        shutil.copytree(folder.path, root / name)
+        (root / name / file).unlink(missing_ok=True)
+    os.mkfifo(root / "piped" / "metrics.jsonl")
+    (root / "endless" / "slurm.jsonl").symlink_to("/dev/zero")
+    (root / "locked" / "lock").symlink_to("/dev/zero")
+    (root / "folded" / "state").mkdir()
+    odd = RunFolder(root / "odd")
+    shutil.copytree(folder.path, odd.path)
+    wrong = [
+        {"step": 7, "step_seconds": [], "time": "late", "tokens_per_second": {}},
+        {"step": "8", "step_seconds": 1.0},
+    ]
+    with open(odd.metrics, "a") as metrics:
+        metrics.write("".join(json.dumps(record) + "\n" for record in wrong) + "[" * 5_000)
+    figures = tmp_path / "figures.json"
+    (printed,) = run_ranks(1, tmp_path / "store", status_without_privileges, root, figures)
+    assert len(printed.splitlines()) == 8
+    found = {row["run"]: row for row in json.loads(figures.read_text())}
+    assert {name for name, row in found.items() if row["status"] == "unreadable"} == {
+        "private", "piped", "endless", "folded",
+    }  # fmt: skip
+    assert "state can't be read (Permission denied)" in found["private"]["reason"]
+    assert "metrics.jsonl can't be read (it is a pipe, not a file)" in found["piped"]["reason"]
+    assert "slurm.jsonl can't be read (it is a device, not a file)" in found["endless"]["reason"]
+    assert "state can't be read (it is a folder, not a file)" in found["folded"]["reason"]
+    assert found["folded"]["goodput"] == pytest.approx(6 * 10 / 150), "what can be read is told"
+    for name in ("odd", "locked", "power-failure"):
+        assert (found[name]["step"], found[name]["lost_steps"]) == (6, 2)
+        assert found[name]["goodput"] == pytest.approx(6 * 10 / 150)
+    (root / "private").chmod(0o700)
 
 
 def test_no_runs_is_one_line(tmp_path: Path):

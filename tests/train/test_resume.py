@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -286,3 +287,39 @@ def test_a_run_over_overlapping_windows_goes_on_as_if_undisturbed(tmp_path: Path
     refused = train_by_path(*arguments)
     assert refused.returncode == 2
     assert "was trained with data.stride 1, this run has 2" in refused.stderr
+
+
+def test_what_others_left_in_the_folder_changes_no_bit_and_nothing_of_it_is_lost(tmp_path: Path, data: Path) -> None:
+    """Foreign and torn lines, records of other types, a heartbeat and a mirror's place of other types."""
+    more = ("--eval.sample_every_steps=5", '--eval.prompts=["ab"]', "--run.max_steps=15")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "calm", *more))
+    arguments = tiny_arguments(tmp_path, data, "odd", *more)
+    train(1, tmp_path, arguments)
+    calm, odd = run_of(tmp_path, "calm"), run_of(tmp_path, "odd")
+    shutil.rmtree(odd.checkpoints / "step-00000015")
+    foreign = (
+        b'[]\n"x"\n' + b"[" * 5_000 + b'\n{"step": "11", "loss": 1}\n{"step": 10, "kind": []}\n\0\0\n{"step": 10, "ti'
+    )
+    for path in (odd.metrics, odd.samples):
+        path.write_bytes(path.read_bytes() + foreign)
+    odd.provenance.write_text("null")
+    odd.rank_file(0).write_text('{"pid": []}')
+    odd.state.write_text('{"status": {}}')
+    train(1, tmp_path, arguments)
+    assert curve(odd) == curve(calm)
+    assert weights_hashes(odd.checkpoints / "step-00000015") == weights_hashes(calm.checkpoints / "step-00000015")
+    assert foreign + b"\n" in odd.metrics.read_bytes()
+    assert [path.read_text() for path in odd.path.glob("provenance.json.*.kept")] == ["null"]
+    assert (odd.read_state() or {})["status"] == "done"
+
+
+@pytest.mark.parametrize("name", ["state", "metrics.jsonl", "lock", "ranks/rank-00000.json"])
+def test_a_pipe_where_a_file_is_written_is_refused_before_anything_is_written(
+    tmp_path: Path, data: Path, name: str
+) -> None:
+    run = run_of(tmp_path, "piped")
+    (run.path / name).parent.mkdir(parents=True)
+    os.mkfifo(run.path / name)
+    group = start_ranks_training(1, tmp_path, tiny_arguments(tmp_path, data, "piped"))
+    assert group.join(60.0) == [2]
+    assert [path.name for path in run.path.rglob("*") if not path.is_dir()] == [Path(name).name]

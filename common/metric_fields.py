@@ -1,0 +1,61 @@
+"""What the values of a run's records are: counts, numbers, texts. What is none is null, as what is not finite is."""
+
+from dataclasses import dataclass
+from typing import Any
+
+MOST_COUNT = (1 << 63) - 1
+LARGEST = 1e50  # no float32 reaches it; pictures and sums of such numbers stay finite
+LAST_TIME = 1e11  # seconds since the epoch: the year 5138
+
+
+@dataclass(frozen=True)
+class Field:
+    """The types of a value, and its bounds where it is a number."""
+
+    types: frozenset[type]
+    low: float | None = None
+    high: float | None = None
+
+    def has(self, value: Any) -> bool:
+        """Whether a value is one of these. A truth value is no number, NaN lies within no bounds."""
+        return type(value) in self.types and (self.low is None or self.high is None or self.low <= value <= self.high)
+
+
+TIME = Field(frozenset({int, float}), 0, LAST_TIME)
+_COUNT = Field(frozenset({int}), 0, MOST_COUNT)
+_NUMBER = Field(frozenset({int, float}), -LARGEST, LARGEST)
+_TEXT, _FLAG = Field(frozenset({str})), Field(frozenset({bool}))
+
+FIELDS: dict[str, Field] = {
+    "time": TIME,
+    **dict.fromkeys(("step", "tokens", "world_size"), _COUNT),
+    **dict.fromkeys(("val_tokens", "val_tokens_wanted", "val_block_size", "hellaswag_examples"), _COUNT),
+    **dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib"), _NUMBER),
+    **dict.fromkeys(("step_seconds", "data_wait_seconds", "val_seconds", "hellaswag_seconds"), _NUMBER),
+    **dict.fromkeys(("save_seconds", "save_blocked_seconds", "val_loss"), _NUMBER),
+    **dict.fromkeys(("hellaswag_acc_norm", "hellaswag_acc_norm_stderr"), _NUMBER),
+    **dict.fromkeys(("val_sha256", "data_identity", "hellaswag_sha256", "prompt", "text"), _TEXT),
+    **dict.fromkeys(("val_document_mask", "hellaswag_official"), _FLAG),
+}
+
+
+def is_step(value: Any) -> bool:
+    """Whether this is a number of steps done: what every record has to have."""
+    return type(value) is int and 0 <= value <= MOST_COUNT
+
+
+def fits(key: str, value: Any) -> bool:
+    """Whether a value is what its key stands for; any is under a key that is not known here."""
+    field = FIELDS.get(key)
+    return field is None or field.has(value)
+
+
+def mended(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The record, with null in the place of every value that is not what its key stands for.
+
+    None where it is no record of a run: it belongs to no step, or says of itself what is no word.
+    """
+    if not is_step(record.get("step")) or not isinstance(record.get("kind", ""), str):
+        return None
+    wrong = [key for key, value in record.items() if value is not None and not fits(key, value)]
+    return record | dict.fromkeys(wrong) if wrong else record
