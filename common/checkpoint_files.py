@@ -22,6 +22,7 @@ from common.run_folder import RunFolder
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
 OWN_HASH = "manifest_sha256"
+COPY_AGAIN = "copy the checkpoint again, or name another"
 FORMAT_VERSION = 1
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
 
@@ -205,7 +206,7 @@ def _find_checkpoint(path: Path) -> Path:
         try:
             verify_checkpoint(path)
         except BadCheckpoint as error:
-            raise UserError(str(error)) from None
+            raise UserError(f"{error}: {COPY_AGAIN}") from None
         return path
     checkpoint, complaints = newest_good_checkpoint(RunFolder(path).checkpoints)
     if checkpoint is None:

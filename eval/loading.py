@@ -36,7 +36,10 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu",
     else:
         checkpoint = agreed(ranks, lambda: find_checkpoint(run_or_checkpoint))
     manifest = read_checkpoint_manifest(checkpoint)
-    tokenizer = load_tokenizer(manifest["tokenizer"])
+    try:
+        tokenizer = load_tokenizer(manifest["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
     model = load_model(checkpoint, device)
     if tokenizer.vocab_size != model.config.vocab_size:  # an id beyond the model's would end in an IndexError
         raise UserError(

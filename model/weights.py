@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.checkpoint_files import BadCheckpoint, base_folder, read_checkpoint_manifest, verify_checkpoint
+from common.checkpoint_files import COPY_AGAIN, BadCheckpoint, base_folder, read_checkpoint_manifest, verify_checkpoint
 from common.checkpoint_manifest import CheckpointManifest, RecordedLora
 from common.errors import UserError
 from common.json_file import BadJson, as_shape
@@ -94,7 +94,7 @@ def read_shapes(paths: Iterable[Path]) -> Shapes:
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
         for name, (_, kind) in found.items():
             if kind not in FLOATS:
-                raise UserError(f"{path} holds {name} as {kind}: a checkpoint's tensors are {', '.join(FLOATS)}")
+                raise UserError(f"{path} holds {name} as {kind}, not as one of {', '.join(FLOATS)}: {COPY_AGAIN}")
         _check_new(path, shapes, found)
         shapes |= {name: shape for name, (shape, _) in found.items()}
     return shapes
@@ -107,7 +107,7 @@ def reading_tensors(path: Path) -> Iterator[None]:
         open_regular(path).close()
         yield
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be read as safetensors: {error}") from None
+        raise UserError(f"{path} can't be read as safetensors ({error}): copy it again") from None
 
 
 def _check_new(path: Path, known: Mapping[str, Any], more: Mapping[str, Any]) -> None:
@@ -209,7 +209,7 @@ def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingChec
         base = checkpoint if facts is None else base_folder(checkpoint, manifest)
         weights = own if facts is None else weight_files(base, read_checkpoint_manifest(base))
     except BadCheckpoint as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"{error}: {COPY_AGAIN}") from None
     config = config_from_dict(manifest["model"], checkpoint)
     model = _empty_model(config, read_shapes(weights), base)
     if facts is None:

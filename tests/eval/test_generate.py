@@ -65,7 +65,7 @@ def test_ids_that_the_model_or_the_tokenizer_lacks_are_one_line(tmp_path):
     facts["tokenizer"]["end_of_text_id"] = 99_999
     write_checkpoint_manifest(checkpoint, {key: value for key, value in facts.items() if key != OWN_HASH})
     _, said = generate(tmp_path / "beyond", "--prompt", "a", status=2)
-    assert said.startswith("error: the id that ends a text is 99999, and the tokenizer has 340 ids")
+    assert said.startswith(f"error: {checkpoint}: the id that ends a text is 99999, and the tokenizer has 340 ids")
     assert len(said.splitlines()) == 1
 
 
