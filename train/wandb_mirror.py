@@ -65,9 +65,16 @@ def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
     kind = record_kind(record)
     if record["step"] <= place.get(kind, -1):
         return False
-    run.log({key: value for key, value in record.items() if key not in ("kind", "sequences")}, step=record["step"])
+    run.log({key: value for key, value in record.items() if _is_taken(key, value)}, step=record["step"])
     place[kind] = record["step"]
     return True
+
+
+def _is_taken(key: str, value: Any) -> bool:
+    """Whether wandb has a use for a value, and can encode it: a damaged record may hold anything."""
+    return (
+        key not in ("kind", "sequences") and key.isprintable() and (not isinstance(value, str) or value.isprintable())
+    )
 
 
 def new_place() -> dict[str, Any]:

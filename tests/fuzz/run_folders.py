@@ -23,6 +23,7 @@ READERS = {
     "eval/compare.py": ["runs/one", "runs/two"],
     "eval/plot_loss.py": ["runs/one"],
     "slurm/decide.py": ["runs/one"],
+    "train/sync_wandb.py": ["runs/one"],
 }
 TRAINERS = {
     "train/pretrain.py": ["--config=tiny.yaml", "--run.root=runs", "--run.name=one", "--run.max_steps=6", PATIENCE],

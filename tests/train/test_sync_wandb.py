@@ -40,6 +40,18 @@ def test_every_step_once_however_often(tmp_path: Path) -> None:
     assert len({path.name.split("-")[-1] for path in run.path.glob("wandb/offline-run-*")}) == 1
 
 
+def test_a_damaged_record_and_place_cost_what_is_damaged(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    odd = {"step": 3, "loss": [], "lr": {"a": 1}, "\ud800": 0, "note": "\ud800", "time": 10**30}
+    run.metrics.write_text(steps(1, 2) + json.dumps(odd) + "\n" + '{"step": "4", "loss": 1}\n' + "[" * 5_000 + "\n")
+    (run.path / "wandb-mirror.json").write_text('{"id": [], "train": {}}')
+    run.lock.symlink_to("/dev/zero")
+    done = sync(run.path)
+    assert "3 of 3 records added" in done.stdout, done.stderr
+    assert mirrored_steps(run) == [1, 2, 3]
+
+
 def test_what_is_no_run_is_one_line(tmp_path: Path) -> None:
     done = sync(tmp_path)
     assert done.returncode == 2
