@@ -90,7 +90,7 @@ def log_likelihoods(
                 scores[question, choice] = score
             done(len(batch))
     model.train(was_training)
-    return np.sum(ranks.gather(scores), axis=0)
+    return np.sum(ranks.gather_array(scores), axis=0)
 
 
 def require_room(questions: Sequence[Question], block_size: int) -> None:

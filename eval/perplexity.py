@@ -2,7 +2,7 @@
 
     python eval/perplexity.py runs/demo --data data/docstrings
     python eval/perplexity.py runs/demo --data data/docstrings --stride 64 --json perplexity.json
-    torchrun --nproc_per_node=8 eval/perplexity.py runs/gpt2-124m --data data/fineweb-edu
+    python train/launch.py --nproc_per_node=8 eval/perplexity.py runs/gpt2-124m --data data/fineweb-edu
 
 Each target token counts once. Without a stride, windows of the model's length lie side by side and a window's first
 tokens see little; with --stride S a window begins at every S-th token and only what is new in it is counted, so that
@@ -128,7 +128,7 @@ def measure(
             row += np.bincount(blocks, weights=weights, minlength=len(row))
         done(len(chosen))
     model.train(was_training)
-    return Blocks(*np.sum(ranks.gather(sums), axis=0))
+    return Blocks(*np.sum(ranks.gather_array(sums), axis=0))
 
 
 def window_starts(targets: int, length: int, stride: int) -> npt.NDArray[np.int64]:

@@ -13,13 +13,17 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from common.environment import whole_number
 from common.errors import UserError
 from common.host_limits import allowed_cores
 from model.launcher import TO_TRAIN_ALONE, Place, launcher_is_known, meeting_point, place_of_this_process
+from model.messages import Kind, decode, encode
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 Decision = TypeVar("Decision")
@@ -59,21 +63,40 @@ class Ranks:
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
         return agreed.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's (picklable) value, in the order of ranks, on all ranks."""
+    def gather(self, value: Any, *kinds: Kind) -> list[Any]:
+        """Every rank's value, in the order of ranks, on all ranks. Args: as `model.messages.encode` takes them."""
         if self.world_size == 1:
             return [value]
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        mine = _bytes_tensor(encode(value, kinds))
+        sizes = self._all_gathered(torch.tensor([len(mine)]))
+        padded = mine.new_zeros(max(int(size) for size in sizes))
+        padded[: len(mine)] = mine
+        received = self._all_gathered(padded)
+        return [decode(_bytes(row[: int(size)]), kinds) for row, size in zip(received, sizes, strict=True)]
 
-    def from_first(self, value: Any) -> Any:
-        """Rank 0's (picklable) value, on all ranks."""
+    def gather_array(self, values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
+        """Every rank's numbers, in the order of ranks, on all ranks; of the same shape everywhere."""
+        if self.world_size == 1:
+            return [values]
+        return [row.numpy() for row in self._all_gathered(torch.from_numpy(np.ascontiguousarray(values)))]
+
+    def from_first(self, value: Any, *kinds: Kind) -> Any:
+        """Rank 0's value, on all ranks. Args: as `model.messages.encode` takes them; other ranks' value is not read."""
         if self.world_size == 1:
             return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]
+        message = _bytes_tensor(encode(value, kinds)) if self.is_first else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor([len(message)])
+        dist.broadcast(size, src=0, group=self._group)
+        if not self.is_first:
+            message = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(message, src=0, group=self._group)
+        return value if self.is_first else decode(_bytes(message), kinds)
+
+    def _all_gathered(self, mine: Tensor) -> list[Tensor]:
+        """Every rank's tensor, of the same shape everywhere."""
+        received = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(received, mine, group=self._group)
+        return received
 
     def barrier(self) -> None:
         if self.world_size > 1:
@@ -87,18 +110,32 @@ class Ranks:
                 dist.destroy_process_group()
 
 
-def agreed(ranks: Ranks, decide: Callable[[], Decision]) -> Decision:
-    """What rank 0 decides, on all ranks; its UserError too."""
+def agreed(ranks: Ranks, decide: Callable[[], Decision], *kinds: Kind) -> Decision:
+    """What rank 0 decides, on all ranks; its UserError too.
+
+    Args:
+        kinds: what a decision consists of beside JSON, tuples and paths (`model.messages.encode`); kinds of UserError
+            that somebody tells from others.
+    """
     outcome: Decision | UserError | None = None
     if ranks.is_first:
         try:
             outcome = decide()
         except UserError as error:
             outcome = error
-    outcome = ranks.from_first(outcome)
+    outcome = ranks.from_first(outcome, *kinds)
     if isinstance(outcome, UserError):
         raise outcome
     return outcome
+
+
+def _bytes_tensor(message: bytes) -> Tensor:
+    """A message as a tensor of its bytes."""
+    return torch.frombuffer(bytearray(message), dtype=torch.uint8)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()
 
 
 def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.0) -> Ranks:

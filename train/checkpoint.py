@@ -164,7 +164,7 @@ class CheckpointWriter:
         """
         pending = self._pending
         assert pending is not None, "nothing is being saved"
-        shares: list[ShareWritten] = self.ranks.gather(pending.writing.result())
+        shares: list[ShareWritten] = self.ranks.gather(pending.writing.result(), ShareWritten, WriteFailure)
         outcome: Saved | WriteFailure | SaveFailed | LockLost | None = None
         if self.ranks.is_first:
             failures = [share.failure for share in shares if share.failure is not None]
@@ -174,7 +174,7 @@ class CheckpointWriter:
             tries_left = not failures and not last_try and len(pending.hiccups) < len(self._retry_delays)
             if isinstance(outcome, WriteFailure) and not (tries_left and outcome.transient):
                 outcome = self._give_up(pending, outcome)
-        outcome = self.ranks.from_first(outcome)
+        outcome = self.ranks.from_first(outcome, Saved, WriteFailure, SaveFailed, LockLost)
         self._pending = None
         if isinstance(outcome, WriteFailure):
             delay = self._retry_delays[len(pending.hiccups)]

@@ -246,7 +246,7 @@ class TrainingLoop:
 
         Raises StorageFailed on all ranks where that can't be done.
         """
-        agreed(self.ranks, lambda: self._write_end(outcome))
+        agreed(self.ranks, lambda: self._write_end(outcome), StorageFailed)
         self.recorder.say(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
         self.recorder.close()
 

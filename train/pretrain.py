@@ -1,6 +1,6 @@
 """Pre-train a GPT.
 
-    torchrun --nproc_per_node=8 train/pretrain.py --config train/configs/gpt2-124m.yaml --optim.lr 3e-4
+    python train/launch.py --nproc_per_node=8 train/pretrain.py --config train/configs/gpt2-124m.yaml --optim.lr 3e-4
     python train/pretrain.py --config train/configs/smoke.yaml
 
 The same command line continues the same run.
@@ -29,6 +29,7 @@ from data_prep.windows import Windows
 from model.counts import flops_per_token, peak_flops
 from model.gpt import GPT
 from model.initialisation import initialise
+from model.lora import LoraConfig
 from model.precision import Dtype
 from model.ranks import Ranks, agreed, share_threads, start_ranks
 from train.announce import (
@@ -49,7 +50,7 @@ from train.compilation import compile_blocks
 from train.config import Config, Options, as_dict, read_config, to_yaml
 from train.course import check_course, plan_resumed, warm_up_facts
 from train.deadline import StopMargin, check_deadline, open_deadline
-from train.due import NOTHING, missing_after
+from train.due import NOTHING, Due, missing_after
 from train.failure import FailureReporter
 from train.fitting import fit_to_data
 from train.heartbeat import Heartbeat
@@ -123,7 +124,7 @@ def meet_and_train(config: Config, options: Options, base: Base | None, watch: L
 def pretrain(context: RunContext) -> int:
     """Begin a run or go on with it; return the exit status. All ranks call."""
     folder, ranks, tokens = context.folder, context.ranks, context.tokens
-    base = agreed(ranks, lambda: context.base and context.base.settled(folder))
+    base = agreed(ranks, lambda: context.base and context.base.settled(folder), Base, LoraConfig)
     context = replace(context, base=base)
     checkpoint, complaints = agreed(ranks, lambda: choose_checkpoint(context.options.resume, folder))
     manifest = read_checkpoint_manifest(checkpoint) if checkpoint else None
@@ -140,7 +141,7 @@ def pretrain(context: RunContext) -> int:
     begin, read_anew = begin_progress(manifest, Reading.of(config, tokens.identity))
     state = RunState(folder, context.lock, ranks.world_size, begin)
     own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
-    missing = agreed(ranks, lambda: missing_after(begin.step, config, folder)) if own else NOTHING
+    missing = agreed(ranks, lambda: missing_after(begin.step, config, folder), Due) if own else NOTHING
     if begin.step >= config.run.max_steps and checkpoint and manifest:
         if not own:
             raise UserError(f"{checkpoint} has {begin.step} steps already: give a run.max_steps above that")

@@ -1,16 +1,19 @@
 """Ranks add up, agree and gather; devices and threads are shared out, or it is said why not."""
 
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from common.errors import UserError
 from common.host_limits import allowed_cores
-from model.ranks import Ranks, choose_device, share_threads, start_ranks
+from model.ranks import Ranks, agreed, choose_device, share_threads, start_ranks
 from tests.helpers.ranks import run_ranks
 from train.choices import resolve_compile
+from train.due import Due
 
 
 def talk() -> tuple[object, ...]:
@@ -21,17 +24,47 @@ def talk() -> tuple[object, ...]:
         ranks.agree([0, int(rank == 1), 7 - rank]),
         ranks.gather({"rank": rank}),
         ranks.from_first(f"said by {rank}"),
+        ranks.gather(("of another length" * rank, {rank: Path("x")}, math.nan)),
+        ranks.from_first(Due(samples=(rank, 7)), Due),
+        ranks.gather_array(np.full((2, 3), rank / 3)),
+        ranks.gather_array(np.zeros((0, 2))),
     )
     ranks.close()
     return answers
 
 
 def test_three_ranks_add_up_agree_and_gather(tmp_path: Path) -> None:
-    for sums, flags, gathered, said in run_ranks(3, tmp_path / "store", talk):
+    for sums, flags, gathered, said, mixed, due, arrays, empty in run_ranks(3, tmp_path / "store", talk):
         assert sums == pytest.approx([3.0, 0.3])
         assert flags == [0, 1, 7]
         assert gathered == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert said == "said by 0"
+        assert repr(mixed) == repr([("of another length" * rank, {rank: Path("x")}, math.nan) for rank in range(3)])
+        assert due == Due(samples=(0, 7))
+        assert [array.tolist() for array in arrays] == [[[rank / 3] * 3] * 2 for rank in range(3)]
+        assert [array.shape for array in empty] == [(0, 2)] * 3
+
+
+class Refused(UserError):
+    """A mistake that somebody tells from others."""
+
+
+def decide_wrongly() -> str:
+    ranks = start_ranks("cpu")
+
+    def decide() -> None:
+        raise Refused(f"by {ranks.rank}: no\nway")
+
+    with pytest.raises(Refused) as mistake:
+        agreed(ranks, decide, Refused)
+    with pytest.raises(UserError) as plain:
+        agreed(ranks, decide)
+    ranks.close()
+    return f"{mistake.value}; {plain.value}"
+
+
+def test_a_mistake_that_the_first_rank_meets_is_everyone_s(tmp_path: Path) -> None:
+    assert run_ranks(2, tmp_path / "store", decide_wrongly) == ["by 0: no way; by 0: no way"] * 2
 
 
 def test_one_process_needs_no_group() -> None:
