@@ -2,7 +2,7 @@
 
     python eval/hellaswag.py runs/gpt2-124m
     python eval/hellaswag.py runs/demo --data hellaswag_val.txt.bz2 --limit 200 --json hellaswag.json
-    torchrun --nproc_per_node=8 eval/hellaswag.py runs/gpt2-124m
+    python train/launch.py --nproc_per_node=8 eval/hellaswag.py runs/gpt2-124m
 
 Three accuracies, which docs/evaluation.md defines; `acc_norm` is the one that GPT-2's 0.2945 belongs to.
 """

@@ -69,8 +69,8 @@ def export_place(environment: MutableMapping[str, str], place: Place) -> None:
         environment.setdefault("LOCAL_WORLD_SIZE", str(place.local_world_size))
 
 
-def meeting_point(environment: Mapping[str, str]) -> str:
-    """Where the ranks meet, as HOST:PORT.
+def meeting_address(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Where the ranks meet: host and port.
 
     Raises UserError where the variables that say that they are several don't say where.
     """
@@ -80,7 +80,7 @@ def meeting_point(environment: Mapping[str, str]) -> str:
             f"RANK is {environment.get('RANK')} and WORLD_SIZE {environment.get('WORLD_SIZE')}, as under a launcher, "
             f"but {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: {TO_TRAIN_ALONE}"
         )
-    return f"{environment['MASTER_ADDR']}:{_count(environment, 'MASTER_PORT', highest=PORTS[-1])}"
+    return environment["MASTER_ADDR"], _count(environment, "MASTER_PORT", highest=PORTS[-1])
 
 
 def launcher_is_known(environment: Mapping[str, str]) -> bool:

@@ -22,7 +22,8 @@ from torch import Tensor
 from common.environment import whole_number
 from common.errors import UserError
 from common.host_limits import allowed_cores
-from model.launcher import TO_TRAIN_ALONE, Place, launcher_is_known, meeting_point, place_of_this_process
+from model.launcher import TO_TRAIN_ALONE, Place, launcher_is_known, place_of_this_process
+from model.meeting import STORE_FILE, describe_meeting, open_store
 from model.messages import Kind, decode, encode
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
@@ -164,7 +165,7 @@ def _connect(place: Place, device: torch.device, timeout_seconds: float) -> None
 
     Raises UserError where nothing says where, or where they don't come and no launcher is known.
     """
-    point = meeting_point(os.environ)
+    point = describe_meeting(os.environ)
     me = f"rank {place.rank} of {place.world_size} on {socket.gethostname()}"
     waiting = threading.Timer(
         QUIET_SECONDS,
@@ -175,15 +176,19 @@ def _connect(place: Place, device: torch.device, timeout_seconds: float) -> None
         ),
     )  # fmt: skip
     waiting.daemon = True
-    known = launcher_is_known(os.environ)
+    known = launcher_is_known(os.environ) or STORE_FILE in os.environ
     if not known:
         waiting.start()
     timeout = timedelta(seconds=timeout_seconds)
     try:
+        store = open_store(os.environ, place, timeout)
+        whom: dict[str, Any] = {}
+        if store is not None:
+            whom = {"store": store, "rank": place.rank, "world_size": place.world_size}
         if device.type == "cuda":
-            dist.init_process_group("nccl", timeout=timeout, device_id=device)
+            dist.init_process_group("nccl", timeout=timeout, device_id=device, **whom)
         else:
-            dist.init_process_group("gloo", timeout=timeout)
+            dist.init_process_group("gloo", timeout=timeout, **whom)
     except dist.DistError as error:
         if known:
             raise

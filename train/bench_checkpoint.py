@@ -22,7 +22,6 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-import torch.distributed as dist
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
@@ -33,6 +32,7 @@ from model.config import PRESETS, preset_config
 from model.counts import parameter_count
 from model.gpt import GPT
 from model.initialisation import initialise
+from model.meeting import STORE_FILE
 from model.ranks import Ranks, start_ranks
 from train.checkpoint import CheckpointWriter, Progress
 from train.optim_config import OptimConfig
@@ -97,10 +97,8 @@ def measure_rank(
 ) -> dict[str, list[dict[str, float]]]:
     """One rank's figures, by kind of save."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size)}
+    os.environ |= {"WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(world_size), STORE_FILE: store}
     torch.set_num_threads(threads)
-    if world_size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world_size)
     ranks = start_ranks("cpu")
     model, optimizer = make_state(preset, quick)
     figures = {}

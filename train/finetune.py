@@ -1,7 +1,7 @@
 """Go on training a checkpoint, our own or an imported one, on other data: with adapters (LoRA) or all of its weights.
 
     python train/finetune.py runs/demo --data.path data/mine --run.name demo-mine
-    torchrun --nproc_per_node=8 train/finetune.py imported/gpt2 --config train/configs/finetune.yaml --lora.rank 16
+    python train/launch.py --nproc_per_node=8 train/finetune.py imported/gpt2 --lora.rank 16
 
 The same command line continues the same run. Everything in eval/ takes the run's folder; adapters are merged there.
 """

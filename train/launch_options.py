@@ -18,6 +18,7 @@ from model.launcher import PORTS
 CPU_RANKS = 2  # more of them train no faster on a CPU: each has its threads
 BACKENDS = ("static", "c10d")
 EVENT_LOGS = ("null", "console")
+DEFAULT_PORT = 29500  # torchrun's
 
 
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -34,8 +35,8 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     except ValueError as error:  # a PET_* variable
         raise UserError(f"torchrun's options can't be read ({error})") from None
     _check_restarts(options)
-    nodes = _nodes(options)
-    _check_meeting(options, nodes)
+    options.nnodes = str(_nodes(options))
+    _check_meeting(options)
     options.nproc_per_node = str(local_ranks(options.nproc_per_node))
     _check_script(options)
     if options.signals_to_handle != "SIGQUIT":
@@ -48,8 +49,6 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
         raise UserError("--numa-binding puts ranks near their GPUs, and PyTorch sees none here: leave it out")
     if options.monitor_interval <= 0:
         raise UserError(f"--monitor-interval is {options.monitor_interval}: give seconds, more than 0")
-    if options.standalone and options.local_addr is None:
-        options.local_addr = "127.0.0.1"  # else the machine's name: where that doesn't resolve, ranks wait in vain
     return options
 
 
@@ -119,23 +118,35 @@ def _nodes(options: argparse.Namespace) -> int:
     return nodes
 
 
-def _check_meeting(options: argparse.Namespace, nodes: int) -> None:
-    """Raises UserError where the launchers of several machines, or this one, could not find where to meet."""
+def _check_meeting(options: argparse.Namespace) -> None:
+    """Raises UserError where the launchers of several machines could not find where to meet, or not safely."""
     if options.standalone:
         return
     if options.rdzv_backend not in BACKENDS:
         raise UserError(f"--rdzv-backend is {options.rdzv_backend}: it can be {' or '.join(BACKENDS)}")
+    if options.rdzv_backend == "c10d" and options.nnodes != "1":
+        raise UserError(
+            "--rdzv-backend is c10d, with which a machine runs what anybody sends to its port: for several machines "
+            "leave it out, and give --master_addr, --master_port and each one's --node_rank"
+        )
     if options.master_port is not None and options.master_port not in PORTS:
         raise UserError(f"--master_port is {options.master_port}: give a port from 0 to {PORTS[-1]}")
     host, _, port = options.rdzv_endpoint.rpartition(":")
     if options.rdzv_endpoint and not (host and re.fullmatch(r"\d{1,5}", port) and int(port) in PORTS):
         raise UserError(f"--rdzv-endpoint is {options.rdzv_endpoint}: give HOST:PORT")
-    if nodes > 1 and not options.rdzv_endpoint and (options.rdzv_backend != "static" or options.master_addr is None):
-        option = "--master_addr=HOST" if options.rdzv_backend == "static" else "--rdzv-endpoint=HOST:PORT"
-        raise UserError(f"--nnodes is {nodes}, and nothing says where the machines meet: give {option}, one of them")
-    if options.rdzv_backend == "c10d" and not options.rdzv_endpoint:
-        options.rdzv_endpoint = "127.0.0.1:0"
-    options.master_addr = options.master_addr or "127.0.0.1"
+    if options.nnodes != "1" and not options.rdzv_endpoint and options.master_addr is None:
+        raise UserError(
+            f"--nnodes is {options.nnodes}, and nothing says where the machines meet: give --master_addr=HOST, one of "
+            "them"
+        )
+
+
+def meeting_address(options: argparse.Namespace) -> tuple[str, int]:
+    """Where the launchers of several machines meet: host and port."""
+    if options.rdzv_endpoint:
+        host, _, port = options.rdzv_endpoint.rpartition(":")
+        return host.strip("[]"), int(port)
+    return options.master_addr, DEFAULT_PORT if options.master_port is None else options.master_port
 
 
 def _check_script(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""torchrun as train/launch.py runs it: deaf to signals, dead with its parent, and brief about failures."""
+"""torchrun as train/launch.py runs it: closed to others, deaf to signals, dead with its parent, brief on failures."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing import api as processes
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from common.environment import whole_number
@@ -18,11 +19,13 @@ from common.errors import USER_ERROR_STATUS, exit_on_user_error
 from common.periodic import Periodic
 from common.scratch_folder import scratch_folder
 from train.launch import AGENT_PARENT
+from train.launch_meeting import arrange
 from train.launch_options import check_the_rest, read_options
 from train.stopping import LAUNCHER_PID
 
 LOOK_SECONDS = 0.5
 FOLLOWS_SECONDS = 2  # deaths that are noted together are less apart
+TOLD_HERE = ("Sending process", "failed (exitcode")  # torch's lines on what `report` tells
 IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
@@ -34,9 +37,11 @@ def main() -> int:
     parent = whole_number(AGENT_PARENT, os.getppid())
     Periodic("parent", LOOK_SECONDS, lambda: None if os.getppid() == parent else os.kill(os.getpid(), signal.SIGKILL))
     os.environ[LAUNCHER_PID] = str(os.getpid())
+    processes.logger.addFilter(lambda record: not str(record.msg).startswith(TOLD_HERE))
     with scratch_folder("longhaul-launch-") as logs:  # torchrun's own stays behind after every start
         options.log_dir = options.log_dir or str(logs)
         check_the_rest(options)
+        arrange(options, logs)
         try:
             torchrun.run(options)
         except ChildFailedError as error:

@@ -30,7 +30,8 @@ OVERRIDES = {
     ".venv/bin/python train/launch.py --standalone --nproc_per_node=auto:8 train/pretrain.py "
     "--config train/configs/smoke.yaml": FEW_STEPS,
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --run.name laptop": FEW_STEPS,
-    ".venv/bin/torchrun --standalone --nproc_per_node=8 train/pretrain.py --config train/configs/gpt2-124m.yaml": (
+    ".venv/bin/python train/launch.py --standalone --nproc_per_node=auto:8 train/pretrain.py "
+    "--config train/configs/gpt2-124m.yaml": (
         "--data.path data/docstrings --model.n_layer 1 --model.n_head 1 --model.n_embd 16 --model.block_size 16 "
         f"--batch.tokens_per_step 128 --batch.micro_batch 1 {FEW_STEPS} --eval.sample_every_steps 0"
     ),

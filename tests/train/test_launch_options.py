@@ -49,8 +49,8 @@ def accept(command: list[str], logs: Path) -> None:
         ("--nnodes=2 --node_rank=2 {script}", "--node_rank is 2: the 2 machines count from 0 to 1"),
         ("--nnodes=2 {script}", "nothing says where the machines meet: give --master_addr=HOST"),
         (
-            "--nnodes=2 --rdzv-backend=c10d {script}",
-            "nothing says where the machines meet: give --rdzv-endpoint=HOST:PORT",
+            "--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=host:29400 {script}",
+            "--rdzv-backend is c10d, with which a machine runs what anybody sends to its port: .* give --master_addr",
         ),
         ("--standalone --nnodes=2 {script}", "--standalone is for one machine, and --nnodes is 2"),
         ("--rdzv-backend=etcd {script}", "--rdzv-backend is etcd: it can be static or c10d"),
@@ -97,7 +97,7 @@ def test_an_option_given_as_a_variable_is_met_alike(
     [
         "--standalone --max-restarts=0",
         "--nnodes=2:2 --master_addr=127.0.0.1 --node_rank=1",
-        "--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=host:29400 --rdzv-id=7",
+        "--nnodes=2 --rdzv-endpoint=host:29400 --rdzv-id=7",
         "--rdzv-backend=c10d",
         "--standalone --tee 3 --log-dir {folder}",
     ],
