@@ -6,6 +6,7 @@ into the run's folder, and prints what the job's shell needs as named values (`s
 
 import json
 import os
+import secrets
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,8 @@ from slurm.rendezvous import choose_port, ephemeral_ports, head_address, port_ra
 from slurm.shell_values import print_values
 from slurm.starts import StartId, append_start, fruitless_limit, fruitless_starts, read_starts, saved_step, starts_file
 from train.config import read_config
+
+SECRET_BYTES = 32
 
 
 def begin(options: list[str], nodes: list[str], addresses: list[str], launch: str) -> Beginning:
@@ -55,6 +58,7 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
         head=os.environ.get("LONGHAUL_HEAD") or head_address(nodes[0], others) if len(nodes) > 1 else "127.0.0.1",
         port=choose_port(start, port_range(ephemeral_ports())),
         meeting_id=str(start),
+        secret=secrets.token_hex(SECRET_BYTES),
         # a job that comes back goes on, whatever its first start began from
         resume="auto" if start.restart_count > 0 and list_checkpoints(folder.checkpoints) else "",
     )

@@ -15,7 +15,9 @@ class Beginning:
         run_folder, data_folder: absolute paths.
         data_identity: what the data's folder must hold on every node.
         head, port: where the ranks meet.
-        meeting_id: another one for every start of every job.
+        meeting_id: another one for every start of every job; names the start, and is easily guessed.
+        secret: known to the job's own processes alone. It travels in environments and in a file that only the user can
+            read, never in a command line, which all users of a node can.
         resume: what --resume must say in place of the first start's; "" leaves it.
     """
 
@@ -25,6 +27,7 @@ class Beginning:
     head: str
     port: int
     meeting_id: str
+    secret: str
     resume: str
 
 
@@ -37,7 +40,7 @@ def leave_mark(beginning: Beginning) -> None:
     folder = Path(beginning.run_folder)
     for old in folder.glob(".start-*"):
         old.unlink(missing_ok=True)
-    write_json_whole(mark_path(folder, beginning.meeting_id), asdict(beginning))
+    write_json_whole(mark_path(folder, beginning.meeting_id), asdict(beginning), mode=0o600)
 
 
 def read_mark(run_folder: Path, meeting_id: str) -> Beginning | None:

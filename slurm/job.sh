@@ -32,7 +32,7 @@ export LONGHAUL_LAUNCH=${LONGHAUL_LAUNCH:-torchrun}
 python=("${in_container[@]}" "${LONGHAUL_PYTHON:-.venv/bin/python}") # of the job's own shell
 step_python=${LONGHAUL_CONTAINER_PYTHON:-${LONGHAUL_PYTHON:-.venv/bin/python}}
 # take_values sets these, from what begin.py prints
-run_folder="" head="" port="" meeting_id="" resume="" beginning=""
+run_folder="" head="" port="" secret="" resume="" beginning=""
 nodes=() launcher_status=1
 
 run_job() { # DEFAULT_CONFIG [TRAINER OPTION…]: the whole life of a job
@@ -67,7 +67,9 @@ begin() { # [TRAINER OPTION…]: write down the start, and where the ranks meet
             "container keep it back?" >&2
         exit 2
     fi
-    export LONGHAUL_MEETING_HEAD=$head LONGHAUL_MEETING_PORT=$port LONGHAUL_MEETING_ID=$meeting_id
+    # what no other user of a node may know travels in the environment: they can read command lines
+    export LONGHAUL_MEETING_HEAD=$head LONGHAUL_MEETING_PORT=$port LONGHAUL_MEETING_KEY=$secret
+    export LONGHAUL_BEGINNING=$beginning
     # srun does not inherit the CPUs of the job: without this every rank would compute on one
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / ${SLURM_NTASKS_PER_NODE:-1}))}
 }
@@ -80,7 +82,7 @@ take_values() { # from standard input: lines "longhaul:NAME=VALUE" set these nam
         case $line in
             longhaul:*=*)
                 case $name in
-                    run_folder | head | port | meeting_id | resume | beginning) printf -v "$name" %s "${line#*=}" ;;
+                    run_folder | head | port | secret | resume | beginning) printf -v "$name" %s "${line#*=}" ;;
                 esac
                 ;;
             "") ;;
@@ -119,7 +121,7 @@ check_nodes() { # can all nodes reach the head, and do all see the same files?
     if [ "$SLURM_JOB_NUM_NODES" = 1 ]; then return; fi
     # --overlap: the trainers' step need not wait until Slurm has cleared this one away, which may take a minute
     srun --overlap --ntasks-per-node=1 --ntasks="$SLURM_JOB_NUM_NODES" --cpus-per-task=1 --kill-on-bad-exit=0 \
-        "${srun_options[@]}" "${in_container[@]}" "$step_python" slurm/preflight.py --nodes "${nodes[*]}" "$beginning" \
+        "${srun_options[@]}" "${in_container[@]}" "$step_python" slurm/preflight.py --nodes "${nodes[*]}" \
         && return
     if [ -n "$asked$told" ]; then return; fi
     say "error: the nodes can't work together, no trainer was started" >&2

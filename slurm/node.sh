@@ -35,9 +35,10 @@ gpus=$(count_of "the number of GPUs of a node" "${gpus##*:}") # a type may stand
 if [ "$gpus" = 0 ]; then gpus=1; fi
 ranks=$(count_of LONGHAUL_RANKS_PER_NODE "${LONGHAUL_RANKS_PER_NODE:-$gpus}")
 if [ "$SLURM_STEP_NUM_NODES" = 1 ]; then
-    meeting=(--standalone --local-addr=127.0.0.1)
+    meeting=(--standalone)
 else
-    meeting=(--nnodes="$SLURM_STEP_NUM_NODES" --node_rank="$SLURM_NODEID" --rdzv_id="$LONGHAUL_MEETING_ID"
+    export PET_RDZV_ID=$LONGHAUL_MEETING_KEY # --rdzv_id, where no other user can read it
+    meeting=(--nnodes="$SLURM_STEP_NUM_NODES" --node_rank="$SLURM_NODEID"
         --master_addr="$LONGHAUL_MEETING_HEAD" --master_port="$LONGHAUL_MEETING_PORT")
 fi
 exec "$python" "$project/train/launch.py" "${meeting[@]}" --nproc_per_node="$ranks" --max-restarts=0 \

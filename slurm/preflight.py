@@ -1,19 +1,24 @@
 """Before the trainers start, on every node at once: can all reach the head, and do all see the same files?
 
 The head listens where the ranks will meet. Every other node calls it and says what it finds in the run's folder and
-in the data's. A node that stays silent is named.
+in the data's. A node that stays silent is named. Whoever else calls is not believed: the head begins with a number that
+it has drawn, and each node proves with it, and with what it says, that it knows the start's secret.
 """
 
+import hashlib
+import hmac
 import json
+import os
+import secrets
 import socket
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.addresses import listen_at
 from common.command_line import CommandParser
 from common.environment import whole_number
 from common.errors import UserError, exit_on_user_error
@@ -22,6 +27,9 @@ from slurm.beginning import Beginning, read_mark
 
 PATIENCE_SECONDS = 30.0  # a network file system may show a new file this late
 LOOK_SECONDS = 0.2
+TALK_SECONDS = 5.0  # for what one side has to tell the other
+CHALLENGE_BYTES = 32
+BEGINNING = "LONGHAUL_BEGINNING"
 
 
 def complaint(beginning: Beginning, patience_seconds: float) -> str:
@@ -53,19 +61,19 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
     """
     missing, complaints = set(nodes[1:]), []
     until = time.monotonic() + patience_seconds
-    with socket.create_server(("", beginning.port), backlog=len(nodes)) as server:
+    with listen_at(beginning.head, beginning.port, backlog=len(nodes)) as server:
         while missing and (left := until - time.monotonic()) > 0:
             server.settimeout(left)
             try:
                 connection, _ = server.accept()
-                said = _receive(connection)
+                node, wrong = _hear(connection, beginning.secret)
             except OSError:
                 continue
-            if said.get("meeting_id") != beginning.meeting_id or said.get("node") not in missing:
+            if node not in missing:
                 continue  # a stranger's
-            missing.discard(said["node"])
-            if said["complaint"]:
-                complaints.append(f"{said['node']} {said['complaint']}")
+            missing.discard(node)
+            if wrong:
+                complaints.append(f"{node} {wrong}")
     if missing:
         names = ",".join(sorted(missing))
         raise UserError(
@@ -79,12 +87,10 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
 def call_head(beginning: Beginning, node: str, patience_seconds: float) -> None:
     """Another node's part. Raises UserError where the head can't be reached, or something is wrong here."""
     wrong = complaint(beginning, patience_seconds / 2)  # the head waits no longer than this node does
-    message = {"meeting_id": beginning.meeting_id, "node": node, "complaint": wrong}
     until = time.monotonic() + patience_seconds
     while True:
         try:
-            with socket.create_connection((beginning.head, beginning.port), timeout=5.0) as connection:
-                connection.sendall(json.dumps(message).encode())
+            _tell(beginning, node, wrong)
             break
         except OSError as error:
             if time.monotonic() > until:
@@ -96,18 +102,41 @@ def call_head(beginning: Beginning, node: str, patience_seconds: float) -> None:
         raise UserError(f"{node} {wrong}")
 
 
-def _receive(connection: socket.socket) -> dict[str, Any]:
-    """The JSON object that the other side sends before it hangs up; {} if it is none."""
+def _hear(connection: socket.socket, secret: str) -> tuple[str, str]:
+    """What a node tells the head: its name and its complaint. ("", "") from one that does not know the secret.
+
+    Raises OSError where it breaks off or takes too long.
+    """
+    challenge = secrets.token_bytes(CHALLENGE_BYTES)
     with connection:
-        connection.settimeout(5.0)
-        received = b""
-        while len(received) < 100_000 and (part := connection.recv(4096)):
+        connection.settimeout(TALK_SECONDS)
+        connection.sendall(challenge)
+        received, until = b"", time.monotonic() + TALK_SECONDS
+        while len(received) < 100_000 and time.monotonic() < until and (part := connection.recv(4096)):
             received += part
-    try:
-        said = json.loads(received)
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
+    proof, _, message = received.partition(b"\n")
+    if not hmac.compare_digest(proof, _proof(secret, challenge, message)):
+        return "", ""
+    node, wrong = json.loads(message)
+    return node, wrong
+
+
+def _tell(beginning: Beginning, node: str, wrong: str) -> None:
+    """Tell the head a node's complaint. Raises OSError where nobody listens."""
+    with socket.create_connection((beginning.head, beginning.port), timeout=TALK_SECONDS) as connection:
+        challenge = b""
+        while len(challenge) < CHALLENGE_BYTES:
+            part = connection.recv(CHALLENGE_BYTES - len(challenge))
+            if not part:
+                raise ConnectionError("the first node hung up")
+            challenge += part
+        message = json.dumps([node, wrong]).encode()
+        connection.sendall(_proof(beginning.secret, challenge, message) + b"\n" + message)
+
+
+def _proof(secret: str, challenge: bytes, message: bytes) -> bytes:
+    """That a message is of one who knows the secret, and answers this challenge; the secret is not given away."""
+    return hmac.new(secret.encode(), challenge + message, hashlib.sha256).hexdigest().encode()
 
 
 def check_nodes(beginning: Beginning, nodes: list[str], number: int, patience_seconds: float) -> None:
@@ -125,10 +154,14 @@ def main() -> int:
     parser = CommandParser(__doc__)
     parser.add_argument("--nodes", required=True, help="the job's nodes, the first one first, with spaces between")
     parser.add_argument("--patience-seconds", type=float, default=PATIENCE_SECONDS)
-    parser.add_argument("beginning", help="what the first node knows of this start, as JSON")
     a = parser.parse_args()
+    beginning = os.environ.get(BEGINNING)
+    if beginning is None:
+        raise UserError(
+            f"{BEGINNING} is not set: slurm/job.sh starts this, with what the first node knows of the start"
+        )
     number = whole_number("SLURM_PROCID", 0)
-    check_nodes(Beginning(**json.loads(a.beginning)), a.nodes.split(), number, a.patience_seconds)
+    check_nodes(Beginning(**json.loads(beginning)), a.nodes.split(), number, a.patience_seconds)
     return 0
 
 

@@ -59,7 +59,7 @@ site_check_array in_container
 for site_name in "${!LONGHAUL_@}"; do export "${site_name?}"; done
 
 # what a launcher around sbatch may have left behind would mislead the trainers
-unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT LONGHAUL_STORE LONGHAUL_MEETING_KEY
 # compute nodes need nothing from the network, and waiting for it costs minutes
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 

@@ -65,6 +65,11 @@ class Job:
     folder: Path
     options: list[str]
 
+    @property
+    def submitit(self) -> Path:
+        """Where submitit keeps the jobs of all runs beside this one."""
+        return self.folder.parent / "submitit"
+
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
@@ -183,10 +188,15 @@ def slurm_parameters(a: argparse.Namespace, job_name: str, folders: list[Path]) 
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+def make_private(folder: Path) -> None:
+    """Make a folder that only the user may enter: a job runs the pickles that submitit lays there for it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) -> None:
     """Submit to Slurm, or show what would be submitted."""
     python = '"${in_container[@]}" "$job_python"'  # of the script, which knows them where it runs
-    executor = SbatchWriter(jobs[0].folder.parent / "submitit" / "%j", max_num_timeout=NO_LIMIT, python=python)
+    executor = SbatchWriter(jobs[0].submitit / "%j", max_num_timeout=NO_LIMIT, python=python)
     folders = sorted({job.folder.parent for job in jobs})
     executor.update_parameters(**slurm_parameters(a, Path(a.config).stem, folders))
     if a.dry_run:
@@ -196,6 +206,7 @@ def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) ->
         return
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not on this machine: run this on the cluster's login node, or give --local")
+    make_private(jobs[0].submitit)
     try:
         with executor.batch():
             submitted = [executor.submit(task) for task in tasks]
@@ -212,7 +223,8 @@ def run_here(jobs: list[Job], tasks: list[TrainingTask], gpus: int) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     status = 0
     for job, task in zip(jobs, tasks, strict=True):
-        executor = submitit.LocalExecutor(job.folder.parent / "submitit" / "%j", max_num_timeout=NO_LIMIT)
+        make_private(job.submitit)
+        executor = submitit.LocalExecutor(job.submitit / "%j", max_num_timeout=NO_LIMIT)
         executor.update_parameters(timeout_min=NO_LIMIT, stderr_to_stdout=True, nodes=1, gpus_per_node=gpus)
         handle = cast(LocalJob[str], executor.submit(task))
         print(f"running {job.folder}, output in {handle.paths.stdout}", flush=True)

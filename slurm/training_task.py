@@ -127,7 +127,7 @@ class TrainingTask:
             "LONGHAUL_LAUNCH": "torchrun",
             "LONGHAUL_MEETING_HEAD": beginning.head,
             "LONGHAUL_MEETING_PORT": str(beginning.port),
-            "LONGHAUL_MEETING_ID": beginning.meeting_id,
+            "LONGHAUL_MEETING_KEY": beginning.secret,
             "LONGHAUL_RANKS_PER_NODE": str(self.ranks_per_node),
             "SLURM_STEP_NUM_NODES": str(nodes),  # without Slurm: 1
         }

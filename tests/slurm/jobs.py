@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
+from tests.helpers.listening import listened_at
 from tests.helpers.training import PROJECT, curve
 from tests.slurm.cluster import Cluster
 
@@ -28,6 +31,14 @@ OPTIONS = [
     "--run.dtype=fp32",
 ]
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
+
+
+def environment_of(process: psutil.Process) -> dict[str, str]:
+    """A process's variables; none of one that has ended, or that the kernel runs."""
+    try:
+        return dict(process.environ())
+    except (psutil.Error, OSError):
+        return {}
 
 
 @dataclass
@@ -60,6 +71,24 @@ class Job:
     @property
     def decisions(self) -> list[str]:
         return [line["decision"] for line in self.lines if line["kind"] == "end"]
+
+    def listening(self) -> set[str]:
+        """The addresses at which the job's launchers and ranks listen, each in its node's own network."""
+        found = {address for process in self._trainers() for address in listened_at(process.pid)}
+        assert found, "gloo listens somewhere: nothing was looked at"
+        return found
+
+    def command_lines(self) -> str:
+        """Of all the job's processes, as every user of a node can read them."""
+        return "\n".join(word for process in self._processes() for word in process.cmdline())
+
+    def _trainers(self) -> list[psutil.Process]:
+        found = [process for process in self._processes() if "train/pretrain.py" in " ".join(process.cmdline())]
+        assert found
+        return found
+
+    def _processes(self) -> list[psutil.Process]:
+        return [process for process in psutil.process_iter() if environment_of(process).get("SLURM_JOB_ID") == self.id]
 
     def step(self) -> int:
         """The last step that the run has recorded."""

@@ -1,5 +1,6 @@
 """What must not be requeued, what is refused, and jobs that run beside each other."""
 
+import json
 import re
 import shutil
 import sys
@@ -82,6 +83,7 @@ def test_two_jobs_at_once_never_meet(bench: Bench, undisturbed: Job):
 def test_srun_launches_the_ranks(bench: Bench, undisturbed: Job):
     job = bench.submit("direct", sbatch=("--ntasks-per-node=1",), LONGHAUL_LAUNCH="srun")
     job.wait_for_step(5)
+    assert_private(job)
     bench.cluster.ask("scancel", "--signal=USR1", job.id)  # to the tasks, which are the ranks
     job.completes(restarts=1, like=undisturbed.run)
     assert job.decisions == ["requeue", "finished"]
@@ -94,6 +96,26 @@ def test_srun_launches_several_ranks_a_node(bench: Bench):
     hosts = re.findall(r"rank (\d) on (\S+): ", job.output)
     assert [rank for rank, _ in hosts] == ["0", "1", "2", "3"]
     assert (hosts[0][1] == hosts[1][1], hosts[2][1] == hosts[3][1]) == (True, True)
+
+
+@pytest.mark.parametrize("launch", ["torchrun", "srun"])
+def test_a_job_on_one_node_listens_at_loopback_alone(bench: Bench, launch: str):
+    tasks = 2 if launch == "srun" else 1
+    one = ("--nodes=1", f"--ntasks-per-node={tasks}")
+    job = bench.submit(f"one-{launch}", sbatch=one, LONGHAUL_LAUNCH=launch, LONGHAUL_RANKS_PER_NODE="2")
+    job.wait_for_step(2)
+    assert_private(job)
+    assert job.listening() == {"127.0.0.1"}
+    job.run.stop_file.touch()
+    job.wait_for_state(*ENDED)
+    assert job.facts["JobState"] == "COMPLETED", job.output
+
+
+def assert_private(job: Job) -> None:
+    """No port is open at all addresses, and no command line gives the start's secret away."""
+    assert job.listening() & {"0.0.0.0", "::", "::ffff:0.0.0.0"} == set()
+    (mark,) = job.run.path.glob(".start-*")
+    assert json.loads(mark.read_text())["secret"] not in job.command_lines()
 
 
 def test_an_unreachable_node_is_named_within_a_minute(isolated_bench: Bench):
@@ -135,6 +157,7 @@ def test_a_process_that_would_train_alone_is_refused(bench: Bench):
 def test_a_stop_file_ends_the_job_for_good(bench: Bench, undisturbed: Job):
     job = bench.submit("stop-file")
     job.wait_for_step(5)
+    assert_private(job)
     job.run.stop_file.touch()
     job.wait_for_state(*ENDED)
     assert (job.facts["JobState"], job.facts["Restarts"]) == ("COMPLETED", "0"), job.output

@@ -1,21 +1,27 @@
 """Ports, addresses and the check of all nodes, without a cluster: nodes are processes, or threads, of this machine."""
 
+import os
 import socket
+import stat
 import threading
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.addresses import listen_at
 from common.errors import UserError
 from slurm import rendezvous
-from slurm.beginning import Beginning, leave_mark
-from slurm.preflight import check_nodes
+from slurm.begin import begin
+from slurm.beginning import Beginning, leave_mark, read_mark
+from slurm.preflight import CHALLENGE_BYTES, _hear, _tell, check_nodes
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range
 from slurm.starts import StartId
 from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PROJECT
 
 
 @given(low=st.integers(1024, 60_000), size=st.integers(0, 40_000))
@@ -64,7 +70,7 @@ def beginning(tmp_path: Path) -> Beginning:
         port = probe.getsockname()[1]
     run = tmp_path / "run"
     run.mkdir()
-    found = Beginning(str(run), str(tokens.folder), tokens.identity, "127.0.0.1", port, "7.0", "")
+    found = Beginning(str(run), str(tokens.folder), tokens.identity, "127.0.0.1", port, "7.0", "secret", "")
     leave_mark(found)
     return found
 
@@ -112,8 +118,52 @@ def test_a_node_without_the_shards_is_named(beginning: Beginning, tmp_path: Path
     assert "n1 does not see the data" in check([beginning, beginning])[0]
 
 
-def test_a_node_that_stays_silent_is_named(beginning: Beginning):
-    stranger = replace(beginning, meeting_id="6.0")  # an old start's process, still alive
+@pytest.mark.parametrize("guess", ["", "7.0", "secreT"])
+def test_a_node_that_stays_silent_is_named_whoever_speaks_for_it(beginning: Beginning, guess: str):
+    stranger = replace(beginning, secret=guess)  # another user of the cluster; an old start's process, still alive
     said = check([beginning, beginning, stranger])
     assert said[0].startswith("n2 did not reach the first node n0")
     assert "--exclude=n2" in said[0]
+
+
+def test_what_was_overheard_is_no_proof_twice(beginning: Beginning):
+    """A stranger sits at the head's port and hears a node; the head draws another number, and believes no replay."""
+    with socket.create_server((beginning.head, beginning.port)) as impostor:
+        node = threading.Thread(target=_tell, args=(beginning, "n1", ""))
+        node.start()
+        connection, _ = impostor.accept()
+        with connection, connection.makefile("rb") as heard:
+            connection.sendall(bytes(CHALLENGE_BYTES))
+            overheard = heard.read()
+        node.join(30)
+    assert beginning.secret.encode() not in overheard
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(overheard)
+        theirs.shutdown(socket.SHUT_WR)
+        assert _hear(ours, beginning.secret) == ("", "")
+
+
+def test_nothing_else_is_listened_at_than_the_head_s_address(beginning: Beginning):
+    family = psutil.Process()
+    with listen_at(beginning.head, beginning.port):
+        (listener,) = [place for place in family.net_connections() if place.laddr.port == beginning.port]
+    assert (listener.status, listener.laddr.ip) == ("LISTEN", "127.0.0.1")
+
+
+def test_a_start_s_secret_is_new_and_only_the_user_can_read_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_token_set(tmp_path / "data", train_tokens=2000, val_tokens=500)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    options = [f"--config={PROJECT / 'train/configs/smoke.yaml'}", f"--data.path={tmp_path / 'data'}"]
+    starts = [begin([*options, f"--run.root={tmp_path / 'runs'}"], ["n1"], [], "torchrun") for _ in range(2)]
+    assert len({start.secret for start in starts}) == 2
+    assert all(len(bytes.fromhex(start.secret)) >= 16 for start in starts)
+    before = os.umask(0)
+    try:
+        leave_mark(starts[0])
+    finally:
+        os.umask(before)
+    (mark,) = Path(starts[0].run_folder).glob(".start-*")
+    assert stat.S_IMODE(mark.stat().st_mode) == 0o600
+    assert starts[0].secret not in mark.name
+    assert read_mark(Path(starts[0].run_folder), "7.0") == starts[0]

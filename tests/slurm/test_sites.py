@@ -1,5 +1,6 @@
 """What a site gives to a job: every line of docs/cluster.md's table of sites, and what goes wrong in a site.sh."""
 
+import json
 import re
 import shlex
 import socket
@@ -79,6 +80,9 @@ def test_a_site_s_line_brings_the_trainers_up(name: str, lines: list[str], words
     )
     head = f"{socket.gethostname().split('.')[0]}i" if "LONGHAUL_HEAD" in text else "127.0.0.1"
     assert f"--master_addr={head}" in launch["argv"]
+    secret = json.loads(check["environment"]["LONGHAUL_BEGINNING"])["secret"]
+    assert secret == environment["PET_RDZV_ID"]
+    assert secret not in " ".join([*check["argv"], *launch["argv"], done.stdout])  # command lines are everybody's
     assert int(environment["SLURM_JOB_END_TIME"]) > time.time()  # which a container could not ask for
     assert environment["SLURM_EXPORT_ENV"] == "ALL"
 

@@ -1,6 +1,7 @@
 """What submit.py writes and plans, without a cluster; and the same run without Slurm."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_the_same_without_slurm(tmp_path: Path):
     done = run_submit("--config", config, "--gpus-per-node=2", "--local", "--", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all steps are done" in done.stdout
+    assert stat.S_IMODE((tmp_path / "runs" / "submitit").stat().st_mode) == 0o700  # jobs run the pickles in it
     state = RunFolder(tmp_path / "runs" / "local").read_state()
     assert state is not None
     assert (state["status"], state["step"]) == ("done", 5)

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from common.errors import UserError
 from model.launcher import Place
 from model.meeting import MEETING_KEY, STORE_FILE, open_store, tcp_store
+from tests.helpers.listening import listened_at
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_arguments
 
@@ -91,9 +92,9 @@ def listening(processes: list[psutil.Process]) -> dict[str, set[int]]:
     """By address, which processes listen there: TCP of both versions, and UDP."""
     places: dict[str, set[int]] = {}
     for process in processes:
-        for place in process.net_connections("inet"):
-            if place.status == "LISTEN" or place.type == socket.SOCK_DGRAM:
-                places.setdefault(place.laddr.ip, set()).add(process.pid)
+        datagrams = {place.laddr.ip for place in process.net_connections("udp")}
+        for address in listened_at(process.pid) | datagrams:
+            places.setdefault(address, set()).add(process.pid)
     return places
 
 
