@@ -154,7 +154,10 @@ def _readers_of(loaded: Loaded) -> dict[str, str]:
 
 def _validation_of(loaded: Loaded) -> dict[str, str]:
     """The validation loss at the checkpoint's step, where the run's record is at hand."""
-    records = read_metrics(RunFolder(loaded.checkpoint.resolve().parents[1]).metrics)
+    try:
+        records = read_metrics(RunFolder(loaded.checkpoint.resolve().parents[1]).metrics)
+    except OSError:  # not ours to read, or no file: the model is exported all the same
+        return {}
     for record in records:
         if record["step"] == loaded.manifest["step"] and record.get("val_loss") is not None:
             on = f" ({described})" if (described := describe_validation(record)) else ""
