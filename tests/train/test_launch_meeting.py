@@ -1,5 +1,6 @@
 """What a launch listens at, who can take part in it, and that nothing that is planted in its stores is run."""
 
+import base64
 import contextlib
 import os
 import pickle
@@ -75,9 +76,10 @@ def launched(
     try:
         yield launcher
     except BaseException:
-        for process in [launcher, *launcher.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # all of them have ended
+            for process in [*launcher.children(recursive=True), launcher]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         raise
 
 
@@ -143,12 +145,17 @@ def test_on_one_machine_nothing_listens_beyond_it_and_nothing_planted_is_run(tmp
         assert stat.S_IMODE(store.parent.stat().st_mode) == 0o700
         assert store.parent.stat().st_uid == os.geteuid()
         assert {environment_of(rank)["NCCL_SOCKET_IFNAME"] for rank in ranks} == {"lo"}
-        port = int(environment_of(ranks[0])["MASTER_PORT"])
-        for reached in (dist.FileStore(str(store), -1), dist.TCPStore("127.0.0.1", port, None, False)):  # type: ignore[attr-defined]
-            plant(reached, bomb)
+        assert plant(dist.FileStore(str(store), -1), bomb) > 0  # type: ignore[attr-defined]
+        agent = launcher.children()[0]
+        for port in [place.laddr.port for place in agent.net_connections("tcp") if place.status == "LISTEN"]:
+            torchs = dist.TCPStore("127.0.0.1", port, None, False)  # type: ignore[attr-defined]
+            plant(torchs, base64.b64encode(bomb))  # as torchrun's c10d rendezvous keeps its pickles
         assert b"touch" in store.read_bytes(), "nothing was planted"
         after = len(losses(run)) + 15  # past saves and measurements, where ranks tell each other most
         wait_until(launcher, lambda: len(losses(run)) >= after)
+        for _ in range(3):  # signs of life: each comes 5 s after the other, as torchrun looks at its rendezvous
+            before = run.rank_file(0).read_bytes()
+            wait_until(launcher, lambda before=before: run.rank_file(0).read_bytes() != before)
         launcher.send_signal(signal.SIGTERM)
         _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 0, errors
