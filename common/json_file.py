@@ -6,6 +6,7 @@ one (5 is a float, though). Keys that a shape does not name are dropped; a Typed
 """
 
 import json
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -23,7 +24,8 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Shape = TypeVar("Shape")
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # by shape: making one takes milliseconds
-_LONE_SURROGATE = "surrogate in hex escape"  # of pydantic's words for it
+_LONE_SURROGATE = ("surrogate in hex escape", "unexpected end of hex escape")  # of pydantic's words for it
+_TO_STAND_IN = 0x10F800 - 0xD800  # the last of Unicode's characters for private use
 _WORDS = {
     "missing": "it is missing",
     "int_type": "it is no whole number",
@@ -73,12 +75,14 @@ def parse_json(content: bytes, shape: type[Shape]) -> Shape:
     try:
         return adapter.validate_json(content, strict=True)
     except ValidationError as error:
-        if _LONE_SURROGATE not in str(error):
+        if not any(words in str(error) for words in _LONE_SURROGATE):
             raise BadJson(_in_words(error)) from None
     try:
-        return adapter.validate_json(_without_lone_surrogates(content), strict=True)
+        found = adapter.validate_json(_with_stand_ins(content), strict=True)
     except ValidationError as error:
         raise BadJson(_in_words(error)) from None
+    shaped: Shape = _without_stand_ins(found)
+    return shaped
 
 
 def as_shape(value: Any, shape: type[Shape]) -> Shape:
@@ -95,12 +99,29 @@ def _adapter(shape: type[Shape]) -> TypeAdapter[Shape]:
     return _ADAPTERS[shape]
 
 
-def _without_lone_surrogates(content: bytes) -> bytes:
-    """The same JSON with `?` for what stands for no character: Python writes so the bytes of names that are no text."""
+def _with_stand_ins(content: bytes) -> bytes:
+    """The same JSON with a private character for every lone surrogate: Python writes so the bytes of names that are no
+    text, and pydantic reads no such.
+    """
     try:
-        return json.dumps(json.loads(content), ensure_ascii=False).encode("utf-8", "replace")
+        text = json.dumps(json.loads(content), ensure_ascii=False)
     except (ValueError, RecursionError) as error:
         raise BadJson(f"it is no JSON: {error}") from None
+    return "".join(chr(ord(c) + _TO_STAND_IN) if "\ud800" <= c <= "\udfff" else c for c in text).encode()
+
+
+def _without_stand_ins(value: Any) -> Any:
+    """A value of any shape with the surrogates in their places again."""
+    if isinstance(value, str):
+        return "".join(chr(ord(c) - _TO_STAND_IN) if ord(c) >= 0xD800 + _TO_STAND_IN else c for c in value)
+    if isinstance(value, dict):
+        return {_without_stand_ins(key): _without_stand_ins(inside) for key, inside in value.items()}
+    if isinstance(value, list | tuple):
+        inside = map(_without_stand_ins, value)
+        return value._make(inside) if hasattr(value, "_make") else type(value)(inside)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{field.name: _without_stand_ins(getattr(value, field.name)) for field in fields(value)})
+    return value
 
 
 def _in_words(error: ValidationError) -> str:

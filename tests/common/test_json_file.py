@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given
@@ -86,8 +86,23 @@ def test_a_part_that_was_read_already_is_checked_as_a_file_is():
         as_shape({"file": "no", "tokens": 3}, Part)
 
 
+class Named(NamedTuple):
+    name: str
+
+
+@dataclass(frozen=True)
+class Names:
+    argv: dict[str, list[str]]
+    pair: tuple[Named, str]
+
+
 def test_a_name_that_is_no_text_does_not_spoil_a_file():
-    assert parse_json(json.dumps({"argv": ["a\udcff"]}).encode(), dict[str, Any]) == {"argv": ["a?"]}
+    written = {"argv": {"\udc80": ["a\udcff", "\U00010000"]}, "pair": [["\ud800"], "\udfff"]}
+    content = json.dumps(written).encode()
+    assert parse_json(content, dict[str, Any]) == written
+    for lone in ("\ud800", "\ud800a", "\ud800\n", "\ud800\ud800"):
+        assert parse_json(json.dumps([lone]).encode(), list[str]) == [lone]
+    assert parse_json(content, Names) == Names(written["argv"], (Named("\ud800"), "\udfff"))
 
 
 @given(VALUES)
