@@ -45,6 +45,14 @@ def open_regular(path: Path | str, *, most_bytes: int | None = None) -> BinaryIO
     return open(descriptor, "rb")
 
 
+def size_of_file(path: Path | str) -> int:
+    """The bytes of a regular file, or of what a link to it points to. Raises NotAFile, and OSError as `os.stat`."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        raise NotAFile(None, f"it is {_kind_of(found.st_mode)}, not a file", str(path))
+    return found.st_size
+
+
 def append_to_regular(path: Path | str) -> io.FileIO:
     """A file opened for appending, made where there is none; never waits for a reader.
 

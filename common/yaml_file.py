@@ -22,9 +22,14 @@ def read_yaml(path: Path) -> Any:
 
     Raises OSError (NotAFile for a pipe, device or folder) where it can't be read, and BadYaml where it is no YAML.
     """
-    loader = open_document(read_yaml_text(path), yaml.SafeLoader)
+    return parse_yaml(read_yaml_text(path))
+
+
+def parse_yaml(text: str, *, most_nodes: int = MOST_NODES) -> Any:
+    """The contents of a YAML text. Raises BadYaml where it is none, or more than `most_nodes` values."""
+    loader = open_document(text, yaml.SafeLoader)
     try:
-        return construct(loader, compose(loader))
+        return construct(loader, compose(loader, most_nodes))
     finally:
         loader.dispose()
 
@@ -45,7 +50,7 @@ def open_document(text: str, kind: type[yaml.SafeLoader]) -> yaml.SafeLoader:
         raise BadYaml(str(error)) from None
 
 
-def compose(loader: yaml.SafeLoader) -> yaml.Node | None:
+def compose(loader: yaml.SafeLoader, most_nodes: int = MOST_NODES) -> yaml.Node | None:
     """The nodes of a loader's one document; None where it is empty.
 
     Raises BadYaml for what is no YAML, nested too deeply, within itself, or larger than any configuration once every
@@ -53,8 +58,8 @@ def compose(loader: yaml.SafeLoader) -> yaml.Node | None:
     """
     try:
         node = loader.get_single_node()
-        if node is not None and _size(node, {}) > MOST_NODES:
-            raise BadYaml(f"with its aliases written out it has more than {MOST_NODES:,} values")
+        if node is not None and _size(node, {}) > most_nodes:
+            raise BadYaml(f"with its aliases written out it has more than {most_nodes:,} values")
     except yaml.YAMLError as error:
         raise BadYaml(str(error)) from None
     except RecursionError:

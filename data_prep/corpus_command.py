@@ -21,7 +21,7 @@ from data_prep.file_walk import PassedOver, told_passed_over
 from data_prep.journal import JOURNAL_FILE, Begun, source_difference
 from data_prep.manifest import MANIFEST_FILE, Manifest
 from data_prep.preparation import complete_set, positive_count, report, writing_alone
-from data_prep.shard_writer import shard_files
+from data_prep.shard_writer import remove_file, shard_files
 from data_prep.skipping import told_skipped
 from data_prep.tokenization import Tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice, add_tokenizer_option
@@ -126,7 +126,7 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
         made = manifest is None
         if manifest is not None:
             _check_same(arguments.out, command, manifest.source, "was made")
-            (arguments.out / JOURNAL_FILE).unlink(missing_ok=True)  # of a command that was killed at its very end
+            remove_file(arguments.out / JOURNAL_FILE)  # of a command that was killed at its very end
         else:
             manifest = _make_set(arguments, command, workers)
     seconds = time.monotonic() - started if made else None
@@ -149,7 +149,7 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove what a killed command had not published yet of its journal and its manifest."""
     for name in (JOURNAL_FILE, MANIFEST_FILE):
         for path in folder.glob(f"{name}.*{TEMPORARY_SUFFIX}"):
-            path.unlink()
+            remove_file(path)
 
 
 def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> Manifest:
@@ -160,7 +160,7 @@ def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> 
             warm_up(arguments.start_method)
         tokenizer = command.load_tokenizer(opened.files)
         if arguments.force:  # only now: a source that is not there costs nobody a set
-            (arguments.out / JOURNAL_FILE).unlink(missing_ok=True)
+            remove_file(arguments.out / JOURNAL_FILE)
         corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer)
         manifest = prepare(corpus, arguments.out, workers, arguments.start_method, arguments.skip_bad)
         opened.close(True)
@@ -213,7 +213,7 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
     tokens = int(size * opened.tokens_per_byte)
     tokens = min(tokens, settings.max_tokens or tokens)
     val_tokens = min(settings.val_tokens, int(size * opened.tokens_per_byte / settings.validation_one_in))
-    there = sum(path.stat().st_size for path in shard_files(arguments.out))  # to be gone on with, or taken away
+    there = sum(path.lstat().st_size for path in shard_files(arguments.out))  # to be gone on with, or taken away
     needed = max(0, (tokens + val_tokens) * command.token_bytes + opened.extra_disk_bytes - there)
     folder = arguments.out.absolute()
     while not folder.exists():

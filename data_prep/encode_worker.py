@@ -3,12 +3,10 @@
 Tokens leave as raw arrays (2 bytes each), never as lists; text never crosses a process border.
 """
 
-import lzma
 import os
 import queue
 import signal
 import threading
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -18,25 +16,24 @@ import numpy as np
 import pyarrow as pa
 
 from common.errors import UserError
+from common.json_file import Count
+from data_prep.file_kinds import DAMAGE
 from data_prep.inputs import UnitReader, Unreadable
 from data_prep.preparation import chosen_for_validation
 from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
 
 PART_TOKENS = 1 << 17  # what a worker sends at once, about
 OUTBOX_PARTS = 24  # encoded and not yet taken by the parent: about a second of work
-# what damaged input raises; zlib.error, LZMAError and EOFError: of compressed files
-ENCODING_ERRORS = (
-    ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, RuntimeError, MemoryError, UserError, pa.ArrowException
-)  # fmt: skip
+ENCODING_ERRORS = (*DAMAGE, RuntimeError, MemoryError, UserError)  # what damaged input raises
 
 
 class Place(NamedTuple):
     """A token's place in the source: `skip` tokens into a row of a unit of a file."""
 
-    file: int
-    unit: int
-    row: int
-    skip: int = 0
+    file: Count
+    unit: Count
+    row: Count
+    skip: Count = 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import hashlib
 import io
 import lzma
 import os
+import zlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +18,11 @@ from common.errors import UserError
 from common.os_errors import refusal
 from common.progress import format_bytes
 from common.publish import sha256_file
+from common.regular_file import open_regular, size_of_file
 
 STREAM_BYTES = 1 << 20
+# what damaged data raise: bad JSON or UTF-8, a compressed stream or a parquet page that is not whole
+DAMAGE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 ZSTD_WINDOW_BYTES = 1 << 27  # pyarrow's decompressor takes no more, as `zstd -d` without --long
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # after a byte of 0x50 to 0x5F
@@ -56,7 +60,8 @@ def kind_of(name: str) -> Kind:
 
 
 def open_bytes(path: Path | str, kind: Kind) -> Any:
-    """A binary file with the decompressed bytes, for reading lines or blocks."""
+    """A binary file with the decompressed bytes, for reading lines or blocks. Raises OSError, NotAFile for a pipe."""
+    size_of_file(path)
     if kind.compression == "gzip":
         return gzip.open(path, "rb")
     if kind.compression == "bz2":
@@ -65,7 +70,7 @@ def open_bytes(path: Path | str, kind: Kind) -> Any:
         return lzma.open(path, "rb")
     if kind.compression == "zstd":
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), STREAM_BYTES)
-    return open(path, "rb")
+    return open_regular(path)
 
 
 def is_utf8(path: Path) -> bool:
@@ -78,7 +83,7 @@ def is_utf8(path: Path) -> bool:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
-    except (OSError, EOFError, lzma.LZMAError, ValueError):  # reading it for its documents will say so
+    except DAMAGE:  # reading it for its documents will say so
         return True
     return True
 
@@ -88,7 +93,7 @@ def check_zstd_window(path: Path) -> None:
 
     It would otherwise say so in its own words when the file's turn comes.
     """
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         header = file.read(_ZSTD_HEADER_BYTES)
         while header[1:4] == _ZSTD_SKIPPABLE and 0x50 <= header[0] <= 0x5F:
             file.seek(int.from_bytes(header[4:8], "little") + 8 - len(header), os.SEEK_CUR)
@@ -123,13 +128,17 @@ def fingerprint(path: Path) -> dict[str, str]:
     if kind.content != "parquet":
         return {"sha256": sha256_file(path)}
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
             if file.read(4) != b"PAR1":  # a download that broke off: to be known now, not when its turn comes
                 raise UserError(f"{path} is no whole parquet file: fetch it again, or take it away")
             file.seek(-8 - length, os.SEEK_END)
-            return {"footer_sha256": hashlib.sha256(file.read(length)).hexdigest()}
+            digest = hashlib.sha256()
+            while block := file.read(min(length, STREAM_BYTES)):
+                digest.update(block)
+                length -= len(block)
+            return {"footer_sha256": digest.hexdigest()}
     except OSError as error:
         if error.errno == errno.EINVAL:  # too short for what is looked for at its end
             raise UserError(f"{path} is no whole parquet file: fetch it again, or take it away") from None

@@ -29,6 +29,7 @@ from data_prep.corpus_command import (
     settings_of,
 )
 from data_prep.hub import HubFiles, HubSource, find_on_hub
+from data_prep.journal import ANEW, JOURNAL_FILE
 from data_prep.local_files import LocalSource, local_parquet
 from data_prep.preparation import add_output_options
 from data_prep.tokenization import load_tokenizer
@@ -68,7 +69,9 @@ def open_source(
         label = str(arguments.source)
         return Opened(found.files, asked, label, rate, passed_over=found.passed_over, note=found.note)
     if begun is not None:
-        listed = tuple(InputFile(**file) for file in begun["files"])
+        if not {"repo", "config", "revision"} <= begun.keys():
+            raise UserError(f"{arguments.out / JOURNAL_FILE} lacks the hub's repo, config or revision: {ANEW}")
+        listed = tuple(InputFile(file["name"], file["bytes"], file["digest"]) for file in begun["files"])
         source = HubSource(begun["repo"], begun["config"], begun["revision"], listed)
     else:
         source = find_on_hub(arguments.repo, arguments.config, asked["asked_revision"])

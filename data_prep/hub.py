@@ -1,6 +1,7 @@
 """Data sets on the Hugging Face hub: a configuration's files at a fixed revision, fetched as they are needed."""
 
 import fnmatch
+import json
 import os
 import shutil
 import threading
@@ -9,9 +10,12 @@ from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NotRequired, TypeVar
+
+from typing_extensions import TypedDict
 
 from common.errors import UserError
+from common.json_file import BadJson, parse_json
 from common.progress import progress_bar
 from common.publish import sha256_file
 from data_prep.corpus import InputFile
@@ -23,6 +27,20 @@ STOP_SECONDS = 2.0  # a stalled server may keep a download from noticing that it
 _NO_ACCESS = "there is no such data set, or a token is needed (HF_TOKEN)"
 _LATER = "try again later, or give a folder with --source DIR"
 Answer = TypeVar("Answer")
+
+
+class CardFiles(TypedDict):
+    """Files of a split in a data set's card."""
+
+    split: NotRequired[Any]
+    path: str | list[str]
+
+
+class CardConfig(TypedDict):
+    """A configuration in a data set's card."""
+
+    config_name: Any  # YAML takes some names for numbers or dates
+    data_files: NotRequired[str | list[str | CardFiles] | None]
 
 
 @dataclass(frozen=True)
@@ -100,8 +118,17 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
 
 
 def config_patterns(card: dict[str, Any], config: str, where: str, *, all_splits: bool = False) -> list[str]:
-    """The file patterns of a configuration (of its train split, or of all), from a data set card's `configs`."""
-    configs = {entry["config_name"]: entry for entry in card.get("configs") or []}
+    """The file patterns of a configuration (of its train split, or of all), from a data set card's `configs`.
+
+    Raises UserError where it lists no such configuration, or `configs` are of another shape.
+    """
+    try:
+        listed = parse_json(json.dumps(card.get("configs") or [], default=str).encode(), list[CardConfig])
+    except (BadJson, RecursionError, TypeError) as error:  # TypeError: of a key that is a date
+        raise UserError(
+            f"{where} is no data set's card that can be read (configs.{error}): give --source a folder without one"
+        ) from None
+    configs = {str(entry["config_name"]): entry for entry in listed}
     if config not in configs:
         names = ", ".join(configs) or "none"
         raise UserError(f"{where} has no configuration {config!r}: choose one of {names} with --config")
@@ -112,7 +139,7 @@ def config_patterns(card: dict[str, Any], config: str, where: str, *, all_splits
     for entry in entries:
         if isinstance(entry, str):
             patterns.append(entry)
-        elif all_splits or entry.get("split", "train") == "train":
+        elif all_splits or str(entry.get("split", "train")) == "train":
             paths = entry["path"]
             patterns += [paths] if isinstance(paths, str) else paths
     return patterns
@@ -127,6 +154,12 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return False
 
 
+def is_inside(name: str) -> bool:
+    """Whether a file's name, with folders, stays inside the folder that it is put into."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
+
+
 def _fixed_folder(pattern: str) -> str:
     """The folder that all files of a pattern lie in."""
     fixed = pattern.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0]
@@ -137,6 +170,8 @@ class HubFiles:
     """A hub source's files, downloaded one ahead of the one that is read and deleted once nothing needs them."""
 
     def __init__(self, source: HubSource, folder: Path, *, keep: bool) -> None:
+        if outside := [file.name for file in source.files if not is_inside(file.name)]:
+            raise UserError(f"{source.repo} lists {outside[0]!r}, which is no name inside a folder: give another set")
         self.listed = source.files
         self._source, self._folder, self._keep = source, folder, keep
         self._stop = threading.Event()

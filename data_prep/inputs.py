@@ -7,9 +7,7 @@ file. A place is (file, unit, row); reading a unit from a row on gives the same 
 import codecs
 import contextlib
 import itertools
-import lzma
 import os
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +18,17 @@ import pyarrow.parquet as pq
 
 from common.errors import UserError
 from common.os_errors import refusal
+from common.regular_file import open_regular
 from data_prep.fields import column_of, column_path, record_of, text_of
-from data_prep.file_kinds import STREAM_BYTES, Kind, kind_of, open_bytes
+from data_prep.file_kinds import DAMAGE, STREAM_BYTES, Kind, kind_of, open_bytes
 from data_prep.tokenization import SAFE_BORDER, Tokenizer
 
 BLOCK_BYTES = 8 << 20  # of lines or text in a unit
 TEXT_PER_COMPRESSED_BYTE = 4  # about
 BATCH_ROWS = 64  # parquet rows decoded at once, fewer where they are long:
 BATCH_BYTES = 1 << 20
+WHOLE_BYTES = 256 << 20  # of a line, or of text that nothing allows to cut: a small file may unpack to any length
+_UNCUT = f"{WHOLE_BYTES >> 20} MiB without a place to cut it for this tokenizer: split it, if it is text"
 KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's side
 
 
@@ -53,10 +54,6 @@ class Unreadable(NamedTuple):
     row: int
     error: Exception
     rest: bool = False
-
-
-# what damaged data raise: bad JSON or UTF-8, a compressed stream or a parquet page that is not whole
-_DAMAGE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
@@ -158,7 +155,7 @@ class UnitReader:
             if not self._rest:
                 try:
                     batch = next(self._batches)
-                except _DAMAGE as error:
+                except DAMAGE as error:
                     self._batches = itertools.repeat(Unreadable(self._next_row, _damage(error), rest=True))
                     continue
                 if isinstance(batch, Unreadable):
@@ -225,19 +222,21 @@ def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragme
             place, end = 0, -1
         elif place:
             file.seek(place - 1)
-            place += len(file.readline()) - 1
+            place += _line(file)[1] - 1
         for row in itertools.count():
             if 0 <= end <= place:
                 return
             try:
-                line = file.readline()
-            except _DAMAGE as error:
+                line, size = _line(file)
+            except DAMAGE as error:
                 yield Unreadable(row, _damage(error), rest=True)
                 return
             if not line:
                 return
-            place += len(line)
+            place += size
             try:
+                if size > len(line):
+                    raise ValueError(f"{size:,} bytes, more than the {WHOLE_BYTES:,} that a document can have")
                 text = text_of(record_of(line), field) if line.strip() else ""
             except (ValueError, RecursionError) as error:
                 yield Unreadable(row, error)
@@ -245,10 +244,20 @@ def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragme
                 yield Fragment(row, text, True, text)
 
 
+def _line(file: BinaryIO) -> tuple[bytes, int]:
+    """The next line, of one that is too long only the beginning, and how many bytes it has in the file."""
+    line = file.readline(WHOLE_BYTES)
+    size, rest = len(line), line
+    while len(rest) == WHOLE_BYTES and not rest.endswith(b"\n"):
+        rest = file.readline(WHOLE_BYTES)
+        size += len(rest)
+    return line, size
+
+
 def lines_before(path: Path | str, unit: int, known: tuple[int, int] = (0, 0)) -> int:
     """Lines that begin before a unit of an uncompressed file; `known`: an earlier unit and its number of them."""
     first, count = known
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         place, end = max(0, first * BLOCK_BYTES - 1), max(0, unit * BLOCK_BYTES - 1)
         file.seek(place)
         while place < end and (block := file.read(min(1 << 20, end - place))):
@@ -267,7 +276,7 @@ def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment | Unr
         while block:
             try:
                 block = file.read(max(BLOCK_BYTES, KEY_BYTES))
-            except _DAMAGE as error:
+            except DAMAGE as error:
                 block, broken = b"", _damage(error)
             key = key or block[:KEY_BYTES].decode("utf-8-sig", "replace")
             text += decoder.decode(block, final=not block)
@@ -275,6 +284,8 @@ def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment | Unr
                 border = cut(text, searched)
                 if border is None:
                     searched = len(text)
+                    if searched > WHOLE_BYTES:
+                        block, text, broken = b"", "", ValueError(_UNCUT)
                 else:
                     yield Fragment(row, text[:border], row == 0, key, ends=False)
                     row, text, searched = row + 1, text[border:], BLOCK_BYTES
@@ -284,10 +295,14 @@ def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment | Unr
         yield Unreadable(row + bool(text), broken, rest=True)
 
 
-def _text_block(path: str, unit: int, cut: Cut) -> Iterator[Fragment]:
+def _text_block(path: str, unit: int, cut: Cut) -> Iterator[Fragment | Unreadable]:
     """A text file is one document; a unit is its text from the first safe border in a block to the next block's."""
-    with open(path, "rb") as file:
-        start, stop = _border(file, unit * BLOCK_BYTES, cut), _border(file, (unit + 1) * BLOCK_BYTES, cut)
+    with open_regular(path) as file:
+        try:
+            start, stop = _border(file, unit * BLOCK_BYTES, cut), _border(file, (unit + 1) * BLOCK_BYTES, cut)
+        except ValueError as error:
+            yield Unreadable(0, error, rest=True)
+            return
         file.seek(0)
         key = file.read(KEY_BYTES).decode("utf-8-sig", "replace")
         file.seek(start)
@@ -302,7 +317,10 @@ def _safe_border(text: str, start: int) -> int | None:
 
 
 def _border(file: BinaryIO, offset: int, cut: Cut) -> int:
-    """The first byte at or after `offset` before which a text may be cut without changing its token ids."""
+    """The first byte at or after `offset` before which a text may be cut without changing its token ids.
+
+    Raises ValueError where there is none in so much text that reading on would take all memory.
+    """
     if offset == 0:
         return 0
     size = file.seek(0, os.SEEK_END)
@@ -310,12 +328,13 @@ def _border(file: BinaryIO, offset: int, cut: Cut) -> int:
     while offset < size:
         file.seek(offset)
         data = file.read(window)
-        while data and data[0] & 0xC0 == 0x80:  # the rest of a character that begins before
-            data, offset = data[1:], offset + 1
+        rest = next((n for n, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), len(data[:3]))
+        data, offset = data[rest:], offset + rest  # without the rest of a character that begins before
         text = data.decode("utf-8", "surrogateescape")
         if found := cut(text, 0):
             return offset + len(text[:found].encode("utf-8", "surrogateescape"))
         if offset + len(data) >= size:
             break
-        window *= 2
+        if (window := window * 2) > WHOLE_BYTES:
+            raise ValueError(_UNCUT)
     return size

@@ -6,17 +6,81 @@ The journal lies beside the shards and is written after every one of them, whole
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict
 
 from common.errors import UserError
+from common.json_file import Count, keep_others, read_json_for_user
 from common.publish import TEMPORARY_SUFFIX, canonical_json, sha256_file, write_json_whole
+from common.regular_file import size_of_file
 from data_prep.encode_worker import Place
-from data_prep.manifest import Shard
-from data_prep.preparation import first_difference, read_json
-from data_prep.shard_writer import clear_token_set, told
+from data_prep.manifest import MOST_BYTES, Shard, SkippedRow, StoredTokenizer, shard_name, token_dtype
+from data_prep.preparation import first_difference
+from data_prep.shard_writer import clear_token_set, remove_file, told
 from data_prep.skipping import Skipped
 
 JOURNAL_FILE = "preparing.json"
+ANEW = "--force starts anew"
+
+
+@keep_others
+class PlannedFile(TypedDict):
+    """A file that is to be read."""
+
+    name: str
+    bytes: Count
+    digest: dict[str, str]
+
+
+@keep_others
+class PlannedSettings(TypedDict):
+    """Of the settings what tells how many files the shards rest on."""
+
+    validation_files: Count | None
+
+
+@keep_others
+class PlannedSource(TypedDict):
+    """Where the documents come from; `repo`, `config` and `revision`: of the hub."""
+
+    name: str
+    settings: PlannedSettings
+    files: list[PlannedFile]
+    repo: NotRequired[str]
+    config: NotRequired[str]
+    revision: NotRequired[str]
+
+
+class Plan(TypedDict):
+    """What a preparation was begun with."""
+
+    source: PlannedSource
+    tokenizer: StoredTokenizer
+
+
+class StoredSplit(TypedDict):
+    """A `SplitState`, none of which may be missing: a default would begin the split again."""
+
+    shards: list[Shard]
+    next: Place
+    done: bool
+    last: Place | None
+
+
+class StoredSplits(TypedDict):
+    """Both, as they are made."""
+
+    val: StoredSplit
+    train: StoredSplit
+
+
+class StoredJournal(TypedDict):
+    """`preparing.json`."""
+
+    plan: Plan
+    splits: StoredSplits
+    skipped: NotRequired[list[tuple[tuple[Count, Count, Count], SkippedRow]]]
 
 
 @dataclass
@@ -41,21 +105,16 @@ class Begun:
     def read(cls, folder: Path) -> "Begun | None":
         """The folder's, or None where there is none. Raises UserError where it can't be read."""
         path = folder / JOURNAL_FILE
-        if not path.exists():
-            return None
         try:
-            stored = read_json(path)
-            splits = {}
-            for name, state in stored["splits"].items():
-                last = state["last"] and Place(*state["last"])
-                shards = [Shard(**shard) for shard in state["shards"]]
-                splits[name] = SplitState(shards, Place(*state["next"]), state["done"], last)
-            found = cls(stored["plan"], splits, stored.get("skipped", []))
-            if not isinstance(found.plan["source"], dict):
-                raise TypeError("its source is no object")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} can't be read ({error}): --force starts anew") from None
-        return found
+            stored = read_json_for_user(path, StoredJournal, ANEW, most_bytes=MOST_BYTES)
+        except FileNotFoundError:
+            return None
+        splits = {"val": SplitState(**stored["splits"]["val"]), "train": SplitState(**stored["splits"]["train"])}
+        for name, state in splits.items():
+            for index, shard in enumerate(state.shards):
+                if shard.file != shard_name(name, index):  # the next one's name follows from their number
+                    raise UserError(f"{path} is damaged ({shard.file!r} is no {shard_name(name, index)}): {ANEW}")
+        return cls(dict(stored["plan"]), splits, list(stored.get("skipped", [])))
 
     @property
     def has_shards(self) -> bool:
@@ -86,7 +145,7 @@ def source_difference(
 ) -> str | None:
     """In what two sources differ, or None; of their files only the first `files_read` count, where that is given."""
     if "files" in stored and "files" in wanted:
-        before, now = (source["files"][:files_read] for source in (stored, wanted))
+        before, now = ((source["files"] or [])[:files_read] for source in (stored, wanted))
         for index in range(max(len(before), len(now))):
             if canonical_json(before[index : index + 1]) != canonical_json(now[index : index + 1]):
                 return f"file {(now if index < len(now) else before)[index]['name']}"
@@ -129,14 +188,17 @@ class Journal:
     def _drop_leftovers(self, folder: Path) -> None:
         """Remove half-written files, and make sure that the published ones are there as they were written."""
         for path in folder.glob(f"*.bin{TEMPORARY_SUFFIX}"):
-            path.unlink()
-        itemsize = 2 if self._plan["tokenizer"]["vocab_size"] <= 1 << 16 else 4
+            remove_file(path)
+        itemsize = token_dtype(self._plan["tokenizer"]["vocab_size"]).itemsize
         for state in self.splits.values():
             for number, shard in enumerate(state.shards):
                 path = folder / shard.file
-                whole = path.is_file() and path.stat().st_size == shard.tokens * itemsize
-                if whole and number == len(state.shards) - 1:  # the one that a power cut could have hurt
-                    whole = sha256_file(path) == shard.sha256
+                try:
+                    whole = size_of_file(path) == shard.tokens * itemsize
+                    if whole and number == len(state.shards) - 1:  # the one that a power cut could have hurt
+                        whole = sha256_file(path) == shard.sha256
+                except OSError:
+                    whole = False
                 if not whole:
                     raise UserError(f"{path} is not what was written: put it back, or start anew with --force")
 
@@ -144,8 +206,14 @@ class Journal:
         try:
             splits = {name: asdict(state) for name, state in self.splits.items()}
             write_json_whole(self._path, {"plan": self._plan, "splits": splits} | self.skipped.to_store())
+            size = size_of_file(self._path)
         except OSError as error:
             raise told(error, self._path) from error
+        if size > MOST_BYTES:  # before the first shard: neither this nor the manifest could be read again
+            raise UserError(
+                f"{self._path} would have {size:,} bytes for so many files, and {MOST_BYTES:,} are read: "
+                "put the documents into fewer files, as lines of JSON"
+            )
 
     def remove(self) -> None:
-        self._path.unlink(missing_ok=True)
+        remove_file(self._path)

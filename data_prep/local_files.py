@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from common.errors import UserError
 from common.os_errors import refusal
+from common.regular_file import read_at_most
+from common.yaml_file import BadYaml, parse_yaml
 from data_prep.corpus import InputFile
 from data_prep.fields import record_of, text_of
-from data_prep.file_kinds import KINDS, READABLE, fingerprint, kind_of, open_bytes, suffix_of
+from data_prep.file_kinds import DAMAGE, KINDS, READABLE, fingerprint, kind_of, open_bytes, suffix_of
 from data_prep.file_walk import PassedOver, Walk, told_passed_over
 from data_prep.hub import config_patterns, matches
 from data_prep.split_names import choose_training_files
 
+CARD_BYTES, CARD_NODES = 16 << 20, 1_000_000  # of thousands of configurations with their columns
 FIRST_LINE_BYTES = 64 << 20  # of a .json file, which may be one line of gigabytes
 
 
@@ -119,13 +120,14 @@ def _patterns_of_card(readme: Path, config: str, all_splits: bool) -> list[str] 
     if not readme.is_file():
         return None
     try:
-        parts = readme.read_text(encoding="utf-8-sig", errors="replace").split("---\n", 2)
-        card = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0] else None
-        if isinstance(card, dict) and card.get("configs"):
-            return config_patterns(card, config, str(readme), all_splits=all_splits)
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        text = read_at_most(readme, CARD_BYTES).decode("utf-8-sig", "replace")
+        parts = text.split("---\n", 2)
+        card = parse_yaml(parts[1], most_nodes=CARD_NODES) if len(parts) == 3 and not parts[0] else None
+    except (OSError, OverflowError, BadYaml) as error:
         raise UserError(f"{readme} is no data set's card that can be read ({error}): take it away") from None
-    return None
+    if not isinstance(card, dict) or not card.get("configs"):
+        return None
+    return config_patterns(card, config, str(readme), all_splits=all_splits)
 
 
 def _json_problem(path: Path, field: str) -> str | None:
@@ -141,7 +143,7 @@ def _json_problem(path: Path, field: str) -> str | None:
         record = record_of(line) if line else {field: ""}
     except json.JSONDecodeError:
         record = None
-    except (OSError, EOFError, ValueError, RuntimeError):  # damaged: reading it will say so
+    except (*DAMAGE, RecursionError):  # reading it will say so
         return None
     if not isinstance(record, dict):
         return "a document, not an object a line ('jq -c .' makes a line of an object, 'jq -c .[]' lines of a list)"

@@ -4,25 +4,28 @@ A token set is a folder of headerless little-endian shards (`train-00000.bin`, â
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from common.errors import UserError
+from common.json_file import BadJson, Count, Positive, Sha256, keep_others, parse_json
 from common.os_errors import refusal
 from common.publish import canonical_json, write_json_whole
+from common.regular_file import open_regular, read_at_most
 
 FORMAT_VERSION = 1
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
 UINT16_VOCABULARY = 1 << 16  # the largest vocabulary whose ids fit 16 bits
+MOST_IDS = 1 << 32
 BLOCK_BYTES = 1 << 20
-_SHA256 = re.compile("[0-9a-f]{64}")
+MOST_BYTES = 256 << 20  # of a manifest or a journal, which list every file that was read: a million have 200 MB
+AGAIN = "copy it again, or prepare the set again with --force"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -44,7 +47,7 @@ def split_sha256(folder: Path, shards: "Sequence[Shard]") -> str:
     """SHA-256 of a split's bytes, whatever its shards; read in blocks, as a shard may be larger than the memory."""
     digest = hashlib.sha256()
     for shard in shards:
-        with open(folder / shard.file, "rb") as file:
+        with open_regular(folder / shard.file) as file:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
@@ -55,10 +58,59 @@ class Shard:
     """One file of tokens. `documents` counts those that begin in it, `bytes` the UTF-8 bytes its tokens stand for."""
 
     file: str
-    tokens: int
-    documents: int
-    bytes: int
-    sha256: str
+    tokens: Positive
+    documents: Count
+    bytes: Count
+    sha256: Sha256
+
+
+@keep_others
+class StoredTokenizer(TypedDict):
+    """What every tokenizer's spec has; `load_tokenizer` judges the rest."""
+
+    kind: str
+    vocab_size: Positive
+    end_of_text_id: NotRequired[Count | None]
+    sha256: Sha256
+    begin_of_text_id: NotRequired[Count]
+
+
+@keep_others
+class SourceFile(TypedDict):
+    """A file that was read, by its name within the source."""
+
+    name: str
+
+
+class SkippedRow(TypedDict):
+    """What was passed over in a file, and where; keys in the order in which they are written, as in all of these."""
+
+    file: str
+    line: NotRequired[Count]
+    row_group: NotRequired[Count]
+    row: NotRequired[Count]
+    block: NotRequired[Count]
+    rest: NotRequired[bool]
+
+
+@keep_others
+class Source(TypedDict, total=False):
+    """Where a set comes from, as far as anything but people read it."""
+
+    name: str
+    files: list[SourceFile]
+    skipped: list[SkippedRow]
+
+
+class StoredManifest(TypedDict):
+    """`manifest.json` of a complete set."""
+
+    dtype: str
+    tokenizer: StoredTokenizer
+    source: Source
+    versions: dict[str, str]
+    splits: dict[str, tuple[Shard, ...]]
+    val_sha256: Sha256
 
 
 @dataclass(frozen=True)
@@ -105,62 +157,62 @@ class Manifest:
         """
         path = folder / MANIFEST_FILE
         try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
+            content = read_at_most(path, MOST_BYTES)
+            state = parse_json(content, _State)
+            if state.get("complete") is not True:
+                raise UserError(f"{folder} is incomplete: run its preparation command again, it continues")
+            if (version := state.get("format_version")) != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} has format {str(version)[:40]}, this Longhaul reads {FORMAT_VERSION}: "
+                    "prepare the set again with --force"
+                )
+            stored = parse_json(content, StoredManifest)
+            if problem := next(_untrue(stored), None):
+                raise BadJson(problem)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(_missing(folder)) from None
         except OSError as error:
-            raise UserError(refusal("read", error, path, otherwise="prepare the set again with --force")) from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} can't be read ({error}): prepare the set again with --force") from None
-        if not isinstance(fields, dict) or fields.get("complete") is not True:
-            raise UserError(f"{folder} is incomplete: run its preparation command again, it continues")
-        if fields.get("format_version") != FORMAT_VERSION:
-            raise UserError(
-                f"{path} has format {fields.get('format_version')}, this Longhaul reads {FORMAT_VERSION}: "
-                "prepare the set again with --force"
-            )
-        try:
-            splits = {name: tuple(Shard(**shard) for shard in shards) for name, shards in fields.pop("splits").items()}
-            manifest = cls(**fields, splits=splits)
-            if problem := next(_wrong_fields(manifest), None):
-                raise ValueError(problem)
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise UserError(f"{path} is damaged ({error}): prepare the set again with --force") from None
-        return manifest
+            raise UserError(refusal("read", error, path, otherwise=AGAIN)) from None
+        except (BadJson, OverflowError) as error:
+            raise UserError(f"{path} is damaged ({error}): {AGAIN}") from None
+        return cls(
+            stored["dtype"],
+            dict(stored["tokenizer"]),
+            dict(stored["source"]),
+            stored["versions"],
+            stored["splits"],
+            stored["val_sha256"],
+        )
 
 
-def _wrong_fields(manifest: Manifest) -> Iterator[str]:
+class _State(TypedDict, total=False):
+    """What is to be known before the rest is looked at."""
+
+    complete: Any
+    format_version: Any
+
+
+def _untrue(stored: StoredManifest) -> Iterator[str]:
     """What can't be true of a manifest, whatever its shards hold, in words."""
-    if not {"kind", "vocab_size", "sha256"} <= manifest.tokenizer.keys():
-        yield "tokenizer lacks its kind, vocab_size or sha256"
-    elif not _is_count(manifest.tokenizer["vocab_size"]):
-        yield f"vocab_size is {manifest.tokenizer['vocab_size']!r}"
-    elif manifest.dtype != token_dtype(manifest.tokenizer["vocab_size"]).name:
-        yield f"dtype is {manifest.dtype!r} for a vocabulary of {manifest.tokenizer['vocab_size']:,}"
-    if not _is_sha256(manifest.val_sha256):
-        yield f"val_sha256 is {manifest.val_sha256!r}"
-    if missing := set(SPLITS) - manifest.splits.keys():
+    vocab_size = stored["tokenizer"]["vocab_size"]
+    if vocab_size > MOST_IDS:
+        yield f"tokenizer.vocab_size: {vocab_size:,} ids do not fit 32 bits"
+    if stored["dtype"] != token_dtype(vocab_size).name:
+        yield f"dtype is {stored['dtype']!r} for a vocabulary of {vocab_size:,}"
+    if missing := set(SPLITS) - stored["splits"].keys():
         yield f"there is no split {min(missing)}"
+    yield from wrong_names(shard for shards in stored["splits"].values() for shard in shards)
+
+
+def wrong_names(shards: Iterable[Shard]) -> Iterator[str]:
+    """What is wrong with the names of a set's shards, in words."""
     seen: set[str] = set()
-    for shard in (shard for shards in manifest.splits.values() for shard in shards):
-        if not isinstance(shard.file, str) or shard.file != Path(shard.file).name or not shard.file.endswith(".bin"):
+    for shard in shards:
+        if shard.file != Path(shard.file).name or "\0" in shard.file or not shard.file.endswith(".bin"):
             yield f"{shard.file!r} is no shard's name"
         elif shard.file in seen:  # its tokens would be read twice
             yield f"{shard.file} is listed twice"
-        elif not _is_sha256(shard.sha256):
-            yield f"the sha256 of {shard.file} is {shard.sha256!r}"
-        else:
-            counts = {name: getattr(shard, name) for name in ("tokens", "documents", "bytes")}
-            yield from (f"{shard.file} has {n!r} {name}" for name, n in counts.items() if not _is_count(n))
-        seen.add(str(shard.file))
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+        seen.add(shard.file)
 
 
 def _missing(folder: Path) -> str:

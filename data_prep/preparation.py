@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import hashlib
 import importlib.metadata
-import json
 import platform
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -146,7 +145,3 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         print(f"validation set sha256 {manifest.val_sha256}")
     if json_file:
         write_json_output(json_file, figures)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

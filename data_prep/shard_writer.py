@@ -148,10 +148,23 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def clear_token_set(folder: Path) -> None:
-    """Remove a token set's own files from its folder, the manifest first; nothing else is touched."""
-    (folder / MANIFEST_FILE).unlink(missing_ok=True)
-    for path in shard_files(folder):
-        path.unlink()
+    """Remove a token set's own files from its folder, the manifest first; nothing else is touched.
+
+    Raises UserError, with all of them in their places, where a folder has the name of one.
+    """
+    own = [folder / MANIFEST_FILE, *shard_files(folder)]
+    if in_the_way := next((path for path in own if path.is_dir() and not path.is_symlink()), None):
+        raise UserError(f"{in_the_way} is a folder, where a file is to be written: move it away")
+    for path in own:
+        remove_file(path)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there. Raises UserError where that can't be, as of a folder."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(refusal("removed", error, path)) from None
 
 
 def _write_all(file: BinaryIO, data: memoryview) -> None:

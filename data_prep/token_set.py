@@ -18,7 +18,8 @@ from common.os_errors import refusal
 from common.paths import find_path
 from common.progress import progress_bar
 from common.publish import sha256_file
-from data_prep.manifest import Manifest, Shard, split_sha256
+from common.regular_file import open_regular, size_of_file
+from data_prep.manifest import AGAIN, Manifest, Shard, split_sha256
 from data_prep.tokenization import Ids
 
 HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make so much resident: kernels map a cached folio as a whole
@@ -142,11 +143,11 @@ class TokenSet:
 def _check_size(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> None:
     path, expected = folder / shard.file, shard.tokens * dtype.itemsize
     try:
-        found = path.stat().st_size
+        found = size_of_file(path)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy it again, or prepare the set again with --force") from None
     except OSError as error:
-        raise UserError(refusal("read", error, path)) from None
+        raise UserError(refusal("read", error, path, otherwise=AGAIN)) from None
     if found != expected:
         raise UserError(f"{path} has {found:,} bytes, not {expected:,}: copy it again, or prepare the set with --force")
 
@@ -169,7 +170,7 @@ def _check_validation_hash(folder: Path, manifest: Manifest) -> None:
 
 def _map_file(path: Path) -> mmap.mmap:
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         fewer = "; fewer, larger shards need fewer" if error.errno in (errno.EMFILE, errno.ENFILE) else ""

@@ -11,6 +11,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 import argparse
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_output
-from data_prep.manifest import MANIFEST_FILE, Manifest, document_start, split_sha256
+from common.regular_file import open_regular
+from data_prep.manifest import MANIFEST_FILE, Manifest, Shard, document_start, split_sha256
 from data_prep.tokenization import Tokenizer, load_tokenizer
 from data_prep.workers import choose_workers
 
@@ -50,15 +52,19 @@ class ShardReading:
 
 
 def read_shard(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: "tqdm[None]", file: str
+    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: "tqdm[None]", shard: Shard
 ) -> ShardReading | OSError:
-    """A shard's `ShardReading`, read once, block by block; in place of it the OSError that kept it from being read."""
+    """A shard's `ShardReading`, read once, block by block; in place of it the OSError that kept it from being read.
+
+    One that is longer than its tokens are is read no further: of what may be endless the size says enough.
+    """
     dtype, begin = manifest.numpy_dtype, document_start(manifest.tokenizer)
     found = ShardReading(text_bytes=None if tokenizer is None else 0)
     digest = hashlib.sha256()
     try:
-        with open(folder / file, "rb") as opened:
-            while block := opened.read(BLOCK_BYTES):
+        with open_regular(folder / shard.file) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            while found.size <= shard.tokens * dtype.itemsize and (block := opened.read(BLOCK_BYTES)):
                 digest.update(block)
                 found.size += len(block)
                 tokens = np.frombuffer(block[: len(block) // dtype.itemsize * dtype.itemsize], dtype=dtype)
@@ -71,7 +77,7 @@ def read_shard(
                 bar.update(len(block))
     except OSError as error:
         return error
-    found.sha256 = digest.hexdigest()
+    found.size, found.sha256 = max(size, found.size), digest.hexdigest()
     return found
 
 
@@ -80,6 +86,8 @@ def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReadi
     shard, vocab_size = manifest.splits[split][index], manifest.tokenizer["vocab_size"]
     if found.size != (size := shard.tokens * manifest.numpy_dtype.itemsize):
         yield f"{found.size:,} bytes, not {size:,}"
+    if found.size > size:  # not read to its end
+        return
     if found.largest >= vocab_size:
         yield f"token id {found.largest:,} is outside the vocabulary of {vocab_size:,}"
     if document_start(manifest.tokenizer) is None:  # then a split is one document
@@ -106,22 +114,25 @@ def tokenizer_of(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
 
 def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
     """Everything that is wrong with a set, shards in their order."""
-    shards = [(split, index) for split in manifest.splits for index in range(len(manifest.splits[split]))]
-    files = [manifest.splits[split][index].file for split, index in shards]
-    problems = [f"{path}: not in the manifest" for path in sorted(folder.glob("*.bin")) if path.name not in set(files)]
+    places = [(split, index) for split in manifest.splits for index in range(len(manifest.splits[split]))]
+    shards = [manifest.splits[split][index] for split, index in places]
+    listed = {shard.file for shard in shards}
+    problems = [f"{path}: not in the manifest" for path in sorted(folder.glob("*.bin")) if path.name not in listed]
     tokenizer, differing = tokenizer_of(manifest)
     problems += differing
     total = sum(manifest.total(split, "tokens") for split in manifest.splits) * manifest.numpy_dtype.itemsize
     with progress_bar(total, "B", "verifying", scale=True) as bar, ThreadPoolExecutor(workers) as pool:
-        readings = list(pool.map(partial(read_shard, folder, manifest, tokenizer, bar), files))
-    for (split, index), file, found in zip(shards, files, readings, strict=True):
+        readings = list(pool.map(partial(read_shard, folder, manifest, tokenizer, bar), shards))
+    all_read = True
+    for (split, index), shard, found in zip(places, shards, readings, strict=True):
         if isinstance(found, OSError):
-            problems.append(f"{folder / file}: {found.strerror}")
+            problems.append(f"{folder / shard.file}: {found.strerror}")
         else:
-            problems += [
-                f"{folder / file} ({split}): {problem}" for problem in shard_problems(manifest, split, index, found)
-            ]
-    if not any(isinstance(found, OSError) for found in readings):
+            wrong = shard_problems(manifest, split, index, found)
+            problems += [f"{folder / shard.file} ({split}): {problem}" for problem in wrong]
+        if isinstance(found, OSError) or found.size > shard.tokens * manifest.numpy_dtype.itemsize:
+            all_read = False
+    if all_read:
         val_sha256 = split_sha256(folder, manifest.splits["val"])
         if val_sha256 != manifest.val_sha256:
             problems.append(

@@ -6,20 +6,34 @@ activity label and its two sentences apart any more, so its context is used as i
 """
 
 import bz2
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import TypedDict
 
 from common.errors import UserError
+from common.json_file import parse_json
 from common.os_errors import refusal
 from common.publish import sha256_file
+from common.regular_file import open_regular
 from data_prep.prepare_offline import hellaswag_file
 
 ENDINGS = 4
 FULL_SIZE = 10_042  # validation examples
+MOST_BYTES = 256 << 20  # of examples: all of HellaSwag has 70 MB
 _TEXT_LINES = 6
+
+
+class Row(TypedDict):
+    """A line of the official JSONL, as far as it is read. Some copies write the label as text."""
+
+    activity_label: str
+    ctx_a: str
+    ctx_b: str
+    ctx: str
+    endings: list[str]
+    label: int | str
 
 
 @dataclass(frozen=True)
@@ -56,9 +70,8 @@ def read_hellaswag(path: Path | None = None) -> HellaSwag:
     """
     path = require_hellaswag(path)
     try:
-        content = bz2.decompress(path.read_bytes()) if path.suffix == ".bz2" else path.read_bytes()
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, ValueError) as error:  # also text that is none, and a bzip2 file that breaks off
+        text = _content(path).decode("utf-8-sig").replace("\r\n", "\n")
+    except (OSError, EOFError, ValueError, OverflowError) as error:  # text that is none, a bzip2 file that breaks off
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(refusal("read", error, path)) from None
         raise UserError(f"{path} can't be read: {error}: fetch it again, or save it as UTF-8") from None
@@ -66,6 +79,15 @@ def read_hellaswag(path: Path | None = None) -> HellaSwag:
     official = lines[0].lstrip().startswith("{")
     examples = _read_json_lines(lines, path) if official else _read_text(lines, path)
     return HellaSwag(path, sha256_file(path), official, examples)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file, of a bzip2 one what is in it. Raises OverflowError where that is more than examples are."""
+    with open_regular(path) as file:
+        content: bytes = (bz2.BZ2File(file) if path.suffix == ".bz2" else file).read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise OverflowError(f"it has more than {MOST_BYTES:,} bytes, which are no HellaSwag")
+    return content
 
 
 def require_hellaswag(path: Path | None) -> Path:
@@ -95,24 +117,18 @@ def _read_json_lines(lines: list[str], path: Path) -> tuple[Example, ...]:
     examples = []
     for number, line in enumerate(lines, 1):
         try:
-            examples.append(_official_example(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise UserError(f"{path}, line {number} is no HellaSwag example: {_reason(error)}") from None
+            examples.append(_official_example(parse_json(line.encode(), Row)))
+        except ValueError as error:
+            raise UserError(f"{path}, line {number} is no HellaSwag example: {error}") from None
     return tuple(examples)
 
 
-def _reason(error: Exception) -> str:
-    return f"the field {error} is missing" if isinstance(error, KeyError) else str(error)
-
-
-def _official_example(row: dict[str, Any]) -> Example:
+def _official_example(row: Row) -> Example:
     label, endings = int(row["label"]), tuple(row["endings"])
     if len(endings) != ENDINGS or not 0 <= label < ENDINGS:
         raise ValueError(f"{len(endings)} endings and the label {label}")
     prompt = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
-    return Example(
-        label, str(row["ctx"]), endings, harness_text(prompt), tuple(harness_text(ending) for ending in endings)
-    )
+    return Example(label, row["ctx"], endings, harness_text(prompt), tuple(harness_text(ending) for ending in endings))
 
 
 def harness_text(text: str) -> str:

@@ -92,10 +92,13 @@ class Validator:
 
 
 def check_prompts(config: EvalConfig, tokenizer_spec: dict[str, Any]) -> None:
-    """Raises UserError where samples are asked for that the tokenizer can't begin. Before anything else is begun."""
+    """Raises UserError where the data's tokenizer can't be had, or samples are asked for that it can't begin.
+
+    Before anything else is begun.
+    """
+    tokenizer = load_tokenizer(tokenizer_spec)
     if not config.sample_every_steps or not config.prompts:
         return
-    tokenizer = load_tokenizer(tokenizer_spec)
     for prompt in config.prompts:
         try:
             empty = not tokenizer.prompt(prompt)

@@ -6,7 +6,6 @@ Such disks are shared with other users and get cleaned away, so a copy is truste
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import socket
@@ -19,12 +18,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from typing_extensions import TypedDict
+
 from common.errors import UserError
+from common.json_file import BadJson, read_json
 from common.os_errors import refusal
 from common.paths import expand_path
 from common.processes import boot_id
 from common.progress import format_bytes, progress_bar
 from common.publish import TEMPORARY_SUFFIX, fsync_file, sha256_file, write_json_whole
+from common.regular_file import open_regular
 from data_prep.manifest import MANIFEST_FILE, Shard
 from data_prep.token_set import TokenSet
 from model.ranks import Ranks
@@ -34,6 +37,13 @@ LEFT_SECONDS = 3600.0  # a temporary file that nobody has written to for so long
 STAGED_FILE = "staged.json"
 
 Stamp = list[int]  # device, inode, size, mtime_ns, ctime_ns: changes with whatever changes a file
+
+
+class Staged(TypedDict):
+    """`staged.json`."""
+
+    boot: str | None
+    files: dict[str, Stamp]
 
 
 def stage(
@@ -154,11 +164,12 @@ def _read_hashed(target: Path) -> dict[str, Stamp]:
     """What this user's `staged.json` lists, if it is of this boot; else nothing."""
     path = target / STAGED_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if _own_file(path) else {}
-        boot, files = content.get("boot"), content.get("files")
-    except (OSError, ValueError, AttributeError):
+        staged = read_json(path, Staged) if _own_file(path) else None
+    except (OSError, BadJson):
         return {}
-    return files if isinstance(files, dict) and boot is not None and boot == boot_id() else {}
+    if staged is None or staged["boot"] is None or staged["boot"] != boot_id():
+        return {}
+    return staged["files"]
 
 
 def _own_file(path: Path) -> Stamp | None:
@@ -212,7 +223,8 @@ def _copy_shard(source: Path, target: Path, shard: Shard) -> Stamp:
 def _copy_manifest(source: Path, target: Path) -> None:
     content = b"".join(_blocks(source / MANIFEST_FILE))
     path = target / MANIFEST_FILE
-    if _own_file(path) is not None and path.read_bytes() == content:
+    stamp = _own_file(path)
+    if stamp is not None and stamp[2] == len(content) and path.read_bytes() == content:
         return
     temporary = _temporary(target, MANIFEST_FILE)
     try:
@@ -225,7 +237,7 @@ def _copy_manifest(source: Path, target: Path) -> None:
 def _blocks(path: Path) -> Iterator[bytes]:
     """A file of the set, block by block. Raises UserError where it can't be read: training could not read it either."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
     except OSError as error:

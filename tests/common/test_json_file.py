@@ -97,7 +97,7 @@ class Names:
 
 
 def test_a_name_that_is_no_text_does_not_spoil_a_file():
-    written = {"argv": {"\udc80": ["a\udcff", "\U00010000"]}, "pair": [["\ud800"], "\udfff"]}
+    written: dict[str, Any] = {"argv": {"\udc80": ["a\udcff", "\U00010000"]}, "pair": [["\ud800"], "\udfff"]}
     content = json.dumps(written).encode()
     assert parse_json(content, dict[str, Any]) == written
     for lone in ("\ud800", "\ud800a", "\ud800\n", "\ud800\ud800"):

@@ -225,7 +225,7 @@ def test_a_journal_of_other_settings_or_another_source_is_refused(source, tmp_pa
 @pytest.mark.parametrize("plan", ['{"source": []}', '{"source": null}', "{}", "[]", "3"])
 def test_a_journal_that_is_none_is_refused(tmp_path, plan):
     (tmp_path / JOURNAL_FILE).write_text(f'{{"splits": {{}}, "plan": {plan}}}')
-    with pytest.raises(UserError, match=r"can't be read .*: --force starts anew"):
+    with pytest.raises(UserError, match=r"is damaged .*: --force starts anew"):
         Begun.read(tmp_path)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from common.errors import UserError
 from data_prep.tokenization import load_tokenizer
+from eval import hellaswag_examples
 from eval.hellaswag import main
 from eval.hellaswag_examples import FULL_SIZE, evenly_spaced, read_hellaswag
 from eval.hellaswag_metrics import choose_all
@@ -239,6 +240,13 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("--data", write_official(tmp_path / "c.jsonl", good), "--limit", 0): "--limit is 0",
     }
     cases["--data", tmp_path / "c.jsonl", "--json", tmp_path / "c.jsonl" / "out.json"] = "out.json can't be written"
+    cases["--data", write_official(tmp_path / "h.jsonl", [{**good[0], "endings": [1, 2, 3, 4]}])] = (
+        "endings.0: it is no text"
+    )
+    cases["--data", write_official(tmp_path / "i.jsonl", [{**good[0], "ctx_b": None}])] = "ctx_b: it is no text"
+    monkeypatch.setattr(hellaswag_examples, "MOST_BYTES", 100_000)
+    (tmp_path / "j.jsonl.bz2").write_bytes(bz2.compress(bytes(100_001)))
+    cases["--data", tmp_path / "j.jsonl.bz2"] = "has more than 100,000 bytes"
     (tmp_path / "d.txt").write_text("context\n3\none\ntwo\n")
     cases["--data", tmp_path / "d.txt"] = "has 4 lines"
     (tmp_path / "e.txt").write_text("context\n4\none\ntwo\nthree\nfour\n")

@@ -10,6 +10,8 @@ class Case:
     """`make` fills the case's empty folder; `arguments` are an entry and its options, from within that folder.
 
     `stopped` is a case that may train for long: after some seconds it gets the Ctrl-C that a person would type.
+    `keeps` names folders in which a command that refused may leave what it goes on with the next time (temporary files
+    are leftovers there, too).
     """
 
     kind: str
@@ -18,3 +20,4 @@ class Case:
     make: Callable[[Path], None]
     stopped: bool = False
     also: tuple[int, ...] = ()  # exit statuses that this entry has beside those of the judge
+    keeps: tuple[str, ...] = ()

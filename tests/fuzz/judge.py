@@ -71,7 +71,7 @@ def _run_once(case: Case, folder: Path) -> Verdict:
     left = _kill_session(process.pid)
     said = "".join((folder / name).read_text(encoding="utf-8", errors="replace") for name in ("stdout", "stderr"))
     fault, detail = _fault(status, trouble, said, case.also)
-    if not fault and (leftovers := left + _leftovers(files, temporary, before, status)):
+    if not fault and (leftovers := left + _leftovers(files, temporary, before, status, case.keeps)):
         fault, detail = "leftovers", ", ".join(leftovers[:5])
     if not fault:
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,16 +128,21 @@ def _kill_session(session: int | None) -> list[str]:
     return left
 
 
-def _leftovers(files: Path, temporary: Path, before: dict[str, str], status: int) -> list[str]:
-    """Temporary files; after a refusal, everything that it made, changed or deleted."""
+def _leftovers(files: Path, temporary: Path, before: dict[str, str], status: int, keeps: tuple[str, ...]) -> list[str]:
+    """Temporary files; after a refusal, everything that it made, changed or deleted outside the folders in `keeps`."""
     after = dict(_contents(files))
     found = [f"tmp/{name}" for name, _ in _contents(temporary)]
     found += [name for name in after if name not in before and name.endswith((".tmp", ".partial"))]
     if status == 2:
+        before, after = ({k: v for k, v in c.items() if not _within(k, keeps)} for c in (before, after))
         found += [f"{name} is new" for name in after.keys() - before.keys()]
         found += [f"{name} is gone" for name in before.keys() - after.keys()]
         found += [f"{name} has changed" for name in after.keys() & before.keys() if after[name] != before[name]]
     return sorted(set(found))
+
+
+def _within(name: str, folders: tuple[str, ...]) -> bool:
+    return any(name == folder or name.startswith(f"{folder}/") for folder in folders)
 
 
 def _contents(folder: Path) -> Iterator[tuple[str, str]]:

@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
+from common.errors import UserError
 from common.metrics_file import read_json_lines, read_metrics
 from data_prep.tokenization import CharTokenizer
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train, train_by_path
+from train.pretrain import main
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,20 @@ def test_prompts_that_the_data_cannot_begin_are_refused_before_any_work(
     sampling = ("--eval.sample_every_steps=1", f"--eval.prompts={json.dumps([prompt])}")
     line = refusal(train_by_path(*tiny_arguments(tmp_path, data, "mute", *sampling)))
     assert message in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_tokenizer_that_can_not_be_had_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    make_token_set(data, train_tokens=2_000, val_tokens=100)
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["tokenizer"]["kind"] = "another"
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(sys, "argv", [str(PRETRAIN), *tiny_arguments(tmp_path, data, "mute")])
+    with pytest.raises(UserError, match="unknown tokenizer 'another'"):
+        main()
     assert not (tmp_path / "runs").exists()
 
 

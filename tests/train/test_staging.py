@@ -14,6 +14,7 @@ import yaml
 
 from common.errors import UserError
 from common.metrics_file import read_json_lines
+from common.processes import boot_id
 from data_prep.token_set import TokenSet
 from model.ranks import Ranks, start_ranks
 from tests.helpers.mounts import small_disk
@@ -81,7 +82,7 @@ def test_a_set_that_cannot_be_read_is_no_full_disk(tmp_path: Path, made: TokenSe
     shard = made.folder / "train-00001.bin"
     shard.unlink()
     shard.mkdir()  # reading it fails, whoever reads
-    with pytest.raises(UserError, match=r"train-00001\.bin can't be read \(Is a directory\): a folder stands"):
+    with pytest.raises(UserError, match=r"train-00001\.bin can't be read \(it is a folder, not a file\): copy"):
         stage(made, tmp_path / "local", ALONE)
 
 
@@ -93,8 +94,12 @@ def test_a_set_that_cannot_be_read_is_no_full_disk(tmp_path: Path, made: TokenSe
         lambda folder: flip(folder / "train-00000.bin"),
         lambda folder: (folder / "manifest.json").write_text("{"),
         lambda folder: (folder / STAGED_FILE).write_text("{"),
+        lambda folder: (folder / STAGED_FILE).write_text("[" * 5_000 + "]" * 5_000),
+        lambda folder: (folder / STAGED_FILE).write_text(
+            f'{{"boot": "{boot_id()}", "files": {{"train-00000.bin": 3}}}}'
+        ),
     ],
-    ids=["gone", "cut short", "other bytes", "manifest", "record"],
+    ids=["gone", "cut short", "other bytes", "manifest", "record", "deep record", "record of another shape"],
 )
 def test_a_copy_that_lost_something_is_made_whole(
     tmp_path: Path, made: TokenSet, damage: Callable[[Path], object]
