@@ -6,12 +6,13 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from common.json_file import Count, Finite, Positive, Sha256, keep_others
+from common.paths import is_plain_name
 
 LOSS_SCALE = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
 def _plain_name(name: str) -> str:
-    if name in ("", ".", "..") or "/" in name or "\0" in name or len(name) > 255:
+    if not is_plain_name(name):
         raise ValueError("it is no plain name of a file in the checkpoint's folder")
     return name
 

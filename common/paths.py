@@ -1,8 +1,11 @@
-"""Paths as people write them: `~`, `$VARIABLE`, and relative ones that may be meant from the project's folder."""
+"""Paths as people write them (`~`, `$VARIABLE`, relative ones that may be meant from the project's folder), and names
+that files hold, which must stay in their folder.
+"""
 
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeGuard
 
 from common.errors import UserError
 
@@ -10,6 +13,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 MOST_NAME_BYTES = 255  # what file systems take (NAME_MAX)
 MOST_PATH_BYTES = 3_800  # what the kernel takes (PATH_MAX, 4,096) less what a run's files have below its folder
 MOST_PARTS = 300  # each takes frames of Python's when the folders are made
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _VARIABLE = re.compile(r"\$(?:\{(\w+)\}|([A-Za-z_]\w*))")
 
 
@@ -62,3 +66,19 @@ def find_path(path: str | Path) -> Path:
     """An expanded path as a configuration names it: a relative one in the working directory, or else in the project."""
     here = expand_path(path)
     return here if here.is_absolute() or here.exists() else PROJECT / here
+
+
+def is_plain_name(name: object) -> TypeGuard[str]:
+    """Whether a value is the name of one entry of a folder, on any system: it leads nowhere else, and can be made."""
+    if not isinstance(name, str) or name in ("", "..") or _CONTROL.search(name):
+        return False
+    try:
+        fits = len(name.encode()) <= MOST_NAME_BYTES
+    except UnicodeEncodeError:  # lone surrogates
+        return False
+    return fits and name == PurePosixPath(name).name == PureWindowsPath(name).name
+
+
+def is_inner_path(path: object) -> TypeGuard[str]:
+    """Whether a value is a path below a folder with `/` between plain names, as a listing of a data set has them."""
+    return isinstance(path, str) and all(map(is_plain_name, path.split("/")))

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from common.errors import UserError
 from common.json_file import BadJson, parse_json
+from common.paths import is_inner_path
 from common.progress import progress_bar
 from common.publish import sha256_file
 from data_prep.corpus import InputFile
@@ -154,12 +155,6 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
     return False
 
 
-def is_inside(name: str) -> bool:
-    """Whether a file's name, with folders, stays inside the folder that it is put into."""
-    parts = name.split("/")
-    return not any(part in ("", ".", "..") or "\0" in part or "\\" in part for part in parts)
-
-
 def _fixed_folder(pattern: str) -> str:
     """The folder that all files of a pattern lie in."""
     fixed = pattern.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0]
@@ -170,7 +165,7 @@ class HubFiles:
     """A hub source's files, downloaded one ahead of the one that is read and deleted once nothing needs them."""
 
     def __init__(self, source: HubSource, folder: Path, *, keep: bool) -> None:
-        if outside := [file.name for file in source.files if not is_inside(file.name)]:
+        if outside := [file.name for file in source.files if not is_inner_path(file.name)]:
             raise UserError(f"{source.repo} lists {outside[0]!r}, which is no name inside a folder: give another set")
         self.listed = source.files
         self._source, self._folder, self._keep = source, folder, keep

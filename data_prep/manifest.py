@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 from common.errors import UserError
 from common.json_file import BadJson, Count, Positive, Sha256, keep_others, parse_json
 from common.os_errors import refusal
+from common.paths import is_plain_name
 from common.publish import canonical_json, write_json_whole
 from common.regular_file import open_regular, read_at_most
 
@@ -208,7 +209,7 @@ def wrong_names(shards: Iterable[Shard]) -> Iterator[str]:
     """What is wrong with the names of a set's shards, in words."""
     seen: set[str] = set()
     for shard in shards:
-        if shard.file != Path(shard.file).name or "\0" in shard.file or not shard.file.endswith(".bin"):
+        if not is_plain_name(shard.file) or not shard.file.endswith(".bin"):
             yield f"{shard.file!r} is no shard's name"
         elif shard.file in seen:  # its tokens would be read twice
             yield f"{shard.file} is listed twice"

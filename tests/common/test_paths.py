@@ -8,9 +8,26 @@ import pytest
 from common import run_folder
 from common.command_line import CommandParser
 from common.errors import UserError
-from common.paths import PROJECT, expand_path, find_path
+from common.paths import PROJECT, expand_path, find_path, is_inner_path, is_plain_name
 from common.publish import file_to_write
 from common.run_folder import RunFolder
+
+ELSEWHERE = [
+    "", ".", "..", "/etc/x", "../x", "./x", "./../x", "x/..", "x/", "x/../../y", "..\\x", "C:x", "C:\\x", "x\0", "x\n",
+    "\x1b]0;x\x07", "\x9b2J", "\ud800", "\udcff", "x" * 256, "\u00e9" * 128, None, 7, ["x"], b"x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_only_an_entry_of_one_folder_is_a_plain_name(name: object) -> None:
+    assert not is_plain_name(name)
+    assert not is_inner_path(name if not isinstance(name, str) or "/" in name else f"x/{name}/y")
+
+
+@pytest.mark.parametrize("name", ["x", "a b", ".x", "..x", "x..y", "\u00e9\u65e5", "ab:c", "x" * 255, "$x$", "-x"])
+def test_what_is_an_entry_of_a_folder_is_one(name: str) -> None:
+    assert is_plain_name(name)
+    assert is_inner_path(name) and is_inner_path(f"{name}/y/{name}")
 
 
 def test_home_and_variables_are_replaced_as_a_shell_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
+from data_prep.corpus import InputFile
 from data_prep.encode_pool import START_METHODS
-from data_prep.hub import config_patterns, matches
+from data_prep.hub import HubFiles, HubSource, config_patterns, matches
 from data_prep.token_set import TokenSet
 from tests.helpers.http_server import Fault, Server, hub_files
 from tests.helpers.mounts import fill, make_read_only, small_disk
@@ -453,6 +454,12 @@ def test_a_download_of_another_revision_is_not_taken_for_this_one(hub, undisturb
     done = from_hub(out, hub, "--force")
     assert done.returncode == 0, done.stderr
     assert TokenSet.open(out).manifest.splits == TokenSet.open(undisturbed).manifest.splits
+
+
+@pytest.mark.parametrize("name", ["../evil.parquet", "/evil.parquet", "a/../../evil.parquet", "a\\..\\evil.parquet"])
+def test_a_hub_that_lists_files_of_other_folders_is_not_believed(name, tmp_path):
+    with pytest.raises(UserError, match="which is no name inside a folder"):
+        HubFiles(HubSource(REPO, "x", REVISION, (InputFile(name, 1, {}),)), tmp_path / "download", keep=False)
 
 
 def test_force_removes_nothing_before_the_source_is_there(source, tmp_path):
