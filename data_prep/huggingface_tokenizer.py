@@ -74,17 +74,15 @@ class HuggingFaceTokenizer(Tokenizer):
         """Of the text of a `tokenizer.json`. Raises UserError for one that can't be carried."""
         try:
             check_carried(parse(text))
-        except (AttributeError, KeyError, RecursionError, TypeError) as error:
-            why = f"{type(error).__name__}: {error}"
+            return cls(pack(text), end_of_text_id, framing)
+        except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+            why = f"{type(error).__name__}: {str(error)[:100]}"
             raise UserError(f"tokenizer.json is damaged ({why}): download the model again") from None
-        return cls(pack(text), end_of_text_id, framing)
 
     @staticmethod
     def normal_form(text: str) -> dict[str, Any]:
-        """A `tokenizer.json` as the installed `tokenizers` would write it."""
-        import tokenizers
-
-        form: dict[str, Any] = json.loads(tokenizers.Tokenizer.from_str(text).to_str())
+        """A `tokenizer.json` as the installed `tokenizers` would write it. Raises UserError for one it can't read."""
+        form: dict[str, Any] = json.loads(_package_tokenizer(text).to_str())
         return form
 
     def text_of(self, token: int | None) -> str:
@@ -165,7 +163,7 @@ class Framing:
 def check_carried(description: Mapping[str, Any]) -> None:
     """Raises UserError for a tokenizer.json in which some texts have no ids, or not always the same."""
     model = description.get("model") or {}
-    vocabulary = model.get("vocab")
+    vocabulary, pairs = model.get("vocab"), merge_pairs(model.get("merges")) or []
     sentence_piece = (
         bool(model.get("byte_fallback"))
         and isinstance(vocabulary, dict)
@@ -176,6 +174,8 @@ def check_carried(description: Mapping[str, Any]) -> None:
             "tokenizer.json is no byte-level BPE and none that spells in bytes what it has no token for "
             "(byte_fallback): Longhaul can't carry it along"
         )
+    if any(_is_cut_within(str(pair[-1]), model.get("continuing_subword_prefix")) for pair in pairs if pair):
+        raise UserError("tokenizer.json's merges don't fit its continuing_subword_prefix: it is damaged")
     if model.get("dropout"):
         raise UserError("tokenizer.json has a dropout: its ids are others each time, set it to null")
     for part in _parts(description.get("normalizer"), "normalizers"):
@@ -184,6 +184,22 @@ def check_carried(description: Mapping[str, Any]) -> None:
     for part in _parts(description.get("pre_tokenizer"), "pretokenizers"):
         if part.get("type") not in PRE_TOKENIZERS or part.get("behavior") == "Removed":
             raise UserError(f"tokenizer.json has the pre-tokenizer {part.get('type')}, which drops parts of a text")
+
+
+def merge_pairs(merges: Any) -> list[tuple[Any, ...]] | None:
+    """A tokenizer.json's merges, which older files spell as "one other"; None for what is no list of such."""
+    if not isinstance(merges or [], list):
+        return None
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges or []]
+    return list(map(tuple, pairs)) if all(isinstance(pair, list) for pair in pairs) else None
+
+
+def _is_cut_within(token: str, prefix: Any) -> bool:
+    """Whether a token is shorter than the prefix that `tokenizers` takes from it, by as many bytes as the prefix has
+    characters, or has a character across that place: there it panics, which prints a page."""
+    taken = len(prefix) if isinstance(prefix, str) else 0
+    spelt = token.encode("utf-8", "replace")
+    return len(spelt) < taken or (len(spelt) > taken and spelt[taken] & 0xC0 == 0x80)
 
 
 def is_byte_level(description: Mapping[str, Any]) -> bool:
@@ -226,18 +242,24 @@ def _parts(step: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _built(description: Mapping[str, Any]) -> Any:
+    built = _package_tokenizer(json.dumps(description))
+    built.encode_special_tokens = True  # what a text holds is text, whatever it looks like
+    built.no_truncation()
+    built.no_padding()
+    return built
+
+
+def _package_tokenizer(text: str) -> Any:
     try:
         import tokenizers
     except ImportError:
         raise UserError("this model's tokenizer needs the package tokenizers: pip install tokenizers") from None
     try:
-        built = tokenizers.Tokenizer.from_str(json.dumps(description))
-    except Exception as error:  # the package raises this type itself
+        return tokenizers.Tokenizer.from_str(text)
+    except BaseException as error:  # the package raises Exception itself, and its panics are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(f"tokenizer.json can't be read: {str(error)[:150]}") from None
-    built.encode_special_tokens = True  # what a text holds is text, whatever it looks like
-    built.no_truncation()
-    built.no_padding()
-    return built
 
 
 def _clean(text: str) -> str:

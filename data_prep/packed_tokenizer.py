@@ -39,9 +39,7 @@ def unpack(packed: Any) -> str:
 
 def parse(text: str) -> dict[str, Any]:
     """A `tokenizer.json`. Raises UserError where it is none, or would take more memory than one does."""
-    values = sum(text.count(sign) for sign in ",[{")  # at most
-    if len(text) > MOST_BYTES or values > MOST_VALUES:
-        raise UserError(f"tokenizer.json has {len(text):,} characters and {values:,} values: it is no tokenizer's")
+    check_extent(text)
     try:
         description = json.loads(text)
     except RecursionError:
@@ -51,6 +49,13 @@ def parse(text: str) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise UserError("tokenizer.json holds no object: it is no tokenizer's")
     return description
+
+
+def check_extent(text: str) -> None:
+    """Raises UserError for a text that takes more memory, parsed, than any tokenizer's."""
+    values = sum(text.count(sign) for sign in ",[{")  # at most
+    if len(text) > MOST_BYTES or values > MOST_VALUES:
+        raise UserError(f"tokenizer.json has {len(text):,} characters and {values:,} values: it is no tokenizer's")
 
 
 def vocabulary_size(ids: Iterable[int], count: int) -> int:

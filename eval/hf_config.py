@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from common.errors import UserError
+from common.json_file import BadJson, as_shape
+from eval.hub_shapes import Gpt2Config, RotaryConfig
 from model.config import ModelConfig
 
 GPT2, STARCODER2, LLAMA, MISTRAL = "GPT2LMHeadModel", "Starcoder2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
@@ -44,6 +46,7 @@ GPT2_OTHER_NAMES = {  # under which its configuration class takes the same field
     "max_position_embeddings": "n_positions",
 }  # fmt: skip
 OWN_FACTS = "longhaul"  # key of config.json for what their classes have no word for
+MOST_PADDING = 1 << 16  # rows of a table: what a model was trained with, and no number that a file may hold
 OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
 
 
@@ -149,14 +152,20 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any]:
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """A `config.json` with its architecture named, and with what it leaves out.
 
-    Raises UserError for a model of another architecture, or one whose weights are not plain numbers.
+    Raises UserError for a model of another architecture, one whose weights are not plain numbers, and values that are
+    no model's.
     """
     home = _home(values)
     if values.get("quantization_config"):
         raise UserError("config.json has a quantization_config: give the model's files that are not quantised")
     if home == GPT2:
         values = {GPT2_OTHER_NAMES.get(name, name): value for name, value in values.items()} | dict(values)
-    return DEFAULTS[home] | dict(values) | {"architectures": [home]}
+    whole = DEFAULTS[home] | dict(values) | {"architectures": [home]}
+    try:
+        as_shape(whole, Gpt2Config if home == GPT2 else RotaryConfig)
+    except BadJson as error:
+        raise UserError(f"config.json is damaged ({error}): correct it, or download the model again") from None
+    return whole
 
 
 def _home(values: Mapping[str, Any]) -> str:
@@ -189,10 +198,13 @@ def from_config(values: Mapping[str, Any], biases: Mapping[str, Tensor]) -> Mode
     bias = bool(biases)
     if own.get("bias") is False and not any(bool(tensor.any()) for tensor in biases.values()):
         bias = False
+    multiple = own.get("vocab_multiple", ModelConfig().vocab_multiple)
+    if multiple > MOST_PADDING:
+        raise UserError(f"config.json's vocab_multiple is {multiple}: it must be at most {MOST_PADDING:,}")
     try:
         shared = {
             "vocab_size": values["vocab_size"],
-            "vocab_multiple": own.get("vocab_multiple", ModelConfig().vocab_multiple),
+            "vocab_multiple": multiple,
             "tie_weights": values["tie_word_embeddings"],
             "bias": bias,
         }
@@ -218,7 +230,7 @@ def _gpt2_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         if values.get(option, plain) is not plain:
             raise UserError(f"{option} {values[option]} can't be imported: Longhaul's attention has no such scaling")
     return {
-        "block_size": values.get("n_positions", values.get("n_ctx", 1024)),
+        "block_size": values.get("n_positions") or values.get("n_ctx") or 1024,
         "n_layer": values["n_layer"],
         "n_head": values["n_head"],
         "n_embd": values["n_embd"],

@@ -10,6 +10,8 @@ from torch import Tensor
 from common.errors import UserError
 from eval.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, has_bias, home_of
 from model.config import ModelConfig
+from model.counts import parameter_count
+from model.gpt import GPT
 
 HEAD = "lm_head.weight"  # our name and theirs
 PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -95,11 +97,13 @@ def check_tensors(config: ModelConfig, values: Mapping[str, Any], theirs: Mappin
         config: with the vocabulary of config.json, not yet the tokenizer's.
         values: config.json with its defaults.
 
-    Raises UserError naming a tensor that isn't the configuration's, or holds no plain, finite numbers.
+    Raises UserError where the sizes are another model's, and naming a tensor that isn't the configuration's or holds
+    numbers that are not finite.
     """
+    _check_sizes(config, theirs)
     home = home_of_fields(config)
     for name, its in embeddings(config, home).items():
-        rows = len(theirs[its]) if its in theirs else config.vocab_size
+        rows = len(theirs[its]) if its in theirs and theirs[its].dim() else config.vocab_size
         if name != "wpe.weight" and rows != config.vocab_size:
             raise UserError(f"{its} has {rows} rows, and config.json's vocab_size is {config.vocab_size}: one is wrong")
     for module in modules(config, home):
@@ -109,11 +113,40 @@ def check_tensors(config: ModelConfig, values: Mapping[str, Any], theirs: Mappin
                 which = "config.json tells of a" if expected else "the folder has a tensor"
                 lacks = "and the folder lacks it" if expected else "of which config.json doesn't tell"
                 raise UserError(f"{which} {its}.bias, {lacks}: one of the files is another model's")
+    for its, shape in _their_shapes(config, home).items():
+        if its in theirs and tuple(theirs[its].shape) != shape:
+            has = tuple(theirs[its].shape)
+            raise UserError(f"the folder's tensor {its} has shape {has}, config.json's model {shape}: one is wrong")
     for its, tensor in theirs.items():
-        if tensor.dtype not in PLAIN_DTYPES:
-            raise UserError(f"the folder's tensor {its} is {tensor.dtype}: give the model in bf16, fp16 or fp32")
         if not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(f"the folder's tensor {its} holds NaN or inf: the model is damaged, get it again")
+
+
+def _check_sizes(config: ModelConfig, theirs: Mapping[str, Tensor]) -> None:
+    """Before anything is made by them: even the objects of the layers could be more than memory holds."""
+    stored, wanted = sum(tensor.numel() for tensor in theirs.values()), parameter_count(config)
+    if wanted > 2 * stored or config.n_layer > len(theirs):
+        raise UserError(
+            f"config.json's model has {wanted:,} parameters in {config.n_layer:,} layers, the folder's weights "
+            f"{stored:,} in {len(theirs):,} tensors: one is another model's, or files are missing"
+        )
+
+
+def _their_shapes(config: ModelConfig, home: str) -> dict[str, tuple[int, ...]]:
+    """The shapes that their tensors must have; of biases, those that may be there."""
+    with torch.device("meta"):  # takes no memory
+        ours = {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, its in embeddings(config, home).items():
+        rows, width = ours[name]
+        shapes[its] = (rows if name == "wpe.weight" else config.vocab_size, width)
+    for module in modules(config, home):
+        rows, *others = ours[f"{module.ours}.weight"]
+        for its, size in zip(module.theirs, _split_sizes(config, module, rows), strict=True):
+            shape = (size, *others)
+            shapes[f"{its}.weight"] = shape[::-1] if module.flip else shape
+            shapes[f"{its}.bias"] = (size,)
+    return shapes
 
 
 def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,18 +1,21 @@
 """Where a Hugging Face model's files are: a folder, or a name on the hub, downloaded once; and its tensors in them."""
 
-import json
 import os
-import pickle
 import re
 from pathlib import Path
 
-import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from common.errors import UserError
 from common.paths import expand_path
+from common.regular_file import what_stands_at
 from data_prep.cached_files import cache_folder
-from model.weights import read_tensors
+from eval.hf_tensors import PLAIN_DTYPES
+from eval.hub_files import read_described, stands
+from eval.hub_shapes import WeightIndex
+from eval.pickled_weights import read_pickled
+from model.weights import reading_tensors
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 DESCRIPTIONS = [
@@ -21,6 +24,8 @@ DESCRIPTIONS = [
 ]  # fmt: skip
 SAFETENSORS, PICKLED = "model*.safetensors", "pytorch_model*.bin"
 PART = re.compile(r"-(\d+)-of-(\d+)\.")
+# causal masks and wavelengths, which older versions of `transformers` stored beside the weights
+BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 
 
 def find_model(name: str, revision: str | None = None) -> Path:
@@ -33,6 +38,8 @@ def find_model(name: str, revision: str | None = None) -> Path:
     """
     if (folder := expand_path(name)).is_dir():
         return folder
+    if stands(folder):
+        raise UserError(f"{folder} is {what_stands_at(folder) or 'nothing that can be read'}: give a model's folder")
     impossible = UserError(f"{name} is neither a folder nor a model's name on the hub, such as openai-community/gpt2")
     if not HUB_NAME.fullmatch(name):
         raise impossible
@@ -65,12 +72,19 @@ def find_model(name: str, revision: str | None = None) -> Path:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder's weights, as stored.
+    """All tensors of a folder's weights, as stored; no buffers.
 
-    Raises UserError where files are missing or damaged, or hold anything but tensors.
+    Raises UserError where files are missing or damaged, or hold anything but tensors of plain numbers.
     """
-    files = weight_files(folder)
-    return _safetensors(files) if files[0].suffix == ".safetensors" else _unpickled(files)
+    tensors: dict[str, Tensor] = {}
+    for path in weight_files(folder):
+        part = _safetensors(path) if path.suffix == ".safetensors" else read_pickled(path)
+        part = {name: tensor for name, tensor in part.items() if not name.endswith(BUFFERS)}
+        for name, tensor in part.items():
+            if tensor.dtype not in PLAIN_DTYPES:
+                raise UserError(f"{path}: its tensor {name} is {tensor.dtype}: give the model in bf16, fp16 or fp32")
+        _add(tensors, part, path)
+    return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -84,40 +98,46 @@ def weight_files(folder: Path) -> list[Path]:
         if whole.is_file():
             return [whole]
         names = sorted(set(_indexed(index))) if index.is_file() else _parts(folder, stem, suffix)
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
+        if missing := next((name for name in names if not (folder / name).is_file()), None):
             which = f"which {index.name} lists" if index.is_file() else "one of its parts"
-            raise UserError(f"{folder} lacks {missing[0]}, {which}: download the model again")
+            raise UserError(f"{folder} lacks {missing}, {which}: download the model again")
         if names:
             return [folder / name for name in names]
+    raise UserError(
+        f"{folder} has neither {SAFETENSORS} nor {PICKLED}{_what_else(folder)}: give a folder with a model's weights"
+    )
+
+
+def _what_else(folder: Path) -> str:
+    """What might be taken for the weights."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if stands(folder / name):
+            return f" ({name} is {what_stands_at(folder / name) or 'nothing that can be read'})"
     others = sorted(path.name for path in folder.glob("*.safetensors"))
-    hint = f" ({others[0]} is a name that transformers doesn't load either)" if others else ""
-    raise UserError(f"{folder} has neither {SAFETENSORS} nor {PICKLED}{hint}: give a folder with a model's weights")
+    return f" ({others[0]} is a name that transformers doesn't load either)" if others else ""
 
 
 def _parts(folder: Path, stem: str, suffix: str) -> list[str]:
-    """The names that all parts have, of which there may be some."""
-    counts = {match[2] for path in folder.glob(f"{stem}-*{suffix}") if (match := PART.search(path.name))}
+    """The names that all parts have, of which there may be some; of very many that can't be there, the first ones."""
+    found = [match for path in folder.glob(f"{stem}-*{suffix}") if (match := PART.search(path.name))]
+    counts = {match[2] for match in found}
     if len(counts) > 1:
         raise UserError(f"{folder} has parts of {' and of '.join(sorted(counts))} files: keep those of one model")
-    return [f"{stem}-{part:0{len(count)}}-of-{count}{suffix}" for count in counts for part in range(1, int(count) + 1)]
+    return [
+        f"{stem}-{part:0{len(count)}}-of-{count}{suffix}"
+        for count in counts
+        for part in range(1, min(int(count), len(found) + 1) + 1)
+    ]
 
 
 def _indexed(index: Path) -> list[str]:
-    try:
-        names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{index} can't be read: {error!r}") from None
-    if any(Path(name).name != name for name in names):
-        raise UserError(f"{index} lists files of other folders")
-    return names
+    return list(read_described(index, WeightIndex)["weight_map"].values())
 
 
-def _safetensors(files: list[Path]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in files:
-        _add(tensors, read_tensors([path]), path)
-    return tensors
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    with reading_tensors(path), safe_open(path, framework="pt", device="cpu") as file:
+        names = [name for name in file.keys() if not name.endswith(BUFFERS)]  # noqa: SIM118 (no mapping)
+        return {name: file.get_tensor(name) for name in names}
 
 
 def _add(tensors: dict[str, Tensor], part: dict[str, Tensor], path: Path) -> None:
@@ -125,16 +145,3 @@ def _add(tensors: dict[str, Tensor], part: dict[str, Tensor], path: Path) -> Non
     if twice := sorted(tensors.keys() & part.keys()):
         raise UserError(f"{path} repeats {twice[0]} of another part: the parts are not of one model, download it again")
     tensors.update(part)
-
-
-def _unpickled(files: list[Path]) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for path in files:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)  # unpickles tensors and runs nothing
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} can't be read as PyTorch weights: {str(error).splitlines()[0][:150]}") from None
-        if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-            raise UserError(f"{path} holds more than tensors by name: it is no file of weights")
-        _add(tensors, content, path)
-    return tensors

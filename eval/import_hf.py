@@ -9,7 +9,6 @@ safetensors files or pytorch_model.bin.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -31,7 +30,9 @@ from data_prep.tokenization import Tokenizer, load_tokenizer
 from eval.arguments import folder_to_make
 from eval.hf_config import from_config, with_defaults
 from eval.hf_tensors import check_tensors, from_tensors, with_head_of
+from eval.hub_files import read_described, stands
 from eval.hub_models import find_model, read_weights
+from eval.hub_shapes import HubConfig
 from eval.tokenizer_import import recognise_tokenizer
 from model.config import ModelConfig
 from model.counts import parameter_count
@@ -87,23 +88,11 @@ def read_source(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     Raises UserError where files are missing or damaged.
     """
-    try:
-        values = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{source / 'config.json'} can't be read ({error}): give a Hugging Face model's folder"
-        ) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{source / 'config.json'} is no Hugging Face model's: it holds no options by name")
-    if (source / "adapter_config.json").is_file():
+    values = dict(read_described(source / "config.json", HubConfig))
+    with_defaults(values)  # what they can't be, before the weights are read
+    if stands(source / "adapter_config.json"):
         raise UserError(f"{source} holds adapters (adapter_config.json): merge them into the model with peft first")
-    return values, dict(map(_renamed, _without_buffers(read_weights(source)).items()))
-
-
-def _without_buffers(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the causal masks and wavelengths that older versions of `transformers` stored beside the weights."""
-    buffers = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
-    return {name: tensor for name, tensor in tensors.items() if not name.endswith(buffers)}
+    return values, dict(map(_renamed, read_weights(source).items()))
 
 
 def _renamed(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
@@ -127,7 +116,7 @@ def check_shapes(config: ModelConfig, tensors: dict[str, Tensor], source: Path) 
     """Raises UserError where the tensors are not the configuration's."""
     with torch.device("meta"):
         model = GPT(config)
-    load_weights(model.to_empty(device="cpu"), tensors, source)
+    load_weights(model, tensors, source)
 
 
 def write_checkpoint(

@@ -161,14 +161,14 @@ def test_descriptions_that_broke_off_are_one_line(tmp_path: Path, monkeypatch: p
     llama_folder(source)
     whole = json.loads((source / "config.json").read_text())
     for values, message in (
-        (whole | {"num_hidden_layers": "1"}, "no such model"),
-        ([whole], "holds no options by name"),
+        (whole | {"num_hidden_layers": "1"}, "config.json is damaged (num_hidden_layers: it is no whole number)"),
+        ([whole], "config.json is damaged (it is no object)"),
     ):
         (source / "config.json").write_text(json.dumps(values))
         assert message in refused(monkeypatch, source, tmp_path / "in")
     (source / "config.json").write_text(json.dumps(whole))
     (source / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "tokenizer.json can't be read as JSON" in refused(monkeypatch, source, tmp_path / "in")
+    assert "tokenizer.json is damaged (it is no JSON: " in refused(monkeypatch, source, tmp_path / "in")
     (source / "tokenizer.json").write_text("{}")
     assert "no byte-level BPE" in refused(monkeypatch, source, tmp_path / "in")
     assert "neither a folder nor" in refused(monkeypatch, "exports--demo", tmp_path / "in")
