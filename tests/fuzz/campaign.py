@@ -27,7 +27,7 @@ from common.progress import progress_bar
 from tests.fuzz.cases import Case
 from tests.fuzz.judge import Verdict, run_case
 
-KINDS = ("checkpoints", "command_lines", "yaml_files", "run_folders", "token_sets")
+KINDS = ("checkpoints", "command_lines", "yaml_files", "run_folders", "token_sets", "hugging_face")
 
 
 def cases_of(kind: str, seed: int, count: int, bases: Path) -> Iterator[Case]:
