@@ -55,7 +55,6 @@ def _pickle_something(rng: random.Random, folder: Path) -> None:
         lambda: torch.zeros(1).expand(tensor.shape),
         tensor.to_sparse,
         lambda: tensor.to("meta"),
-        lambda: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
         lambda: torch.nn.Parameter(tensor),
         lambda: [tensor],
         lambda: {"x": tensor},
