@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +25,7 @@ SPELT_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 SPACE_SHOWN_AS = "▁"  # in SentencePiece's vocabularies
 NORMALIZERS = ("Prepend", "Replace", "NFC", "NFD", "NFKC", "NFKD", "Lowercase")
 PRE_TOKENIZERS = ("ByteLevel", "Metaspace", "Split", "Digits", "Punctuation")
+MOST_GROWTH = 1 << 12  # of a text by its normalizer: those in use put one character for another
 SHOWN_AS = {byte: character for character, byte in BYTE_SHOWN_AS.items()}
 
 
@@ -37,6 +39,7 @@ class HuggingFaceTokenizer(Tokenizer):
     def __init__(self, packed: str, end_of_text_id: int, framing: "Framing | None" = None) -> None:
         self.json = unpack(packed)
         description = parse(self.json)
+        _check_harmless(description)
         self._tokenizer = _built(description)
         without = without_space_before(description)
         self._going_on = self._tokenizer if without == description else _built(without)
@@ -163,7 +166,7 @@ class Framing:
 def check_carried(description: Mapping[str, Any]) -> None:
     """Raises UserError for a tokenizer.json in which some texts have no ids, or not always the same."""
     model = description.get("model") or {}
-    vocabulary, pairs = model.get("vocab"), merge_pairs(model.get("merges")) or []
+    vocabulary = model.get("vocab")
     sentence_piece = (
         bool(model.get("byte_fallback"))
         and isinstance(vocabulary, dict)
@@ -174,8 +177,6 @@ def check_carried(description: Mapping[str, Any]) -> None:
             "tokenizer.json is no byte-level BPE and none that spells in bytes what it has no token for "
             "(byte_fallback): Longhaul can't carry it along"
         )
-    if any(_is_cut_within(str(pair[-1]), model.get("continuing_subword_prefix")) for pair in pairs if pair):
-        raise UserError("tokenizer.json's merges don't fit its continuing_subword_prefix: it is damaged")
     if model.get("dropout"):
         raise UserError("tokenizer.json has a dropout: its ids are others each time, set it to null")
     for part in _parts(description.get("normalizer"), "normalizers"):
@@ -184,6 +185,27 @@ def check_carried(description: Mapping[str, Any]) -> None:
     for part in _parts(description.get("pre_tokenizer"), "pretokenizers"):
         if part.get("type") not in PRE_TOKENIZERS or part.get("behavior") == "Removed":
             raise UserError(f"tokenizer.json has the pre-tokenizer {part.get('type')}, which drops parts of a text")
+
+
+def _check_harmless(description: Mapping[str, Any]) -> None:
+    """Raises UserError for what would end the process in the package `tokenizers`: a panic, or texts without end."""
+    model = description.get("model") or {}
+    pairs = merge_pairs(model.get("merges")) or []
+    if any(_is_cut_within(str(pair[-1]), model.get("continuing_subword_prefix")) for pair in pairs if pair):
+        raise UserError("tokenizer.json's merges don't fit its continuing_subword_prefix: it is damaged")
+    for step, inner in (("normalizer", "normalizers"), ("decoder", "decoders")):
+        if math.prod(map(_growth, _parts(description.get(step), inner))) > MOST_GROWTH:
+            raise UserError(
+                f"tokenizer.json's {step} makes texts over {MOST_GROWTH:,} times as long: it is no tokenizer's"
+            )
+
+
+def _growth(step: Mapping[str, Any]) -> int:
+    """How many characters one may become. A pattern that matches nothing, as regular ones may, is found before each."""
+    put = len(str(step.get("content", step.get("prepend", ""))))
+    pattern = step.get("pattern")
+    only = isinstance(pattern, Mapping) and bool(pattern.get("String"))
+    return put + 1 if pattern is not None and not only else max(1, put)
 
 
 def merge_pairs(merges: Any) -> list[tuple[Any, ...]] | None:

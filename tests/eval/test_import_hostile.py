@@ -104,6 +104,16 @@ def in_the_vocabulary(**changes: Any) -> Damage:
         (in_the_vocabulary(more={"x y": "7"}), "tokenizer.json is damaged (the id of 'x y' is 7)"),
         (in_the_vocabulary(more={"": -1}), "tokenizer.json is damaged (the id of '' is -1)"),
         (in_the_vocabulary(merges=[5]), "tokenizer.json can't be read"),
+        (
+            change(
+                "tokenizer.json",
+                normalizer={
+                    "type": "Sequence",
+                    "normalizers": [{"type": "Replace", "pattern": {"String": "t"}, "content": "t" * 200}] * 4,
+                },
+            ),
+            "tokenizer.json's normalizer makes texts over 4,096 times as long",
+        ),
         (in_the_vocabulary(continuing_subword_prefix="#" * 100), "don't fit its continuing_subword_prefix"),
     ],
 )
