@@ -6,6 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from common.plain_text import bar_file, one_line
+
 LINE_SECONDS = 10.0  # how often a bar writes a line where standard error is no terminal
 
 
@@ -18,12 +20,12 @@ def progress_bar(total: int | None, unit: str, description: str, *, scale: bool 
     return tqdm(
         total=total,
         unit=unit,
-        desc=description,
+        desc=one_line(description),
         unit_scale=scale,
         dynamic_ncols=True,
         mininterval=0.1 if terminal else LINE_SECONDS,
         maxinterval=LINE_SECONDS,
-        file=sys.stderr,
+        file=bar_file(),
         **options,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.plain_text import one_line
 from common.progress import format_bytes, format_count
 from common.publish import TEMPORARY_SUFFIX
 from data_prep.corpus import Corpus, Files, Settings, prepare
@@ -222,11 +223,11 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
     shards = -(-tokens // settings.shard_tokens)
     kinds = Counter(suffix_of(file.name) for file in opened.files.listed)
     told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=str))
-    print(f"source   {opened.label}: {len(opened.files.listed)} files, {format_bytes(size)} ({told})")
+    print(f"source   {one_line(opened.label)}: {len(opened.files.listed)} files, {format_bytes(size)} ({told})")
     for line in told_passed_over(opened.passed_over):
         print(f"left out {line}")
     if opened.note:
-        print(f"note     {opened.note}")
+        print(one_line(f"note     {opened.note}"))
     print(f"output   {arguments.out}: about {format_count(tokens)} training tokens in {shards} shards")
     print(f"disk     about {format_bytes(needed)} needed, {format_bytes(free)} free")
     print(f"workers  {workers} ({arguments.start_method})", flush=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.os_errors import refusal
+from common.plain_text import printable
 from data_prep.file_kinds import KINDS, suffix_of
 
 BOOKKEEPING = {"__MACOSX", "_temporary", "_delta_log", "lost+found"}  # of archives, Spark, Delta tables, file systems
@@ -132,7 +133,7 @@ def told_passed_over(passed_over: PassedOver) -> list[str]:
     lines = []
     for reason, names in sorted(passed_over.items()):
         shown = ", ".join(sorted(names)[:SHOWN_NAMES]) + ", …" * (len(names) > SHOWN_NAMES)
-        lines.append(f"{len(names):,} {reason}: {shown}".encode("utf-8", "backslashreplace").decode())
+        lines.append(printable(f"{len(names):,} {reason}: {shown}"))
     return lines
 
 

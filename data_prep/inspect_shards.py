@@ -16,6 +16,7 @@ import numpy as np
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.plain_text import print_text
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_output
 from data_prep.preparation import positive_count
@@ -107,7 +108,8 @@ def main() -> int:
     starts = document_starts(stream, tokenizer.begin_of_text_id, stop)
     if arguments.document is not None:
         text, count = read_document(stream, starts, arguments.document, stop, tokenizer)
-        print(f"document {arguments.document} of {arguments.split}: {count:,} tokens\n{text}")
+        print(f"document {arguments.document} of {arguments.split}: {count:,} tokens")
+        print_text(f"{text}\n")
         return 0
     lengths = np.diff(np.append(starts, stop))
     text_bytes = int(stream.bytes * (stop / max(1, len(stream))))

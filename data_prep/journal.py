@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 from common.errors import UserError
 from common.json_file import Count, keep_others, read_json_for_user
+from common.plain_text import one_line
 from common.publish import TEMPORARY_SUFFIX, canonical_json, sha256_file, write_json_whole
 from common.regular_file import size_of_file
 from data_prep.encode_worker import Place
@@ -177,9 +178,10 @@ class Journal:
         if difference := difference or first_difference(begun.plan["tokenizer"], plan["tokenizer"]):
             raise UserError(f"{folder} was begun with another {difference}: use the same, another --out, or --force")
         if changed := source_difference(begun.plan["source"], plan["source"]):
-            print(
+            note = (
                 f"note     another {changed} than at the start: no published shard has read it, so it is read as it is"
             )
+            print(one_line(note))
         journal.splits = begun.splits
         journal.skipped.restore(begun.skipped, begun.files_read())
         journal._drop_leftovers(folder)

@@ -19,6 +19,7 @@ from typing import Any
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.plain_text import one_line
 from common.progress import progress_bar
 from data_prep.corpus import Files, InputFile
 from data_prep.corpus_command import (
@@ -72,7 +73,7 @@ def warn_of_other_encodings(files: Files) -> None:
     texts = [index for index, file in enumerate(files.listed) if kind_of(file.name).content == "text"]
     others = [index for index in texts if not is_utf8(files.path(index))]
     if others:
-        name = files.listed[others[0]].name
+        name = one_line(files.listed[others[0]].name)
         which = f"{name} is" if len(others) == 1 else f"{len(others)} files, {name} among them, are"
         print(f"warning: {which} not UTF-8: what can't be read becomes U+FFFD (convert it with iconv)", file=sys.stderr)
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.plain_text import one_line
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_output
 from common.regular_file import open_regular
@@ -147,7 +148,7 @@ def main() -> int:
     manifest = Manifest.read(arguments.folder)
     problems = set_problems(arguments.folder, manifest, max(1, choose_workers(arguments.workers)))
     for problem in problems:
-        print(problem)
+        print(one_line(problem))
     count = sum(len(shards) for shards in manifest.splits.values())
     tokens = sum(manifest.total(split, "tokens") for split in manifest.splits)
     if not problems:

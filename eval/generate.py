@@ -21,7 +21,7 @@ from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.os_errors import refusal
 from common.paths import expand_path
-from common.plain_text import as_typed
+from common.plain_text import as_typed, print_text
 from common.publish import write_json_output
 from eval.arguments import add_device, add_dtype, add_json, add_run
 from eval.decoding import FULL, STOPPED, Decoding, Row
@@ -194,19 +194,19 @@ def write(loaded: Loaded, prompts: list[str], wish: Wish) -> list[Text]:
     streams = [TextStream(tokenizer, wish.stops, continues=bool(prompts[row.prompt])) for row in decoding.rows]
     alone = len(streams) == 1
     if alone:
-        show(prompts[0])
+        print_text(prompts[0])
     for step in decoding:
         for index, token in step:
             new = streams[index].push(token)
             if alone:
-                show(new)
+                print_text(new)
             if streams[index].stopped:
                 decoding.finish(index)
     for number, (row, stream) in enumerate(zip(decoding.rows, streams, strict=True), 1):
         rest = stream.finish()
         if stream.stopped:
             row.ended = STOPPED
-        show(f"{rest}\n" if alone else f"── {number} of {len(streams)}\n{prompts[row.prompt]}{stream.text}\n")
+        print_text(f"{rest}\n" if alone else f"── {number} of {len(streams)}\n{prompts[row.prompt]}{stream.text}\n")
     complain(decoding.rows, loaded.model.config.block_size)
     return [
         Text(prompts[row.prompt], row.sample, stream.text, row.written, str(row.ended))
@@ -240,11 +240,6 @@ def converse(loaded: Loaded, wish: Wish) -> int:
             print()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-
-
-def show(text: str) -> None:
-    """At once, not line by line."""
-    print(text, end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
+from common.plain_text import others_bars
 from common.publish import write_json_output
 from eval.arguments import add_device, add_json, add_run
 from eval.export_hf import verify, write_files
@@ -95,16 +96,17 @@ def run_tasks(
     from datasets.exceptions import DatasetNotFoundError
 
     try:
-        results = lm_eval.simple_evaluate(
-            model="hf",
-            model_args={"pretrained": folder, "dtype": "float32"},
-            tasks=names,
-            task_manager=manager,
-            num_fewshot=arguments.fewshot,
-            batch_size=arguments.batch,
-            device=device,
-            limit=arguments.limit,
-        )
+        with others_bars():
+            results = lm_eval.simple_evaluate(
+                model="hf",
+                model_args={"pretrained": folder, "dtype": "float32"},
+                tasks=names,
+                task_manager=manager,
+                num_fewshot=arguments.fewshot,
+                batch_size=arguments.batch,
+                device=device,
+                limit=arguments.limit,
+            )
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

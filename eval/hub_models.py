@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.paths import expand_path
+from common.plain_text import others_bars
 from common.regular_file import what_stands_at
 from data_prep.cached_files import cache_folder
 from eval.hf_tensors import PLAIN_DTYPES
@@ -51,11 +52,11 @@ def find_model(name: str, revision: str | None = None) -> Path:
     cache = cache_folder() / "huggingface" if own else None
     try:
         for weights in (SAFETENSORS, PICKLED):
-            folder = Path(
-                huggingface_hub.snapshot_download(
+            with others_bars():
+                found = huggingface_hub.snapshot_download(
                     name, revision=revision, cache_dir=cache, allow_patterns=[*DESCRIPTIONS, weights]
                 )
-            )
+            folder = Path(found)
             if any(folder.glob(weights)):
                 break
     except errors.HFValidationError:

@@ -31,6 +31,7 @@ from common.errors import UserError, exit_on_user_error
 from common.json_file import Count
 from common.liveness import Liveness, Verdict, look_at
 from common.metrics_file import read_metrics, record_kind
+from common.plain_text import one_line
 from common.progress import format_count, format_duration
 from common.publish import write_json_output
 from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
@@ -187,7 +188,7 @@ def print_figures(summary: Summary) -> None:
     latest = "" if summary.val_step == summary.step else f" (at step {summary.val_step:,})"
     alive = Liveness(summary.alive, summary.why, summary.status)
     standing = alive.word if alive.verdict == "ended" else str(alive)
-    print(f"{summary.run}: {standing}, step {summary.step:,} of {summary.max_steps:,}")
+    print(f"{one_line(summary.run)}: {one_line(standing)}, step {summary.step:,} of {summary.max_steps:,}")
     print(f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{latest}")
     first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} tokens of "
     print(f"  validation set    {first}sha256 {summary.val_sha256}")
@@ -211,9 +212,8 @@ def print_samples(folder: RunFolder) -> None:
     for sample in samples:
         if sample["step"] == step:
             text = json.dumps(sample.get("text") or "", ensure_ascii=False)[1:-1]
-            print(
-                f"  {sample.get('prompt') or ''}│{text[:SHOWN_CHARACTERS]}{'…' if len(text) > SHOWN_CHARACTERS else ''}"
-            )
+            shown = f"{text[:SHOWN_CHARACTERS]}{'…' if len(text) > SHOWN_CHARACTERS else ''}"
+            print(one_line(f"  {sample.get('prompt') or ''}│{shown}"))
 
 
 def print_places(folder: RunFolder) -> None:
@@ -227,17 +227,17 @@ def print_places(folder: RunFolder) -> None:
         *((path, "newest checkpoint") for _, path in list_checkpoints(folder.checkpoints)[:1]),
     ]
     print("\nWhere everything lies:")
-    width = max(len(str(path)) for path, _ in places)
+    width = max(len(one_line(str(path))) for path, _ in places)
     for path, what in places:
         if os.path.exists(path):  # False for what one may not see, too
-            print(f"  {path!s:{width}}  {what}")
+            print(f"  {one_line(str(path)):{width}}  {what}")
 
 
 def print_next(folder: RunFolder, summary: Summary) -> None:
     config = read_configuration(folder)
     starts = leniently(lambda: read_starts(folder.provenance), []) or []
-    path, file = shlex.quote(str(folder.path)), shlex.quote(str(folder.config))
-    train = f".venv/bin/python {training_script(config, starts)} --config {file}"
+    path, file = one_line(shlex.quote(str(folder.path))), shlex.quote(str(folder.config))
+    train = one_line(f".venv/bin/python {training_script(config, starts)} --config {file}")
     print("\nWhat to try next:")
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
     if "lora" not in config:  # a fine-tuning's model is its base's

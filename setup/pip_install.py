@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from common.errors import UserError
+from common.plain_text import print_codes
 
 LINE_SECONDS = 10.0  # how often progress is written where standard output is no terminal
 STEPS = ("Collecting", "Downloading", "Building", "Installing")
@@ -98,7 +99,8 @@ def forward(pip: "subprocess.Popen[str]", lines: "queue.Queue[str | None]") -> N
 
 def show(text: str, terminal: bool) -> None:
     if terminal:
-        print(f"\r\x1b[K{text}", end="", flush=True)
+        print_codes("\r\x1b[K")
+        print(text, end="", flush=True)
     else:
         print(text, flush=True)
 

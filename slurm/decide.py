@@ -14,6 +14,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import exit_on_user_error
+from common.plain_text import one_line
 from common.run_folder import RunFolder
 from slurm.controller import fields
 from slurm.starts import (
@@ -154,7 +155,7 @@ def main() -> int:
     parser.add_argument("--told", action="store_true", help="SIGTERM has come to the job's shell")
     a = parser.parse_args()
     decision = decide_for(RunFolder(a.run), a.job, asked=a.asked, told=a.told, exit_status=a.exit_status)
-    print(f"{decision.action}: {decision.reason}", flush=True)
+    print(one_line(f"{decision.action}: {decision.reason}"), flush=True)
     return EXIT_STATUS[decision.action]
 
 

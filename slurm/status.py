@@ -23,6 +23,7 @@ from common.errors import UserError, exit_on_user_error
 from common.liveness import Verdict, look_at
 from common.metric_fields import is_step
 from common.metrics_file import holding, read_records
+from common.plain_text import one_line
 from common.progress import format_count, format_duration
 from common.publish import file_to_write, write_json_output
 from common.run_files import leniently, read_configuration, unreadable
@@ -146,7 +147,7 @@ def table(statuses: list[RunStatus]) -> str:
 
 
 def _cells(s: RunStatus) -> list[str]:
-    return [
+    cells = [
         s.run,
         s.word,
         s.job_id or "-",
@@ -159,6 +160,7 @@ def _cells(s: RunStatus) -> list[str]:
         str(s.lost_steps),
         s.why if s.word == s.alive else s.reason,
     ]
+    return list(map(one_line, cells))
 
 
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:

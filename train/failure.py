@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from common.errors import USER_ERROR_STATUS, OutOfMemory, UserError
 from common.memory_errors import is_out_of_memory
+from common.plain_text import one_line
 from common.run_folder import Failure, RunFolder
 from model.ranks import Ranks
 from train.heartbeat import silent_ranks, vanished_ranks
@@ -115,8 +116,9 @@ class FailureReporter:
         print(f"{self._me()}: {text}", file=sys.stderr, flush=True)
 
     def _append_to_log(self, text: str) -> None:
-        with contextlib.suppress(OSError), open(self.folder.log, "a", encoding="utf-8") as log:  # the disk is full
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {one_line(text)}\n".encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError), open(self.folder.log, "ab") as log:  # the disk is full
+            log.write(line)
 
 
 def is_storage(error: BaseException) -> bool:

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from common.metrics_file import record_kind
 from common.os_errors import refusal
 from common.patient_file import PatientFile
+from common.plain_text import bar_file, one_line
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
@@ -40,7 +41,7 @@ class Recorder:
         self._mirror: WandbMirror | None = None
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
-            self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=sys.stderr)
+            self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=bar_file())
 
     def open_files(self) -> None:
         """Raises StorageFailed, on rank 0 alone."""
@@ -60,9 +61,10 @@ class Recorder:
         self._mirror = mirror
 
     def say(self, text: str) -> None:
-        """A line for people, on the terminal and in log.txt."""
+        """A line for people, on the terminal and in log.txt: one, whatever it tells of."""
         if not self._active:
             return
+        text = one_line(text)
         with contextlib.suppress(OSError):  # the disk is full: who holds the terminal is told all the same
             self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
         try:

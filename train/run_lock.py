@@ -22,6 +22,7 @@ from typing import Any
 from common.errors import UserError
 from common.os_errors import refusal
 from common.periodic import Periodic
+from common.plain_text import one_line
 from common.processes import ProcessIdentity
 from common.regular_file import read_at_most
 from common.rewritten_file import MOST_BYTES, RewrittenFile, read_record
@@ -175,7 +176,7 @@ class RunLock:
         """
         if owner is not None and _is_alive_here(owner) and _made_in(owner) in (None, _folder_id(self.folder)):
             raise UserError(_refusal(self.folder, owner))
-        print(self._why_wait(owner), flush=True)
+        print(one_line(self._why_wait(owner)), flush=True)
         before = _content(self.path)
         until = time.monotonic() + self.patience_seconds
         while time.monotonic() < until:

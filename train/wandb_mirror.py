@@ -21,6 +21,7 @@ from common.errors import UserError
 from common.json_file import BadJson, Count, keep_others, read_json
 from common.metrics_file import record_kind
 from common.os_errors import refusal
+from common.plain_text import printable
 from common.publish import write_whole
 from common.regular_file import what_stands_at
 from common.run_folder import RunFolder
@@ -45,12 +46,13 @@ class Place(TypedDict, total=False):
 
 def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: str) -> Any:
     """The wandb run of this id, begun or gone on with. Raises whatever wandb does."""
+    os.fsencode(folder.path).decode()  # UnicodeDecodeError here, where wandb would print tracebacks first
     import wandb  # slow to import, and wanted by few
 
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     return wandb.init(
         project=project,
-        name=folder.path.name,
+        name=printable(folder.path.name),
         id=run_id,
         resume="allow",
         dir=str(folder.path),

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from common.plain_text import one_line
 from common.progress import format_count
 from eval.reporting.key_figures import key_figures
 from eval.reporting.references import GPT2_VOCABULARY, GPT3, HELLASWAG_EXAMPLES, REFERENCES
@@ -53,7 +54,7 @@ class Row:
             swag += f" (of {self.hellaswag_examples:,})"
         if swag and self.hellaswag_step is not None:
             swag += f" (step {self.hellaswag_step:,})"
-        return [
+        cells = [
             self.model,
             "" if self.parameters is None else format_count(self.parameters),
             self.data,
@@ -64,6 +65,7 @@ class Row:
             self.val_data or "",
             swag,
         ]
+        return list(map(one_line, cells))
 
 
 def reference_rows() -> list[Row]:

@@ -27,6 +27,7 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#00
 TRAINING, VALIDATION, GREY = COLORS[0], COLORS[1], "#666666"
 BUCKETS = 600  # parts of the x axis; a panel is about as many pixels wide on a screen
 SIZE_INCHES, DPI, PALETTE = (5.6, 3.6), 170, 128
+HAIR_SPACE = "\u200a"
 LEGEND_ROW_INCHES = 0.19
 STYLE: dict[Any, Any] = {
     "font.size": 10,
@@ -115,10 +116,13 @@ def style_of(index: int, runs: int = 1) -> dict[str, Any]:
 
 
 def short(name: str, length: int = 40) -> str:
-    """A name that fits a legend, its middle left out; a $ would begin a formula."""
+    """A name as it stands in a picture, its middle left out where it would not fit.
+
+    To matplotlib a $ would begin a formula, and a legend has no entry for what begins with an underscore.
+    """
     half = (length - 1) // 2
     name = name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
-    return name.replace("$", r"\$")
+    return (HAIR_SPACE if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def plain(number: float) -> str:

@@ -3,10 +3,12 @@
 import html
 from collections.abc import Collection, Sequence
 
+from common.plain_text import shown
+
 
 def text(value: object) -> str:
-    """Any value as text that can't be taken for markup."""
-    return html.escape(str(value))
+    """Any value as text that can't be taken for markup, and turns no text around it."""
+    return html.escape(shown(str(value)))
 
 
 def table(

@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.cbook import is_math_text
 from matplotlib.figure import Figure
 from PIL import Image
 
 from common.metrics_file import MetricsFile
+from common.plain_text import printable
 from common.run_folder import RunFolder
+from eval import plot_loss
 from eval.reporting import drawing, figures
 from eval.reporting.key_figures import key_figures
 from eval.reporting.run_data import RunData, load_run, load_runs
@@ -254,6 +257,23 @@ def test_the_points_of_a_picture_are_bounded(tmp_path: Path, axis: drawing.AxisK
     drawn = [len(np.asarray(line.get_xdata())) for line in axes.get_lines()]
     assert len(drawn) == 3
     assert all(500 < points <= 2 * drawing.BUCKETS for points in drawn), drawn
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["_hidden", "$x$", "_$\\no$", r"a\$b\_$", "50% ^_{}#&~", "\x1b[2J\n\udcff\ud800"])
+def test_a_name_is_drawn_as_it_is(tmp_path: Path, name: str) -> None:
+    """To matplotlib dollars make a formula of a text, which may be none, and an underscore hides a legend's entry."""
+    folder = recorded_run(tmp_path, "run", hellaswag=True).path
+    runs = [load_run(folder, name), load_run(folder, "other")]
+    axes: Axes = Figure().add_subplot()
+    figures.loss_panel(axes, runs, drawing.STEPS)
+    label, other = axes.get_legend_handles_labels()[1]
+    assert other == "other"
+    assert not is_math_text(label)
+    assert label.removeprefix(drawing.HAIR_SPACE).replace(r"\$", "$") == printable(name)
+    pictures = [*figures.loss_pictures(runs).values(), figures.time_picture(runs), figures.hellaswag_picture(runs)]
+    assert all(picture is not None and Image.open(io.BytesIO(picture)).size[0] > 500 for picture in pictures)
+    assert plot_loss.draw(runs[0])
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
