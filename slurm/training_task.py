@@ -16,6 +16,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from common.environment import whole_number
 from common.errors import UserError
+from common.plain_text import accept_any_text
 from common.run_folder import RunFolder
 from slurm.begin import begin
 from slurm.beginning import Beginning, leave_mark, read_mark
@@ -54,6 +55,7 @@ class TrainingTask:
 
         Returns why the job is over. Raises JobFailed on the first node.
         """
+        accept_any_text()  # this is submitit's process, in which no exit_on_user_error does it
         requeue = signal.getsignal(submitit.JobEnvironment._usr_sig())  # submitit's own way to checkpoint and requeue
         before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         try:
