@@ -29,11 +29,13 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from setup.pins import check_pins, hash_files
 from setup.pip_install import pip_install
 from setup.system_torch import is_torch, show_to, supported_version, system_torch_folder
 
 PROJECT = Path(__file__).resolve().parents[1]
 RECORD = "longhaul.json"
+CHECKED = ("--require-hashes", "--no-deps")  # all that is needed is listed: nothing comes in without a hash
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Recipe:
     python: str  # "3.11"
     torch: str  # "pinned": constraints.txt's; "system": the one this Python already has
     torch_index: str  # package index that torch comes from; "": pip's own
-    packages: str  # SHA-256 of requirements.txt and constraints.txt
+    packages: str  # SHA-256 of requirements.txt, constraints.txt and hashes.txt
 
     def fits_into(self, other: Recipe) -> bool:
         """Whether an environment made by `other` can be brought up to date in place."""
@@ -57,7 +59,7 @@ class Record:
     whole: bool
     location: str
     recipe: Recipe
-    dev: str  # SHA-256 of requirements-dev.txt and constraints.txt; "": no test tools
+    dev: str  # SHA-256 of requirements-dev.txt, constraints.txt and hashes-dev.txt; "": no test tools
 
     def write(self, folder: Path) -> None:
         temporary = folder / (RECORD + ".new")
@@ -114,8 +116,9 @@ def make_environment(arguments: argparse.Namespace, lock: int | None) -> None:
     if record is None and folder.exists() and not is_empty(folder):
         raise UserError(f"{folder} was not made by Longhaul's make: move or delete it, then run make again")
     usable = record if record and record.whole and still_there(folder, record) else None
+    check_pins(PROJECT)
     recipe = wanted_recipe(arguments, record)
-    dev = digest("requirements-dev.txt", "constraints.txt") if arguments.dev else ""
+    dev = digest("requirements-dev.txt", "constraints.txt", "setup/hashes-dev.txt") if arguments.dev else ""
     if usable and usable.recipe == recipe and dev in ("", usable.dev):
         return
 
@@ -150,7 +153,7 @@ def wanted_recipe(arguments: argparse.Namespace, record: Record | None) -> Recip
         python=old.python if usable and not arguments.match_python else this_python,
         torch=arguments.torch or old.torch,
         torch_index=arguments.torch_index or ("" if arguments.torch else old.torch_index),
-        packages=digest("requirements.txt", "constraints.txt"),
+        packages=digest("requirements.txt", "constraints.txt", "setup/hashes.txt"),
     )
 
 
@@ -230,6 +233,7 @@ def venv_python(folder: Path) -> Path:
 
 
 def install_packages(folder: Path, recipe: Recipe, lock: int | None) -> None:
+    """What is pinned, from files whose hashes are known; then torch, and what was added to the requirements since."""
     requirements = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     torch = next(line.split("#")[0].strip() for line in requirements if is_torch(line))
     constraints = PROJECT / "constraints.txt"
@@ -242,14 +246,20 @@ def install_packages(folder: Path, recipe: Recipe, lock: int | None) -> None:
         # Without its dependencies: such an index holds few other packages, and old ones.
         index = ["--no-deps", "--index-url", recipe.torch_index, torch]
         install(folder, f"torch from {recipe.torch_index}", [*index, "--constraint", str(constraints)], lock)
+    hashes, _ = hash_files(PROJECT)
+    install(folder, "packages", ["--requirement", str(hashes), *CHECKED], lock)
     listed = write_lines(folder / "requirements.txt", requirements)
-    install(folder, "packages", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
+    install(folder, "remaining packages", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
 
 
 def install_dev_tools(folder: Path, recipe: Recipe, lock: int | None) -> None:
+    _, hashes = hash_files(PROJECT)
+    # Some come as source only: built with the pinned setuptools of this environment, not with one that pip fetches.
+    build = ["--use-pep517", "--no-build-isolation"]
+    install(folder, "test tools", ["--requirement", str(hashes), *CHECKED, *build], lock)
     constraints = (folder if recipe.torch == "system" else PROJECT) / "constraints.txt"
     listed = PROJECT / "requirements-dev.txt"
-    install(folder, "test tools", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
+    install(folder, "remaining tools", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
 
 
 def install(folder: Path, what: str, arguments: list[str], lock: int | None) -> None:

@@ -1,6 +1,8 @@
 """Tiny packages for the real pip to install without a network: wheels by hand, a package index in a folder."""
 
+import hashlib
 import os
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -23,6 +25,32 @@ def make_wheel(folder: Path, name: str, version: str, *, requires: str = "") -> 
     return wheel
 
 
+def make_sdist(folder: Path, name: str, version: str, *, build_requires: str) -> Path:
+    """A source archive whose build copies a wheel that lies in it; says to need another package for that."""
+    source = folder / f"{name}-{version}"
+    wheel = make_wheel(source, name, version)
+    (source / "PKG-INFO").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (source / "pyproject.toml").write_text(
+        f'[build-system]\nrequires = ["{build_requires}"]\nbuild-backend = "copying"\nbackend-path = ["."]\n'
+    )
+    (source / "copying.py").write_text(
+        "import shutil\n"
+        "def build_wheel(folder, config_settings=None, metadata_directory=None):\n"
+        f"    shutil.copy({wheel.name!r}, folder)\n"
+        f"    return {wheel.name!r}\n"
+    )
+    archive = folder / f"{name}-{version}.tar.gz"
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(source, source.name)
+    return archive
+
+
+def hash_line(package: Path) -> str:
+    """A wheel's or source archive's line in setup/hashes.txt."""
+    name, version = package.name.removesuffix(".tar.gz").split("-")[:2]
+    return f"{name}=={version} \\\n    --hash=sha256:{hashlib.sha256(package.read_bytes()).hexdigest()}\n"
+
+
 def install_by_hand(site_packages: Path, name: str, version: str) -> None:
     """What installing a wheel leaves behind, as a container or a cluster's module has it."""
     with zipfile.ZipFile(make_wheel(site_packages.parent / "wheels", name, version)) as archive:
@@ -30,11 +58,12 @@ def install_by_hand(site_packages: Path, name: str, version: str) -> None:
 
 
 def make_index(folder: Path, wheel: Path) -> str:
-    """A package index that holds one wheel; returns its URL."""
+    """A package index that holds one wheel, whose hash it tells as indexes do; returns its URL."""
     name = wheel.name.split("-")[0]
     (folder / name).mkdir(parents=True)
     (folder / "index.html").write_text(f'<a href="{name}/">{name}</a>')
-    (folder / name / "index.html").write_text(f'<a href="{wheel.resolve().as_uri()}">{wheel.name}</a>')
+    link = f"{wheel.resolve().as_uri()}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+    (folder / name / "index.html").write_text(f'<a href="{link}">{wheel.name}</a>')
     return folder.resolve().as_uri()
 
 

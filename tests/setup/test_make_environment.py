@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.setup.local_packages import install_by_hand, make_index, make_wheel, pip_environment
+from tests.setup.local_packages import (
+    hash_line,
+    install_by_hand,
+    make_index,
+    make_sdist,
+    make_wheel,
+    pip_environment,
+)
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120.0
@@ -44,6 +51,16 @@ class Copy:
     def require(self, text: str) -> None:
         (self.root / "requirements.txt").write_text(text)
 
+    def pin(self, *packages: Path, dev: tuple[Path, ...]) -> None:
+        """What setup/pin_packages.py writes: versions, and the hashes of the files as they are now."""
+        for name, files in (("hashes.txt", packages), ("hashes-dev.txt", dev)):
+            (self.root / "setup" / name).write_text("# a comment\n" + "".join(map(hash_line, files)))
+        versions = [hash_line(path).split(" ")[0] for path in (*packages, *dev)]
+        (self.root / "constraints.txt").write_text("\n".join(["torch==2.13.0", *versions]) + "\n")
+
+    def wheel(self, name: str, version: str) -> Path:
+        return self.wheels / f"{name}-{version}-py3-none-any.whl"
+
     def version_of(self, package: str) -> str:
         """The version that .venv's Python imports; "" where it has none."""
         query = f"import {package}; print({package}.__version__)"
@@ -69,10 +86,11 @@ def copy(tmp_path: Path) -> Copy:
     for name, version in (("torch", "2.13.0"), ("alpha", "1.0"), ("alpha", "1.1"), ("tool", "3.0")):
         make_wheel(wheels, name, version)
     (root / "requirements.txt").write_text("# a comment\ntorch>=2.11,<2.14\nalpha>=1.0  # why\n")
-    (root / "constraints.txt").write_text("torch==2.13.0\nalpha==1.0\ntool==3.0\n")
     (root / "requirements-dev.txt").write_text("tool\n")
     index = make_index(tmp_path / "empty index", make_wheel(tmp_path / "unused", "unused", "1.0"))
-    return Copy(root, wheels, pip_environment(wheels, index))
+    made = Copy(root, wheels, pip_environment(wheels, index))
+    made.pin(made.wheel("alpha", "1.0"), dev=(made.wheel("tool", "3.0"),))
+    return made
 
 
 def error_lines(result: "subprocess.CompletedProcess[str]") -> list[str]:
@@ -109,7 +127,7 @@ def test_made_once_and_brought_up_to_date_when_the_files_change(copy: Copy) -> N
     assert copy.make("dev-environment").returncode == 0
     assert copy.log() == with_tools
 
-    (copy.root / "constraints.txt").write_text("torch==2.13.0\nalpha==1.1\ntool==3.0\n")
+    copy.pin(copy.wheel("alpha", "1.1"), dev=(copy.wheel("tool", "3.0"),))
     changed = copy.make("environment")
     assert changed.returncode == 0, changed.stderr
     assert copy.version_of("alpha") == "1.1"
@@ -162,7 +180,7 @@ def test_a_second_make_waits_for_the_first(copy: Copy) -> None:
     outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in (first, second)]
 
     assert (first.returncode, second.returncode) == (0, 0), outputs
-    assert copy.log().count("Successfully installed") == 1
+    assert copy.log().count("Successfully installed alpha") == 1
 
 
 def make_system_python(folder: Path, torch_version: str | None) -> Path:
@@ -177,7 +195,8 @@ def make_system_python(folder: Path, torch_version: str | None) -> Path:
 def test_system_torch_is_kept(copy: Copy, tmp_path: Path) -> None:
     """Also a container's, whose version no package index has and which pip by itself would find too old."""
     python = make_system_python(tmp_path / "module", "2.11.0a0+1f2e3d")
-    make_wheel(copy.wheels, "tool", "3.0", requires="torch>=2.0")
+    tool = make_wheel(copy.wheels, "tool", "3.0", requires="torch>=2.0")
+    copy.pin(copy.wheel("alpha", "1.0"), dev=(tool,))
 
     result = copy.make("dev-environment", "TORCH=system", python=str(python))
 
@@ -220,6 +239,50 @@ def test_a_failing_pip_is_one_line_and_can_be_put_right(copy: Copy) -> None:
 
     assert again.returncode == 0, again.stderr
     assert "half-built" in again.stdout
+
+
+def test_a_package_that_is_not_the_tested_file_is_refused_by_name(copy: Copy, tmp_path: Path) -> None:
+    """From a folder, and from an index that tells the hash of what it gives. Nothing of it is installed."""
+    make_wheel(copy.wheels, "alpha", "1.0", requires="something-else")
+    assert_one_error(copy.make("environment"), "alpha==1.0: the SHA-256 of alpha-1.0-py3-none-any.whl", "pip.log")
+    assert (copy.version_of("alpha"), copy.version_of("torch")) == ("", "")
+
+    copy.pin(copy.wheel("alpha", "1.0"), dev=(copy.wheel("tool", "3.0"),))
+    other_tool = make_wheel(tmp_path / "builds", "tool", "3.0", requires="something-else")
+    copy.environment["PIP_INDEX_URL"] = make_index(tmp_path / "index", other_tool)
+    copy.wheel("tool", "3.0").unlink()
+    copy.require("torch>=2.11,<2.14\n")
+    assert_one_error(copy.make("dev-environment"), "tool==3.0: the SHA-256 of tool-3.0-py3-none-any.whl")
+    assert copy.version_of("tool") == ""
+
+
+def test_what_builds_a_package_from_its_source_is_not_fetched(copy: Copy) -> None:
+    """pip would get it without a hash, and run it."""
+    copy.wheel("tool", "3.0").unlink()
+    copy.pin(copy.wheel("alpha", "1.0"), dev=(make_sdist(copy.wheels, "tool", "3.0", build_requires="unpinned"),))
+
+    result = copy.make("dev-environment")
+
+    assert result.returncode == 0, result.stderr
+    assert (copy.version_of("tool"), "unpinned" in copy.log()) == ("3.0", False)
+
+
+def test_a_package_that_has_nothing_for_this_python_is_one_line(copy: Copy) -> None:
+    other = copy.wheels / "alpha-1.0-cp39-cp39-win_amd64.whl"
+    copy.pin(copy.wheel("alpha", "1.0").rename(other), dev=(copy.wheel("tool", "3.0"),))
+    assert_one_error(copy.make("environment"), "No matching distribution found for alpha==1.0", "PYTHON=")
+
+    broken = make_sdist(copy.wheels, "alpha", "1.0", build_requires="nothing-that-is-here")
+    copy.pin(broken, dev=(copy.wheel("tool", "3.0"),))
+    assert_one_error(copy.make("environment"), "alpha-1.0.tar.gz", "can't be built", "PYTHON=")
+
+
+def test_versions_and_hashes_that_disagree_are_one_line_before_anything_is_made(copy: Copy) -> None:
+    (copy.root / "constraints.txt").write_text("torch==2.13.0\nalpha==1.1\ntool==3.0\n")
+
+    assert_one_error(copy.make("environment"), "alpha", "1.1", "setup/pin_packages.py")
+
+    assert not (copy.root / ".venv").exists()
 
 
 def test_too_little_disk_is_one_line_before_anything_is_made(copy: Copy) -> None:
