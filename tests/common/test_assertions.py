@@ -9,6 +9,7 @@ from tests.helpers.source_code import product_code
 CALLERS = "its callers in the code"
 # What a statement that does more than narrow a type rests on. A new one needs a reason why nobody outside can break it.
 INVARIANTS = {
+    "data_prep/cached_files.py: hashlib.sha256(data).hexdigest() == GPT2_FILES[name]": "the merges' own SHA-256",
     "data_prep/shard_writer.py: shard_tokens > 0": "the option's type",
     "data_prep/shard_writer.py: split in SPLITS": CALLERS,
     "data_prep/shard_writer.py: tokens.dtype == self._tokenizer.dtype": CALLERS,
@@ -24,6 +25,7 @@ INVARIANTS = {
     "model/cache.py: not (torch.is_grad_enabled() and k.requires_grad)": CALLERS,
     "model/gpt.py: positions is None": CALLERS,
     "model/gpt.py: document_ids is None": CALLERS,
+    "model/messages.py: is_dataclass(value)": CALLERS,
     "train/between.py: result.tokens == self.measured_on['val_tokens']": "arithmetic",
     "train/checkpoint.py: self._pending is None": CALLERS,
     "train/loader.py: windows.count > 0": "train/fitting.py",

@@ -218,10 +218,13 @@ def test_a_start_on_a_full_disk_is_refused_in_one_line_and_leaves_nothing(
 def test_samples_that_cannot_be_written_end_the_run_in_one_line(tmp_path: Path, data: Path) -> None:
     run = run_of(tmp_path, "full")
     run.path.mkdir(parents=True)
-    run.samples.symlink_to("/dev/full")  # a disk that fills up at this file
     more = ("--eval.sample_every_steps=2", '--eval.prompts=["ab"]')
     arguments, stderr = tiny_arguments(tmp_path, data, "full", *more), tmp_path / "stderr.txt"
-    assert RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr).join() == [2]
+    with small_disk(tmp_path / "small", 100) as disk:
+        run.samples.symlink_to(disk / "samples.jsonl")
+        run.samples.touch()
+        fill(disk)
+        assert RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr).join() == [2]
     why = f"{run.samples} can't be written: No space left on device"
     assert [line for line in stderr.read_text().splitlines() if why in line and line.startswith("error: ")]
     assert "Traceback" not in stderr.read_text()
