@@ -11,11 +11,13 @@ from common.paths import expand_path
 class CommandParser(argparse.ArgumentParser):
     """argparse's, but a mistake is a UserError, one line, where argparse prints a page of usage first.
 
-    An argument of type Path is expanded (`expand_path`).
+    An argument of type Path is expanded (`expand_path`). Options are written out: a beginning of one would be another
+    option's, too, once that is added.
     """
 
     def __init__(self, description: str | None, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
         super().__init__(description=(description or "").strip(), **options)
         self.register("type", Path, expand_path)
 

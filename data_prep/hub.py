@@ -67,6 +67,7 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
 
     Raises UserError where the hub can't be reached, or has no such data set, revision or configuration.
     """
+    check_revision(revision)
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -101,6 +102,12 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
     if info.sha is None:
         raise UserError(f"{endpoint()} gives no commit for {repo} at {revision}: {_LATER}")
     return HubSource(repo, config, info.sha, tuple(found[name] for name in sorted(found)))
+
+
+def check_revision(revision: str) -> None:
+    """Raises UserError for what git can't have as the name of a commit, tag or branch, nor an address as its part."""
+    if not revision or " " in revision or not revision.isprintable():
+        raise UserError(f"--revision is {revision!r}: give a commit, a tag or a branch")
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:

@@ -13,14 +13,18 @@ from typing import Any
 from common.errors import UserError
 
 MOST_BYTES = 64 << 20  # of the text: the largest in use, Gemma's, has 33 MB
+MOST_PACKED_BYTES = 12 << 20  # a checkpoint's manifest, which carries it, is read up to 16 MiB
 MOST_VALUES = 4_000_000  # in it: Gemma's 262,000 tokens and their merges are 2 million
 MOST_GAPS = 1 << 16  # ids without a token
 COPY_AGAIN = "copy the checkpoint or the token set again"
 
 
 def pack(text: str) -> str:
-    """A `tokenizer.json` as text that JSON carries: zlib, then base 64."""
-    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    """A `tokenizer.json` as text that JSON carries: zlib, then base 64. Raises UserError where that is too large."""
+    packed = base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    if len(packed) > MOST_PACKED_BYTES:
+        raise UserError(f"tokenizer.json has {len(packed):,} bytes, compressed: more than a checkpoint can carry")
+    return packed
 
 
 def unpack(packed: Any) -> str:

@@ -12,6 +12,7 @@ from common.paths import expand_path
 from common.plain_text import others_bars
 from common.regular_file import what_stands_at
 from data_prep.cached_files import cache_folder
+from data_prep.hub import check_revision
 from eval.hf_tensors import PLAIN_DTYPES
 from eval.hub_files import read_described, stands
 from eval.hub_shapes import WeightIndex
@@ -44,6 +45,8 @@ def find_model(name: str, revision: str | None = None) -> Path:
     impossible = UserError(f"{name} is neither a folder nor a model's name on the hub, such as openai-community/gpt2")
     if not HUB_NAME.fullmatch(name):
         raise impossible
+    if revision is not None:
+        check_revision(revision)
     import huggingface_hub
     from huggingface_hub import constants, errors
 

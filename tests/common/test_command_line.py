@@ -12,7 +12,7 @@ ASK_ALL = """
 import contextlib, json, runpy, sys, tempfile
 answers = {}
 for script in sys.argv[1:]:
-    for option in ("--no-such-option", "--help"):
+    for option in ("--no-such-option", "--hel", "--help"):
         sys.argv = [script, option]
         said, complained = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
@@ -44,9 +44,10 @@ def test_a_mistake_is_one_line_and_help_is_there() -> None:
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     for script in scripts:
-        status, said, complained = answers[f"{script} --no-such-option"]
-        assert (status, said) == (2, ""), (script, said)
-        assert complained.startswith("error: ") and complained.count("\n") == 1, (script, complained)
+        for mistake in ("--no-such-option", "--hel"):  # the beginning of an option is none
+            status, said, complained = answers[f"{script} {mistake}"]
+            assert (status, said) == (2, ""), (script, said)
+            assert complained.startswith("error: ") and complained.count("\n") == 1, (script, complained)
         status, said, _ = answers[f"{script} --help"]
         assert status == 0, script
         assert "usage: " in said, script

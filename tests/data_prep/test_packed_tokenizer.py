@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import tracemalloc
 import zlib
 from typing import Any
@@ -104,3 +105,8 @@ def test_the_largest_files_in_use_are_read():
     vocabulary = ",".join(f'"{number:07d} of many": {number}' for number in range(262_000))
     merges = ",".join(f'["{number:07d}", "and {number:07d}"]' for number in range(514_000))
     assert len(parse(f'{{"model": {{"vocab": {{{vocabulary}}}, "merges": [{merges}]}}}}')["model"]["vocab"]) == 262_000
+
+
+def test_what_a_manifest_could_not_carry_is_refused_when_it_is_packed() -> None:
+    with pytest.raises(UserError, match="more than a checkpoint can carry"):
+        pack(os.urandom(10_000_000).hex())

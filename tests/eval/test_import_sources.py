@@ -12,10 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.errors import UserError
+from data_prep.hub import find_on_hub
 from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
 from data_prep.token_set import TokenSet
 from data_prep.tokenization import END_OF_TEXT, load_tokenizer
 from eval import export_hf, import_hf
+from eval.hub_models import find_model
 from eval.loading import load_checkpoint
 from eval.text_stream import TextStream
 from tests.eval.hf_folders import call, check_equal, gpt2_folder, llama_folder, refused, run_by_path
@@ -202,3 +205,10 @@ def test_a_name_is_fetched_from_the_hub_once_and_then_needs_no_network(tmp_path:
     assert "hf download o/never --local-dir DIR" in offline.stderr
     nowhere = run_by_path("eval/import_hf.py", tmp_path / "no" / "such" / "dir", tmp_path / "x", **home)
     assert "neither a folder nor" in nowhere.stderr
+
+
+@pytest.mark.parametrize("revision", ["\udcff", "", "a b", "a\x1b[2J"])
+def test_what_can_be_no_revision_is_one_line_before_the_hub_is_asked(revision: str) -> None:
+    for ask in (lambda: find_model("o/model", revision), lambda: find_on_hub("o/data", "default", revision)):
+        with pytest.raises(UserError, match="give a commit, a tag or a branch"):
+            ask()

@@ -1,5 +1,6 @@
 """Command lines that nobody would type on purpose."""
 
+import itertools
 import json
 import os
 import random
@@ -43,6 +44,7 @@ VALUES = [  # none names a place outside the case's folder that an entry run by 
     "..", ".", "/dev/null", "/dev/zero", "/dev/full", "tiny.yaml", "tiny.yaml/x",
     "data", "runs", RUN, CHECKPOINT, "data/manifest.json", "pipe", "zero", "dangling", "loop", "none",
 ]  # fmt: skip
+OUTPUTS = ("--json", "--out", "--plot")
 # they wait for a person, compile for a minute, need what is not there, or answer with status 1
 LEFT_OUT = re.compile(r"--(interactive|run\.compile|start-method|log\.wandb|require-margin)$")
 
@@ -55,11 +57,17 @@ def prepare(bases: Path) -> None:
 
 def cases(rng: random.Random, count: int, bases: Path) -> Iterator[Case]:
     options = json.loads((bases / "options.json").read_text(encoding="utf-8"))
-    for _ in range(count):
+    given = 0
+    while given < count:
         entry = rng.choice(list(ENTRIES))
         arguments, label = _mutate(rng, ENTRIES[entry], options[entry])
+        outputs = _outputs(arguments)
+        if "pipe" in outputs:  # it waits for a reader, as any program does
+            continue
+        given += 1
         yield Case(
             "command_lines", label, [entry, *arguments], partial(_make, bases), stopped=entry in TRAINING,
+            keeps=tuple(f"{name}{end}" for name in outputs for end in ("", ".png")),
         )  # fmt: skip
 
 
@@ -70,6 +78,12 @@ def _options(entry: str) -> list[str]:
     )
     found = set(re.findall(r"--[a-z][\w.-]*", done.stdout)) - {"--help"}
     return sorted(name for name in found if not LEFT_OUT.match(name))
+
+
+def _outputs(arguments: list[str]) -> list[str]:
+    """What was asked to be written: it may be there though the rest was refused."""
+    words = [part for word in arguments for part in (word.split("=", 1) if word.startswith(OUTPUTS) else [word])]
+    return [value for option, value in itertools.pairwise(words) if option in OUTPUTS]
 
 
 def _mutate(rng: random.Random, valid: list[str], options: list[str]) -> tuple[list[str], str]:

@@ -25,6 +25,7 @@ HANG_SECONDS = 60.0
 STOP_SECONDS = 15.0  # until a case that may train for long gets its Ctrl-C
 MOST_BYTES = 2 << 30
 LOOK_SECONDS = 0.02
+LEAVING_SECONDS = 5.0
 TOKENS_OF_A_TRACEBACK = ("Traceback (most recent call last)", "Fatal Python error", "pydantic", "Segmentation fault")
 _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = [
@@ -119,12 +120,17 @@ def _bytes_of(pid: int | None) -> int:
 
 def _kill_session(session: int | None) -> list[str]:
     """End what a case has left running; return what that was."""
-    left = []
+    family = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, ProcessLookupError):
             if os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE:
-                left.append(f"process {' '.join(process.cmdline())[-80:]}")
-                process.kill()
+                family.append(process)
+    left = []
+    _, alive = psutil.wait_procs(family, timeout=LEAVING_SECONDS)  # some notice by a pipe that their parent has ended
+    for process in alive:
+        with suppress(psutil.Error):
+            left.append(f"process {' '.join(process.cmdline())[-80:]}")
+            process.kill()
     return left
 
 

@@ -61,6 +61,7 @@ OVERRIDES = {
     "--max-tokens 40": "",
     ".venv/bin/python eval/export_hf.py runs/demo exports/demo": "",
     ".venv/bin/python eval/import_hf.py exports/demo exports/back": "",
+    ".venv/bin/python tests/fuzz/campaign.py --inputs 2400 --seed 2 --json fuzz.json": "--inputs 2 --kinds yaml_files",
 }
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="README's commands are those of Linux")

@@ -73,7 +73,7 @@ def test_a_rank_that_is_killed_is_named_with_its_memory_and_takes_all_with_it(tm
     pid = pid_of(run, 1)
     os.kill(pid, signal.SIGKILL)
     _, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 128 + signal.SIGKILL
+    assert launcher.returncode == 128 + signal.SIGKILL, errors
     assert ended(family)
     state = state_of(run)
     assert (state["status"], state["failure"], state["started_step"]) == ("failed", "lost_rank", 0)
@@ -154,7 +154,7 @@ def test_an_error_of_one_rank_is_reported_with_rank_host_and_traceback(tmp_path:
     run = run_of(tmp_path, "broken")
     launcher = launch(script, tiny_arguments(tmp_path, data, "broken"))
     _, errors = launcher.communicate(timeout=120)
-    assert launcher.returncode == 1
+    assert launcher.returncode == 1, errors
     state = state_of(run)
     assert (state["status"], state["failure"], state["step"]) == ("failed", "exception", 5)
     assert str(state["reason"]).startswith("ZeroDivisionError on rank 1 on ")
@@ -167,7 +167,7 @@ def test_an_error_of_one_rank_is_reported_with_rank_host_and_traceback(tmp_path:
 def test_a_users_mistake_stays_one_line_with_status_2(tmp_path: Path, data: Path) -> None:
     launcher = launch(PRETRAIN, tiny_arguments(tmp_path, data, "bad", "--batch.tokens_per_step=1000"))
     _, errors = launcher.communicate(timeout=120)
-    assert launcher.returncode == 2
+    assert launcher.returncode == 2, errors
     (line,) = errors.splitlines()
     assert line.startswith("error: batch.tokens_per_step 1000 is not a whole number of sequences")
     assert not (tmp_path / "runs").exists()
@@ -197,7 +197,7 @@ def test_a_launcher_that_waits_for_another_machine_ends_when_asked() -> None:
     family = psutil.Process(launcher.pid).children(recursive=True)
     launcher.send_signal(signal.SIGTERM)
     _, errors = launcher.communicate(timeout=60)
-    assert launcher.returncode == 0
+    assert launcher.returncode == 0, errors
     assert errors.splitlines()[-1] == "no rank has started yet: there is nothing to save"
     assert ended(family)
 
@@ -211,7 +211,7 @@ def test_a_frozen_rank_is_named_as_one_and_is_no_memory_case(tmp_path: Path, dat
     pid = pid_of(run, 1)
     os.kill(pid, signal.SIGSTOP)
     _, errors = launcher.communicate(timeout=200)
-    assert launcher.returncode == 1
+    assert launcher.returncode == 1, errors
     state = state_of(run)
     assert (state["status"], state["failure"]) == ("failed", "lost_rank")
     assert f"(pid {pid}) is frozen, or stuck in the kernel: no sign of life for " in str(state["reason"])
