@@ -44,7 +44,7 @@ class FileEntry(TypedDict):
 
 @keep_others
 class TokenizerSpec(TypedDict):
-    """A tokenizer's identity; what else is in it, `data_prep.tokenization.load_tokenizer` checks."""
+    """A tokenizer's identity; what else is in it, `data_prep.tokenization.tokenizer.load_tokenizer` checks."""
 
     kind: str
     vocab_size: Positive
@@ -117,7 +117,7 @@ class RecordedConfig(TypedDict):
 
 @keep_others
 class RecordedReading(TypedDict):
-    """What `sequences` is a position in (`train.position`)."""
+    """What `sequences` is a position in (`train.startup.position`)."""
 
     data_identity: Sha256 | None
     block_size: Positive

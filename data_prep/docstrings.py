@@ -26,9 +26,8 @@ import numpy as np
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
-from data_prep.docstring_sources import SourceFile, docstrings_in, required_distributions, source_files, topics
-from data_prep.manifest import Manifest
-from data_prep.preparation import (
+from data_prep.corpora.docstring_sources import SourceFile, docstrings_in, required_distributions, source_files, topics
+from data_prep.corpora.preparation import (
     add_output_options,
     chosen_for_validation,
     complete_set,
@@ -38,9 +37,10 @@ from data_prep.preparation import (
     report,
     writing_alone,
 )
-from data_prep.shard_writer import ShardWriter, clear_token_set
-from data_prep.tokenization import Tokenizer, load_tokenizer
-from data_prep.workers import choose_workers
+from data_prep.corpora.workers import choose_workers
+from data_prep.token_sets.manifest import Manifest
+from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
+from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 SOURCE_NAME = "docstrings"
 VALIDATION_ONE_IN = 25

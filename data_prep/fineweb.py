@@ -18,8 +18,8 @@ from typing import Any
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from data_prep.corpus import InputFile
-from data_prep.corpus_command import (
+from data_prep.corpora.corpus import InputFile
+from data_prep.corpora.corpus_command import (
     Command,
     Opened,
     add_amount_options,
@@ -28,12 +28,12 @@ from data_prep.corpus_command import (
     run,
     settings_of,
 )
-from data_prep.hub import HubFiles, HubSource, find_on_hub
-from data_prep.journal import ANEW, JOURNAL_FILE
-from data_prep.local_files import LocalSource, local_parquet
-from data_prep.preparation import add_output_options
-from data_prep.tokenization import load_tokenizer
-from data_prep.tokenizer_choice import choose_tokenizer
+from data_prep.corpora.hub import HubFiles, HubSource, find_on_hub
+from data_prep.corpora.journal import ANEW, JOURNAL_FILE
+from data_prep.corpora.local_files import LocalSource, local_parquet
+from data_prep.corpora.preparation import add_output_options
+from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.tokenizer_choice import choose_tokenizer
 
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 REVISION = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"  # of HuggingFaceFW/fineweb-edu; its sample-10BT has 14 files

@@ -19,9 +19,9 @@ from common.errors import UserError, exit_on_user_error
 from common.plain_text import print_text
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_output
-from data_prep.preparation import positive_count
-from data_prep.token_set import TokenSet, TokenStream
-from data_prep.tokenization import Ids, Tokenizer, load_tokenizer
+from data_prep.corpora.preparation import positive_count
+from data_prep.token_sets.token_set import TokenSet, TokenStream
+from data_prep.tokenization.tokenizer import Ids, Tokenizer, load_tokenizer
 
 BLOCK_TOKENS = 16 << 20
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import file_to_write, sha256_file, write_json_output
-from data_prep.cached_files import GPT2_FILES, cache_folder, gpt2_cache_file, place_gpt2_files
-from data_prep.download import download
+from data_prep.corpora.download import download
+from data_prep.tokenization.cached_files import GPT2_FILES, cache_folder, gpt2_cache_file, place_gpt2_files
 
 HELLASWAG_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 HELLASWAG_SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 10,042 examples

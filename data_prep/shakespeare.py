@@ -16,19 +16,19 @@ import time
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.os_errors import refusal
-from data_prep.cached_files import cache_folder
-from data_prep.download import download
-from data_prep.manifest import Manifest
-from data_prep.preparation import (
+from data_prep.corpora.download import download
+from data_prep.corpora.preparation import (
     add_output_options,
     complete_set,
     finish_set,
     report,
     writing_alone,
 )
-from data_prep.shard_writer import ShardWriter, clear_token_set
-from data_prep.tokenization import CharTokenizer, load_tokenizer
-from data_prep.tokenizer_choice import TokenizerChoice, add_tokenizer_option, choose_tokenizer
+from data_prep.token_sets.manifest import Manifest
+from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
+from data_prep.tokenization.cached_files import cache_folder
+from data_prep.tokenization.tokenizer import CharTokenizer, load_tokenizer
+from data_prep.tokenization.tokenizer_choice import TokenizerChoice, add_tokenizer_option, choose_tokenizer
 
 SOURCE_NAME = "shakespeare"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -21,8 +21,8 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.plain_text import one_line
 from common.progress import progress_bar
-from data_prep.corpus import Files, InputFile
-from data_prep.corpus_command import (
+from data_prep.corpora.corpus import Files, InputFile
+from data_prep.corpora.corpus_command import (
     VALIDATION_ONE_IN,
     Command,
     Opened,
@@ -32,13 +32,13 @@ from data_prep.corpus_command import (
     run,
     settings_of,
 )
-from data_prep.encode_worker import ENCODING_ERRORS
-from data_prep.file_kinds import is_utf8, kind_of
-from data_prep.inputs import TEXT_PER_COMPRESSED_BYTE, UnitReader, Unreadable, units
-from data_prep.local_files import find_files
-from data_prep.preparation import add_output_options, positive_count
-from data_prep.tokenization import CharTokenizer, Tokenizer, load_tokenizer
-from data_prep.tokenizer_choice import TokenizerChoice, choose_tokenizer
+from data_prep.corpora.encode_worker import ENCODING_ERRORS
+from data_prep.corpora.file_kinds import is_utf8, kind_of
+from data_prep.corpora.local_files import find_files
+from data_prep.corpora.preparation import add_output_options, positive_count
+from data_prep.corpora.readers import TEXT_PER_COMPRESSED_BYTE, UnitReader, Unreadable, units
+from data_prep.tokenization.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+from data_prep.tokenization.tokenizer_choice import TokenizerChoice, choose_tokenizer
 
 TOKENIZERS = ("gpt2", "char", "byte")
 TOKENS_PER_BYTE = {"byte": 1.0, "char": 1.0}

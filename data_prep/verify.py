@@ -26,9 +26,9 @@ from common.plain_text import one_line
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_output
 from common.regular_file import open_regular
-from data_prep.manifest import MANIFEST_FILE, Manifest, Shard, document_start, split_sha256
-from data_prep.tokenization import Tokenizer, load_tokenizer
-from data_prep.workers import choose_workers
+from data_prep.corpora.workers import choose_workers
+from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, document_start, split_sha256
+from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 BLOCK_BYTES = 4 << 20
 

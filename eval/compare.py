@@ -3,7 +3,7 @@
     python eval/compare.py
     python eval/compare.py runs/gpt2-124m runs/llama-124m --markdown
 
-Without runs, those committed under eval/records stand beside them whose tokens are GPT-2's. Of a run only what was
+Without runs, those committed under records stand beside them whose tokens are GPT-2's. Of a run only what was
 measured in it is shown, as far as it has come.
 """
 
@@ -18,12 +18,12 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_output
-from eval.arguments import add_json
 from eval.reporting.comparison import as_markdown, as_text, rows_with
 from eval.reporting.references import GPT2_VOCABULARY, NOTES
 from eval.reporting.run_data import RunData, load_run, load_runs, tell_complaints
+from eval.shared.arguments import add_json
 
-RECORDS = Path(__file__).parent / "records"
+RECORDS = Path(__file__).resolve().parents[1] / "records"
 
 
 def parse_arguments() -> argparse.Namespace:

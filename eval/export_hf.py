@@ -29,11 +29,11 @@ from common.publish import (
     write_whole,
 )
 from common.run_folder import RunFolder
-from eval.arguments import add_json, add_run, folder_to_make
-from eval.hf_config import home_of, to_config
-from eval.hf_tensors import to_tensors
-from eval.loading import Loaded, load_checkpoint
-from eval.tokenizer_files import write_tokenizer_files
+from eval.hugging_face.hf_config import home_of, to_config
+from eval.hugging_face.hf_tensors import to_tensors
+from eval.hugging_face.tokenizer_files import write_tokenizer_files
+from eval.shared.arguments import add_json, add_run, folder_to_make
+from eval.shared.loading import Loaded, load_checkpoint
 from model.counts import parameter_count
 from model.weights import write_safetensors
 

@@ -23,12 +23,12 @@ from common.os_errors import refusal
 from common.paths import expand_path
 from common.plain_text import as_typed, print_text
 from common.publish import write_json_output
-from eval.arguments import add_device, add_dtype, add_json, add_run
-from eval.decoding import FULL, STOPPED, Decoding, Row
-from eval.loading import Loaded, device_for, load_checkpoint
-from eval.sampling import Sampling
-from eval.text_stream import TextStream
-from model.packing import pack
+from eval.generation.decoding import FULL, STOPPED, Decoding, Row
+from eval.generation.sampling import Sampling
+from eval.generation.text_stream import TextStream
+from eval.shared.arguments import add_device, add_dtype, add_json, add_run
+from eval.shared.loading import Loaded, device_for, load_checkpoint
+from model.cpu_inference import pack
 from model.precision import TORCH_DTYPES
 
 LESS_MEMORY = "give fewer --samples and prompts at once, fewer --max-tokens, or --dtype bf16"

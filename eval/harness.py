@@ -21,10 +21,10 @@ from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.plain_text import others_bars
 from common.publish import write_json_output
-from eval.arguments import add_device, add_json, add_run
 from eval.export_hf import verify, write_files
-from eval.hf_config import home_of
-from eval.loading import Loaded, device_for, load_checkpoint
+from eval.hugging_face.hf_config import home_of
+from eval.shared.arguments import add_device, add_json, add_run
+from eval.shared.loading import Loaded, device_for, load_checkpoint
 
 INSTALL = "pip install 'lm-eval[hf]'"
 

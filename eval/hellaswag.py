@@ -21,11 +21,11 @@ from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_output
-from eval.arguments import add_device, add_dtype, add_json, add_run
-from eval.hellaswag_examples import FULL_SIZE, HellaSwag, read_hellaswag
-from eval.hellaswag_metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
-from eval.loading import Loaded, load_checkpoint, start_evaluation
-from eval.multiple_choice import BatchSize, require_room, trunk_share
+from eval.hellaswag_task.examples import FULL_SIZE, HellaSwag, read_hellaswag
+from eval.hellaswag_task.metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
+from eval.hellaswag_task.multiple_choice import BatchSize, require_room, trunk_share
+from eval.shared.arguments import add_device, add_dtype, add_json, add_run
+from eval.shared.loading import Loaded, load_checkpoint, start_evaluation
 from model.ranks import Ranks
 
 LESS_MEMORY = "give a smaller --batch (default 16, on a GPU 128) or --dtype bf16, or --device cpu where that has more"

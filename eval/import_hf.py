@@ -26,14 +26,14 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
-from data_prep.tokenization import Tokenizer, load_tokenizer
-from eval.arguments import folder_to_make
-from eval.hf_config import from_config, with_defaults
-from eval.hf_tensors import check_tensors, from_tensors, with_head_of
-from eval.hub_files import read_described, stands
-from eval.hub_models import find_model, read_weights
-from eval.hub_shapes import HubConfig
-from eval.tokenizer_import import recognise_tokenizer
+from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from eval.hugging_face.hf_config import from_config, with_defaults
+from eval.hugging_face.hf_tensors import check_tensors, from_tensors, with_head_of
+from eval.hugging_face.hub_files import read_described, stands
+from eval.hugging_face.hub_models import find_model, read_weights
+from eval.hugging_face.hub_shapes import HubConfig
+from eval.hugging_face.tokenizer_import import recognise_tokenizer
+from eval.shared.arguments import folder_to_make
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT

@@ -30,11 +30,11 @@ from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_output
-from data_prep.manifest import document_start
-from data_prep.token_set import TokenSet, find_token_set
-from data_prep.windows import Tokens, document_ids
-from eval.arguments import add_device, add_dtype, add_json, add_run
-from eval.loading import Loaded, load_checkpoint, start_evaluation
+from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.sequences import Tokens, document_ids
+from data_prep.token_sets.token_set import TokenSet, find_token_set
+from eval.shared.arguments import add_device, add_dtype, add_json, add_run
+from eval.shared.loading import Loaded, load_checkpoint, start_evaluation
 from model.gpt import GPT
 from model.precision import Dtype, autocast, non_finite_predictions
 from model.ranks import Ranks

@@ -21,12 +21,12 @@ from common.os_errors import refusal
 from common.progress import format_duration
 from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_output, write_output
 from common.regular_file import what_stands_at
-from eval.arguments import add_json
 from eval.reporting import figures
 from eval.reporting.comparison import run_row
 from eval.reporting.key_figures import differences, key_figures
 from eval.reporting.page import page
 from eval.reporting.run_data import RunData, load_runs, tell_complaints
+from eval.shared.arguments import add_json
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -36,9 +36,9 @@ from common.progress import format_count, format_duration
 from common.publish import write_json_output
 from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
 from common.run_folder import RunFolder
-from data_prep.token_set import TokenSet, TokenStream, find_token_set
-from eval.arguments import add_json
+from data_prep.token_sets.token_set import TokenSet, TokenStream, find_token_set
 from eval.reporting.run_data import training_script
+from eval.shared.arguments import add_json
 
 CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample

@@ -66,7 +66,7 @@ class GPT(nn.Module):
             that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
         recompute_norms: while training, recompute each norm together with the projection after it, which then keeps
             no input of its own: two (B, T, C) tensors a block less, for little work.
-        packed_head: the output layer laid out for a CPU's kernels by `model.packing`, which writing uses.
+        packed_head: the output layer laid out for a CPU's kernels by `model.cpu_inference`, which writing uses.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from common.addresses import is_loopback, listen_at, loopback_interface, own_address
-from model.launcher import Place, meeting_address
+from model.rank_environment import Place, meeting_address
 
 STORE_FILE = "LONGHAUL_STORE"  # in the environment of ranks that are all of one machine: the file that they share
 MEETING_KEY = "LONGHAUL_MEETING_KEY"  # of ranks on several: what their entries in the store begin with

@@ -22,9 +22,9 @@ from torch import Tensor
 from common.environment import whole_number
 from common.errors import UserError
 from common.host_limits import allowed_cores
-from model.launcher import TO_TRAIN_ALONE, Place, launcher_is_known, place_of_this_process
 from model.meeting import STORE_FILE, describe_meeting, open_store
 from model.messages import Kind, decode, encode
+from model.rank_environment import TO_TRAIN_ALONE, Place, launcher_is_known, place_of_this_process
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 Decision = TypeVar("Decision")

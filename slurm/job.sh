@@ -58,12 +58,12 @@ begin() { # [TRAINER OPTION…]: write down the start, and where the ranks meet
     for node in "${nodes[@]}"; do addresses+=("$(address_of "$node")"); done
     check_tasks
     say "on ${nodes[*]}"
-    printed=$("${python[@]}" slurm/begin.py --nodes "${nodes[*]}" --addresses "${addresses[*]}" \
+    printed=$("${python[@]}" slurm/start_job.py --nodes "${nodes[*]}" --addresses "${addresses[*]}" \
         --launch "$LONGHAUL_LAUNCH" -- "$@") || status=$?
     take_values <<< "$printed"
     if [ "$status" != 0 ]; then exit "$status"; fi
     if [ -z "$beginning" ]; then
-        say "error: ${python[*]} slurm/begin.py ended well, but its output has not come here: does a wrapper or a" \
+        say "error: ${python[*]} slurm/start_job.py ended well, but its output has not come here: does a wrapper or a" \
             "container keep it back?" >&2
         exit 2
     fi
@@ -158,7 +158,7 @@ conclude() {
     local status=0 flags=()
     if [ -n "$asked" ]; then flags+=(--asked); fi
     if [ -n "$told" ]; then flags+=(--told); fi
-    "${python[@]}" slurm/decide.py "$run_folder" --job "$(scontrol -o show job "$SLURM_JOB_ID")" \
+    "${python[@]}" slurm/requeue.py "$run_folder" --job "$(scontrol -o show job "$SLURM_JOB_ID")" \
         --exit-status "$launcher_status" "${flags[@]}" || status=$?
     end_job "$status"
 }

@@ -22,8 +22,8 @@ from common.addresses import listen_at
 from common.command_line import CommandParser
 from common.environment import whole_number
 from common.errors import UserError, exit_on_user_error
-from data_prep.token_set import TokenSet
-from slurm.beginning import Beginning, read_mark
+from data_prep.token_sets.token_set import TokenSet
+from slurm.start_info import Beginning, read_mark
 
 PATIENCE_SECONDS = 30.0  # a network file system may show a new file this late
 LOOK_SECONDS = 0.2

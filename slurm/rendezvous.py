@@ -12,8 +12,8 @@ import psutil
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from slurm.history import StartId
 from slurm.shell_values import print_values
-from slurm.starts import StartId
 
 LOWEST_PORT = 10_000
 HIGHEST_PORT = 65_535

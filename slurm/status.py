@@ -29,7 +29,7 @@ from common.publish import file_to_write, write_json_output
 from common.run_files import leniently, read_configuration, unreadable
 from common.run_folder import RunFolder
 from slurm.controller import job_record
-from slurm.starts import read_starts
+from slurm.history import read_starts
 
 RECENT_STEPS = 20  # the speed is the median of these
 

@@ -18,12 +18,12 @@ from common.environment import whole_number
 from common.errors import UserError
 from common.plain_text import accept_any_text
 from common.run_folder import RunFolder
-from slurm.begin import begin
-from slurm.beginning import Beginning, leave_mark, read_mark
 from slurm.controller import ask, node_addresses
-from slurm.decide import EXIT_STATUS, Decision, decide_for
+from slurm.history import StartId
 from slurm.preflight import PATIENCE_SECONDS, check_nodes
-from slurm.starts import StartId
+from slurm.requeue import EXIT_STATUS, Decision, decide_for
+from slurm.start_info import Beginning, leave_mark, read_mark
+from slurm.start_job import begin
 
 PROJECT = Path(__file__).resolve().parents[1]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

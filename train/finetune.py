@@ -18,10 +18,10 @@ from common.errors import UserError, exit_on_user_error
 from common.paths import expand_path
 from common.run_folder import RunFolder
 from model.config import ModelConfig
-from train.base import find_base, with_adapters
-from train.config import PROJECT, Command, read_command
-from train.finetune_config import FinetuneConfig, check_targets, fit_to_base
 from train.pretrain import start
+from train.settings.command_line import PROJECT, Command, read_command
+from train.settings.finetune import FinetuneConfig, check_targets, fit_to_base
+from train.startup.initial_weights import find_base, with_adapters
 
 USAGE = "python train/finetune.py RUN_OR_CHECKPOINT [--config FILE] [--section.key value …]"
 

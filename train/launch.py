@@ -31,7 +31,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.errors import INTERRUPTED_STATUS, UserError, exit_on_user_error
 
-AGENT = Path(__file__).with_name("torchrun_agent.py")
+AGENT = Path(__file__).with_name("launching") / "torchrun_agent.py"
 AGENT_PARENT = "LONGHAUL_AGENT_PARENT"
 POLL_SECONDS = 0.1
 SAME_SECONDS = 0.5  # a second Ctrl-C comes later than this

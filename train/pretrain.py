@@ -22,17 +22,42 @@ from common.checkpoint_files import read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError, exit_on_user_error
 from common.run_folder import RunFolder
-from data_prep.manifest import document_start
-from data_prep.token_set import TokenSet, find_token_set
-from data_prep.tokenization import load_tokenizer
-from data_prep.windows import Windows
+from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.token_set import TokenSet, find_token_set
+from data_prep.tokenization.tokenizer import load_tokenizer
 from model.counts import flops_per_token, peak_flops
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.lora import LoraConfig
 from model.precision import Dtype
 from model.ranks import Ranks, agreed, share_threads, start_ranks
-from train.announce import (
+from train.batches.loader import StepLoader
+from train.batches.local_copy import stage
+from train.batches.plan import BatchPlan, plan_batch
+from train.checkpoints.disk_space import check_space
+from train.checkpoints.ownership import checkpoint_bytes
+from train.checkpoints.reader import load_training_state
+from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
+from train.checkpoints.saver import CheckpointKeeper
+from train.checkpoints.writer import CheckpointWriter, Progress
+from train.evaluations.between import SampleWriter, Validator, check_prompts
+from train.evaluations.due import NOTHING, Due, missing_after
+from train.evaluations.hellaswag import HellaSwagProbe, check_hellaswag
+from train.optimization.compilation import compile_blocks
+from train.optimization.ddp import Parallel
+from train.optimization.optimizer import build_optimizer
+from train.optimization.schedule import Course
+from train.optimization.step import Stepper
+from train.run.failure import FailureReporter
+from train.run.heartbeat import Heartbeat
+from train.run.lock import holding_lock
+from train.run.provenance import describe_rank
+from train.run.recorder import Recorder
+from train.run.state import RunState
+from train.run.wandb_mirror import WandbMirror
+from train.settings.command_line import Config, Options, as_dict, read_config, to_yaml
+from train.startup.announce import (
     describe_course,
     describe_data,
     describe_in_place,
@@ -40,42 +65,17 @@ from train.announce import (
     describe_model,
     describe_run,
 )
-from train.base import Base
-from train.batch import BatchPlan, plan_batch
-from train.between import SampleWriter, Validator, check_prompts
-from train.checkpoint import CheckpointWriter, Progress
-from train.checkpoint_reading import load_training_state
-from train.choices import recompute_every, resolve, set_determinism
-from train.compilation import compile_blocks
-from train.config import Config, Options, as_dict, read_config, to_yaml
-from train.course import check_course, plan_resumed, warm_up_facts
-from train.deadline import StopMargin, check_deadline, open_deadline
-from train.due import NOTHING, Due, missing_after
-from train.failure import FailureReporter
-from train.fitting import fit_to_data
-from train.heartbeat import Heartbeat
-from train.hellaswag_probe import HellaSwagProbe, check_hellaswag
-from train.keeper import CheckpointKeeper
-from train.loader import StepLoader
-from train.loop import TrainingLoop
-from train.memory_advice import memory_advice
-from train.optimizer import build_optimizer
-from train.parallel import Parallel
-from train.position import Reading, begin_progress
-from train.prepare import check_files, prepare_folder
-from train.provenance import describe_rank
-from train.recorder import Recorder
-from train.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
-from train.run_context import RunContext
-from train.run_lock import holding_lock
-from train.run_state import RunState
-from train.schedule import Course
-from train.shares import checkpoint_bytes
-from train.space import check_space
-from train.staging import stage
-from train.step import Stepper
-from train.stopping import LauncherWatch, StopRequest
-from train.wandb_mirror import WandbMirror
+from train.startup.auto import recompute_every, resolve, set_determinism
+from train.startup.context import RunContext
+from train.startup.course import check_course, plan_resumed, warm_up_facts
+from train.startup.fit_to_data import fit_to_data
+from train.startup.initial_weights import Base
+from train.startup.memory_advice import memory_advice
+from train.startup.position import Reading, begin_progress
+from train.startup.prepare import check_files, prepare_folder
+from train.stopping.deadline import StopMargin, check_deadline, open_deadline
+from train.stopping.stop_requests import LauncherWatch, StopRequest
+from train.trainer import TrainingLoop
 
 
 @record

@@ -22,7 +22,7 @@ from common.progress import format_count
 from common.rewritten_file import read_record
 from common.run_files import read_configuration, unreadable
 from common.run_folder import RunFolder
-from train.wandb_mirror import MIRRORED, new_place, open_run, read_place, send, write_place
+from train.run.wandb_mirror import MIRRORED, new_place, open_run, read_place, send, write_place
 
 
 def main() -> int:

@@ -30,11 +30,11 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     "forward": [("model.gpt", "GPT", "forward")],
     "backward": [("torch", "Tensor", "backward")],
     "optimizer": [("torch.optim", "AdamW", "step")],
-    "snapshot": [("train.snapshot", None, "take")],
-    "write": [("train.background_save", None, "save_tensors")],
-    "hash": [("train.background_save", None, "sha256_file")],
-    "rename": [("train.checkpoint", None, "publish_folder")],
-    "validation": [("train.between", "Validator", "validate")],
+    "snapshot": [("train.checkpoints.snapshot", None, "take")],
+    "write": [("train.checkpoints.background_write", None, "save_tensors")],
+    "hash": [("train.checkpoints.background_write", None, "sha256_file")],
+    "rename": [("train.checkpoints.writer", None, "publish_folder")],
+    "validation": [("train.evaluations.between", "Validator", "validate")],
 }
 WITHIN_A_STEP = ("forward", "backward", "optimizer")  # validation and warm-up go forward too
 
@@ -97,7 +97,7 @@ def lay(snare: Snare) -> None:
     """Wrap the functions of the snare's phase, and the step, which counts."""
     for module, owner, name in WRAPPED[snare.trap.phase]:
         wrap(module, owner, name, lambda original: surround(original, snare))
-    wrap("train.step", "Stepper", "__call__", lambda original: watch_step(original, snare))
+    wrap("train.optimization.step", "Stepper", "__call__", lambda original: watch_step(original, snare))
 
 
 def surround(original: Callable[..., Any], snare: Snare) -> Callable[..., Any]:

@@ -9,29 +9,29 @@ from tests.helpers.source_code import product_code
 CALLERS = "its callers in the code"
 # What a statement that does more than narrow a type rests on. A new one needs a reason why nobody outside can break it.
 INVARIANTS = {
-    "data_prep/cached_files.py: hashlib.sha256(data).hexdigest() == GPT2_FILES[name]": "the merges' own SHA-256",
-    "data_prep/shard_writer.py: shard_tokens > 0": "the option's type",
-    "data_prep/shard_writer.py: split in SPLITS": CALLERS,
-    "data_prep/shard_writer.py: tokens.dtype == self._tokenizer.dtype": CALLERS,
-    "data_prep/windows.py: 1 <= self.stride <= block_size": "train/config.py",
-    "eval/decoding.py: not model.training": CALLERS,
-    "eval/decoding.py: slide is None or 1 <= slide <= model.config.block_size": "eval/generate.py's check",
-    "eval/loss.py: 0 < window_count <= windows.count": "train/fitting.py",
+    "data_prep/tokenization/cached_files.py: hashlib.sha256(data).hexdigest() == GPT2_FILES[name]": "the merges' hash",
+    "data_prep/token_sets/shard_writer.py: shard_tokens > 0": "the option's type",
+    "data_prep/token_sets/shard_writer.py: split in SPLITS": CALLERS,
+    "data_prep/token_sets/shard_writer.py: tokens.dtype == self._tokenizer.dtype": CALLERS,
+    "data_prep/token_sets/sequences.py: 1 <= self.stride <= block_size": "train/settings/command_line.py",
+    "eval/generation/decoding.py: not model.training": CALLERS,
+    "eval/generation/decoding.py: slide is None or 1 <= slide <= model.config.block_size": "eval/generate.py's check",
+    "eval/shared/loss.py: 0 < window_count <= windows.count": "train/startup/fit_to_data.py",
     "eval/perplexity.py: targets % length == 0": CALLERS,
-    "eval/text_stream.py: all(stops)": "eval/generate.py's check",
-    "eval/tokenizer_files.py: set(shown.values()) == set(pre_tokenizers.ByteLevel.alphabet())": "the package",
+    "eval/generation/text_stream.py: all(stops)": "eval/generate.py's check",
+    "eval/hugging_face/tokenizer_files.py: set(shown.values()) == set(pre_tokenizers.ByteLevel.alphabet())": "its rule",
     "model/attention_masks.py: dropout == 0": CALLERS,
     "model/cache.py: lengths is None or length > 1": CALLERS,
     "model/cache.py: not (torch.is_grad_enabled() and k.requires_grad)": CALLERS,
     "model/gpt.py: positions is None": CALLERS,
     "model/gpt.py: document_ids is None": CALLERS,
     "model/messages.py: is_dataclass(value)": CALLERS,
-    "train/between.py: result.tokens == self.measured_on['val_tokens']": "arithmetic",
-    "train/checkpoint.py: self._pending is None": CALLERS,
-    "train/loader.py: windows.count > 0": "train/fitting.py",
-    "train/optimizer.py: len(owned) == len(set(owned)) and set(owned) == trainable": "arithmetic",
-    "train/order.py: 0 < size < 1 << 62": "train/fitting.py",
-    "train/schedule.py: 1 <= done": "arithmetic",
+    "train/evaluations/between.py: result.tokens == self.measured_on['val_tokens']": "arithmetic",
+    "train/checkpoints/writer.py: self._pending is None": CALLERS,
+    "train/batches/loader.py: windows.count > 0": "train/startup/fit_to_data.py",
+    "train/optimization/optimizer.py: len(owned) == len(set(owned)) and set(owned) == trainable": "arithmetic",
+    "train/batches/shuffle.py: 0 < size < 1 << 62": "train/startup/fit_to_data.py",
+    "train/optimization/schedule.py: 1 <= done": "arithmetic",
 }
 
 
@@ -61,4 +61,4 @@ def test_nothing_waits_for_an_assertion_of_its_own() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler) and node.type is not None and "AssertionError" in ast.unparse(node.type)
     }
-    assert found <= {"train/launch_options.py"}
+    assert found <= {"train/launching/launch_options.py"}

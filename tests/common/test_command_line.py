@@ -7,7 +7,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 # they start processes, or are started by one: tests/train/test_launch.py
-OF_TORCHRUN = {"train/launch.py", "train/torchrun_agent.py"}
+OF_TORCHRUN = {"train/launch.py", "train/launching/torchrun_agent.py"}
 ASK_ALL = """
 import contextlib, json, runpy, sys, tempfile
 answers = {}
@@ -29,7 +29,7 @@ print(json.dumps(answers))
 def entry_scripts() -> list[str]:
     rooms = ("data_prep", "eval", "model", "setup", "slurm", "train")
     found = [
-        path for room in rooms for path in (PROJECT / room).glob("*.py") if "exit_on_user_error(" in path.read_text()
+        path for room in rooms for path in (PROJECT / room).rglob("*.py") if "exit_on_user_error(" in path.read_text()
     ]
     return sorted({path.relative_to(PROJECT).as_posix() for path in found} - OF_TORCHRUN)
 

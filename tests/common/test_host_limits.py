@@ -87,8 +87,8 @@ def test_a_real_group_s_limit_holds_for_workers_and_is_shared_by_the_ranks_of_a_
     code = (
         "import torch\n"
         "from common.host_limits import available_memory_bytes\n"
-        "from data_prep.workers import choose_workers\n"
-        "from train.machine import free_memory_bytes\n"
+        "from data_prep.corpora.workers import choose_workers\n"
+        "from model.devices import free_memory_bytes\n"
         "print(available_memory_bytes(), choose_workers(None), free_memory_bytes(torch.device('cpu'), 4))"
     )
     script = f'echo {GIB} > {group}/{limit} && echo $$ > {group}/cgroup.procs && exec "$0" -c "$1"'

@@ -23,8 +23,8 @@ from eval.reporting.run_data import load_run
 from slurm.status import read_status, table
 from tests.helpers.recorded_runs import recorded_run
 from tests.helpers.training import PROJECT
-from train import heartbeat
-from train.heartbeat import Heartbeat
+from train.run import heartbeat
+from train.run.heartbeat import Heartbeat
 
 NOW = 1_700_000_000.0
 SIGNS = Signs(

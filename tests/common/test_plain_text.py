@@ -44,7 +44,7 @@ def command(script: str, *arguments: object, environment: dict[str, str], text: 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, Path]:
     """What a run in the C locale printed, and its folder, whose name the locale takes for bytes that are no text."""
-    from data_prep.tokenization import CharTokenizer
+    from data_prep.tokenization.tokenizer import CharTokenizer
 
     folder = tmp_path_factory.mktemp("plain")
     data = make_token_set(folder / "data", tokenizer=CharTokenizer(SYMBOLS, end_of_text=True)).folder

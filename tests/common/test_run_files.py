@@ -15,11 +15,11 @@ from common.regular_file import NotAFile
 from common.rewritten_file import read_record
 from common.run_files import read_configuration, read_samples, read_score, read_starts, read_table
 from common.run_folder import RunFolder
-from slurm.beginning import mark_path, read_mark
-from slurm.starts import StartId, fruitless_starts, starts_file
-from slurm.starts import read_starts as read_slurm_starts
+from slurm.history import StartId, fruitless_starts, starts_file
+from slurm.history import read_starts as read_slurm_starts
+from slurm.start_info import mark_path, read_mark
 from tests.helpers.recorded_runs import recorded_run
-from train.heartbeat import silent_ranks, vanished_ranks
+from train.run.heartbeat import silent_ranks, vanished_ranks
 
 READERS: dict[str, Callable[[RunFolder], Any]] = {
     "state": RunFolder.read_state,

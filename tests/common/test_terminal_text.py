@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from common.checkpoint_files import write_checkpoint_manifest
 from common.plain_text import one_line, printable, shown
 from common.run_folder import RunFolder
-from data_prep.tokenization import CharTokenizer
+from data_prep.tokenization.tokenizer import CharTokenizer
 from tests.helpers.source_code import product_code
 from tests.helpers.terminal import Shown, run_on_terminal
 from tests.helpers.token_sets import make_token_set
@@ -145,7 +145,7 @@ def failed_run(folder: Path) -> list[str]:
     run = RunFolder(folder / "failed")
     run.path.mkdir()
     run.write_state("failed", reason=NAME, step=1, tokens=1, failure="exception")
-    return ["slurm/decide.py", "failed"]
+    return ["slurm/requeue.py", "failed"]
 
 
 def hostile_yaml(folder: Path) -> list[str]:
@@ -181,7 +181,7 @@ SAYING: dict[str, tuple[Arguments, int]] = {
     "no such option": (["train/pretrain.py", f"--{EVIL}"], 2),
     "no such script": (["train/launch.py", "--standalone", EVIL], 2),
     "no run to mirror": (["train/sync_wandb.py", NAME], 2),
-    "no data": (["slurm/begin.py", "--nodes=a", "--", "--config=tiny.yaml", f"--data.path={EVIL}"], 2),
+    "no data": (["slurm/start_job.py", "--nodes=a", "--", "--config=tiny.yaml", f"--data.path={EVIL}"], 2),
     "no beginning": (["slurm/preflight.py", "--nodes", EVIL, EVIL], 2),
     "export": (["eval/export_hf.py", RUN, EVIL], 0),
 }
@@ -213,10 +213,10 @@ NAMELESS: dict[str, list[str]] = {
     "generate": ["eval/generate.py", f"more/{NO_TEXT}", "--prompt=a", "--json=f.json"],
     "perplexity": ["eval/perplexity.py", f"more/{NO_TEXT}", "--json=g.json"],
     "export": ["eval/export_hf.py", f"more/{NO_TEXT}", "exported"],
-    "decide": ["slurm/decide.py", f"more/{NO_TEXT}"],
+    "decide": ["slurm/requeue.py", f"more/{NO_TEXT}"],
     "mirror": ["train/sync_wandb.py", f"more/{NO_TEXT}"],
     "resume": ["train/pretrain.py", "--config=tiny.yaml", f"--resume=more/{NO_TEXT}", "--run.name=b"],
-    "begin": ["slurm/begin.py", "--nodes=a", "--", "--config=tiny.yaml", f"--run.name={NO_TEXT}"],
+    "begin": ["slurm/start_job.py", "--nodes=a", "--", "--config=tiny.yaml", f"--run.name={NO_TEXT}"],
     "prepare": ["data_prep/text_files.py", f"more/{NO_TEXT}.txt", "--tokenizer=byte", "--val-tokens=9", "--out=more/p"],
     "verify": ["data_prep/verify.py", f"more/{NO_TEXT}.set", "--json=h.json"],
     "train on": ["train/pretrain.py", "--config=tiny.yaml", f"--data.path=more/{NO_TEXT}.set", "--run.root=more/runs"],

@@ -22,15 +22,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data_prep import inputs
-from data_prep.corpus import Corpus, Settings, prepare
-from data_prep.encode_pool import START_METHODS, EncodePool
-from data_prep.encode_worker import Selection, Work
-from data_prep.journal import JOURNAL_FILE, Begun
-from data_prep.local_files import LocalFiles
-from data_prep.preparation import chosen_for_validation, positive_count
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import ByteTokenizer, load_tokenizer
+from data_prep.corpora import readers as inputs
+from data_prep.corpora.corpus import Corpus, Settings, prepare
+from data_prep.corpora.encode_pool import START_METHODS, EncodePool
+from data_prep.corpora.encode_worker import Selection, Work
+from data_prep.corpora.journal import JOURNAL_FILE, Begun
+from data_prep.corpora.local_files import LocalFiles
+from data_prep.corpora.preparation import chosen_for_validation, positive_count
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import ByteTokenizer, load_tokenizer
 from tests.helpers.parquet_files import make_source, texts, write_parquet
 
 ONE_IN = 4
@@ -262,7 +262,7 @@ def work_on(path, group, rows, number=0):
 
 
 def test_parts_come_in_order_and_what_waits_is_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.encode_pool.BUFFERED_BYTES", 1)
+    monkeypatch.setattr("data_prep.corpora.encode_pool.BUFFERED_BYTES", 1)
     path = tmp_path / "d.parquet"
     write_parquet(path, texts(2_000, seed=1), row_group=20)
     tokenizer = ByteTokenizer()
@@ -377,7 +377,7 @@ def test_what_can_not_be_read_is_skipped_and_listed_whatever_happens(method, tmp
     """The same set and the same list for any number of processes and stops; blocks of 2 KB under fork."""
     if method == "fork":
         monkeypatch.setattr(inputs, "BLOCK_BYTES", 2_000)
-        monkeypatch.setattr("data_prep.corpus.WORK_BYTES", 3_000)  # row groups are shared
+        monkeypatch.setattr("data_prep.corpora.corpus.WORK_BYTES", 3_000)  # row groups are shared
     source, out = tmp_path / "source", tmp_path / "out"
     names, lines = damaged_source(source)
     corpus = Corpus("test", {}, LocalFiles(source, names), settings_for(4_000, 6_000, None, None), ByteTokenizer())

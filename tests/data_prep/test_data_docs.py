@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from data_prep.fineweb import REPOSITORY, REVISION
-from data_prep.token_set import TokenSet
+from data_prep.token_sets.token_set import TokenSet
 from tests.helpers.http_server import Server, hub_files
 from tests.helpers.parquet_files import make_source, texts, write_parquet
 

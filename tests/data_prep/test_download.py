@@ -10,8 +10,8 @@ from itertools import pairwise
 import pytest
 
 from common.errors import UserError
-from data_prep import download as module
-from data_prep.download import Stopped, download
+from data_prep.corpora import download as module
+from data_prep.corpora.download import Stopped, download
 from tests.helpers.http_server import Fault, Server
 
 DATA = os.urandom(3_000_000)

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.errors import UserError
-from data_prep.corpus import InputFile
-from data_prep.encode_pool import START_METHODS
-from data_prep.hub import HubFiles, HubSource, config_patterns, matches
-from data_prep.token_set import TokenSet
+from data_prep.corpora.corpus import InputFile
+from data_prep.corpora.encode_pool import START_METHODS
+from data_prep.corpora.hub import HubFiles, HubSource, config_patterns, matches
+from data_prep.token_sets.token_set import TokenSet
 from tests.helpers.http_server import Fault, Server, hub_files
 from tests.helpers.mounts import fill, make_read_only, small_disk
 from tests.helpers.parquet_files import make_source, texts, write_parquet
@@ -190,7 +190,7 @@ def test_ctrl_c_leaves_nothing_half_written(tmp_path):
 
 
 def test_two_writers_are_kept_apart(source, tmp_path):
-    from data_prep.preparation import writing_alone
+    from data_prep.corpora.preparation import writing_alone
 
     with writing_alone(tmp_path / "set"):
         done = run(tmp_path / "set", *small(source), "--workers", 0)

@@ -13,18 +13,19 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
-from data_prep import inputs, text_files
-from data_prep.corpus import InputFile
-from data_prep.corpus_command import _remove_leftovers
-from data_prep.file_kinds import is_utf8
-from data_prep.hub import HubFiles, HubSource
-from data_prep.inputs import UnitReader, Unreadable, units
-from data_prep.journal import JOURNAL_FILE, Begun, Journal, source_difference
-from data_prep.local_files import find_files, local_parquet
-from data_prep.manifest import Manifest, Shard
-from data_prep.shard_writer import clear_token_set
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import ByteTokenizer, load_tokenizer
+from data_prep import text_files
+from data_prep.corpora import readers as inputs
+from data_prep.corpora.corpus import InputFile
+from data_prep.corpora.corpus_command import _remove_leftovers
+from data_prep.corpora.file_kinds import is_utf8
+from data_prep.corpora.hub import HubFiles, HubSource
+from data_prep.corpora.journal import JOURNAL_FILE, Begun, Journal, source_difference
+from data_prep.corpora.local_files import find_files, local_parquet
+from data_prep.corpora.readers import UnitReader, Unreadable, units
+from data_prep.token_sets.manifest import Manifest, Shard
+from data_prep.token_sets.shard_writer import clear_token_set
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import ByteTokenizer, load_tokenizer
 from data_prep.verify import set_problems
 from tests.helpers.parquet_files import write_parquet
 from tests.helpers.token_sets import make_token_set
@@ -166,7 +167,7 @@ def test_a_source_without_files_differs_from_one_with(tmp_path: Path) -> None:
 def test_a_journal_too_large_to_be_read_again_is_refused_before_the_first_shard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.journal.MOST_BYTES", 200)
+    monkeypatch.setattr("data_prep.corpora.journal.MOST_BYTES", 200)
     with pytest.raises(UserError, match="put the documents into fewer files"):
         journal_in(tmp_path)
 

@@ -12,13 +12,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data_prep import huggingface_tokenizer, inputs, tokenization
-from data_prep.byte_level import shown_bytes
-from data_prep.encode_worker import Selection, Work, encode
-from data_prep.huggingface_tokenizer import Framing, HuggingFaceTokenizer, check_carried
-from data_prep.inputs import UnitReader
-from data_prep.tokenization import Tokenizer, load_tokenizer
-from eval.text_stream import TextStream
+from data_prep.corpora import readers as inputs
+from data_prep.corpora.encode_worker import Selection, Work, encode
+from data_prep.corpora.readers import UnitReader
+from data_prep.tokenization import huggingface_tokenizer
+from data_prep.tokenization import tokenizer as tokenization
+from data_prep.tokenization.byte_level import shown_bytes
+from data_prep.tokenization.huggingface_tokenizer import Framing, HuggingFaceTokenizer, check_carried
+from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from eval.generation.text_stream import TextStream
 from tests.helpers.hf_tokenizers import BYTE_LEVEL, CORPUS, SENTENCE_PIECE, tokenizer_json
 
 tokenizers = pytest.importorskip("tokenizers")

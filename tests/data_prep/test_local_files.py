@@ -11,9 +11,9 @@ import pyarrow as pa
 import pytest
 
 from common.errors import UserError
-from data_prep.file_walk import told_passed_over
-from data_prep.local_files import find_files, local_parquet
-from data_prep.split_names import choose_training_files
+from data_prep.corpora.file_walk import told_passed_over
+from data_prep.corpora.local_files import find_files, local_parquet
+from data_prep.corpora.split_names import choose_training_files
 from tests.helpers.parquet_files import write_parquet
 
 LINE = json.dumps({"text": "words"}) + "\n"

@@ -14,9 +14,9 @@ import pytest
 from common.checkpoint_files import write_checkpoint_manifest
 from common.publish import canonical_json
 from data_prep import prepare_offline
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import CharTokenizer, load_tokenizer
-from data_prep.tokenizer_choice import TokenizerChoice
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import CharTokenizer, load_tokenizer
+from data_prep.tokenization.tokenizer_choice import TokenizerChoice
 from tests.helpers.http_server import Server
 from tests.helpers.manifests import WHOLE
 from tests.helpers.parquet_files import texts, write_parquet

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from common.publish import sha256_file
-from data_prep.manifest import Shard, token_dtype
-from data_prep.preparation import finish_set
-from data_prep.shard_writer import ShardWriter, clear_token_set
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import ByteTokenizer, CharTokenizer
+from data_prep.corpora.preparation import finish_set
+from data_prep.token_sets.manifest import Shard, token_dtype
+from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer
 from tests.helpers.token_sets import char_tokenizer, make_token_set
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -273,7 +273,7 @@ def test_more_shards_than_the_soft_limit_of_open_files(tmp_path):
     code = (
         "import resource, sys; from pathlib import Path\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
-        "from data_prep.token_set import TokenSet\n"
+        "from data_prep.token_sets.token_set import TokenSet\n"
         "stream = TokenSet.open(Path(sys.argv[1])).split('train'); print(len(stream.read(0, len(stream))))"
     )
     make_token_set(tmp_path, train_tokens=300, val_tokens=10, shard_tokens=2)
@@ -287,8 +287,8 @@ def test_disk_full_is_one_line_and_published_shards_stay(tmp_path):
     code = (
         "import resource, sys, numpy as np; from pathlib import Path\n"
         "from common.errors import exit_on_user_error\n"
-        "from data_prep.shard_writer import ShardWriter\n"
-        "from data_prep.tokenization import ByteTokenizer\n"
+        "from data_prep.token_sets.shard_writer import ShardWriter\n"
+        "from data_prep.tokenization.tokenizer import ByteTokenizer\n"
         "def main():\n"
         "    with ShardWriter(Path(sys.argv[1]), 'train', ByteTokenizer(), 1000) as writer:\n"
         "        writer.write(np.zeros(1500, dtype=np.uint16))\n"

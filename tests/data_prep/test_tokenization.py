@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from data_prep import tokenization
-from data_prep.cached_files import GPT2_FILES, GPT2_URL, gpt2_cache_file, place_gpt2_files
-from data_prep.gpt2_encoding import MARK
-from data_prep.tokenization import ByteTokenizer, CharTokenizer, load_tokenizer
+from data_prep.tokenization import tokenizer as tokenization
+from data_prep.tokenization.cached_files import GPT2_FILES, GPT2_URL, gpt2_cache_file, place_gpt2_files
+from data_prep.tokenization.gpt2_encoding import MARK
+from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -147,7 +147,8 @@ def test_uint32_above_65536_ids():
 
 
 ENCODE = (
-    "from data_prep.tokenization import load_tokenizer; print(load_tokenizer('gpt2').encode('hello world').tolist())"
+    "from data_prep.tokenization.tokenizer import load_tokenizer\n"
+    "print(load_tokenizer('gpt2').encode('hello world').tolist())"
 )
 
 
@@ -198,7 +199,7 @@ def test_a_damaged_vocabulary_is_one_line_and_no_download(tmp_path, damage, word
         "def refuse(*a, **k): raise SystemExit('it went to the network')\n"
         "socket.socket.connect = refuse\n"
         "from common.errors import exit_on_user_error\n"
-        "from data_prep.tokenization import load_tokenizer\n"
+        "from data_prep.tokenization.tokenizer import load_tokenizer\n"
         "exit_on_user_error(lambda: load_tokenizer('gpt2') and 0)"
     )
     process = start_encoding({"LONGHAUL_CACHE": str(tmp_path / "cache")}, code=code, project=tmp_path)
@@ -212,7 +213,7 @@ def test_a_damaged_vocabulary_is_one_line_and_no_download(tmp_path, damage, word
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_git_leaves_the_line_ends_as_they_are(tmp_path):
     """Also where it is set up to change them, as on Windows: the hashes of what is read would differ."""
-    vocabulary = Path("data_prep/gpt2_vocabulary/vocab.bpe")
+    vocabulary = Path("data_prep/tokenization/gpt2_vocabulary/vocab.bpe")
 
     def git(*arguments):
         subprocess.run(["git", "-C", tmp_path, "-c", "core.autocrlf=true", *arguments], check=True, capture_output=True)

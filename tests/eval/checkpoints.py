@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from data_prep.tokenization import load_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer
 from model.ranks import start_ranks
 from tests.model.small import small_model
-from train.checkpoint import CheckpointWriter, Progress
+from train.checkpoints.writer import CheckpointWriter, Progress
 
 
 def write_checkpoint(folder: Path, *, tokenizer="byte", step=7, noise=0.1, seed=0, **options) -> Path:

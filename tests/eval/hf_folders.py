@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import UserError
-from data_prep.tokenization import load_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer
 from eval import import_hf
-from eval.loading import load_checkpoint
-from eval.tokenizer_files import write_tokenizer_files
+from eval.hugging_face.tokenizer_files import write_tokenizer_files
+from eval.shared.loading import load_checkpoint
 from tests.helpers.hf_tokenizers import tokenizer_json
 from tests.helpers.training import PROJECT
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from eval import bench_generate
+from eval.benchmarks import bench_generate
 from tests.eval.checkpoints import write_checkpoint
 
 

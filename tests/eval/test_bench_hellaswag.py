@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.bench_hellaswag import main
+from eval.benchmarks.bench_hellaswag import main
 from tests.eval.checkpoints import write_checkpoint
 from tests.eval.hellaswag_files import official_rows, write_official
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from eval.decoding import COUNT, END, FULL, Decoding, context_start, goes_on
-from eval.sampling import Sampling
+from eval.generation.decoding import COUNT, END, FULL, Decoding, context_start, goes_on
+from eval.generation.sampling import Sampling
 from tests.model.small import option_id, pairwise_options, small_model
 
 BLOCK = 16

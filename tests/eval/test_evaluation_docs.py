@@ -17,7 +17,7 @@ from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
 
 DOCUMENT = PROJECT / "docs" / "evaluation.md"
 SMALLER = {
-    "eval/bench_hellaswag.py": ["--run", "runs/demo", "--limit", "3"],
+    "eval/benchmarks/bench_hellaswag.py": ["--run", "runs/demo", "--limit", "3"],
     "train/pretrain.py": ["--run.max_steps=3", "--run.device=cpu", "--model.block_size=128", "--batch.micro_batch=4"],
 }
 

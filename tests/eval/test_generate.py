@@ -11,7 +11,7 @@ import pytest
 
 from common.checkpoint_files import OWN_HASH, read_checkpoint_manifest, write_checkpoint_manifest
 from common.errors import UserError
-from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
+from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from eval.generate import main
 from tests.eval.checkpoints import write_checkpoint
 from tests.helpers.hf_tokenizers import tokenizer_json

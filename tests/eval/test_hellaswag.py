@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data_prep.tokenization import load_tokenizer
-from eval import hellaswag_examples
+from data_prep.tokenization.tokenizer import load_tokenizer
 from eval.hellaswag import main
-from eval.hellaswag_examples import FULL_SIZE, evenly_spaced, read_hellaswag
-from eval.hellaswag_metrics import choose_all
-from eval.loading import load_checkpoint
-from eval.multiple_choice import BatchSize, Question, log_likelihoods
+from eval.hellaswag_task import examples as hellaswag_examples
+from eval.hellaswag_task.examples import FULL_SIZE, evenly_spaced, read_hellaswag
+from eval.hellaswag_task.metrics import choose_all
+from eval.hellaswag_task.multiple_choice import BatchSize, Question, log_likelihoods
+from eval.shared.loading import load_checkpoint
 from model.ranks import start_ranks
 from tests.eval.checkpoints import write_checkpoint
 from tests.eval.hellaswag_files import official_rows, write_official

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from data_prep.tokenization import END_OF_TEXT, CharTokenizer, load_tokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT, CharTokenizer, load_tokenizer
 from eval import export_hf, import_hf
-from eval.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config
-from eval.hf_tensors import to_tensors
-from eval.tokenizer_files import write_tokenizer_files
-from eval.tokenizer_import import recognise_tokenizer
+from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config
+from eval.hugging_face.hf_tensors import to_tensors
+from eval.hugging_face.tokenizer_files import write_tokenizer_files
+from eval.hugging_face.tokenizer_import import recognise_tokenizer
 from model.config import PRESETS
 from model.weights import load_model
 from tests.eval.checkpoints import write_checkpoint

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from data_prep.tokenization import load_tokenizer
+from data_prep.tokenization.tokenizer import load_tokenizer
 from eval import import_hf
-from eval.hf_config import DEFAULTS, MODEL_TYPES, with_defaults
-from eval.tokenizer_files import write_tokenizer_files
-from eval.tokenizer_import import recognise_tokenizer
+from eval.hugging_face.hf_config import DEFAULTS, MODEL_TYPES, with_defaults
+from eval.hugging_face.tokenizer_files import write_tokenizer_files
+from eval.hugging_face.tokenizer_import import recognise_tokenizer
 from tests.eval.hf_folders import call, check_equal, gpt2_folder, llama_folder, refused
 
 transformers = pytest.importorskip("transformers")

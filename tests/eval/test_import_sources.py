@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from data_prep.hub import find_on_hub
-from data_prep.huggingface_tokenizer import HuggingFaceTokenizer
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import END_OF_TEXT, load_tokenizer
+from data_prep.corpora.hub import find_on_hub
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
 from eval import export_hf, import_hf
-from eval.hub_models import find_model
-from eval.loading import load_checkpoint
-from eval.text_stream import TextStream
+from eval.generation.text_stream import TextStream
+from eval.hugging_face.hub_models import find_model
+from eval.shared.loading import load_checkpoint
 from tests.eval.hf_folders import call, check_equal, gpt2_folder, llama_folder, refused, run_by_path
 from tests.helpers.http_server import Server
 from tests.helpers.training import PROJECT

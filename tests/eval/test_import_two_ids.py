@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from data_prep.manifest import document_start
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import END_OF_TEXT
-from data_prep.windows import document_ids
+from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.sequences import document_ids
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import END_OF_TEXT
 from eval import export_hf, import_hf
-from eval.hellaswag_examples import Example
-from eval.hellaswag_metrics import build_questions
-from eval.loading import load_checkpoint
+from eval.hellaswag_task.examples import Example
+from eval.hellaswag_task.metrics import build_questions
+from eval.shared.loading import load_checkpoint
 from tests.eval.hf_folders import LLAMA3_ROPE, call, check_equal, refused, run_by_path, two_id_folder
 
 transformers = pytest.importorskip("transformers")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from eval.sampling import Sampling, choose_tokens, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
+from eval.generation.sampling import Sampling, choose_tokens, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 
 ROWS, VOCAB, PADDING = 40, 61, 3
 

@@ -14,14 +14,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.windows import Windows
+from data_prep.token_sets.sequences import Windows
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT
 from model.initialisation import initialise
 from tests.helpers.training import PROJECT
-from train.config import Config, read_config
-from train.schedule import plan_course
+from train.optimization.schedule import plan_course
+from train.settings.command_line import Config, read_config
 
 STUDY = PROJECT / "eval" / "records" / "2026-11-22-tiny-shakespeare"
 TRAINING_CHARACTERS = 1_003_854

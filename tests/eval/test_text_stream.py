@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.tokenization import load_tokenizer
-from eval.text_stream import TextStream
+from data_prep.tokenization.tokenizer import load_tokenizer
+from eval.generation.text_stream import TextStream
 
 TOKENIZERS = {kind: load_tokenizer(kind) for kind in ("byte", "gpt2")}
 

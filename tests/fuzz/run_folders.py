@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.run_folder import RunFolder
-from slurm.decide import EXIT_STATUS
+from slurm.requeue import EXIT_STATUS
 from tests.fuzz.bases import copy_base, make_base
 from tests.fuzz.cases import Case
 from tests.fuzz.mutations import json_bytes, mutate_bytes, mutate_json, replace_by
@@ -22,7 +22,7 @@ READERS = {
     "eval/watch.py": ["runs/one", "--once"],
     "eval/compare.py": ["runs/one", "runs/two"],
     "eval/plot_loss.py": ["runs/one"],
-    "slurm/decide.py": ["runs/one"],
+    "slurm/requeue.py": ["runs/one"],
     "train/sync_wandb.py": ["runs/one"],
 }
 TRAINERS = {
@@ -84,7 +84,7 @@ def cases(rng: random.Random, count: int, bases: Path) -> Iterator[Case]:
         label += f"{replaced[0]} replaced ({replaced[1]})" if replaced else ""
         given = [argument.replace("one", source.name) for argument in arguments]
         make = partial(_make, bases, source.name, changed, replaced)
-        also = tuple(EXIT_STATUS.values()) if entry == "slurm/decide.py" else ()
+        also = tuple(EXIT_STATUS.values()) if entry == "slurm/requeue.py" else ()
         yield Case("run_folders", label, [entry, *given], make, also=also)
 
 

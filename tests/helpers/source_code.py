@@ -15,7 +15,7 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def product_code() -> Iterator[tuple[Path, ast.Module]]:
-    """(path in the project, tree) of every file; `eval/records`, which stand above all rooms, among them."""
+    """(path in the project, tree) of every file; `records`, which stand above all rooms, among them."""
     for room in ROOMS:
         for path in sorted((PROJECT / room).rglob("*.py")):
             yield path.relative_to(PROJECT), _parsed(path)

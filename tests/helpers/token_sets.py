@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.preparation import finish_set
-from data_prep.shard_writer import ShardWriter
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import ByteTokenizer, CharTokenizer, Tokenizer
+from data_prep.corpora.preparation import finish_set
+from data_prep.token_sets.shard_writer import ShardWriter
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer, Tokenizer
 
 MEAN_DOCUMENT_TOKENS = 40
 

@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from model.launcher import Place, export_place, find_place
+from model.rank_environment import Place, export_place, find_place
 
 STEP = {  # of the task with number 3 of `srun -N 2 --ntasks-per-node=2`
     "SLURM_STEP_ID": "0",

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from common.errors import OutOfMemory, UserError
 from model.messages import decode, encode
 from tests.helpers.source_code import product_code
-from train.background_save import ShareWritten, WriteFailure
-from train.checkpoint import Saved, SaveFailed
-from train.due import Due
-from train.storage import StorageFailed
+from train.checkpoints.background_write import ShareWritten, WriteFailure
+from train.checkpoints.writer import Saved, SaveFailed
+from train.evaluations.due import Due
+from train.run.storage import StorageFailed
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.builds(Path, st.just("a/b"))

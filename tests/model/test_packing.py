@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from model.cache import KVCache
-from model.packing import PackedLinear, can_pack, pack
+from model.cpu_inference import PackedLinear, can_pack, pack
 from tests.model.small import option_id, pairwise_options, random_tokens, small_model
 
 

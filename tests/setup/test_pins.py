@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from data_prep.docstring_sources import required_distributions
+from data_prep.corpora.docstring_sources import required_distributions
 from setup.pin_packages import OF_TORCH, read_resolved
 from setup.pins import check_pins, hash_files
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.tokenization import ByteTokenizer
+from data_prep.tokenization.tokenizer import ByteTokenizer
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.parquet_files import make_source
 from tests.helpers.token_sets import make_token_set
@@ -53,7 +53,7 @@ OVERRIDES = {
     ".venv/bin/python eval/watch.py runs/demo --once": "",
     ".venv/bin/python eval/compare.py runs/demo": "",
     ".venv/bin/python eval/summary.py runs/demo --json runs/demo/report/summary.json": "",
-    ".venv/bin/python eval/records/2026-11-22-tiny-shakespeare/regenerate.py --out runs/tiny-shakespeare/record": (
+    ".venv/bin/python records/2026-11-22-tiny-shakespeare/regenerate.py --out runs/tiny-shakespeare/record": (
         "--only causal-seed1 --file CHANGELOG.md --data data/short --model.n_layer 1 --model.n_embd 16 "
         "--model.mlp_hidden 16 --run.max_steps 2 --run.compile false --eval.tokens 32"
     ),

@@ -33,7 +33,7 @@ import json, os, sys
 with open(os.environ["STAND_INS"] + "/started", "a") as file:
     print(json.dumps({{"argv": sys.argv[1:], "environment": dict(os.environ), "cwd": os.getcwd()}}), file=file)
 ' "$0" "$@" ;;
-    slurm/decide.py) echo; echo "finished: $2"; exit "${{DECISION:-0}}" ;;
+    slurm/requeue.py) echo; echo "finished: $2"; exit "${{DECISION:-0}}" ;;
     *) exec {sys.executable} "$@" ;;
 esac
 """

@@ -9,7 +9,7 @@ import pytest
 from slurm.submit import build_parser, minutes, plan_jobs
 from tests.helpers.training import PROJECT
 from tests.slurm.jobs import Bench
-from train.config import read_config
+from train.settings.command_line import read_config
 
 PAGE = (PROJECT / "docs" / "cluster.md").read_text()
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from common.addresses import listen_at
 from common.errors import UserError
 from slurm import rendezvous
-from slurm.begin import begin
-from slurm.beginning import Beginning, leave_mark, read_mark
+from slurm.history import StartId
 from slurm.preflight import CHALLENGE_BYTES, _hear, _tell, check_nodes
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range
-from slurm.starts import StartId
+from slurm.start_info import Beginning, leave_mark, read_mark
+from slurm.start_job import begin
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT
 

@@ -151,5 +151,5 @@ def test_the_same_without_slurm(tmp_path: Path):
 
 def test_the_job_s_beginning_does_not_wait_for_torch():
     """Importing it takes half a minute on a busy file system, and nothing is trained before a check of the options."""
-    code = "import sys, slurm.begin, slurm.preflight, slurm.decide; sys.exit('torch' in sys.modules)"
+    code = "import sys, slurm.start_job, slurm.preflight, slurm.requeue; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

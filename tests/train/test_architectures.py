@@ -9,7 +9,7 @@ import pytest
 
 from common.errors import UserError
 from eval import export_hf
-from eval.hf_config import home_of
+from eval.hugging_face.hf_config import home_of
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, curve, losses, run_of, tiny_arguments, train
 from tests.model.small import option_id, pairwise_options, small_config

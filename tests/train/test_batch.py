@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from train.batch import largest_micro_batch, plan_batch
+from train.batches.plan import largest_micro_batch, plan_batch
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 16), st.integers(1, 16))

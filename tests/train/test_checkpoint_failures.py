@@ -34,7 +34,7 @@ def state_of(run: RunFolder) -> dict[str, Any]:
 
 def train_with_files_limited(arguments: list[str], limit_from_step: int) -> None:
     """A trainer whose files may not grow beyond a limit after some step: a failing write that needs no special disk."""
-    from train import keeper
+    from train.checkpoints import saver as keeper
 
     begin = keeper.CheckpointKeeper.save
 
@@ -91,7 +91,7 @@ def test_the_last_save_must_succeed(tmp_path: Path, data: Path, policy: str) -> 
 
 def train_with_a_save_that_waits(arguments: list[str], step: int, go_on: Path) -> None:
     """A trainer that, when one save is due, has finished the one before and waits until a file appears."""
-    from train import keeper
+    from train.checkpoints import saver as keeper
 
     begin = keeper.CheckpointKeeper.save
 
@@ -164,7 +164,7 @@ def train_and_tell(arguments: list[str], told: Path) -> None:
 
 def train_until_nothing_has_room(arguments: list[str], step: int, told: Path) -> None:
     """A trainer on whose disk not a byte is left from some save on; what it says on stderr goes to `told`."""
-    from train import keeper
+    from train.checkpoints import saver as keeper
 
     begin = keeper.CheckpointKeeper.save
 

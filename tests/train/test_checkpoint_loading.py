@@ -21,19 +21,19 @@ from model.weights import read_tensors, save_tensors
 from tests.helpers.manifests import FACTS
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, start_ranks_training, tiny_arguments, train
-from train.checkpoint import CheckpointWriter, Progress
-from train.checkpoint_reading import load_training_state
-from train.optim_config import OptimConfig
-from train.optimizer import build_optimizer
+from train.checkpoints.reader import load_training_state
+from train.checkpoints.writer import CheckpointWriter, Progress
+from train.optimization.optimizer import build_optimizer
+from train.settings.optim_section import OptimConfig
 
 LOAD_AND_STEP = r"""
 import json, re, sys
 from pathlib import Path
 import torch
 
-from train.checkpoint_reading import load_training_state
-from train.optim_config import OptimConfig
-from train.optimizer import build_optimizer
+from train.checkpoints.reader import load_training_state
+from train.settings.optim_section import OptimConfig
+from train.optimization.optimizer import build_optimizer
 
 def peak():
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])

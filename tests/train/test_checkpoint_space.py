@@ -19,13 +19,13 @@ from tests.helpers.mounts import small_disk
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path
 from tests.model.small import small_model
-from train.checkpoint import CheckpointWriter, Progress
-from train.optim_config import OptimConfig
-from train.optimizer import build_optimizer
-from train.retention import Checkpoint, delete, expendable, keep_weights, set_aside_expendable
-from train.run_config import CheckpointConfig
-from train.shares import checkpoint_bytes
-from train.space import check_space, needed_bytes
+from train.checkpoints.disk_space import check_space, needed_bytes
+from train.checkpoints.ownership import checkpoint_bytes
+from train.checkpoints.retention import Checkpoint, delete, expendable, keep_weights, set_aside_expendable
+from train.checkpoints.writer import CheckpointWriter, Progress
+from train.optimization.optimizer import build_optimizer
+from train.settings.optim_section import OptimConfig
+from train.settings.sections import CheckpointConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import torch
 
 from common.checkpoint_files import list_checkpoints
 from common.run_folder import RunFolder
-from data_prep.token_set import TokenSet
-from data_prep.windows import Windows
+from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -19,9 +19,9 @@ from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path, weights_hashes
-from train.between import Validator
-from train.checkpoint import Progress
-from train.recorder import Recorder
+from train.checkpoints.writer import Progress
+from train.evaluations.between import Validator
+from train.run.recorder import Recorder
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler on CPUs"

@@ -11,9 +11,18 @@ import yaml
 
 from common.errors import UserError
 from tests.helpers.training import PRETRAIN, PROJECT, train_by_path
-from train import config as config_of
-from train.config import DEFAULT_CONFIG, Command, Config, as_dict, field_names, read_command, read_config, to_yaml
 from train.finetune import finetune_command
+from train.settings import command_line as config_of
+from train.settings.command_line import (
+    DEFAULT_CONFIG,
+    Command,
+    Config,
+    as_dict,
+    field_names,
+    read_command,
+    read_config,
+    to_yaml,
+)
 
 
 def write(folder: Path, text: str) -> str:

@@ -15,10 +15,10 @@ from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_as_rank, train_by_path
-from train.checkpoint import CheckpointWriter
-from train.hellaswag_probe import HellaSwagProbe
-from train.keeper import CheckpointKeeper
-from train.recorder import Recorder
+from train.checkpoints.saver import CheckpointKeeper
+from train.checkpoints.writer import CheckpointWriter
+from train.evaluations.hellaswag import HellaSwagProbe
+from train.run.recorder import Recorder
 
 OF_THE_CLOCK = ("time", "tokens_per_second", "memory_gib")
 

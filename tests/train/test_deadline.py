@@ -14,8 +14,16 @@ from common.checkpoint_files import list_checkpoints
 from common.errors import UserError
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, losses, run_of, tiny_arguments, train_by_path
-from train.deadline import SAFETY, Deadline, SlurmDeadline, StopMargin, check_deadline, open_deadline, slurm_end
-from train.run_config import RunConfig
+from train.settings.sections import RunConfig
+from train.stopping.deadline import (
+    SAFETY,
+    Deadline,
+    SlurmDeadline,
+    StopMargin,
+    check_deadline,
+    open_deadline,
+    slurm_end,
+)
 
 
 def scontrol(folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, status: int = 0) -> None:
@@ -169,7 +177,7 @@ def test_a_run_saves_and_leaves_at_its_deadline(tmp_path: Path, monkeypatch: pyt
     script = tmp_path / "asks_often.py"
     lines = [
         f"import sys; sys.path.insert(0, {str(PROJECT)!r})",
-        "import train.deadline; train.deadline.READ_SECONDS = 0.2",
+        "import train.stopping.deadline; train.stopping.deadline.READ_SECONDS = 0.2",
         "from common.errors import exit_on_user_error; from train.pretrain import main; exit_on_user_error(main)",
     ]
     script.write_text("\n".join(lines))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from train.torchrun_agent import report
+from train.launching.torchrun_agent import report
 
 
 @pytest.mark.parametrize(

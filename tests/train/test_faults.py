@@ -9,8 +9,8 @@ import torch
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.metrics_file import read_json_lines, read_metrics
-from data_prep.token_set import TokenSet
-from data_prep.windows import Windows
+from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -20,12 +20,12 @@ from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_by_path
-from train.batch import plan_batch
-from train.loader import StepLoader
-from train.optim_config import OptimConfig
-from train.optimizer import build_optimizer
-from train.parallel import Parallel, ReplicasDiffer, check_replicas
-from train.step import NonFiniteLoss, Stepper
+from train.batches.loader import StepLoader
+from train.batches.plan import plan_batch
+from train.optimization.ddp import Parallel, ReplicasDiffer, check_replicas
+from train.optimization.optimizer import build_optimizer
+from train.optimization.step import NonFiniteLoss, Stepper
+from train.settings.optim_section import OptimConfig
 
 SCORES = ("val_loss", "hellaswag_acc_norm")
 

@@ -21,9 +21,9 @@ from common.checkpoint_files import (
 )
 from common.errors import UserError
 from eval import summary
-from eval.loading import load_checkpoint
 from eval.reporting import page_sections
 from eval.reporting.run_data import load_run
+from eval.shared.loading import load_checkpoint
 from model.config import ModelConfig
 from model.counts import flops_per_token, parameter_count
 from model.gpt import GPT
@@ -35,9 +35,9 @@ from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, curve, losses, run_of, tiny_arguments, train, weights_hashes
 from tests.model.small import random_tokens
-from train.config import read_command
 from train.finetune import finetune_command
-from train.finetune_config import LoraSection
+from train.settings.command_line import read_command
+from train.settings.finetune import LoraSection
 
 FINETUNE = PROJECT / "train" / "finetune.py"
 LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False, "n_kv_head": 2}

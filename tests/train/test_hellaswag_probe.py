@@ -4,9 +4,9 @@ from pathlib import Path
 
 from common.checkpoint_files import list_checkpoints
 from common.metrics_file import read_metrics
-from eval.hellaswag_examples import evenly_spaced, read_hellaswag
-from eval.hellaswag_metrics import accuracy, choose_all
-from eval.loading import load_checkpoint
+from eval.hellaswag_task.examples import evenly_spaced, read_hellaswag
+from eval.hellaswag_task.metrics import accuracy, choose_all
+from eval.shared.loading import load_checkpoint
 from model.ranks import start_ranks
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.token_sets import make_token_set

@@ -20,10 +20,10 @@ from common.run_folder import RunFolder
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_as_rank
-from train import storage
-from train.checkpoint import CheckpointWriter
-from train.keeper import CheckpointKeeper
-from train.resume import choose_checkpoint
+from train.checkpoints.resume import choose_checkpoint
+from train.checkpoints.saver import CheckpointKeeper
+from train.checkpoints.writer import CheckpointWriter
+from train.run import storage
 
 FOR_EVER = 10**9
 
@@ -61,7 +61,8 @@ def train_impatiently(
     arguments: list[str], disturb: Callable[[], None], delays: tuple[float, ...] = (0.01, 0.02), **of_record: Any
 ) -> None:
     """A trainer that waits no seconds between its tries."""
-    from train import pretrain, recorder
+    from train import pretrain
+    from train.run import recorder
 
     setattr(pretrain, "CheckpointWriter", partial(CheckpointWriter, retry_delays=delays))  # noqa: B010
     setattr(pretrain, "CheckpointKeeper", partial(CheckpointKeeper, retry_delays=(0.01, 0.02)))  # noqa: B010
@@ -158,7 +159,7 @@ def test_the_last_save_is_tried_three_times(tmp_path: Path, data: Path, times: i
 
 def limit_files_between(first: int, last: int, size: int) -> None:
     """No file may grow beyond a size while these steps are recorded: metrics.jsonl can't, in the middle of a line."""
-    from train.recorder import Recorder
+    from train.run.recorder import Recorder
 
     step = Recorder.step
 

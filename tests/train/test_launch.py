@@ -18,7 +18,7 @@ from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_arguments
-from train.heartbeat import SILENT_SECONDS
+from train.run.heartbeat import SILENT_SECONDS
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="signals of a process tree, as Linux has them")
 LAUNCH = PROJECT / "train" / "launch.py"
@@ -139,7 +139,7 @@ def test_an_error_of_one_rank_is_reported_with_rank_host_and_traceback(tmp_path:
             import os, sys
             sys.path.insert(0, {str(PROJECT)!r})
             from common.errors import exit_on_user_error
-            from train.step import Stepper
+            from train.optimization.step import Stepper
             whole = Stepper.__call__
             def broken(self, batch, step):
                 if os.environ["RANK"] == "1" and step == 7:

@@ -22,8 +22,8 @@ import pytest
 import torch.distributed as dist
 
 from common.errors import UserError
-from model.launcher import Place
 from model.meeting import MEETING_KEY, STORE_FILE, open_store, tcp_store
+from model.rank_environment import Place
 from tests.helpers.listening import listened_at
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, PROJECT, losses, run_of, tiny_arguments

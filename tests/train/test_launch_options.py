@@ -15,17 +15,17 @@ from common.errors import UserError
 from common.host_limits import allowed_cores
 from model.ranks import choose_device
 from tests.helpers.training import PRETRAIN, PROJECT
-from train import launch_options
-from train.batch import largest_micro_batch
-from train.config import read_config
-from train.launch_options import check_the_rest, local_ranks, read_options
+from train.batches.plan import largest_micro_batch
+from train.launching import launch_options
+from train.launching.launch_options import check_the_rest, local_ranks, read_options
+from train.settings.command_line import read_config
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the launcher's platform")
 RANKS_OF_GPUS = {0: min(2, allowed_cores()), 1: 1, 2: 2, 3: 2, 6: 4, 8: 8, 16: 8}
 
 
 def accept(command: list[str], logs: Path) -> None:
-    """Take the options as train/torchrun_agent.py does."""
+    """Take the options as train/launching/torchrun_agent.py does."""
     options = read_options(command)
     options.log_dir = options.log_dir or str(logs)
     check_the_rest(options)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from data_prep.windows import Windows
+from data_prep.token_sets.sequences import Windows
 from tests.helpers.token_sets import make_token_set
-from train.batch import BatchPlan, plan_batch
-from train.loader import StepLoader
+from train.batches.loader import StepLoader
+from train.batches.plan import BatchPlan, plan_batch
 
 
 class Counting:

@@ -12,18 +12,18 @@ import pytest
 import torch
 
 from common.metrics_file import read_metrics
-from data_prep.manifest import Manifest, Shard
-from data_prep.token_set import TokenSet
-from data_prep.tokenization import ByteTokenizer
-from data_prep.windows import Windows, document_ids
+from data_prep.token_sets.manifest import Manifest, Shard
+from data_prep.token_sets.sequences import Windows, document_ids
+from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import ByteTokenizer
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, losses, run_of, tiny_arguments, train, train_by_path
-from train.batch import BatchPlan
-from train.loader import StepLoader
+from train.batches.loader import StepLoader
+from train.batches.plan import BatchPlan
 
 
 def count_opens(folder: Path) -> tuple[int, int]:
@@ -140,7 +140,7 @@ def test_with_a_document_mask_documents_are_as_if_run_apart(tmp_path: Path, posi
 
 
 def test_documents_need_a_mark_between_them(tmp_path: Path) -> None:
-    from data_prep.tokenization import CharTokenizer
+    from data_prep.tokenization.tokenizer import CharTokenizer
 
     data = tmp_path / "data"
     make_token_set(data, train_tokens=5_000, val_tokens=500, tokenizer=CharTokenizer("abcdefgh"))

@@ -13,16 +13,16 @@ from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest, v
 from common.errors import UserError
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
-from data_prep.token_set import TokenSet
-from data_prep.windows import Windows
-from eval.loading import load_checkpoint
-from eval.loss import evaluate_loss
+from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.token_set import TokenSet
 from eval.reporting.run_data import load_run
+from eval.shared.loading import load_checkpoint
+from eval.shared.loss import evaluate_loss
 from model.config import ModelConfig
 from model.ranks import start_ranks
 from tests.fixtures.make_runs import RUNS, SHARED_YAML, figures, machine, train_as_rank
 from tests.helpers.ranks import RankGroup
-from train.resume import check_same_run
+from train.checkpoints.resume import check_same_run
 
 FORMAT_1 = Path(__file__).resolve().parents[1] / "fixtures" / "format_1"
 EXPECTED = json.loads((FORMAT_1 / "expected.json").read_text())

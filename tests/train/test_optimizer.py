@@ -8,8 +8,8 @@ import torch
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
-from train.optim_config import OptimConfig
-from train.optimizer import build_optimizer, decay_groups
+from train.optimization.optimizer import build_optimizer, decay_groups
+from train.settings.optim_section import OptimConfig
 
 TINY = ModelConfig(vocab_size=257, block_size=8, n_layer=2, n_head=2, n_embd=16)
 

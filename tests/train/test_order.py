@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.order import Permutation, windows_at
+from train.batches.shuffle import Permutation, windows_at
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31), st.integers(0, 1000))

@@ -10,10 +10,10 @@ from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train
-from train.checkpoint import Progress
-from train.config import Config, ModelSection
-from train.position import Reading, begin_progress
-from train.run_config import DataConfig, RunConfig
+from train.checkpoints.writer import Progress
+from train.settings.command_line import Config, ModelSection
+from train.settings.sections import DataConfig, RunConfig
+from train.startup.position import Reading, begin_progress
 
 STEP_SEQUENCES = 4
 # sequences of 8 tokens, 4 of them a step; a constant rate, so that runs of any length have the same one

@@ -13,7 +13,7 @@ import yaml
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.errors import UserError
 from common.metrics_file import read_json_lines, read_metrics
-from data_prep.tokenization import CharTokenizer
+from data_prep.tokenization.tokenizer import CharTokenizer
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train, train_by_path
 from train.pretrain import main

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from common.credentials import mask_credentials
-from train import provenance
-from train.resume import changed_fields
+from train.checkpoints.resume import changed_fields
+from train.run import provenance
 
 GIT = ["git", "-c", "user.name=x", "-c", "user.email=x@example.com"]
 

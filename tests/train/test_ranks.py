@@ -12,8 +12,8 @@ from common.errors import UserError
 from common.host_limits import allowed_cores
 from model.ranks import Ranks, agreed, choose_device, share_threads, start_ranks
 from tests.helpers.ranks import run_ranks
-from train.choices import resolve_compile
-from train.due import Due
+from train.evaluations.due import Due
+from train.startup.auto import resolve_compile
 
 
 def talk() -> tuple[object, ...]:

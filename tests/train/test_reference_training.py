@@ -10,13 +10,13 @@ import torch
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from data_prep.token_set import TokenSet
+from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train
-from train.order import windows_at
+from train.batches.shuffle import windows_at
 
 T, C, L, H, V = 16, 32, 2, 2, 257
 STEPS, SEQUENCES, PEAK, WARMUP, FINAL, DECAY, CLIP = 20, 32, 1e-2, 3, 0.1, 0.1, 1.0

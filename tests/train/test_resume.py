@@ -24,7 +24,7 @@ from tests.helpers.training import (
     train_by_path,
     weights_hashes,
 )
-from train.loop import Outcome, TrainingLoop
+from train.trainer import Outcome, TrainingLoop
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,17 @@ from common.run_folder import RunFolder
 from model.weights import load_model
 from tests.eval.checkpoints import write_checkpoint
 from tests.helpers.manifests import WHOLE
-from train.config import Config, as_dict
-from train.resume import choose_checkpoint
-from train.retention import Checkpoint, delete, expendable, keep_weights, set_aside_expendable, sweep_leftovers
-from train.run_config import CheckpointConfig
+from train.checkpoints.resume import choose_checkpoint
+from train.checkpoints.retention import (
+    Checkpoint,
+    delete,
+    expendable,
+    keep_weights,
+    set_aside_expendable,
+    sweep_leftovers,
+)
+from train.settings.command_line import Config, as_dict
+from train.settings.sections import CheckpointConfig
 
 
 @given(

@@ -23,7 +23,7 @@ from model.ranks import start_ranks
 from tests.helpers.ranks import RankGroup, run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, start_ranks_training, tiny_arguments, train, train_by_path
-from train.run_lock import RunLock
+from train.run.lock import RunLock
 
 ELSEWHERE = {"host": "node7", "pid": 4242, "started": 1.0, "boot": "another", "namespace": "pid:[1]"}
 NO_JOB: dict[str, Any] = {"job_id": None, "restart_count": 0}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from common.run_folder import RunFolder
-from train.checkpoint import Progress
-from train.run_lock import RunLock
-from train.run_state import UNCERTAIN, RunState
+from train.checkpoints.writer import Progress
+from train.run.lock import RunLock
+from train.run.state import UNCERTAIN, RunState
 
 
 def test_a_failure_is_not_covered_by_a_rank_that_does_not_know_of_it_yet(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.schedule import ScheduleConfig, in_steps, plan_course
+from train.optimization.schedule import ScheduleConfig, in_steps, plan_course
 
 
 def test_cosine_against_the_textbook() -> None:

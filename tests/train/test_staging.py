@@ -15,14 +15,14 @@ import yaml
 from common.errors import UserError
 from common.metrics_file import read_json_lines
 from common.processes import boot_id
-from data_prep.token_set import TokenSet
+from data_prep.token_sets.token_set import TokenSet
 from model.ranks import Ranks, start_ranks
 from tests.helpers.mounts import small_disk
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, start_ranks_training, tiny_arguments, train, train_by_path
-from train import staging
-from train.staging import STAGED_FILE, stage
+from train.batches import local_copy as staging
+from train.batches.local_copy import STAGED_FILE, stage
 
 CLONE_NEWNS = 0x00020000
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))

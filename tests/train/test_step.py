@@ -10,18 +10,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from data_prep.token_set import TokenSet
-from data_prep.windows import Windows
+from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.ranks import start_ranks
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
-from train.batch import plan_batch
-from train.loader import StepLoader
-from train.parallel import Parallel
-from train.step import NonFiniteLoss, Stepper
+from train.batches.loader import StepLoader
+from train.batches.plan import plan_batch
+from train.optimization.ddp import Parallel
+from train.optimization.step import NonFiniteLoss, Stepper
 
 CONFIG = ModelConfig(vocab_size=257, block_size=8, n_layer=2, n_head=2, n_embd=16)
 SEQUENCES = 8

@@ -13,7 +13,7 @@ from common.run_folder import RunFolder
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train_by_path
-from train.wandb_mirror import MIRROR_FILE, read_place
+from train.run.wandb_mirror import MIRROR_FILE, read_place
 
 FAKE = """
 import threading, time

@@ -1,0 +1,208 @@
+"""What a worker process does: read a stretch of a file, choose its documents' side, turn them into tokens.
+
+Tokens leave as raw arrays (2 bytes each), never as lists; text never crosses a process border.
+"""
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from common.errors import UserError
+from common.json_file import Count
+from data_prep.corpora.file_kinds import DAMAGE
+from data_prep.corpora.preparation import chosen_for_validation
+from data_prep.corpora.readers import UnitReader, Unreadable
+from data_prep.tokenization.tokenizer import Ids, Tokenizer, load_tokenizer
+
+PART_TOKENS = 1 << 17  # what a worker sends at once, about
+OUTBOX_PARTS = 24  # encoded and not yet taken by the parent: about a second of work
+ENCODING_ERRORS = (*DAMAGE, RuntimeError, MemoryError, UserError)  # what damaged input raises
+
+
+class Place(NamedTuple):
+    """A token's place in the source: `skip` tokens into a row of a unit of a file."""
+
+    file: Count
+    unit: Count
+    row: Count
+    skip: Count = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which documents to take. One in `one_in`, by hash, of the first `files` files is chosen for validation.
+
+    Once the validation split has all its tokens, chosen documents after the row `last` are for training like the rest.
+    """
+
+    side: Literal["train", "val"]
+    one_in: int = 0
+    files: int = 0
+    last: Place | None = None
+
+    def takes(self, place: Place, key: str) -> bool:
+        if not self.one_in or place.file >= self.files or (self.last is not None and place > self.last):
+            chosen = False
+        else:
+            chosen = chosen_for_validation(key, self.one_in)
+        return chosen == (self.side == "val")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes`: how far the source is read then.
+
+    `skip_bad`: how many rows that can't be read are passed over; one more ends the work, and with 0 it is an error.
+    """
+
+    file: int
+    path: str
+    name: str
+    unit: int
+    start: int
+    stop: int | None
+    field: str
+    selection: Selection
+    input_bytes: int
+    skip_bad: int = 0
+
+
+class Skip(NamedTuple):
+    """A row that was passed over, as it can't be read, and why. `rest`: with all rows of its unit after it."""
+
+    row: int
+    why: str
+    rest: bool
+
+
+class Failure(NamedTuple):
+    """What ended a work: the row it was at, and why."""
+
+    row: int
+    why: str
+
+
+class Part(NamedTuple):
+    """Tokens of some documents: `rows` (n,) and `counts` (n,), how many tokens each has; rows that were skipped."""
+
+    work: Work
+    rows: Ids
+    counts: Ids
+    tokens: Ids
+    skipped: tuple[Skip, ...] = ()
+
+    def place(self, offset: int) -> Place:
+        """Where in the source the token at `offset` comes from; just past the last row for the offset past the last."""
+        ends = np.cumsum(self.counts)
+        index = int(np.searchsorted(ends, offset, side="right"))
+        if index == len(ends):
+            return Place(self.work.file, self.work.unit, int(self.rows[-1]) + 1)
+        start = int(ends[index] - self.counts[index])
+        return Place(self.work.file, self.work.unit, int(self.rows[index]), offset - start)
+
+
+def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, slot: int) -> Iterator[Part]:
+    """The work's tokens in parts, every document framed as the tokenizer's model expects it.
+
+    `progress[slot]` is the row being encoded.
+    """
+    nothing = tokenizer.opening[:0]
+    rows: list[int] = []
+    counts: list[int] = []
+    pieces: list[Ids] = []
+    skipped: list[Skip] = []
+    size = count = 0
+    progress[slot] = work.start
+    for fragment in reader.read_all(work.path, work.unit, work.field, work.start, work.stop):
+        progress[slot] = fragment.row
+        if isinstance(fragment, Unreadable):
+            if work.skip_bad == 0:
+                if size:  # what comes before may be all that is wanted
+                    yield _part(work, rows, counts, pieces, skipped)
+                raise ValueError(f"{told(fragment.error)} (--skip-bad N passes over up to N such)") from fragment.error
+            skipped.append(Skip(fragment.row, str(fragment.error), fragment.rest))
+            count += 1
+            if count > work.skip_bad:  # the parent says so, as it knows them all
+                break
+            continue
+        # a text file's later blocks go where its first one went
+        begun = Place(work.file, work.unit, fragment.row) if fragment.begins else Place(work.file, 0, 0)
+        taken = work.selection.takes(begun, fragment.key)
+        ids = tokenizer.encode(fragment.text, continues=not fragment.begins) if taken else None
+        progress[slot] = fragment.row + 1  # which may be what can't be read
+        if ids is None:
+            continue
+        before = tokenizer.opening if fragment.begins else nothing
+        after = tokenizer.closing if fragment.ends else nothing
+        pieces += [before, ids, after]
+        rows.append(fragment.row)
+        counts.append(len(before) + len(ids) + len(after))
+        size += counts[-1]
+        if size >= PART_TOKENS:
+            yield _part(work, rows, counts, pieces, skipped)
+            rows, counts, pieces, skipped, size = [], [], [], [], 0
+    if size or skipped:
+        yield _part(work, rows, counts, [*pieces, nothing], skipped)
+
+
+def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], skipped: list[Skip]) -> Part:
+    numbers = np.array([rows, counts], dtype=np.int64)
+    return Part(work, numbers[0], numbers[1], np.concatenate(pieces), tuple(skipped))
+
+
+def told(error: BaseException) -> str:
+    """An error in words: the kind is worth telling where it is not about the text."""
+    return str(error) if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: {error}"
+
+
+def serve(connection: Connection, to_close: Connection | None, spec: dict[str, Any], progress: Any, slot: int) -> None:
+    """Answer every Work received with its parts and None at its end, or with a `Failure`.
+
+    Leaves when the other end of the connection is gone, that is, when the parent is. Under fork `to_close` is the
+    parent's end, inherited.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    if to_close is not None:
+        to_close.close()
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    pa.set_memory_pool(pa.system_memory_pool())  # arrow's own keeps 8 MiB more of a row group's pages
+    outbox: queue.Queue[Part | Failure | None] = queue.Queue(OUTBOX_PARTS)
+    threading.Thread(target=_send_all, args=(connection, outbox), daemon=True).start()
+    tokenizer = load_tokenizer(spec)
+    reader = UnitReader(tokenizer)
+    while True:
+        try:
+            work: Work = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            for part in encode(work, tokenizer, reader, progress, slot):
+                outbox.put(part)
+        except ENCODING_ERRORS as error:
+            outbox.put(Failure(progress[slot], told(error)))
+        else:
+            outbox.put(None)
+        pa.default_memory_pool().release_unused()
+
+
+def _send_all(connection: Connection, outbox: "queue.Queue[Part | Failure | None]") -> None:
+    """Send what lies in the outbox, so that encoding goes on while the parent waits for the disk."""
+    try:
+        while True:
+            message = outbox.get()
+            if isinstance(message, Part):
+                connection.send((message.rows, message.counts, message.skipped))
+                connection.send_bytes(message.tokens.data.cast("B") if len(message.tokens) else b"")
+            else:
+                connection.send(message)
+    except OSError:  # the parent is gone
+        os._exit(0)

@@ -1,0 +1,147 @@
+"""What every preparation command shares: its options, refusing to redo or mix up work, the lock, the final table."""
+
+import argparse
+import contextlib
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from common.errors import UserError
+from common.os_errors import refusal
+from common.progress import format_bytes, format_count, format_duration
+from common.publish import canonical_json, file_to_write, write_json_output
+from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
+from data_prep.token_sets.shard_writer import SHARD_TOKENS, told
+from data_prep.tokenization.tokenizer import Tokenizer
+
+DATA_FOLDER = Path(__file__).resolve().parents[2] / "data"
+LOCK_FILE = ".preparing.lock"
+LOCK_SECONDS = 3.0  # a killed command's workers may live on for a moment
+VALIDATION_KEY_CHARACTERS = 200
+
+
+def add_output_options(parser: argparse.ArgumentParser, default_name: str, shard_tokens: int = SHARD_TOKENS) -> None:
+    """`--out`, `--shard-tokens`, `--force`, `--json`."""
+    parser.add_argument("--out", type=Path, default=DATA_FOLDER / default_name, help="folder of the token set")
+    parser.add_argument("--shard-tokens", type=positive_count, default=shard_tokens, help="tokens per shard file")
+    parser.add_argument("--force", action="store_true", help="remove the token set that is there and make it again")
+    parser.add_argument("--json", type=file_to_write, help="also write the final figures to this file")
+
+
+def positive_count(text: str) -> int:
+    """A whole number above zero; 100_000, 10M, 1.5B and 1e9 are understood too."""
+    units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+    try:
+        unit = units.get(text[-1:].upper(), 1)
+        value = Fraction(text[:-1] if unit != 1 else text) * unit  # exactly: as floats 2.01M is no whole number
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 100000, 10M or 1e9") from None
+    if value < 1 or value.denominator != 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above zero")
+    return int(value)
+
+
+def chosen_for_validation(text: str, one_in: int) -> bool:
+    """Whether a document belongs to the validation side: decided by a hash of its first 200 characters alone.
+
+    So documents that begin alike (copies with small changes, shared templates) stay on one side.
+    """
+    key = text[:VALIDATION_KEY_CHARACTERS].encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % one_in == 0
+
+
+@contextlib.contextmanager
+def writing_alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, so that no second command writes into it. Raises UserError where one does."""
+    lock = FileLock(folder / LOCK_FILE, timeout=LOCK_SECONDS)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another command is writing to {folder}: wait for it, or choose another --out") from None
+    except OSError as error:
+        raise UserError(refusal("written", error, folder, otherwise="choose another --out")) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def complete_set(folder: Path, source_name: str, *, force: bool) -> Manifest | None:
+    """The complete set that is there already, or None where one is to be made.
+
+    A complete set is never rebuilt unless `force` is given; it is the caller that removes it, once the source of the
+    new one is known to be there. Raises UserError where the folder holds another corpus.
+    """
+    if force or not (folder / MANIFEST_FILE).exists():
+        return None
+    manifest = Manifest.read(folder)
+    if manifest.source.get("name") != source_name:
+        raise UserError(f"{folder} holds the {manifest.source.get('name')} set: choose another --out, or --force")
+    return manifest
+
+
+def first_difference(stored: Any, wanted: Any, path: str = "") -> str | None:
+    """The name of the first entry in which two JSON values differ, or None."""
+    if canonical_json(stored) == canonical_json(wanted):
+        return None
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            if found := first_difference(stored.get(key), wanted.get(key), key):
+                return found
+    return path if isinstance(stored, dict | list) else f"{path} ({stored}, now {wanted})"
+
+
+def finish_set(
+    folder: Path,
+    tokenizer: Tokenizer,
+    source: dict[str, Any],
+    packages: Sequence[str],
+    splits: dict[str, tuple[Shard, ...]],
+) -> Manifest:
+    """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted."""
+    versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    manifest = Manifest(
+        tokenizer.dtype.name, tokenizer.spec, source, versions, splits, split_sha256(folder, splits["val"])
+    )
+    try:
+        manifest.write(folder)
+    except OSError as error:
+        raise told(error, folder / MANIFEST_FILE) from error
+    return manifest
+
+
+def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file: Path | None, made: bool) -> None:
+    """Print what the set holds, and write the same figures to `json_file`."""
+    itemsize = manifest.numpy_dtype.itemsize
+    figures: dict[str, Any] = {
+        "folder": str(folder),
+        "made": made,
+        "identity": manifest.identity,
+        "val_sha256": manifest.val_sha256,
+        "seconds": seconds,
+        "skipped": manifest.source.get("skipped", []),
+        "splits": {},
+    }
+    print(f"{'split':8}{'documents':>12}{'tokens':>16}{'text':>12}{'on disk':>12}{'shards':>8}")
+    for split, shards in manifest.splits.items():
+        row = {field: manifest.total(split, field) for field in ("documents", "tokens", "bytes")}
+        disk = row["tokens"] * itemsize
+        figures["splits"][split] = row | {"disk_bytes": disk, "shards": len(shards)}
+        print(
+            f"{split:8}{row['documents']:>12,}{row['tokens']:>16,}{format_bytes(row['bytes']):>12}"
+            f"{format_bytes(disk):>12}{len(shards):>8}"
+        )
+    if seconds:
+        tokens = sum(row["tokens"] for row in figures["splits"].values())
+        print(f"{format_count(tokens)} tokens in {format_duration(seconds)}, {format_count(tokens / seconds)} tokens/s")
+    if manifest.splits["val"]:
+        print(f"validation set sha256 {manifest.val_sha256}")
+    if json_file:
+        write_json_output(json_file, figures)

@@ -1,0 +1,150 @@
+"""Choosing the next token: the filters of the field as pure functions, and going on from one prompt the plain way.
+
+The filters equal those of Hugging Face's `transformers` and come in its order: repetition penalty, temperature, top-k,
+top-p, min-p. B batch, T sequence, V vocabulary.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from model.gpt import GPT
+from model.precision import non_finite_predictions
+
+NEVER = float("-inf")
+LEAST_TEMPERATURE = 1e-30  # below it logits divided by the temperature leave float32; this one is greedy already
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from the logits. The defaults draw from the model's own distribution.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token (greedy) and ignores what follows.
+        top_k: only the k most likely tokens stay; 0 keeps all.
+        top_p: only the fewest most likely tokens stay that have this probability together ("nucleus", Holtzman et al.
+            2019, arXiv:1904.09751); 1 keeps all.
+        min_p: only tokens at least this fraction as likely as the likeliest stay (Nguyen et al. 2024,
+            arXiv:2407.01082); 0 keeps all.
+        repetition_penalty: what the text holds already has its logit divided by this if positive, multiplied if
+            negative (Keskar et al. 2019, arXiv:1909.05858); 1 changes nothing. Greedy choices heed it too.
+
+    Raises UserError for an impossible value.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, good, range_ in (
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or above"),
+            ("top-k", self.top_k >= 0, "0 (all tokens) or above"),
+            ("top-p", 0 <= self.top_p <= 1, "between 0 and 1"),
+            ("min-p", 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition-penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+        ):
+            if not good:
+                raise UserError(f"{name} is {getattr(self, name.replace('-', '_'))}; it must be {range_}")
+
+    def filter(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(B, V) logits as every filter leaves them; `seen` (B, V) bool: what a row's text holds already."""
+        if seen is not None and self.repetition_penalty != 1:
+            logits = penalise_repetition(logits, seen, self.repetition_penalty)
+        if self.temperature == 0:
+            return logits
+        logits = logits.float() / max(self.temperature, LEAST_TEMPERATURE)
+        if self.top_k > 0:
+            logits = keep_top_k(logits, self.top_k)
+        if self.top_p < 1:
+            logits = keep_top_p(logits, self.top_p)
+        return keep_min_p(logits, self.min_p) if self.min_p > 0 else logits
+
+
+def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make tokens of `seen` (B, V) bool less likely in (B, V) logits."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """(B, V) with everything below the k-th largest at -inf; what ties with it stays."""
+    smallest = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]  # (B, 1)
+    return logits.masked_fill(logits < smallest, NEVER)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """(B, V) with everything outside the nucleus of probability p at -inf; the likeliest token always stays."""
+    ascending, order = logits.sort(dim=-1)
+    outside = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - p  # (B, V)
+    outside[:, -1] = False
+    return logits.masked_fill(outside.scatter(1, order, outside), NEVER)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """(B, V) with everything less than p times as likely as the likeliest token at -inf."""
+    probabilities = logits.softmax(dim=-1)
+    least = p * probabilities.amax(dim=-1, keepdim=True)  # (B, 1)
+    return logits.masked_fill(probabilities < least, NEVER)
+
+
+def choose_tokens(
+    logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator], seen: Tensor | None = None
+) -> Tensor:
+    """Choose one token per row.
+
+    Args:
+        logits: (B, V) floats; ids that must not be chosen are at -inf.
+        generators: one of the CPU per row, the only source of chance: a row's choice doesn't depend on the others.
+        seen: (B, V) bool, what a row's text holds already, for the repetition penalty.
+
+    Returns: (B, 1) int64 on the logits' device.
+
+    Raises UserError where the logits are no numbers: the likeliest of them would be id 0 again and again.
+    """
+    if not bool(logits.amax(dim=-1).isfinite().all()):
+        raise UserError(non_finite_predictions(logits.dtype))
+    filtered = sampling.filter(logits, seen)
+    if sampling.temperature == 0:
+        return filtered.argmax(dim=-1, keepdim=True)  # (B, 1)
+    probabilities = filtered.softmax(dim=-1).cpu()  # (B, V)
+    drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
+    return torch.stack(drawn).to(logits.device)  # (B, 1)
+
+
+@torch.no_grad()
+def continue_tokens(
+    model: GPT,
+    prompt: list[int],
+    count: int,
+    *,
+    temperature: float,
+    top_k: int,
+    seed: int,
+    stops: Collection[int],
+) -> list[int]:
+    """The `count` tokens that the model writes after `prompt`, fewer where it writes one of `stops`.
+
+    The plain way, which computes the last block_size tokens anew for every token; `decoding` is the fast one.
+    The model's mode and the global random state stay as they are. Raises UserError as `choose_tokens` does.
+    """
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    sampling, generator = Sampling(temperature=temperature, top_k=top_k), torch.Generator().manual_seed(seed)
+    tokens = list(prompt)
+    try:
+        for _ in range(count):
+            context = torch.tensor([tokens[-model.config.block_size :]], device=device)  # (1, ≤T)
+            logits = model(context)[:, -1]  # (1, V)
+            token = int(choose_tokens(logits, sampling, [generator]))
+            if token in stops:
+                break
+            tokens.append(token)
+    finally:
+        model.train(was_training)
+    return tokens[len(prompt) :]

@@ -1,0 +1,98 @@
+"""Longhaul's tokenizers as the files that `transformers` loads."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.publish import write_json_whole
+from data_prep.tokenization.byte_level import BYTE_SHOWN_AS
+from data_prep.tokenization.cached_files import gpt2_cache_file, place_gpt2_files
+from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+
+SPEC_FILE = "longhaul_tokenizer.json"
+
+
+def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json`, our own identity, and for GPT-2 its two vocabulary files.
+
+    Raises UserError where the `tokenizers` package, which comes with `transformers`, is missing.
+    """
+    try:
+        from tokenizers import AddedToken
+    except ImportError:
+        raise UserError("exporting a tokenizer needs transformers: pip install transformers") from None
+    kind = tokenizer.spec["kind"]
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        _write_theirs(tokenizer, folder, block_size)
+        return
+    built = {"gpt2": _gpt2, "byte": _byte, "char": _char}[kind](tokenizer, folder)
+    end = None if tokenizer.end_of_text_id is None else END_OF_TEXT
+    if end:
+        built.add_special_tokens([AddedToken(end, special=True, normalized=False)])
+    built.save(str(folder / "tokenizer.json"))
+    settings: dict[str, Any] = {
+        "tokenizer_class": "GPT2Tokenizer" if kind == "gpt2" else "PreTrainedTokenizerFast",
+        "model_max_length": block_size,
+        "clean_up_tokenization_spaces": False,
+        "add_prefix_space": False,
+    }
+    if end:
+        settings |= {"bos_token": end, "eos_token": end}
+    if kind == "gpt2":
+        settings["unk_token"] = end
+    write_json_whole(folder / "tokenizer_config.json", settings)
+    write_json_whole(folder / SPEC_FILE, tokenizer.spec)
+
+
+def _write_theirs(tokenizer: HuggingFaceTokenizer, folder: Path, block_size: int) -> None:
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": block_size}
+    settings |= {
+        "bos_token": tokenizer.text_of(tokenizer.begin_of_text_id),
+        "eos_token": tokenizer.text_of(tokenizer.end_of_text_id),
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    write_json_whole(folder / "tokenizer_config.json", settings)
+    write_json_whole(folder / SPEC_FILE, tokenizer.spec)
+
+
+def _gpt2(tokenizer: Tokenizer, folder: Path) -> Any:
+    from tokenizers import models
+
+    place_gpt2_files()
+    shutil.copyfile(gpt2_cache_file("encoder.json"), folder / "vocab.json")
+    shutil.copyfile(gpt2_cache_file("vocab.bpe"), folder / "merges.txt")
+    return _byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")), split=True)
+
+
+def _byte(tokenizer: Tokenizer, folder: Path) -> Any:
+    from tokenizers import models, pre_tokenizers
+
+    shown = {byte: character for character, byte in BYTE_SHOWN_AS.items()}
+    assert set(shown.values()) == set(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {shown[byte]: byte for byte in range(256)} | {END_OF_TEXT: 256}
+    return _byte_level(models.BPE(vocabulary, []), split=False)
+
+
+def _byte_level(model: Any, *, split: bool) -> Any:
+    from tokenizers import Tokenizer as Built
+    from tokenizers import decoders, pre_tokenizers
+
+    built = Built(model)
+    built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
+    built.decoder = decoders.ByteLevel()
+    return built
+
+
+def _char(tokenizer: Tokenizer, folder: Path) -> Any:
+    from tokenizers import Tokenizer as Built
+    from tokenizers import decoders, models
+
+    vocabulary = {symbol: number for number, symbol in enumerate(tokenizer.spec["symbols"])}
+    if tokenizer.end_of_text_id is not None:
+        vocabulary[END_OF_TEXT] = tokenizer.end_of_text_id
+    built = Built(models.BPE(vocabulary, []))
+    built.decoder = decoders.Fuse()
+    return built

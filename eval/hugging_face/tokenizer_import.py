@@ -1,0 +1,282 @@
+"""Which tokenizer a Hugging Face folder has: one exported by Longhaul, GPT-2's, or one of its own, carried along whole.
+
+`tokenizer.json` is what counts. Where the files beside it say otherwise, `transformers` goes now by the one, now by the
+other, as its version and the tokenizer's class have it: such a folder is refused.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint_manifest import TokenizerSpec
+from common.errors import UserError
+from common.json_file import MOST_BYTES
+from data_prep.tokenization.cached_files import gpt2_cache_file, place_gpt2_files
+from data_prep.tokenization.huggingface_tokenizer import (
+    Framing,
+    HuggingFaceTokenizer,
+    check_carried,
+    merge_pairs,
+    without_space_before,
+)
+from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from eval.hugging_face.hf_config import with_defaults
+from eval.hugging_face.hub_files import AGAIN, read_content, read_described, read_tokenizer_json, stands
+from eval.hugging_face.hub_shapes import NamedToken, TokenizerDescription, TokenizerSettings
+from eval.hugging_face.tokenizer_files import SPEC_FILE
+
+GPT2_CLASS = "GPT2Tokenizer"  # of transformers, with or without Fast
+GPT2_CLASS_OF_TYPES = ("gpt2", "starcoder2")  # models whose tokenizer is of that class where no file says another
+GPT2_MERGES = "vocab.bpe"
+MOST_IDS = 1 << 32  # `tokenizers` counts them in 32 bits
+
+
+def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder.
+
+    Args:
+        values: the folder's config.json.
+
+    Raises UserError where it can't be told or carried.
+    """
+    if stands(folder / SPEC_FILE):
+        return _exported(folder, values)
+    settings: TokenizerSettings = {}
+    if stands(path := folder / "tokenizer_config.json"):
+        settings = read_described(path, TokenizerSettings)
+    if not stands(folder / "tokenizer.json"):
+        if _has_gpt2_files(folder, settings):
+            return load_tokenizer("gpt2")
+        raise UserError(
+            f"{folder} has no tokenizer.json: give --tokenizer gpt2 or byte if the model was trained with one of them, "
+            "or save its tokenizer there with transformers' save_pretrained"
+        )
+    text, description = read_tokenizer_json(folder / "tokenizer.json")
+    ids = token_ids(description)
+    _check_settings(folder, description, settings, ids, values)
+    ends = text_ends(folder, values, settings, ids)
+    if is_gpt2(description) and {ends.begin, *ends.ends} <= {ids[END_OF_TEXT], None}:
+        return load_tokenizer("gpt2")
+    return _carried(folder, text, description, ends)
+
+
+def _carried(folder: Path, text: str, description: TokenizerDescription, ends: "TextEnds") -> Tokenizer:
+    """A tokenizer of the folder's own; without a framing where one id, before every text, is all there is to it."""
+    check_carried(description)
+    if not ends.ends:
+        raise UserError(f"{folder / 'config.json'} names no id that ends a text: write its eos_token_id into it")
+    end, *others = ends.ends
+    before, after = adds_around(description) or ([], [])
+    begin = end if ends.begin is None else ends.begin
+    if before not in ([], [begin]) or after not in ([], [end]):
+        raise UserError(
+            f"tokenizer.json puts the ids {before} before a text and {after} after it, config.json has {begin} and "
+            f"{end}: make them agree"
+        )
+    plain = not (description.get("normalizer") or puts_space_before(description) or before or others)
+    framing = None if plain and begin == end else Framing(begin, begins_contexts=bool(before), other_end_ids=others)
+    return HuggingFaceTokenizer.of(text, end, framing)
+
+
+@dataclass(frozen=True)
+class TextEnds:
+    """The id that a model's texts begin with, if there is one, and those that end them, the tokenizer's own first."""
+
+    begin: int | None
+    ends: tuple[int, ...]
+
+
+def text_ends(folder: Path, values: Mapping[str, Any], settings: TokenizerSettings, ids: Mapping[str, int]) -> TextEnds:
+    """As config.json has them, then tokenizer_config.json, then the defaults of the model's class.
+
+    Raises UserError where the first two differ.
+    """
+    generation = _object_if_there(folder / "generation_config.json")
+    found: dict[str, list[int]] = {}
+    for kind in ("bos", "eos"):
+        stated = _ids_in(values, f"{kind}_token_id")
+        if stated and kind == "eos":
+            stated += [i for i in _ids_in(generation, "eos_token_id") if i not in stated]
+        name = _content(settings.get("bos_token") if kind == "bos" else settings.get("eos_token"))
+        named = None if name is None else ids.get(name)
+        if stated and named is not None and named not in stated:
+            verb = "begin" if kind == "bos" else "end"
+            raise UserError(
+                f"texts of the model in {folder} {verb} with id {stated[0]} by config.json, with {named} ({name}) by "
+                f"tokenizer_config.json: write the right {kind}_token_id into config.json"
+            )
+        found[kind] = [*([] if named is None else [named]), *(i for i in stated if i != named)]
+    if not any(found.values()) and values.get("model_type"):
+        defaults = with_defaults(values)
+        found = {kind: _ids_in(defaults, f"{kind}_token_id") for kind in found}
+    return TextEnds(next(iter(found["bos"]), None), tuple(found["eos"]))
+
+
+def token_ids(description: TokenizerDescription) -> dict[str, int]:
+    """The ids of a tokenizer.json by what stands for them. Raises UserError where it has no such."""
+    vocabulary = (description.get("model") or {}).get("vocab")
+    if not isinstance(vocabulary, dict):
+        raise UserError("tokenizer.json is no byte-level BPE, and none of another kind: it has no vocabulary by name")
+    added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
+    ids: dict[str, int] = vocabulary | added
+    if wrong := [name for name, i in ids.items() if type(i) is not int or not 0 <= i < MOST_IDS]:
+        first = f"the id of {wrong[0][:40]!r} is {str(ids[wrong[0]])[:40]}"
+        raise UserError(f"tokenizer.json is damaged ({first}): {AGAIN}")
+    return ids
+
+
+def is_gpt2(description: TokenizerDescription) -> bool:
+    """Whether a tokenizer.json does what GPT-2's does with every text."""
+    place_gpt2_files()
+    expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
+    model: Mapping[str, Any] = description.get("model") or {}
+    splitting: Mapping[str, Any] = description.get("pre_tokenizer") or {}
+    return (
+        {END_OF_TEXT: expected[END_OF_TEXT]} | token_ids(description) == expected
+        and merge_pairs(model.get("merges")) == _merges(gpt2_cache_file(GPT2_MERGES))
+        and not any(model.get(option) for option in ("dropout", "byte_fallback", "ignore_merges"))
+        and not any(model.get(option) for option in ("continuing_subword_prefix", "end_of_word_suffix"))
+        and not description.get("normalizer")
+        and (splitting.get("type"), splitting.get("add_prefix_space")) == ("ByteLevel", False)
+        and splitting.get("use_regex", True)
+        and not adds_around(description)
+        and all(token["content"] == END_OF_TEXT for token in description.get("added_tokens") or [])
+    )
+
+
+def adds_around(description: TokenizerDescription) -> list[list[int]]:
+    """The ids that the tokenizer puts before and after a text: two lists, or none where it puts nothing."""
+    processor = description.get("post_processor") or {}
+    for part in processor.get("processors", [processor]):
+        if part.get("type") == "TemplateProcessing":
+            if any(around := _template_ids(part)):
+                return around
+        elif part.get("type") not in (None, "ByteLevel"):
+            raise UserError(
+                f"tokenizer.json frames texts by {part['type']}, which Longhaul can't: it is of another kind"
+            )
+    return []
+
+
+def _template_ids(template: Mapping[str, Any]) -> list[list[int]]:
+    """The ids before and after a text; a list for each. Raises UserError for a template that lacks something."""
+    around: list[list[int]] = [[], []]
+    place = 0
+    try:
+        for piece in template["single"]:
+            if "Sequence" in piece:
+                place = 1
+            else:
+                around[place] += template["special_tokens"][str(piece["SpecialToken"]["id"])]["ids"]
+    except KeyError as error:
+        raise UserError(f"tokenizer.json is damaged (its template lacks {error}): {AGAIN}") from None
+    return around
+
+
+def puts_space_before(description: TokenizerDescription) -> bool:
+    """Whether a text's first word gets a space before it."""
+    return without_space_before(description) != description
+
+
+def _check_settings(
+    folder: Path,
+    description: TokenizerDescription,
+    settings: TokenizerSettings,
+    ids: Mapping[str, int],
+    values: Mapping[str, Any],
+) -> None:
+    """Raises UserError where the files beside tokenizer.json tell of another tokenizer."""
+    path = folder / "tokenizer_config.json"
+    again = "load the tokenizer with the transformers that the model was trained with, and save it again"
+    for name, number in _added(folder, settings).items():
+        if ids.get(name) != number:
+            raise UserError(f"the files beside {folder / 'tokenizer.json'} add a token {name!r} that it lacks: {again}")
+    of_gpt2_class = str(settings.get("tokenizer_class") or "").removesuffix("Fast") == GPT2_CLASS
+    if not settings.get("tokenizer_class"):
+        of_gpt2_class = values.get("model_type") in GPT2_CLASS_OF_TYPES
+    space, puts = settings.get("add_prefix_space"), puts_space_before(description)
+    if space is None and of_gpt2_class:
+        space = False
+    if space is not None and bool(space) != puts:
+        does = "puts" if puts else "doesn't put"
+        raise UserError(f"tokenizer.json {does} a space before a text, {path} tells otherwise: {again}")
+    if of_gpt2_class and description.get("normalizer"):
+        raise UserError(f"tokenizer.json has a normaliser, which the class that {path} names passes over: {again}")
+
+
+def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of a folder that Longhaul exported. Raises UserError where its files have been changed since."""
+    tokenizer = load_tokenizer(read_described(folder / SPEC_FILE, TokenizerSpec))
+    begin, ends = _ids_in(values, "bos_token_id"), _ids_in(values, "eos_token_id")
+    changed = begin not in ([], [tokenizer.begin_of_text_id]) or not set(ends) <= {*tokenizer.end_ids}
+    if stands(path := folder / "tokenizer.json"):
+        changed |= not _describes(*read_tokenizer_json(path), tokenizer)
+    if changed:
+        raise UserError(
+            f"{folder / SPEC_FILE} is of another tokenizer than the files beside it: if these have been changed since "
+            "the export, remove it"
+        )
+    return tokenizer
+
+
+def _describes(text: str, description: TokenizerDescription, tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer.json, perhaps saved again by another version of `tokenizers`, is still this tokenizer."""
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        ours = HuggingFaceTokenizer.normal_form(tokenizer.json)
+        theirs = HuggingFaceTokenizer.normal_form(text)
+        return all(ours[part] == theirs[part] for part in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
+    if tokenizer.spec["kind"] == "gpt2":
+        return is_gpt2(description)
+    plain = not (description.get("normalizer") or puts_space_before(description))
+    return plain and max(token_ids(description).values(), default=-1) + 1 == tokenizer.vocab_size
+
+
+def _has_gpt2_files(folder: Path, settings: TokenizerSettings) -> bool:
+    """Whether `vocab.json` and `merges.txt` are GPT-2's and nothing is added to them."""
+    if not all(stands(folder / name) for name in ("vocab.json", "merges.txt")) or settings.get("add_prefix_space"):
+        return False
+    place_gpt2_files()
+    expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
+    vocabulary = {END_OF_TEXT: expected[END_OF_TEXT]} | read_described(folder / "vocab.json", dict[str, int])
+    vocabulary |= _added(folder, settings)
+    return vocabulary == expected and _merges(folder / "merges.txt") == _merges(gpt2_cache_file(GPT2_MERGES))
+
+
+def _added(folder: Path, settings: TokenizerSettings) -> dict[str, int]:
+    """Ids of the tokens that the files beside a vocabulary add to it. Raises UserError for what is none."""
+    added: dict[str, int] = {}
+    for number, token in (settings.get("added_tokens_decoder") or {}).items():
+        if not (number.isdecimal() and len(number) < 20):
+            path = folder / "tokenizer_config.json"
+            raise UserError(f"{path} is damaged (added_tokens_decoder: {number[:40]!r} is no id): {AGAIN}")
+        added[token["content"]] = int(number)
+    if stands(path := folder / "added_tokens.json"):
+        added |= read_described(path, dict[str, int])
+    return added
+
+
+def _merges(path: Path) -> list[tuple[str, ...]]:
+    try:
+        lines = read_content(path, MOST_BYTES).decode().replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}): {AGAIN}") from None
+    return [tuple(line.split()) for line in lines if line.strip() and not line.startswith("#version")]
+
+
+def _content(token: str | NamedToken | None) -> str | None:
+    """A token as tokenizer_config.json has it: its text, or an object with it."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _ids_in(values: Mapping[str, Any], name: str) -> list[int]:
+    found = values.get(name)
+    found = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(number) is int and abs(number) < MOST_IDS for number in found):
+        raise UserError(f"{name} is {str(values[name])[:80]}: an id or a list of ids belongs there")
+    return list(dict.fromkeys(found))
+
+
+def _object_if_there(path: Path) -> dict[str, Any]:
+    return read_described(path, dict[str, Any]) if stands(path) else {}

@@ -1,0 +1,69 @@
+"""What the evaluation scripts begin with: a model and its tokenizer out of a run's folder or a checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
+from common.checkpoint_manifest import CheckpointManifest
+from common.errors import UserError
+from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from model.gpt import GPT
+from model.ranks import DeviceChoice, Ranks, agreed, choose_device, share_threads, start_ranks
+from model.weights import load_model
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model in evaluation mode and what its checkpoint says of it."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    checkpoint: Path
+    manifest: CheckpointManifest
+
+
+def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu", ranks: Ranks | None = None) -> Loaded:
+    """Load a run's newest good checkpoint, or this one. Raises UserError where there is none.
+
+    Args:
+        ranks: who load the same one, which the first rank looks for (all must call): a run that is going may save
+            between one rank's look and another's.
+    """
+    if ranks is None:
+        checkpoint = find_checkpoint(run_or_checkpoint)
+    else:
+        checkpoint = agreed(ranks, lambda: find_checkpoint(run_or_checkpoint))
+    manifest = read_checkpoint_manifest(checkpoint)
+    try:
+        tokenizer = load_tokenizer(manifest["tokenizer"])
+    except UserError as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    model = load_model(checkpoint, device)
+    if tokenizer.vocab_size != model.config.vocab_size:  # an id beyond the model's would end in an IndexError
+        raise UserError(
+            f"the model of {checkpoint} has {model.config.vocab_size:,} ids, its tokenizer {tokenizer.vocab_size:,}: "
+            "they don't belong together, copy the checkpoint again"
+        )
+    return Loaded(model, tokenizer, checkpoint, manifest)
+
+
+def start_evaluation(choice: DeviceChoice) -> Ranks:
+    """This process among those of the launcher, if there is one, with its share of the cores.
+
+    Raises UserError where the device can't be had.
+    """
+    if choice != "auto":
+        device_for(choice)
+    ranks = start_ranks(choice)
+    share_threads(ranks.local_world_size)
+    return ranks
+
+
+def device_for(choice: DeviceChoice) -> torch.device:
+    """The device of an evaluation's `--device`. Raises UserError where it can't be had."""
+    try:
+        return choose_device(choice)
+    except UserError:
+        raise UserError(f"PyTorch has no {choice} here: use --device cpu") from None

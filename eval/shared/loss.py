@@ -1,0 +1,61 @@
+"""The loss of a model on fixed tokens: a sum over target tokens divided by their count."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from data_prep.token_sets.sequences import Windows, document_ids
+from model.gpt import GPT, IGNORE_INDEX
+from model.precision import Dtype, autocast
+from model.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """Mean cross-entropy in nats over `tokens` target tokens."""
+
+    loss: float
+    tokens: int
+
+
+@torch.no_grad()
+def evaluate_loss(
+    model: GPT,
+    windows: Windows,
+    ranks: Ranks,
+    *,
+    window_count: int,
+    micro_batch: int,
+    dtype: Dtype,
+    split_documents_at: int | None = None,
+) -> LossResult:
+    """The mean loss over the first `window_count` windows, shared out over all ranks (all must call).
+
+    Every micro-batch has the same shape, the last one filled up with ignored targets, so that compiled models aren't
+    compiled again. Which rank has which micro-batch changes nothing but the order of a float64 sum.
+
+    Args:
+        window_count: how many windows. micro_batch: how many of them at a time.
+        split_documents_at: the end-of-text id, where attention is to stay inside documents.
+    """
+    assert 0 < window_count <= windows.count
+    was_training = model.training
+    model.eval()
+    loss_sum, target_count = 0.0, 0
+    for start in range(ranks.rank * micro_batch, window_count, ranks.world_size * micro_batch):
+        stop = min(start + micro_batch, window_count)
+        tokens = torch.from_numpy(windows.read(np.arange(start, stop)))  # (≤M, T+1)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        target_count += targets.numel()
+        missing = micro_batch - (stop - start)
+        inputs = torch.cat([inputs, inputs.new_zeros(missing, inputs.shape[1])])  # (M, T)
+        targets = torch.cat([targets, targets.new_full((missing, targets.shape[1]), IGNORE_INDEX)])  # (M, T)
+        documents = None
+        if split_documents_at is not None:
+            documents = torch.from_numpy(document_ids(inputs.numpy(), split_documents_at)).to(ranks.device)
+        with autocast(dtype, ranks.device):
+            loss_sum += model(inputs.to(ranks.device), targets.to(ranks.device), document_ids=documents).item()
+    model.train(was_training)
+    loss_sum, total = ranks.sum([loss_sum, float(target_count)])
+    return LossResult(loss_sum / total, int(total))

@@ -1,0 +1,130 @@
+"""Whether the disk has room for a run's checkpoints, asked before the first step rather than answered by the last."""
+
+import ctypes
+import errno
+import math
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.checkpoint_files import list_checkpoints
+from common.errors import UserError
+from common.os_errors import refusal, what_to_do
+from common.publish import TEMPORARY_SUFFIX
+from train.run.storage import NO_ROOM
+from train.settings.sections import CheckpointConfig
+
+
+def needed_bytes(
+    config: CheckpointConfig,
+    *,
+    existing: Iterable[int],
+    first_step: int,
+    max_steps: int,
+    checkpoint_bytes: int,
+    weights_bytes: int,
+) -> int:
+    """What a run's checkpoints will take at most beside those that are there, while a new one is being written.
+
+    Args:
+        existing: steps of the checkpoints that are there.
+        first_step: the one resumed from, which stays; 0 for a new run.
+        checkpoint_bytes, weights_bytes: of a whole checkpoint, and of its weights alone.
+    """
+    every = config.every_steps or max_steps
+    passed = first_step // every  # saves before the run (or this part of it) on the grid of multiples
+    count = (max_steps - 1) // every - passed + 1  # of saves to come: at multiples, and at the last step
+    old = sorted(set(existing))
+    before = len(old) * checkpoint_bytes
+
+    def stays(step: int) -> bool:
+        return step == first_step or _is_multiple(step, config.keep_every_steps)
+
+    def taken(newest: int) -> int:
+        """Bytes once the last step is saved, while so many of the newest checkpoints are whole."""
+        aged = max(0, count - newest)
+        recent = set(old[len(old) - min(len(old), max(0, newest - count)) :])
+        old_whole = {step for step in old if step in recent or stays(step)}
+
+        def aged_at(interval: int) -> int:
+            """How many of the aged among the new saves are at multiples of this (and of `every`, as all are)."""
+            both = math.lcm(every, interval)
+            return (passed + aged) * every // both - first_step // both if interval else 0
+
+        each, kept_each = config.weights_every_steps, config.keep_every_steps
+        # the best may be any: it takes a place of its own at worst
+        whole = len(old_whole) + min(newest, count) + aged_at(kept_each) + config.keep_best
+        # a copy of the weights shares its files with the whole checkpoint while that is there
+        alone = aged_at(each) - aged_at(math.lcm(each, kept_each))
+        alone += sum(_is_multiple(step, each) for step in old if step not in old_whole)
+        return min(len(old) + count, whole) * checkpoint_bytes + alone * weights_bytes
+
+    # The first save comes beside all that is there. From the second on what is taken only ever grows, so that the last
+    # one tells: beside as many as stay (where it is not the first itself), and when one of these is gone.
+    first = (len(old) + 1) * checkpoint_bytes
+    last = taken(config.keep_last + 1) if count > 1 else 0
+    return max(first, last, taken(config.keep_last)) - before
+
+
+def _is_multiple(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+def check_space(
+    folder: Path, config: CheckpointConfig, *, first_step: int, max_steps: int, sizes: tuple[int, int]
+) -> None:
+    """Compare a run's checkpoints with the free space of the disk they go to; reserve one, and give it back.
+
+    Reserving also meets quotas, which the number of free bytes knows nothing of.
+
+    Args:
+        folder: of the checkpoints. sizes: bytes of a checkpoint, and of its weights alone.
+
+    Raises UserError naming the folder, the bytes needed and the bytes free.
+    """
+    existing = [step for step, _ in list_checkpoints(folder) if step <= first_step]
+    needed = needed_bytes(
+        config,
+        existing=existing,
+        first_step=first_step,
+        max_steps=max_steps,
+        checkpoint_bytes=sizes[0],
+        weights_bytes=sizes[1],
+    )
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    advice = "free some, lower checkpoint.keep_last, or give a --run.root on another disk"
+    if needed > free:
+        raise UserError(
+            f"{folder}: the run's checkpoints need {needed:,} bytes ({sizes[0]:,} each), {free:,} are free: {advice}"
+        )
+    try:
+        _reserve(folder, sizes[0])
+    except OSError as error:
+        if error.errno not in NO_ROOM | {errno.EFBIG}:
+            raise UserError(refusal("written", error, folder, otherwise="give another --run.root")) from None
+        raise UserError(
+            f"{folder}: {error.strerror}: a checkpoint of {sizes[0]:,} bytes can't be written, though {free:,} are "
+            f"free: {what_to_do(error) if error.errno == errno.EFBIG else advice}"
+        ) from None
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Take up `size` bytes for a moment. Raises OSError where that can't be had.
+
+    By the system call alone: where a file system can't reserve, the C library's posix_fallocate would write a byte into
+    each of its blocks.
+    """
+    path = folder / f".space-{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # which the next start sweeps up, if need be
+    fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
+    with open(path, "wb") as file:
+        try:
+            if fallocate is not None:
+                offset, length = ctypes.c_int64(0), ctypes.c_int64(size)
+                if fallocate(file.fileno(), 0, offset, length) != 0:
+                    code = ctypes.get_errno()
+                    if code not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+                        raise OSError(code, os.strerror(code))
+        finally:
+            path.unlink()

@@ -1,0 +1,198 @@
+"""Which checkpoint a run goes on from, and whether it is this run's."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint_files import find_checkpoint, list_checkpoints, newest_good_checkpoint, read_checkpoint_manifest
+from common.checkpoint_manifest import CheckpointManifest
+from common.errors import UserError
+from common.paths import expand_path
+from common.run_folder import RunFolder
+from model.weights import config_from_dict
+from train.run.provenance import read_starts
+from train.run.storage import Patience
+from train.settings.command_line import Config, as_dict
+
+# What makes another run of it: these sections and fields must not change unnoticed.
+FIXED_SECTIONS = ("model", "lora")
+FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
+# What may change from one start to the next, and makes another model of it all the same.
+TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:")
+PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things lie, not what they are
+
+
+def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from (None for a new run), and what was passed over: newer ones that are damaged.
+
+    A path that the run has begun from means its own newest once it has checkpoints: the same command goes on.
+
+    Raises UserError where `resume` is a path without a whole checkpoint, to one of the run's own but the newest, or to
+    one elsewhere that a run with checkpoints did not begin from; or `never` for a run that has some; or where all of
+    the run's are damaged.
+    """
+    existing = list_checkpoints(folder.checkpoints)
+    if resume not in ("auto", "never"):
+        resume = str(expand_path(resume))
+    if resume == "never":
+        if existing:
+            raise UserError(
+                f"{folder.path} has checkpoints already: --resume auto goes on from them, "
+                "--run.name NAME begins another run"
+            )
+        return None, []
+    passed_over: list[str] = []
+    if resume != "auto" and existing and not Path(resume).resolve().is_relative_to(folder.path.resolve()):
+        if not _began_from(resume, folder):
+            raise UserError(
+                f"{folder.path} has checkpoints of its own, and did not begin from {resume}: leave --resume out to go "
+                "on with it, or give --run.name NAME for another run"
+            )
+        passed_over.append(f"--resume {resume}: {folder.path} has checkpoints of its own by now")
+    elif resume != "auto":
+        chosen, passed_over = _find(resume, None if existing else folder)
+        if read_checkpoint_manifest(chosen).get("weights_only"):
+            raise UserError(
+                f"{chosen} holds weights alone, without the optimizer's state: --resume needs a whole checkpoint "
+                "(step-…)"
+            )
+        if existing and chosen.name != existing[0][1].name:
+            # going on behind them, the run would have two futures, and a restart would take the wrong one
+            raise UserError(
+                f"{folder.path} has newer checkpoints than {chosen.name}: --run.name NAME branches from it into a run "
+                f"of its own, or move {existing[0][1].name} and what else is newer away"
+            )
+        return chosen, passed_over
+    # one that is passed over is lost with its steps: a file system gets its time
+    checkpoint, complaints = newest_good_checkpoint(folder.checkpoints, try_again=Patience().waited)
+    if checkpoint is None and existing:
+        raise UserError(
+            f"none of the {len(existing)} checkpoints in {folder.checkpoints} is whole ({complaints[0]}): "
+            f"--run.name NAME begins another run"
+        )
+    return checkpoint, passed_over + complaints
+
+
+def _find(given: str, unsaved: RunFolder | None) -> tuple[Path, list[str]]:
+    """The checkpoint that `--resume` names, and what was passed over for it.
+
+    Args:
+        unsaved: a run without checkpoints of its own. An earlier start of it may have recorded which checkpoint a
+            run's name meant: that one it is, though that run may have saved another since.
+    """
+    passed_over = []
+    began = [Path(path) for path in _beginnings(unsaved) if _names(given, path)] if unsaved else []
+    for path in began[-1:]:
+        try:
+            return find_checkpoint(path), []
+        except UserError:
+            passed_over = [f"{path}, from which an earlier start began, is gone"]
+    return find_checkpoint(given), passed_over
+
+
+def _began_from(given: str, folder: RunFolder) -> bool:
+    """Whether one of the run's starts was from this checkpoint of another run's, or from that run's newest."""
+    return any(_names(given, path) for path in _beginnings(folder))
+
+
+def _beginnings(folder: RunFolder) -> list[str]:
+    """The checkpoints from which the run's starts began, oldest first."""
+    return [str(start["resumed_from"]) for start in read_starts(folder.provenance) if start.get("resumed_from")]
+
+
+def _names(given: str, recorded: str) -> bool:
+    """Whether `given` leads to a recorded checkpoint: it is the one, or its run."""
+    path = Path(recorded)
+    leads = [path, path.parent, path.parent.parent]
+    if Path(given).resolve() in [lead.resolve() for lead in leads]:
+        return True
+    # older versions recorded relative paths, in a working directory that nobody knows any more
+    ends = [[part for part in lead.parts if part != ".."] for lead in leads if not path.is_absolute()]
+    return any(end and list(Path(given).resolve().parts[-len(end) :]) == end for end in ends)
+
+
+def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str]) -> None:
+    """Refuse to go on with another model, other data, another seed or batch than the checkpoint's.
+
+    Args:
+        config: this run's resolved configuration. allowed: fields that may differ, as section.key.
+
+    Raises UserError naming the first field that differs.
+    """
+    manifest = read_checkpoint_manifest(checkpoint)
+    if manifest.get("lora") is not None and "lora" not in config:
+        raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: go on with train/finetune.py")
+    # an imported checkpoint says of itself only what model it is
+    before = _flat(_with_whole_model(manifest.get("config") or {"model": manifest["model"]}, checkpoint))
+    now = _flat(_with_whole_model(config, "this run"))
+    fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
+    for name in [*fixed, *FIXED_FIELDS]:
+        if name in before and name not in allowed and before[name] != now.get(name):
+            raise UserError(
+                f"{checkpoint} was trained with {name} {json.dumps(before[name])}, this run has "
+                f"{json.dumps(now.get(name))}: put it back, or give --allow-change {name}, or another --run.name"
+            )
+    trained_on = manifest["data_identity"]
+    if trained_on is not None and trained_on != data_identity and "data.path" not in allowed:
+        raise UserError(
+            f"{checkpoint} was trained on other data ({trained_on[:12]}) than data.path holds "
+            f"({data_identity[:12]}): put data.path back, or give --allow-change data.path, or another --run.name"
+        )
+
+
+def check_finished(run: Path, manifest: CheckpointManifest, config: dict[str, Any], allowed: list[str]) -> list[str]:
+    """Refuse to call a run done that is not the one this command asks for; return what else differs, without effect.
+
+    Args:
+        manifest: of the run's last checkpoint, which has all steps that `config` asks for, or more.
+        allowed: fields that may differ, as section.key.
+
+    Raises UserError naming what differs of that which makes a trained model what it is.
+    """
+    step, wanted = manifest["step"], config["run"]["max_steps"]
+    if step > wanted and "run.max_steps" not in allowed:
+        raise UserError(
+            f"{run} is at step {step} already, past run.max_steps {wanted}: give --run.max_steps {step} to end it "
+            "there, more to continue it, or --run.name NAME for another run"
+        )
+    changes = changed_fields(manifest.get("config", {}), config)
+    others = [change for change in changes if change.split(":")[0] not in (*PLACES, "run.max_steps", *allowed)]
+    asked = [change for change in others if change.startswith(TRAINING_SECTIONS)]
+    if asked:
+        raise UserError(
+            f"{run} is done, at step {step}, and this command asks for another run ({', '.join(asked)}): put that "
+            "back, or give --run.name NAME"
+        )
+    return others
+
+
+def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`section.key: old -> new` for every field that differs; one that there was not at the time had its default.
+
+    Args:
+        before: a checkpoint's configuration; {} for an imported one, of which nothing is known.
+    """
+    if not before:
+        return []
+    old, new = _flat(as_dict(Config())) | _flat(before), _flat(now)
+    return [
+        f"{name}: {json.dumps(old[name])} -> {json.dumps(value)}"
+        for name, value in new.items()
+        if name in old and old[name] != value
+    ]
+
+
+def _with_whole_model(config: Mapping[str, Any], source: object) -> dict[str, Any]:
+    """Every field of the model: what an older version did not know has its default, and the widths that null stands for
+    are in its place (an imported model states them, a configuration need not)."""
+    model = config_from_dict({key: value for key, value in config["model"].items() if key != "preset"}, source)
+    widths = {"mlp_hidden": model.hidden_size, "n_kv_head": model.kv_heads}
+    return {**config, "model": asdict(model) | config["model"] | widths}
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields by section.key; a section is what another version took for one."""
+    sections = {name: values for name, values in config.items() if isinstance(values, Mapping)}
+    return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}

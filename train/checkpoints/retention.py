@@ -1,0 +1,142 @@
+"""Which checkpoints a run keeps and deletes. What can't be parsed is nobody's to delete."""
+
+import contextlib
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint_files import (
+    CHECKPOINT_MANIFEST,
+    BadCheckpoint,
+    list_checkpoints,
+    read_checkpoint_manifest,
+    verify_checkpoint,
+    write_checkpoint_manifest,
+)
+from common.measured import measured_alike, validation_of
+from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder
+from train.settings.sections import CheckpointConfig
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What retention asks of a checkpoint.
+
+    Attributes:
+        val_loss: only if it was measured with these very weights. validation: what it was measured on.
+    """
+
+    step: int
+    val_loss: float | None = None
+    validation: Mapping[str, Any] = field(default_factory=dict)
+
+
+def expendable(checkpoints: Sequence[Checkpoint], config: CheckpointConfig, never: int | None) -> set[int]:
+    """Steps of those that are neither among the newest, nor at a multiple, nor the best, nor `never` (resumed from).
+
+    The best is that of the losses that were measured as the newest one was.
+    """
+    newest = sorted((checkpoint.step for checkpoint in checkpoints), reverse=True)
+    kept = {*newest[: config.keep_last], never}
+    if config.keep_every_steps > 0:
+        kept.update(step for step in newest if step % config.keep_every_steps == 0)
+    measured = sorted((c for c in checkpoints if c.val_loss is not None), key=lambda checkpoint: checkpoint.step)
+    alike = [c for c in measured if measured_alike("val_loss", c.validation, measured[-1].validation)]
+    if config.keep_best and alike:
+        kept.add(min((checkpoint.val_loss, checkpoint.step) for checkpoint in alike)[1])
+    return {step for step in newest if step not in kept}
+
+
+def read_checkpoint(step: int, path: Path) -> Checkpoint | None:
+    """None for what is no checkpoint of a format that this version knows."""
+    try:
+        manifest = read_checkpoint_manifest(path)
+    except BadCheckpoint:
+        return None
+    loss = manifest.get("val_loss")
+    measured = isinstance(loss, float) and math.isfinite(loss) and manifest.get("val_step") == step
+    return Checkpoint(step, loss if measured else None, validation_of(manifest))
+
+
+def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, resumed_from: Path | None) -> list[Path]:
+    """Take the names of checkpoints that are due for deletion; return where they are now, for `delete` at leisure.
+
+    A deletion that is cut short leaves nothing that looks like a checkpoint. Weights that are to stay for good, and of
+    which there is no copy (the run was killed, or had no room, before it), are copied first.
+
+    Args:
+        last: the step just saved. What is newer was passed over when the run was resumed, and is let be.
+        resumed_from: never deleted. It may be another run's, and gone by now.
+    """
+    found = {
+        step: path for step, path in list_checkpoints(folder) if step <= last and (path / CHECKPOINT_MANIFEST).is_file()
+    }
+    checkpoints = [checkpoint for item in found.items() if (checkpoint := read_checkpoint(*item)) is not None]
+    kept = resumed_from and resumed_from.resolve()
+    never = next((step for step, path in found.items() if path.resolve() == kept), None)
+    aside = []
+    for step in sorted(expendable(checkpoints, config, never)):
+        every = config.weights_every_steps
+        if every > 0 and step % every == 0 and not _weights_folder(found[step], step).exists():
+            with contextlib.suppress(BadCheckpoint):  # nothing to keep of one that has lost files
+                verify_checkpoint(found[step], hashes=False)
+                keep_weights(found[step], step)
+        target = folder / f".{found[step].name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
+        aside.append(found[step].rename(target))
+    return aside
+
+
+def delete(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep_leftovers(folder: Path) -> None:
+    """Delete what saves and deletions that were cut short left under their temporary names.
+
+    Whoever calls holds the run's lock: a save that is under way has such a name as well.
+    """
+    delete([path for kind in ("step", "weights") for path in folder.glob(f".{kind}-*{TEMPORARY_SUFFIX}")])
+    for path in folder.glob(f".space-*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+    # what has been replaced, whole, by what now has its name
+    delete([path for path in folder.glob("*.replaced-*") if path.with_name(path.name.partition(".")[0]).exists()])
+
+
+def _weights_folder(checkpoint: Path, step: int) -> Path:
+    return checkpoint.with_name(f"weights-{step:08d}")
+
+
+def keep_weights(checkpoint: Path, step: int) -> Path:
+    """Give a checkpoint's weights a small checkpoint of their own beside it, without optimizer state; return it.
+
+    The files are shared with the checkpoint (hard links) and outlive it; where the file system knows no hard links
+    they are copied. Such a folder can be evaluated and exported, and never resumed from.
+    """
+    final, replaced = _weights_folder(checkpoint, step), None
+    temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
+    manifest = read_checkpoint_manifest(checkpoint)
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name.startswith("weights-")}
+    try:
+        temporary.mkdir()
+        for name in manifest["files"]:
+            try:
+                os.link(checkpoint / name, temporary / name)
+            except OSError:
+                shutil.copyfile(checkpoint / name, temporary / name)
+                fsync_file(temporary / name)  # it will be all that is left of these weights
+        write_checkpoint_manifest(temporary, {**manifest, "weights_only": True})
+        if final.exists():  # the run went back behind this step
+            replaced = final.rename(temporary.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"))
+        publish_folder(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if replaced is not None:
+        delete([replaced])
+    return final

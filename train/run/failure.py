@@ -1,0 +1,156 @@
+"""How a run that fails says so: which rank, on which host, why; and whether it was an error or a lost process."""
+
+import contextlib
+import re
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from common.errors import USER_ERROR_STATUS, OutOfMemory, UserError
+from common.memory_errors import is_out_of_memory
+from common.plain_text import one_line
+from common.run_folder import Failure, RunFolder
+from model.ranks import Ranks
+from train.optimization.ddp import NonFiniteWeights, ReplicasDiffer
+from train.optimization.step import NonFiniteLoss
+from train.run.heartbeat import silent_ranks, vanished_ranks
+from train.run.lock import LockLost, why_lost
+from train.run.recorder import Recorder
+from train.run.state import UNCERTAIN, RunState
+from train.run.storage import StorageFailed
+
+SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # their message says all; a traceback would hide it
+PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)
+LOOK_SECONDS = 3.0  # how long to look for the process that is gone
+
+
+@dataclass
+class FailureReporter:
+    """Records in `state`, log and terminal how this rank's part of a run failed."""
+
+    folder: RunFolder
+    ranks: Ranks
+    state: RunState
+    recorder: Recorder
+    memory_advice: str  # what takes less of it
+
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Report what goes wrong inside the block.
+
+        Raises SystemExit (status 1, or 2 where the configuration doesn't fit into the memory) where a line says all
+        that is to be said, else what was raised.
+        """
+        try:
+            yield
+        except LockLost as error:
+            self._say_on_terminal(str(error))  # nothing of the run is this process's any more
+            raise SystemExit(1) from None
+        except SELF_EXPLAINING as error:
+            self._report("exception", str(error), alike=True)
+            raise SystemExit(1) from None
+        except KeyboardInterrupt:
+            self._report("exception", f"interrupted on rank {self.ranks.rank} by a second Ctrl-C, without a save")
+            raise
+        except StorageFailed as error:
+            self._report("storage", str(error), alike=True)
+            raise
+        except UserError as error:
+            self._report("exception", str(error), alike=True)
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._report("exception", f"{self._me()}: {OutOfMemory(error, self.memory_advice)}")
+                self._append_to_log(traceback.format_exc())  # of interest where the estimate is wrong
+                raise SystemExit(USER_ERROR_STATUS) from None
+            if is_storage(error):
+                self._report("storage", f"{self._me()}: {error}")
+                raise SystemExit(1) from None
+            if not is_lost_peer(error):
+                self._report("exception", f"{type(error).__name__} on {self._me()}: {error}")
+                raise
+            if self.state.lock.overtaken():
+                self._say_on_terminal(why_lost(self.folder.path))
+            else:
+                reason, certain = self._who_is_gone(error)
+                self._report("lost_rank", reason, certain=certain)
+            raise SystemExit(1) from error
+
+    def _report(self, failure: Failure, reason: str, *, certain: bool = True, alike: bool = False) -> None:
+        """Write down a failure; `alike`: one that all ranks meet, so that one rank's words are enough."""
+        reason = " ".join(reason.split())
+        counts = self.state.write_failure(failure, reason, certain=certain)
+        if not counts and not alike:
+            reason = f"{self._me()} leaves: {self.state.said().get('reason', reason)}"
+        if counts and not alike and not self.ranks.is_first:  # the recorder is rank 0's, which may be the one that died
+            self._append_to_log(f"failed: {reason}")
+            self._say_on_terminal(f"failed: {reason}")
+        self.recorder.say(f"failed: {reason}")
+        self.recorder.close()
+
+    def _who_is_gone(self, error: Exception) -> tuple[str, bool]:
+        """Words for the rank that vanished, and whether it is known which."""
+        others = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
+        until = time.monotonic() + LOOK_SECONDS
+        while not (gone := vanished_ranks(self.folder, others)) and time.monotonic() < until:
+            if self.state.said().get("status") == "failed":
+                break  # another rank knows
+            time.sleep(0.1)
+        if not gone and (silent := silent_ranks(self.folder, others, self.ranks.rank)):
+            return describe_silent(silent[0]), True
+        if not gone:
+            return f"{UNCERTAIN}, or its machine or the network: {self._me()} met {first_line(error)}", False
+        return describe_vanished(gone[0]), True
+
+    def _me(self) -> str:
+        return f"rank {self.ranks.rank} on {socket.gethostname()}"
+
+    def _say_on_terminal(self, text: str) -> None:
+        print(f"{self._me()}: {text}", file=sys.stderr, flush=True)
+
+    def _append_to_log(self, text: str) -> None:
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {one_line(text)}\n".encode("utf-8", "backslashreplace")
+        with contextlib.suppress(OSError), open(self.folder.log, "ab") as log:  # the disk is full
+            log.write(line)
+
+
+def is_storage(error: BaseException) -> bool:
+    """Whether a file could not be read or written: its name is in the error, as in no error of a network."""
+    return isinstance(error, OSError) and error.errno is not None and error.filename is not None
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another process, its machine or the network is gone.
+
+    torch.distributed's own errors are; gloo's come as plain RuntimeErrors, known by their words alone.
+    """
+    if isinstance(error, dist.DistError):
+        return True
+    return type(error) is RuntimeError and PEER_IS_GONE.search(str(error)) is not None
+
+
+def describe_vanished(beat: dict[str, Any]) -> str:
+    """The words for a rank of which only its last heartbeat is left."""
+    return (
+        f"rank {beat['rank']} on {beat['host']} (pid {beat['pid']}) vanished: killed, probably for memory, or crashed; "
+        f"it last held {beat['rss_gib']:.2f} GiB (step {beat['step']}, {beat['phase']})"
+    )
+
+
+def describe_silent(beat: dict[str, Any]) -> str:
+    """The words for a rank that is there and does nothing."""
+    return (
+        f"rank {beat['rank']} on {beat['host']} (pid {beat['pid']}) is frozen, or stuck in the kernel: no sign of life "
+        f"for {time.time() - beat['time']:.0f} s (step {beat['step']}, {beat['phase']})"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

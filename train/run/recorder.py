@@ -1,0 +1,206 @@
+"""What a run tells while it goes on: `metrics.jsonl` is the record, terminal and log are views of it."""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from common.metrics_file import record_kind
+from common.os_errors import refusal
+from common.patient_file import PatientFile
+from common.plain_text import bar_file, one_line
+from common.progress import format_count, format_duration
+from common.run_folder import RunFolder
+from model.ranks import Ranks
+from train.run.storage import RETRY_DELAYS, StorageFailed, is_transient
+from train.run.wandb_mirror import MIRRORED, WandbMirror
+
+
+class Recorder:
+    """Written to by rank 0 alone; on other ranks every call does nothing.
+
+    A file system that takes no record ends no step: records wait in memory, and `lost` is true once they don't fit.
+    """
+
+    def __init__(self, folder: RunFolder, ranks: Ranks, max_steps: int, *, first_step: int, line_every: int) -> None:
+        self._active = ranks.is_first
+        self._max_steps = max_steps
+        self._line_every = line_every
+        self._started: float | None = None
+        self._first_step = first_step
+        self.lost = False
+        self._told = ""
+        if not self._active:
+            return
+        self._folder = folder
+        self._mirror: WandbMirror | None = None
+        self._bar: tqdm[Any] | None = None
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=bar_file())
+
+    def open_files(self) -> None:
+        """Raises StorageFailed, on rank 0 alone."""
+        if not self._active:
+            return
+        try:
+            self._metrics = PatientFile(self._folder.metrics)
+            self._samples = PatientFile(self._folder.samples)
+            self._log = open(  # noqa: SIM115 (closed by close)
+                self._folder.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1
+            )
+        except OSError as error:
+            raise StorageFailed(refusal("written", error, error.filename or self._folder.path)) from None
+
+    def mirror_to(self, mirror: WandbMirror) -> None:
+        """Pass every record on to a mirror as well."""
+        self._mirror = mirror
+
+    def say(self, text: str) -> None:
+        """A line for people, on the terminal and in log.txt: one, whatever it tells of."""
+        if not self._active:
+            return
+        text = one_line(text)
+        with contextlib.suppress(OSError):  # the disk is full: who holds the terminal is told all the same
+            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
+        try:
+            if self._bar is not None:
+                self._bar.write(text, file=sys.stdout)
+            else:
+                print(text, flush=True)
+        except OSError:  # the terminal or the pipe's reader is gone: the run goes on without
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Record a training step."""
+        if not self._active:
+            return
+        self._record(record)
+        if self._started is None:
+            self._started, self._first_step = time.monotonic(), record["step"]  # the first step is not typical
+        if self._bar is not None:
+            figures = [f"loss {record['loss']:.3f}", f"{format_count(record['tokens_per_second'])} tokens/s"]
+            if record["mfu"] is not None:
+                figures.append(f"MFU {record['mfu']:.1%}")
+            self._bar.set_postfix_str(", ".join(figures), refresh=False)
+            try:
+                self._bar.update(record["step"] - self._bar.n)
+            except OSError:  # the terminal is gone
+                self._bar = None
+        if record["step"] % self._line_every == 0 or record["step"] == self._max_steps:
+            self.say(self._line(record))
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Record anything else that belongs to a step (a validation, a start)."""
+        if self._active:
+            self._record(record)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self._append(self._metrics, record)
+        if self._mirror is not None and record_kind(record) in MIRRORED:
+            self._mirror.put(record)
+
+    def sync(self) -> None:
+        """Wait until the metrics so far are on the disk: a checkpoint that outlives a power cut must not outlive them.
+
+        Raises OSError where they may not be.
+        """
+        if self._active:
+            with contextlib.suppress(OSError):  # samples can be made again
+                self._samples.sync()
+            try:
+                self._metrics.sync()
+            finally:
+                self._tell_trouble()
+
+    def sync_all(self, patience_seconds: float, retry_delays: Sequence[float] = RETRY_DELAYS) -> None:
+        """Wait until every record is on the disk, at the end of the run, in several tries.
+
+        Raises StorageFailed where they can't be: what they measured is then measured by the next start.
+        """
+        until = time.monotonic() + patience_seconds
+        for file in (self._metrics, self._samples) if self._active else ():
+            _retry(file.sync, until, retry_delays, self.say)
+
+    @property
+    def trouble(self) -> str:
+        """What can't be written at present."""
+        files = (self._metrics, self._samples) if self._active else ()
+        return "; ".join(_refusal(file) for file in files if file.trouble is not None)
+
+    def _append(self, file: PatientFile, record: dict[str, Any]) -> None:
+        try:
+            file.append(record)
+        except OSError:
+            self.lost = True  # which is for all ranks to know before it ends the run
+        self._tell_trouble()
+
+    def _tell_trouble(self) -> None:
+        """A line whenever writing has begun to fail, or works again."""
+        trouble = self.trouble
+        if trouble != self._told:
+            self._told = trouble
+            self.say(f"WARNING: {trouble}: what is recorded waits in memory" if trouble else "all records are written")
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Record what the model wrote after a prompt, and show it on one line."""
+        if self._active:
+            self._append(self._samples, {"step": step, "prompt": prompt, "text": text, "time": time.time()})
+            self.say(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}")
+
+    def close(self) -> None:
+        if self._active:
+            if self._mirror is not None:
+                self._mirror.close()
+            if self._bar is not None:
+                self._bar.close()
+            for file in (self._metrics, self._samples):
+                try:
+                    file.close()
+                except OSError as error:  # why the run ends counts for more
+                    self._told = self.trouble
+                    self.say(f"WARNING: {file.path} may lack its last lines: {error.strerror}")
+            with contextlib.suppress(OSError):
+                self._log.close()
+
+    def _line(self, record: dict[str, Any]) -> str:
+        parts = [
+            f"step {record['step']}/{self._max_steps}",
+            f"loss {record['loss']:.4f}",
+            f"lr {record['lr']:.2e}",
+            f"norm {record['grad_norm']:.2f}",
+            f"{format_count(record['tokens_per_second'])} tokens/s",
+        ]
+        if record["mfu"] is not None:
+            parts.append(f"MFU {record['mfu']:.1%}")
+        done = record["step"] - self._first_step
+        if done > 0 and self._started is not None:
+            seconds = (time.monotonic() - self._started) / done * (self._max_steps - record["step"])
+            parts.append(f"ETA {format_duration(seconds)}")
+        return " | ".join(parts)
+
+
+def _refusal(file: PatientFile) -> str:
+    assert file.trouble is not None
+    return f"{file.path} can't be written: {file.trouble.strerror or file.trouble}"
+
+
+def _retry(act: Callable[[], None], until: float, delays: Sequence[float], say: Callable[[str], None]) -> None:
+    """Do what a file system may refuse for a moment, waiting between tries, not beyond `until` (time.monotonic()).
+
+    Raises StorageFailed.
+    """
+    for delay in (*delays, None):
+        try:
+            act()
+            return
+        except OSError as error:
+            why = f"{error.filename} can't be written: {error.strerror}"
+            if delay is None or not is_transient(error) or time.monotonic() + delay > until:
+                raise StorageFailed(f"{why}: the same command resumes from the newest checkpoint") from None
+            say(f"WARNING: {why}: trying again in {format_duration(delay)}")
+            time.sleep(delay)

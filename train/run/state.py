@@ -1,0 +1,120 @@
+"""What a run says of itself in `state` while it holds the run's lock, and how the word of several ranks is weighed."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from common.checkpoint_files import BadCheckpoint, list_checkpoints, read_checkpoint_manifest
+from common.errors import UserError
+from common.run_folder import Failure, RunFolder, Status, Stop
+from train.checkpoints.writer import Progress
+from train.run.lock import RunLock
+from train.run.storage import StorageFailed
+
+
+@dataclass
+class RunState:
+    """Writes `state`. Each rank has one: rank 0 writes while all goes well, any rank may report a failure."""
+
+    folder: RunFolder
+    lock: RunLock
+    world_size: int
+    start: Progress  # where this start of the trainer began
+    _running: bool = False  # this start has said that it runs
+
+    def write(
+        self, status: Status, reason: str, progress: Progress, stop: Stop | None = None, trouble: str = ""
+    ) -> None:
+        """Replace the `state`, unless another trainer has taken the run over: then it is that one's.
+
+        Args:
+            trouble: what can't be written at present.
+
+        Raises StorageFailed where a run that has ended can't say so. That a running one can't costs no step.
+        """
+        # rank 0 may be a step behind a rank that has failed since: that one's word stays, but for a new start's first
+        yields = status == "running" and self._running
+        try:
+            if self.lock.still_mine():
+                wanted = lambda: not (yields and self._has_failed())  # noqa: E731
+                self._replace(status, reason, progress, stop=stop, trouble=trouble, wanted=wanted)
+                self._running = True
+        except OSError as error:
+            why = f"{self.folder.state} can't be written: {error.strerror}"
+            if status != "running":
+                raise StorageFailed(f"{why}: the same command goes on from the newest checkpoint") from None
+            print(f"WARNING: {why}", file=sys.stderr, flush=True)
+
+    def write_done_before(self) -> None:
+        """Say of a run that needs no more steps that it is done, should it have died after its last save."""
+        if self.said().get("status") != "done":
+            self.write("done", "all steps done", self.start)
+
+    def write_failure(self, failure: Failure, reason: str, *, certain: bool = True) -> bool:
+        """Record a failure and where the run would go on; return whether this was the word that counts.
+
+        An error of a rank's own explains why its peers saw it vanish, never the other way round; so does a file
+        system's, unless another rank's error is there; and who knows which rank vanished (`certain`) knows more than
+        who only saw that one has.
+        """
+
+        def counts() -> bool:
+            said = self.said()
+            if said.get("status") != "failed":
+                return True
+            weight, theirs = WEIGHT[failure], WEIGHT.get(str(said.get("failure")), 0)
+            return weight > theirs or (weight == theirs == 0 and certain and said["reason"].startswith(UNCERTAIN))
+
+        if self.lock.overtaken() or not counts():
+            return False
+        written = self._write_failed(failure, reason, counts)
+        until = time.monotonic() + SETTLE_SECONDS
+        while WEIGHT[failure] > 0 and time.monotonic() < until:
+            time.sleep(SETTLE_SECONDS / 10)
+            if counts():  # another rank had already asked, and was about to replace what it had found
+                self._write_failed(failure, reason, counts)
+        return written
+
+    def _has_failed(self) -> bool:
+        return self.said().get("status") == "failed"
+
+    def said(self) -> dict[str, Any]:
+        """What `state` holds; nothing where it can't be read: who reports a failure must not fail of that."""
+        try:
+            return self.folder.read_state() or {}
+        except (OSError, UserError):
+            return {}
+
+    def _write_failed(self, failure: Failure, reason: str, counts: Callable[[], bool]) -> bool:
+        try:
+            return self._replace("failed", reason, self._saved(), failure=failure, wanted=counts)
+        except OSError:  # a full disk: the reason is told on the terminal alone
+            return True
+
+    def _replace(self, status: Status, reason: str, progress: Progress, **more: Any) -> bool:
+        """Write a `state`, with what all of this start's have; return whether it was `wanted`. Raises OSError."""
+        return self.folder.write_state(
+            status,
+            reason=reason,
+            step=progress.step,
+            tokens=progress.tokens,
+            started_step=self.start.step,
+            world_size=self.world_size,
+            **more,
+        )
+
+    def _saved(self) -> Progress:
+        """What the newest checkpoint holds, or where this start began."""
+        with contextlib.suppress(OSError):
+            for step, path in list_checkpoints(self.folder.checkpoints):
+                with contextlib.suppress(BadCheckpoint, KeyError):
+                    return Progress(step, read_checkpoint_manifest(path)["tokens"])
+        return self.start
+
+
+UNCERTAIN = "a rank vanished"
+WEIGHT = {"exception": 2, "storage": 1, "lost_rank": 0}  # whose word counts more
+SETTLE_SECONDS = 1.0  # how long another rank may take from its last look at `state` to replacing it

@@ -1,0 +1,90 @@
+"""What a run says at its start: what it is about to do, and with what."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.measured import describe_validation, measured_alike, validation_of
+from common.progress import format_bytes, format_count
+from common.run_folder import RunFolder
+from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.token_set import TokenSet
+from model.counts import flops_per_token, parameter_count
+from train.batches.plan import BatchPlan
+from train.checkpoints.writer import Progress
+from train.optimization.schedule import Course
+from train.settings.command_line import Config
+from train.startup.memory_advice import estimated_bytes
+
+
+def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any]], reasons: list[str]) -> list[str]:
+    """Where it writes, what every rank runs on, and why each `auto` was decided as it was."""
+    ranks = [
+        f"rank {m['rank']} on {m['host']}: {m['device']} ({m.get('gpu', m['cpu'])}), "
+        f"{m['threads']} thread{'' if m['threads'] == 1 else 's'} on {m['cores_allowed']} cores"
+        for m in machines
+    ]
+    return [f"run {folder.path}, {config.run.max_steps:,} steps", *ranks, *reasons]
+
+
+def describe_course(course: Course) -> list[str]:
+    """The learning rate's course in steps."""
+    first, last = course.warm_up.start, course.warm_up.end
+    parts = [f"warm-up to {course.peak:g} from step {first:,} to {last:,}" if last > first else f"{course.peak:g}"]
+    if course.kind != "constant":
+        parts.append(f"{course.kind} decay to {course.final_lr_fraction:.4g} of it after step {course.decay_start:,}")
+    lines = [f"learning rate: {', '.join(parts)}, up to step {course.end:,}"]
+    if last > course.end:
+        lines.append(f"schedule.warmup takes {course.warm_up.steps:,} steps: this run never reaches optim.lr")
+    return lines
+
+
+def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:
+    """Size of the model, how the batch is cut up, and the memory this takes on a rank."""
+    architecture = config.model.architecture()
+    flops = flops_per_token(architecture, adapters=config.adapter_count())
+    return [
+        f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "
+        f"{architecture.n_embd}, {format_count(flops)}FLOPs per token",
+        f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
+        f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
+        f"estimated memory per rank: {format_bytes(estimated_bytes(config, plan, device_type))}",
+    ]
+
+
+def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Progress) -> list[str]:
+    """How much text there is and how often the run reads it: what was read of these data before, included."""
+    length = config.model.block_size
+    windows = Windows(tokens.split("train"), length, config.data.stride).count
+    sequences = begin.sequences + max(0, config.run.max_steps - begin.step) * plan.sequences
+    times = f"{sequences / windows:.2f} epochs"
+    if config.data.stride is not None:
+        times += f" of {windows:,} windows, one at every {config.data.stride} tokens"
+    return [
+        f"data: {tokens.folder}, {len(tokens.split('train')):,} training tokens; the run reads "
+        f"{sequences * length:,}, {times}",
+    ]
+
+
+def describe_measure(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
+    """What validation losses are measured on, and whether those so far were measured on something else.
+
+    Args:
+        facts: what the run's checkpoints will record. before: what the checkpoint records that is resumed.
+    """
+    now = validation_of(facts)
+    lines = [f"validation on {describe_validation(now)}"]
+    earlier = validation_of(before) if before and before.get("val_loss") is not None else None
+    if earlier is not None and not measured_alike("val_loss", earlier, now):
+        was = describe_validation(earlier) or "something else"
+        lines.append(
+            f"validation losses up to the checkpoint were measured on {was}: they don't compare with later ones"
+        )
+    return lines
+
+
+def describe_in_place(config: Config, in_place: Mapping[str, str]) -> list[str]:
+    """A warning for each host that reads the data from where they lie: why they are not staged there."""
+    return [
+        f"WARNING: data are read from {config.data.path}, not staged, on {host}: {why}"
+        for host, why in in_place.items()
+    ]

@@ -1,0 +1,132 @@
+"""`auto` choices: resolved once, recorded in the run's folder, reused on resume."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+
+from common.errors import UserError
+from common.progress import format_bytes
+from model.devices import free_memory_bytes
+from model.memory import memory_estimate
+from model.precision import Dtype, resolve_dtype
+from model.ranks import Ranks
+from train.batches.plan import largest_micro_batch
+from train.optimization.compilation import trial_compilation
+from train.settings.command_line import Config
+
+MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding and what the estimate leaves out
+CPU_MICRO_BATCH = 8  # beyond it a CPU gains no speed
+
+
+def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) -> tuple[Config, list[str]]:
+    """Replace every `auto` by a choice; return the configuration and a line of reason for each.
+
+    Args:
+        recorded: the resolved configuration this run was started with, whose choices hold.
+
+    Raises UserError where nothing fits.
+    """
+    asked_to_compile = config.run.compile
+    config = _reuse(config, recorded, ranks.world_size)
+    reasons = []
+    dtype, because = resolve_dtype(config.run.dtype, ranks.device)
+    if config.run.dtype == "auto":
+        reasons.append(f"dtype {dtype}: {because}")
+    compile_, because = resolve_compile(config.run.compile, ranks, must=asked_to_compile is True)
+    if config.run.compile == "auto" or compile_ != config.run.compile:
+        reasons.append(f"compile {str(compile_).lower()}: {because}")
+    config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
+    # the smallest answer of all ranks, so that they agree on uneven machines
+    free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
+    if config.recompute.mode == "auto":
+        fits = _fits(config, _least_micro_batch(config), dtype, 0, free, ranks.device.type)
+        mode: Literal["none", "full"] = "none" if fits else "full"
+        config = replace(config, recompute=replace(config.recompute, mode=mode))
+        reasons.append(f"recompute {mode}: {format_bytes(free)} are free")
+    if config.batch.micro_batch == "auto":
+        micro_batch = _choose_micro_batch(config, dtype, free, ranks)
+        config = replace(config, batch=replace(config.batch, micro_batch=micro_batch))
+        reasons.append(f"micro_batch {micro_batch}: {format_bytes(free)} are free")
+    return config, reasons
+
+
+def recompute_every(config: Config) -> int:
+    """The model's `recompute_every` for a resolved configuration."""
+    return {"none": 0, "full": 1, "every": config.recompute.every_blocks}[config.recompute.mode]
+
+
+def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks, *, must: bool = True) -> tuple[bool, str]:
+    """Whether to compile, and why. A toy is compiled first, on every rank: what fails there would fail in step 1.
+
+    Args: must: whether `true` was asked for, and is not an earlier start's choice.
+
+    Raises UserError where compilation was asked for by `true` and can't be had.
+    """
+    if choice is False:
+        return False, "as asked"
+    if choice == "auto" and ranks.device.type != "cuda":
+        return False, f"on {ranks.device.type} compiling takes longer than it saves in most runs"
+    problem = next((answer for answer in ranks.gather(trial_compilation(ranks.device)) if answer), None)
+    if problem is None:
+        return True, "a trial succeeded"
+    if choice is True and must:
+        raise UserError(f"run.compile is true, but a trial failed ({problem}): use --run.compile auto or false")
+    return False, f"a trial failed ({problem})"
+
+
+def _reuse(config: Config, recorded: Mapping[str, Any] | None, world_size: int) -> Config:
+    """Fill `auto` fields with what the run's earlier start chose."""
+    if recorded is None:
+        return config
+    for section, key in (("run", "dtype"), ("run", "compile"), ("recompute", "mode"), ("batch", "micro_batch")):
+        part, earlier = getattr(config, section), recorded.get(section, {}).get(key, "auto")
+        if getattr(part, key) != "auto" or earlier == "auto":
+            continue
+        sequences = config.batch.tokens_per_step // config.model.block_size
+        if key == "micro_batch" and sequences % (earlier * world_size):
+            continue  # other ranks than before: choose anew
+        config = replace(config, **{section: replace(part, **{key: earlier})})
+    return config
+
+
+def _least_micro_batch(config: Config) -> int:
+    return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
+
+
+def _fits(config: Config, micro_batch: int, dtype: Dtype, every: int, free: int, device_type: str) -> bool:
+    estimate = memory_estimate(
+        config.model.architecture(),
+        micro_batch=micro_batch,
+        dtype=dtype,
+        recompute_every=every,
+        device_type=device_type,
+        adapters=config.adapter_count(),
+    )
+    return estimate.total <= MEMORY_SHARE * free
+
+
+def _choose_micro_batch(config: Config, dtype: Dtype, free: int, ranks: Ranks) -> int:
+    """The largest micro-batch that divides the step and whose estimate fits."""
+    every = recompute_every(config)
+    size = CPU_MICRO_BATCH if ranks.device.type == "cpu" else config.batch.tokens_per_step // config.model.block_size
+    while True:
+        size = largest_micro_batch(config.batch.tokens_per_step, config.model.block_size, ranks.world_size, size)
+        if _fits(config, size, dtype, every, free, ranks.device.type):
+            return size
+        if size == 1:
+            raise UserError(
+                f"not even a micro-batch of one sequence of {config.model.block_size} tokens fits into "
+                f"{format_bytes(free)}: use --recompute.mode full, or a smaller model.preset or model.block_size"
+            )
+        size -= 1
+
+
+def set_determinism(deterministic: bool, device: torch.device) -> None:
+    """Make CUDA give the same bits on every run, or let it choose the fastest kernels with TensorFloat-32."""
+    if device.type != "cuda":
+        return
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,39 @@
+"""What to do about a run that doesn't fit into the memory."""
+
+from typing import cast
+
+from common.progress import format_bytes
+from model.memory import memory_estimate
+from model.precision import Dtype
+from train.batches.plan import BatchPlan, largest_micro_batch
+from train.settings.command_line import Config
+from train.startup.auto import recompute_every
+
+
+def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
+    """What a training step keeps on one rank, for a resolved configuration."""
+    estimate = memory_estimate(
+        config.model.architecture(),
+        micro_batch=plan.micro_batch,
+        dtype=cast(Dtype, config.run.dtype),
+        recompute_every=recompute_every(config),
+        recompute_norms=config.recompute.norms,
+        device_type=device_type,
+        adapters=config.adapter_count(),
+    )
+    return estimate.total
+
+
+def memory_advice(config: Config, plan: BatchPlan, device_type: str) -> str:
+    """The options of a resolved configuration that take less memory, in the order in which to try them."""
+    length, size = config.model.block_size, plan.micro_batch
+    less = []
+    if size > 1:
+        half = largest_micro_batch(config.batch.tokens_per_step, length, plan.world_size, size // 2)
+        less.append(f"halve batch.micro_batch ({size}: --batch.micro_batch {half}; the batch stays the same)")
+    if config.recompute.mode != "full":
+        less.append(f"give --recompute.mode full ({config.recompute.mode} now)")
+    if not less:
+        less.append("give a smaller model.preset or model.block_size, or a machine with more memory")
+    estimate = format_bytes(estimated_bytes(config, plan, device_type))
+    return f"{', or '.join(less)}; the estimate for this configuration is {estimate} a rank"

@@ -1,0 +1,77 @@
+"""Where a run reads on: the loader's position, and what it is a position in."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from train.checkpoints.writer import Progress
+from train.settings.command_line import Config
+
+RECORDED = "position_in"  # in a checkpoint's manifest, beside `sequences`
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An endless order of sequences, of which the loader's position counts those consumed.
+
+    Attributes:
+        data_identity: the token set's; None for an imported checkpoint, which has read nothing here.
+        block_size: tokens of a sequence. stride: tokens from one sequence's beginning to the next one's.
+        seed: of the order.
+    """
+
+    data_identity: str | None
+    block_size: int
+    stride: int
+    seed: int
+
+    @classmethod
+    def of(cls, config: Config, data_identity: str) -> "Reading":
+        """What a run with this configuration reads."""
+        length = config.model.block_size
+        return cls(data_identity, length, length if config.data.stride is None else config.data.stride, config.run.seed)
+
+    @classmethod
+    def recorded(cls, manifest: Mapping[str, Any]) -> "Reading | None":
+        """What a checkpoint's `sequences` counts; None for an imported one.
+
+        Older checkpoints leave it to their configuration.
+        """
+        if RECORDED in manifest:
+            recorded = manifest[RECORDED]
+            return cls(*(recorded[item.name] for item in fields(cls)))
+        if "config" not in manifest:
+            return None
+        config = manifest["config"]
+        length, stride = config["model"]["block_size"], config["data"].get("stride")
+        return cls(manifest["data_identity"], length, length if stride is None else stride, config["run"]["seed"])
+
+    def facts(self) -> dict[str, Any]:
+        """What every checkpoint of the run records of it."""
+        return {RECORDED: asdict(self)}
+
+
+def begin_progress(manifest: Mapping[str, Any] | None, reading: Reading) -> tuple[Progress, list[str]]:
+    """How far a run has come when it begins, and lines for the log.
+
+    A position means nothing in another order of sequences: there the run reads from the beginning.
+
+    Args:
+        manifest: of the checkpoint that is resumed; None for a new run.
+    """
+    if manifest is None:
+        return Progress(), []
+    before, consumed = Reading.recorded(manifest), manifest["sequences"]
+    if before == reading or consumed == 0:
+        return Progress(manifest["step"], manifest["tokens"], consumed), []
+    names = ("token set", "model.block_size", "data.stride", "run.seed")
+    changed = [name for name, old, new in zip(names, _parts(before), _parts(reading), strict=True) if old != new]
+    line = (
+        f"the {consumed:,} sequences that were read up to the checkpoint were of another order (other "
+        f"{', '.join(changed)}): this one begins with its first sequence, and text may be read again"
+    )
+    return Progress(manifest["step"], manifest["tokens"]), [line]
+
+
+def _parts(reading: Reading | None) -> tuple[Any, ...]:
+    return tuple(asdict(reading).values()) if reading else (None,) * 4
