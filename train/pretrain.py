@@ -40,7 +40,7 @@ from train.checkpoints.ownership import checkpoint_bytes
 from train.checkpoints.reader import load_training_state
 from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
 from train.checkpoints.saver import CheckpointKeeper
-from train.checkpoints.writer import CheckpointWriter, Progress
+from train.checkpoints.writer import CheckpointWriter
 from train.evaluations.between import SampleWriter, Validator, check_prompts
 from train.evaluations.due import NOTHING, Due, missing_after
 from train.evaluations.hellaswag import HellaSwagProbe, check_hellaswag
@@ -49,6 +49,7 @@ from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
 from train.optimization.schedule import Course
 from train.optimization.step import Stepper
+from train.progress import Progress
 from train.run.failure import FailureReporter
 from train.run.heartbeat import Heartbeat
 from train.run.lock import holding_lock

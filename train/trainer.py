@@ -15,19 +15,18 @@ from model.gpt import GPT
 from model.ranks import Ranks, agreed
 from train.batches.loader import StepBatch, StepLoader
 from train.checkpoints.saver import CheckpointKeeper
-from train.checkpoints.writer import Progress
+from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed
 from train.evaluations.between import SampleWriter, Validator
 from train.evaluations.due import NOTHING, Due, due_after, is_due
 from train.evaluations.hellaswag import HellaSwagProbe
-from train.optimization.ddp import NonFiniteWeights, ReplicasDiffer
 from train.optimization.optimizer import set_learning_rate
 from train.optimization.schedule import Course
-from train.optimization.step import NonFiniteLoss, Stepper
+from train.optimization.step import Stepper
+from train.progress import Progress
 from train.run.heartbeat import Heartbeat
-from train.run.lock import LockLost, why_lost
+from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.state import RunState
-from train.run.storage import StorageFailed
 from train.settings.command_line import Config
 from train.stopping.deadline import StopMargin
 from train.stopping.stop_requests import StopRequest, kind, reason, remove_stop_file

@@ -8,7 +8,8 @@ import torch
 from data_prep.tokenization.tokenizer import load_tokenizer
 from model.ranks import start_ranks
 from tests.model.small import small_model
-from train.checkpoints.writer import CheckpointWriter, Progress
+from train.checkpoints.writer import CheckpointWriter
+from train.progress import Progress
 
 
 def write_checkpoint(folder: Path, *, tokenizer="byte", step=7, noise=0.1, seed=0, **options) -> Path:

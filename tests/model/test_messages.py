@@ -17,9 +17,9 @@ from common.errors import OutOfMemory, UserError
 from model.messages import decode, encode
 from tests.helpers.source_code import product_code
 from train.checkpoints.background_write import ShareWritten, WriteFailure
-from train.checkpoints.writer import Saved, SaveFailed
+from train.checkpoints.writer import Saved
+from train.errors import SaveFailed, StorageFailed
 from train.evaluations.due import Due
-from train.run.storage import StorageFailed
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.builds(Path, st.just("a/b"))

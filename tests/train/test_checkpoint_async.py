@@ -20,8 +20,9 @@ from tests.helpers.ranks import RankGroup, run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_as_rank
 from train.checkpoints import background_write as background_save
-from train.checkpoints.writer import CheckpointWriter, Progress
-from train.run.lock import LockLost
+from train.checkpoints.writer import CheckpointWriter
+from train.errors import LockLost
+from train.progress import Progress
 
 
 @pytest.fixture(scope="module")

@@ -22,8 +22,9 @@ from tests.helpers.manifests import FACTS
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, start_ranks_training, tiny_arguments, train
 from train.checkpoints.reader import load_training_state
-from train.checkpoints.writer import CheckpointWriter, Progress
+from train.checkpoints.writer import CheckpointWriter
 from train.optimization.optimizer import build_optimizer
+from train.progress import Progress
 from train.settings.optim_section import OptimConfig
 
 LOAD_AND_STEP = r"""

@@ -22,8 +22,9 @@ from tests.model.small import small_model
 from train.checkpoints.disk_space import check_space, needed_bytes
 from train.checkpoints.ownership import checkpoint_bytes
 from train.checkpoints.retention import Checkpoint, delete, expendable, keep_weights, set_aside_expendable
-from train.checkpoints.writer import CheckpointWriter, Progress
+from train.checkpoints.writer import CheckpointWriter
 from train.optimization.optimizer import build_optimizer
+from train.progress import Progress
 from train.settings.optim_section import OptimConfig
 from train.settings.sections import CheckpointConfig
 

@@ -19,8 +19,8 @@ from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path, weights_hashes
-from train.checkpoints.writer import Progress
 from train.evaluations.between import Validator
+from train.progress import Progress
 from train.run.recorder import Recorder
 
 needs_compiler = pytest.mark.skipif(

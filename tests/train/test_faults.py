@@ -22,9 +22,11 @@ from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_by_path
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
-from train.optimization.ddp import Parallel, ReplicasDiffer, check_replicas
+from train.checkpoints.check_weights import check_replicas
+from train.errors import NonFiniteLoss, ReplicasDiffer
+from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
-from train.optimization.step import NonFiniteLoss, Stepper
+from train.optimization.step import Stepper
 from train.settings.optim_section import OptimConfig
 
 SCORES = ("val_loss", "hellaswag_acc_norm")
@@ -147,7 +149,7 @@ def test_weights_that_are_no_numbers_are_never_a_checkpoint(tmp_path: Path, data
     run = run_of(tmp_path, "spoilt")
     state = json.loads(run.state.read_text())
     assert (state["status"], state["step"]) == ("failed", 1)
-    assert state["reason"].startswith("wte.weight has weights that are no numbers")
+    assert state["reason"].startswith("wte.weight has weights that are NaN or inf")
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [1]
     train(1, tmp_path, tiny_arguments(tmp_path, data, "spoilt", *steps, "--run.max_steps=2"))  # at a sane rate
 

@@ -10,7 +10,7 @@ from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train
-from train.checkpoints.writer import Progress
+from train.progress import Progress
 from train.settings.command_line import Config, ModelSection
 from train.settings.sections import DataConfig, RunConfig
 from train.startup.position import Reading, begin_progress

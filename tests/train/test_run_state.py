@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.run_folder import RunFolder
-from train.checkpoints.writer import Progress
+from train.progress import Progress
 from train.run.lock import RunLock
 from train.run.state import UNCERTAIN, RunState
 

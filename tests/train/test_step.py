@@ -20,8 +20,9 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
+from train.errors import NonFiniteLoss
 from train.optimization.ddp import Parallel
-from train.optimization.step import NonFiniteLoss, Stepper
+from train.optimization.step import Stepper
 
 CONFIG = ModelConfig(vocab_size=257, block_size=8, n_layer=2, n_head=2, n_embd=16)
 SEQUENCES = 8

@@ -34,9 +34,10 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from model.meeting import STORE_FILE
 from model.ranks import Ranks, start_ranks
-from train.checkpoints.writer import CheckpointWriter, Progress
-from train.optimization.ddp import check_weights
+from train.checkpoints.check_weights import check_weights
+from train.checkpoints.writer import CheckpointWriter
 from train.optimization.optimizer import build_optimizer
+from train.progress import Progress
 from train.settings.optim_section import OptimConfig
 
 LOOK_SECONDS = 0.01

@@ -13,7 +13,7 @@ from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
 from model.weights import SUFFIX, read_shapes, reading_tensors
 from train.checkpoints.ownership import COUNT, OPTIMIZER, STATE, WEIGHTS, named_parameters
-from train.checkpoints.writer import Progress
+from train.progress import Progress
 
 
 def check_training_state(checkpoint: Path, model: nn.Module) -> None:

@@ -12,10 +12,12 @@ import torch
 from common.checkpoint_files import BadCheckpoint
 from common.progress import format_bytes, format_duration
 from train.checkpoints.background_write import write_failure
+from train.checkpoints.check_weights import check_weights
 from train.checkpoints.retention import delete, keep_weights, set_aside_expendable
-from train.checkpoints.writer import CheckpointWriter, Progress, Saved, SaveFailed
+from train.checkpoints.writer import CheckpointWriter, Saved
+from train.errors import SaveFailed
 from train.evaluations.between import Validator
-from train.optimization.ddp import check_weights
+from train.progress import Progress
 from train.run.recorder import Recorder
 from train.run.storage import RETRY_DELAYS
 from train.settings.sections import CheckpointConfig

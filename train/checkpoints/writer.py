@@ -26,31 +26,10 @@ from model.ranks import Ranks
 from train.checkpoints import snapshot
 from train.checkpoints.background_write import BackgroundSave, ShareWritten, WriteFailure, write_failure
 from train.checkpoints.ownership import checkpoint_bytes, owned_by, share_of
-from train.run.lock import LockLost, why_lost
-from train.run.storage import RETRY_DELAYS, StorageFailed
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come. Enough to go on: everything random is a function of these and the seed.
-
-    Attributes:
-        step, tokens: since the beginning, that of the run this one branched from included.
-        sequences: the loader's position in the data at hand; elsewhere it begins with 0 (`train.startup.position`).
-    """
-
-    step: int = 0
-    tokens: int = 0
-    sequences: int = 0
-
-
-class SaveFailed(StorageFailed):
-    """A checkpoint that could not be written; raised on all ranks alike. Earlier ones are intact."""
-
-    def __init__(self, message: str, *, transient: bool = False) -> None:
-        """Args: transient: another try may succeed in a moment."""
-        super().__init__(message)
-        self.transient = transient
+from train.errors import LockLost, SaveFailed
+from train.progress import Progress
+from train.run.lock import why_lost
+from train.run.storage import RETRY_DELAYS
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from eval.shared.loss import LossResult, evaluate_loss
 from model.gpt import GPT
 from model.precision import Dtype
 from model.ranks import Ranks
-from train.checkpoints.writer import Progress
+from train.progress import Progress
 from train.run.recorder import Recorder
 from train.settings.sections import EvalConfig
 

@@ -15,7 +15,7 @@ from eval.hellaswag_task.multiple_choice import Question, log_likelihoods, requi
 from model.gpt import GPT
 from model.precision import Dtype
 from model.ranks import Ranks
-from train.checkpoints.writer import Progress
+from train.progress import Progress
 from train.run.recorder import Recorder
 from train.settings.sections import EvalConfig
 

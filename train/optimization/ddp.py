@@ -4,7 +4,6 @@ Everybody else holds the plain model: its parameters are the ones trained, and t
 """
 
 import contextlib
-import math
 
 import torch
 from torch import Tensor, nn
@@ -12,40 +11,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.precision import Dtype, autocast
 from model.ranks import Ranks
-
-
-class ReplicasDiffer(Exception):
-    """The copies of the model have drifted apart: a faulty device, or a missed synchronisation."""
-
-
-class NonFiniteWeights(Exception):
-    """The last update has left weights that are no numbers."""
-
-
-def check_weights(ranks: Ranks, model: nn.Module) -> None:
-    """What is to be saved must be worth it: the same on all ranks, and made of numbers.
-
-    Raises ReplicasDiffer or NonFiniteWeights on all ranks.
-    """
-    check_replicas(ranks, model)
-    largest = torch.stack([torch.linalg.vector_norm(p.detach(), math.inf) for p in model.parameters()]).tolist()
-    for (name, _), value in zip(model.named_parameters(), largest, strict=True):
-        if not math.isfinite(value):
-            raise NonFiniteWeights(f"{name} has weights that are no numbers: they are not saved")
-
-
-def check_replicas(ranks: Ranks, model: nn.Module) -> None:
-    """Compare checksums (sums of the bits, as integers) of all parameters over ranks.
-
-    Raises ReplicasDiffer on all ranks, naming those that differ from rank 0.
-    """
-    if ranks.world_size == 1:
-        return
-    sums = torch.stack([p.detach().view(torch.int32).sum(dtype=torch.int64) for p in model.parameters()])
-    everyone = ranks.gather(sums.tolist())
-    others = [rank for rank, values in enumerate(everyone) if values != everyone[0]]
-    if others:
-        raise ReplicasDiffer(f"the weights of ranks {others} differ from rank 0's: a faulty device or memory is likely")
 
 
 class Parallel:

@@ -11,13 +11,10 @@ from model.precision import Dtype
 from model.ranks import Ranks
 from train.batches.loader import StepBatch
 from train.batches.plan import BatchPlan
+from train.errors import NonFiniteLoss
 from train.optimization.ddp import Parallel
 
 SMALLEST_LOSS_SCALE = 1.0  # of fp16: what overflows without being scaled up will overflow in every step
-
-
-class NonFiniteLoss(Exception):
-    """A loss or gradient norm that is no number; raised on all ranks, before the update, naming the culprits."""
 
 
 @dataclass(frozen=True)

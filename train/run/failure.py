@@ -18,13 +18,11 @@ from common.memory_errors import is_out_of_memory
 from common.plain_text import one_line
 from common.run_folder import Failure, RunFolder
 from model.ranks import Ranks
-from train.optimization.ddp import NonFiniteWeights, ReplicasDiffer
-from train.optimization.step import NonFiniteLoss
+from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed
 from train.run.heartbeat import silent_ranks, vanished_ranks
-from train.run.lock import LockLost, why_lost
+from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.state import UNCERTAIN, RunState
-from train.run.storage import StorageFailed
 
 SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # their message says all; a traceback would hide it
 PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)

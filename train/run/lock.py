@@ -36,10 +36,6 @@ LOOK_SECONDS = 0.5
 RELEASED = "released"
 
 
-class LockLost(Exception):
-    """Another trainer has taken the run over. This one must leave it as it is."""
-
-
 OTHER_RUN = "give another --run.root or --run.name"
 
 

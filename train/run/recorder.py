@@ -17,7 +17,8 @@ from common.plain_text import bar_file, one_line
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
-from train.run.storage import RETRY_DELAYS, StorageFailed, is_transient
+from train.errors import StorageFailed
+from train.run.storage import RETRY_DELAYS, is_transient
 from train.run.wandb_mirror import MIRRORED, WandbMirror
 
 

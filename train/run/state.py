@@ -10,9 +10,9 @@ from typing import Any
 from common.checkpoint_files import BadCheckpoint, list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
 from common.run_folder import Failure, RunFolder, Status, Stop
-from train.checkpoints.writer import Progress
+from train.errors import StorageFailed
+from train.progress import Progress
 from train.run.lock import RunLock
-from train.run.storage import StorageFailed
 
 
 @dataclass

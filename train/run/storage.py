@@ -4,7 +4,6 @@ import errno
 import sys
 import time
 
-from common.errors import UserError
 from common.progress import format_duration
 
 # What shared file systems answer while a server restarts, a lease is renewed or a quota is raised.
@@ -15,10 +14,6 @@ _TRANSIENT = (
 TRANSIENT = {getattr(errno, name) for name in _TRANSIENT.split() if hasattr(errno, name)}
 NO_ROOM = {errno.ENOSPC, errno.EROFS} | ({errno.EDQUOT} if hasattr(errno, "EDQUOT") else set())
 RETRY_DELAYS = (5.0, 30.0)  # seconds from a try to the next
-
-
-class StorageFailed(UserError):
-    """What the run has to write can't be written. The same command may succeed later, and loses no more than steps."""
 
 
 def is_transient(error: OSError) -> bool:

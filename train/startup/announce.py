@@ -10,8 +10,8 @@ from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
 from model.counts import flops_per_token, parameter_count
 from train.batches.plan import BatchPlan
-from train.checkpoints.writer import Progress
 from train.optimization.schedule import Course
+from train.progress import Progress
 from train.settings.command_line import Config
 from train.startup.memory_advice import estimated_bytes
 

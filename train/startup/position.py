@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from train.checkpoints.writer import Progress
+from train.progress import Progress
 from train.settings.command_line import Config
 
 RECORDED = "position_in"  # in a checkpoint's manifest, beside `sequences`

@@ -1,0 +1,32 @@
+"""What can end a run beside a mistake in the command: each is raised on all ranks, or by the one that must leave."""
+
+from common.errors import UserError
+
+
+class NonFiniteLoss(Exception):
+    """A loss or gradient norm that is NaN or inf; raised on all ranks, before the update, naming the culprits."""
+
+
+class NonFiniteWeights(Exception):
+    """The last update has left weights that are NaN or inf."""
+
+
+class ReplicasDiffer(Exception):
+    """The copies of the model have drifted apart: a faulty device, or a missed synchronisation."""
+
+
+class LockLost(Exception):
+    """Another trainer has taken the run over. This one must leave it as it is."""
+
+
+class StorageFailed(UserError):
+    """What the run has to write can't be written. The same command may succeed later, and loses no more than steps."""
+
+
+class SaveFailed(StorageFailed):
+    """A checkpoint that could not be written; raised on all ranks alike. Earlier ones are intact."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        """Args: transient: another try may succeed in a moment."""
+        super().__init__(message)
+        self.transient = transient
