@@ -25,6 +25,7 @@ import numpy as np
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.paths import PROJECT
 from common.progress import progress_bar
 from data_prep.corpora.docstring_sources import SourceFile, docstrings_in, required_distributions, source_files, topics
 from data_prep.corpora.preparation import (
@@ -45,7 +46,7 @@ from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
 SOURCE_NAME = "docstrings"
 VALIDATION_ONE_IN = 25
 FILES_PER_TASK = 32
-REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements.txt"
+REQUIREMENTS = PROJECT / "requirements.txt"
 
 
 def parse_arguments() -> argparse.Namespace:

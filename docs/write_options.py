@@ -14,9 +14,10 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import exit_on_user_error
+from common.paths import PROJECT
 from train.finetune import finetune_command
-from train.settings.command_line import PROJECT, build_parser, field_names
-from train.settings.finetune import FinetuneConfig
+from train.settings.command_line import build_parser, field_names
+from train.settings.sections import FinetuneConfig
 
 REFERENCE = PROJECT / "docs" / "options.md"
 HEAD = """# Options of `train/pretrain.py`

@@ -17,13 +17,14 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.paths import PROJECT
 from common.publish import write_json_output
 from eval.reporting.comparison import as_markdown, as_text, rows_with
 from eval.reporting.references import GPT2_VOCABULARY, NOTES
 from eval.reporting.run_data import RunData, load_run, load_runs, tell_complaints
 from eval.shared.arguments import add_json
 
-RECORDS = Path(__file__).resolve().parents[1] / "records"
+RECORDS = PROJECT / "records"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -4,43 +4,14 @@ B starts at zero, so that an adapted model begins as the model it adapts. R rank
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import parameter_generator
-
-TARGETS = ("c_attn", "c_proj", "c_fc", "c_gate")
-
-
-@dataclass(frozen=True)
-class LoraConfig:
-    """What to adapt and how strongly.
-
-    Attributes:
-        rank: R, columns of B and rows of A.
-        alpha: the correction is scaled by alpha/rank.
-        dropout: on the input of the correction.
-        targets: last names of the linear layers to adapt: c_attn, c_proj (both of a block), c_fc, c_gate.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] = TARGETS
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1")
-        unknown = sorted(set(self.targets) - set(TARGETS))
-        if unknown or not self.targets:
-            raise ValueError(f"lora.targets {unknown or '()'} can't be adapted; choose from {', '.join(TARGETS)}")
+from model.lora_config import LoraConfig
 
 
 class LoraLinear(nn.Linear):
@@ -101,19 +72,6 @@ def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
             adapter.lora_a.copy_(values)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, adapter)
-
-
-def adapter_count(model: ModelConfig, config: LoraConfig) -> int:
-    """Parameters of the adapters that `add_lora` would make."""
-    width, hidden = model.n_embd, model.hidden_size
-    queries_keys_values = width + 2 * model.kv_heads * model.head_size
-    sides = {  # inputs and outputs together, of all matrices of a block with this name
-        "c_attn": width + queries_keys_values,
-        "c_proj": 2 * width + (hidden + width),
-        "c_fc": width + hidden,
-        "c_gate": width + hidden if model.mlp == "swiglu" else 0,
-    }
-    return config.rank * model.n_layer * sum(sides[target] for target in set(config.targets))
 
 
 def lora_layers(model: GPT) -> Iterator[tuple[str, LoraLinear]]:

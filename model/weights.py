@@ -25,7 +25,8 @@ from common.regular_file import open_regular
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT
-from model.lora import LoraConfig, adapter_count, add_lora, drop_lora, lora_tensors
+from model.lora import add_lora, drop_lora, lora_tensors
+from model.lora_config import LoraConfig, adapter_count
 
 WEIGHTS_PREFIX = "weights-"
 SUFFIX = ".safetensors"

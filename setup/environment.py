@@ -29,11 +29,11 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.paths import PROJECT
 from setup.pins import check_pins, hash_files
 from setup.pip_install import pip_install
 from setup.system_torch import is_torch, show_to, supported_version, system_torch_folder
 
-PROJECT = Path(__file__).resolve().parents[1]
 RECORD = "longhaul.json"
 CHECKED = ("--require-hashes", "--no-deps")  # all that is needed is listed: nothing comes in without a hash
 

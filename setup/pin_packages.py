@@ -21,11 +21,11 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.paths import PROJECT
 from common.publish import write_whole
 from setup.pins import hash_files
 from setup.system_torch import is_torch
 
-PROJECT = Path(__file__).resolve().parents[1]
 OLDEST_PYTHON = "3.11"
 OF_TORCH = re.compile(r"(nvidia|cuda)-|triton=")
 ELSEWHERE = "sys_platform == 'emscripten'"  # Python in a browser

@@ -29,13 +29,12 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from common.paths import expand_path
+from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
 from slurm.history import append_submission
 from slurm.training_task import TrainingTask
 from train.settings.command_line import read_config
 
-PROJECT = Path(__file__).resolve().parents[1]
 NO_LIMIT = 1_000_000  # of time-outs; decide.py's own rule ends a job that gets no further
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
 LOOK_SECONDS = 0.5

@@ -16,6 +16,7 @@ from submitit.slurm.slurm import SlurmJobEnvironment
 
 from common.environment import whole_number
 from common.errors import UserError
+from common.paths import PROJECT
 from common.plain_text import accept_any_text
 from common.run_folder import RunFolder
 from slurm.controller import ask, node_addresses
@@ -25,7 +26,6 @@ from slurm.requeue import EXIT_STATUS, Decision, decide_for
 from slurm.start_info import Beginning, leave_mark, read_mark
 from slurm.start_job import begin
 
-PROJECT = Path(__file__).resolve().parents[1]
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_SECONDS = 0.2
 REPEAT_SECONDS = 5.0  # a trainer that is still starting may miss a request

@@ -15,12 +15,13 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from common.errors import UserError, exit_on_user_error
-from common.paths import expand_path
+from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
 from model.config import ModelConfig
 from train.pretrain import start
-from train.settings.command_line import PROJECT, Command, read_command
-from train.settings.finetune import FinetuneConfig, check_targets, fit_to_base
+from train.settings.command_line import Command, read_command
+from train.settings.finetune import check_targets, fit_to_base
+from train.settings.sections import FinetuneConfig
 from train.startup.initial_weights import find_base, with_adapters
 
 USAGE = "python train/finetune.py RUN_OR_CHECKPOINT [--config FILE] [--section.key value …]"

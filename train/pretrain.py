@@ -29,7 +29,7 @@ from data_prep.tokenization.tokenizer import load_tokenizer
 from model.counts import flops_per_token, peak_flops
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.lora import LoraConfig
+from model.lora_config import LoraConfig
 from model.precision import Dtype
 from model.ranks import Ranks, agreed, share_threads, start_ranks
 from train.batches.loader import StepLoader
@@ -57,7 +57,8 @@ from train.run.provenance import describe_rank
 from train.run.recorder import Recorder
 from train.run.state import RunState
 from train.run.wandb_mirror import WandbMirror
-from train.settings.command_line import Config, Options, as_dict, read_config, to_yaml
+from train.settings.command_line import Options, as_dict, read_config, to_yaml
+from train.settings.sections import Config
 from train.startup.announce import (
     describe_course,
     describe_data,

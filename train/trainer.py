@@ -27,7 +27,7 @@ from train.run.heartbeat import Heartbeat
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.state import RunState
-from train.settings.command_line import Config
+from train.settings.sections import Config
 from train.stopping.deadline import StopMargin
 from train.stopping.stop_requests import StopRequest, kind, reason, remove_stop_file
 

@@ -14,13 +14,14 @@ from filelock import FileLock, Timeout
 
 from common.errors import UserError
 from common.os_errors import refusal
+from common.paths import PROJECT
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import canonical_json, file_to_write, write_json_output
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
 from data_prep.token_sets.shard_writer import SHARD_TOKENS, told
 from data_prep.tokenization.tokenizer import Tokenizer
 
-DATA_FOLDER = Path(__file__).resolve().parents[2] / "data"
+DATA_FOLDER = PROJECT / "data"
 LOCK_FILE = ".preparing.lock"
 LOCK_SECONDS = 3.0  # a killed command's workers may live on for a moment
 VALIDATION_KEY_CHARACTERS = 200

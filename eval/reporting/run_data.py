@@ -68,7 +68,7 @@ class RunData:
         section = self.section("lora")
         if not self.model or not section.get("rank"):
             return None
-        from model.lora import TARGETS, LoraConfig, adapter_count  # here: other runs' reports need not wait for torch
+        from model.lora_config import TARGETS, LoraConfig, adapter_count
 
         try:
             count = adapter_count(self.model, LoraConfig(section["rank"], targets=tuple(section["targets"] or TARGETS)))

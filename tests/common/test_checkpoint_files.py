@@ -24,7 +24,8 @@ from common.checkpoint_files import (
 from common.checkpoint_manifest import LOSS_SCALE
 from common.errors import UserError
 from tests.helpers.manifests import WHOLE
-from train.settings.command_line import Config, as_dict
+from train.settings.command_line import as_dict
+from train.settings.sections import Config
 
 
 def make_checkpoint(checkpoints: Path, step: int, content: bytes = b"weights") -> Path:

@@ -21,7 +21,8 @@ from model.gpt import GPT
 from model.initialisation import initialise
 from tests.helpers.training import PROJECT
 from train.optimization.schedule import plan_course
-from train.settings.command_line import Config, read_config
+from train.settings.command_line import read_config
+from train.settings.sections import Config
 
 STUDY = PROJECT / "eval" / "records" / "2026-11-22-tiny-shakespeare"
 TRAINING_CHARACTERS = 1_003_854

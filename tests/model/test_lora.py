@@ -5,7 +5,8 @@ import torch
 
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.lora import LoraConfig, add_lora, drop_lora, lora_layers, lora_tensors, set_merged
+from model.lora import add_lora, drop_lora, lora_layers, lora_tensors, set_merged
+from model.lora_config import LoraConfig
 from tests.model.small import random_tokens, small_model
 
 LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False, "n_kv_head": 2}

@@ -25,7 +25,7 @@ from train.checkpoints.reader import load_training_state
 from train.checkpoints.writer import CheckpointWriter
 from train.optimization.optimizer import build_optimizer
 from train.progress import Progress
-from train.settings.optim_section import OptimConfig
+from train.settings.sections import OptimConfig
 
 LOAD_AND_STEP = r"""
 import json, re, sys

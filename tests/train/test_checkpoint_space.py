@@ -25,8 +25,7 @@ from train.checkpoints.retention import Checkpoint, delete, expendable, keep_wei
 from train.checkpoints.writer import CheckpointWriter
 from train.optimization.optimizer import build_optimizer
 from train.progress import Progress
-from train.settings.optim_section import OptimConfig
-from train.settings.sections import CheckpointConfig
+from train.settings.sections import CheckpointConfig, OptimConfig
 
 
 @pytest.fixture(scope="module")

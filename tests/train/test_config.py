@@ -16,13 +16,13 @@ from train.settings import command_line as config_of
 from train.settings.command_line import (
     DEFAULT_CONFIG,
     Command,
-    Config,
     as_dict,
     field_names,
     read_command,
     read_config,
     to_yaml,
 )
+from train.settings.sections import Config
 
 
 def write(folder: Path, text: str) -> str:

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from train.settings.command_line import DEFAULT_CONFIG, Config, as_dict, read_config, to_yaml
-from train.settings.sections import DataConfig, EvalConfig, LogConfig, RunConfig
+from train.settings.command_line import DEFAULT_CONFIG, as_dict, read_config, to_yaml
+from train.settings.sections import Config, DataConfig, EvalConfig, LogConfig, RunConfig
 
 # numbers, booleans, dates and nothing to YAML 1.1, to 1.2, or to jsonargparse alone; and YAML's own signs
 WORDS = """

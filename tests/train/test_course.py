@@ -13,10 +13,9 @@ from common.metrics_file import read_json_lines, read_metrics
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_by_path
-from train.optimization.schedule import Course, ScheduleConfig, plan_course
-from train.settings.command_line import Config, as_dict
-from train.settings.optim_section import OptimConfig
-from train.settings.sections import RunConfig
+from train.optimization.schedule import Course, plan_course
+from train.settings.command_line import as_dict
+from train.settings.sections import Config, OptimConfig, RunConfig, ScheduleConfig
 from train.startup.course import check_course, plan_resumed, warm_up_facts
 
 PEAK = 3e-3

@@ -27,7 +27,7 @@ from train.errors import NonFiniteLoss, ReplicasDiffer
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
 from train.optimization.step import Stepper
-from train.settings.optim_section import OptimConfig
+from train.settings.sections import OptimConfig
 
 SCORES = ("val_loss", "hellaswag_acc_norm")
 

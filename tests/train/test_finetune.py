@@ -27,7 +27,8 @@ from eval.shared.loading import load_checkpoint
 from model.config import ModelConfig
 from model.counts import flops_per_token, parameter_count
 from model.gpt import GPT
-from model.lora import LoraConfig, adapter_count, add_lora, lora_tensors
+from model.lora import add_lora, lora_tensors
+from model.lora_config import LoraConfig, adapter_count
 from model.weights import load_model, read_tensors
 from tests.eval.checkpoints import write_checkpoint
 from tests.helpers.mounts import small_disk
@@ -37,7 +38,7 @@ from tests.helpers.training import PROJECT, curve, losses, run_of, tiny_argument
 from tests.model.small import random_tokens
 from train.finetune import finetune_command
 from train.settings.command_line import read_command
-from train.settings.finetune import LoraSection
+from train.settings.sections import LoraSection
 
 FINETUNE = PROJECT / "train" / "finetune.py"
 LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False, "n_kv_head": 2}

@@ -9,7 +9,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
 from train.optimization.optimizer import build_optimizer, decay_groups
-from train.settings.optim_section import OptimConfig
+from train.settings.sections import OptimConfig
 
 TINY = ModelConfig(vocab_size=257, block_size=8, n_layer=2, n_head=2, n_embd=16)
 

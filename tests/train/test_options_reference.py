@@ -7,7 +7,7 @@ import sys
 from docs.write_options import REFERENCE, reference
 from tests.helpers.training import PROJECT
 from train.settings.command_line import field_names
-from train.settings.finetune import FinetuneConfig
+from train.settings.sections import FinetuneConfig
 
 
 def test_the_page_is_up_to_date_and_names_every_option_with_words() -> None:

@@ -11,8 +11,7 @@ from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train
 from train.progress import Progress
-from train.settings.command_line import Config, ModelSection
-from train.settings.sections import DataConfig, RunConfig
+from train.settings.sections import Config, DataConfig, ModelSection, RunConfig
 from train.startup.position import Reading, begin_progress
 
 STEP_SEQUENCES = 4

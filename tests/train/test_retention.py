@@ -25,8 +25,8 @@ from train.checkpoints.retention import (
     set_aside_expendable,
     sweep_leftovers,
 )
-from train.settings.command_line import Config, as_dict
-from train.settings.sections import CheckpointConfig
+from train.settings.command_line import as_dict
+from train.settings.sections import CheckpointConfig, Config
 
 
 @given(

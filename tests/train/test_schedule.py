@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.optimization.schedule import ScheduleConfig, in_steps, plan_course
+from train.optimization.schedule import in_steps, plan_course
+from train.settings.sections import ScheduleConfig
 
 
 def test_cosine_against_the_textbook() -> None:

@@ -1,30 +1,8 @@
 """The batch, stated in tokens: micro-batch and world size only slice it."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from common.errors import UserError
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """How much is learnt from in one optimizer step, and how it is cut up.
-
-    Args:
-        tokens_per_step: target tokens of one optimizer step, over all ranks.
-        micro_batch: sequences of one forward and backward on one rank; `auto` takes the most that fit in memory.
-    """
-
-    tokens_per_step: int = 524_288
-    micro_batch: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.tokens_per_step < 1:
-            raise ValueError(f"batch.tokens_per_step is {self.tokens_per_step}: give a positive number of tokens")
-        if isinstance(self.micro_batch, str) and self.micro_batch != "auto":
-            raise ValueError(f"batch.micro_batch is {self.micro_batch!r}: give a number of sequences, or auto")
-        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
-            raise ValueError(f"batch.micro_batch is {self.micro_batch}: give 1 or more sequences, or auto")
 
 
 @dataclass(frozen=True)

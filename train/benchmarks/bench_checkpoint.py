@@ -38,7 +38,7 @@ from train.checkpoints.check_weights import check_weights
 from train.checkpoints.writer import CheckpointWriter
 from train.optimization.optimizer import build_optimizer
 from train.progress import Progress
-from train.settings.optim_section import OptimConfig
+from train.settings.sections import OptimConfig
 
 LOOK_SECONDS = 0.01
 BYTES_PER_PARAMETER = 4 * (1 + 2)  # float32: the weight and AdamW's two moments, on every rank

@@ -14,7 +14,8 @@ from common.run_folder import RunFolder
 from model.weights import config_from_dict
 from train.run.provenance import read_starts
 from train.run.storage import Patience
-from train.settings.command_line import Config, as_dict
+from train.settings.command_line import as_dict
+from train.settings.sections import Config
 
 # What makes another run of it: these sections and fields must not change unnoticed.
 FIXED_SECTIONS = ("model", "lora")

@@ -7,7 +7,7 @@ from common.errors import UserError
 from common.metrics_file import metrics_of_step, read_records, record_kind
 from common.os_errors import refusal
 from common.run_folder import RunFolder
-from train.settings.command_line import Config
+from train.settings.sections import Config
 
 
 @dataclass(frozen=True)

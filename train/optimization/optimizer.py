@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from train.settings.optim_section import OptimConfig
+from train.settings.sections import OptimConfig
 
 
 def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:

@@ -2,40 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
-Kind = Literal["cosine", "wsd", "constant"]
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """How the learning rate moves over the run.
-
-    Args:
-        kind: cosine (Loshchilov & Hutter 2016, one half period after the warm-up), wsd (warm-up, stable, decay; Hu et
-            al. 2024, MiniCPM), or constant (after the warm-up).
-        warmup: linear warm-up, in steps, or as a fraction of the run below 1. It is fixed in steps at the run's first
-            start: an extension or a branch does not move it.
-        decay: wsd's linear decay at the end, in steps, or as a fraction of the run below 1.
-        final_lr_fraction: the last learning rate as a fraction of the peak.
-        rewarm: begin the schedule again at the step that is resumed from, in a branch or at the first start of the run
-            that asks for it: a warm-up of schedule.warmup, then what follows up to run.max_steps. It is recorded:
-            later starts don't warm up once more.
-    """
-
-    kind: Kind = "cosine"
-    warmup: int | float = 0.01
-    decay: int | float = 0.2
-    final_lr_fraction: float = 0.1
-    rewarm: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("warmup", "decay"):
-            value = getattr(self, name)
-            if value < 0 or (value >= 1 and value != int(value)):
-                raise ValueError(f"schedule.{name} is {value}: give whole steps, or a fraction of the run below 1")
-        if not 0 <= self.final_lr_fraction <= 1:
-            raise ValueError(f"schedule.final_lr_fraction is {self.final_lr_fraction}: give a number from 0 to 1")
+from train.settings.sections import ScheduleConfig, ScheduleKind
 
 
 @dataclass(frozen=True)
@@ -66,7 +34,7 @@ class Course:
         end: the step that has the last rate, `final_lr_fraction` of the peak.
     """
 
-    kind: Kind
+    kind: ScheduleKind
     peak: float
     final_lr_fraction: float
     warm_up: WarmUp

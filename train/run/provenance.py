@@ -22,9 +22,9 @@ from common import run_files
 from common.credentials import mask_credentials
 from common.errors import UserError
 from common.host_limits import allowed_cores
+from common.paths import PROJECT
 from common.publish import write_json_whole
 from model.ranks import Ranks
-from train.settings.command_line import PROJECT
 
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")
 MAX_DIFF_CHARACTERS = 200_000

@@ -8,74 +8,21 @@ import itertools
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
 
 from jsonargparse import ArgumentParser
 
 from common.errors import UserError
-from common.paths import expand_path
+from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
-from model.config import PRESETS, ModelConfig, preset_config
-from train.batches.plan import BatchConfig
-from train.optimization.schedule import ScheduleConfig
+from model.config import PRESETS, ModelConfig
 from train.settings.config_file import read_file, take_texts, to_text
-from train.settings.optim_section import OptimConfig
 from train.settings.option_parser import OptionParser
-from train.settings.sections import CheckpointConfig, DataConfig, EvalConfig, LogConfig, RecomputeConfig, RunConfig
+from train.settings.sections import Config, RunConfig
 
-PROJECT = Path(__file__).resolve().parents[2]
 DEFAULT_CONFIG = PROJECT / "train" / "configs" / "gpt2-124m.yaml"
-
-
-@dataclass(frozen=True)
-class ModelSection(ModelConfig):
-    """The architecture.
-
-    Args:
-        preset: a named size to begin from; what else stands in this section changes it.
-    """
-
-    preset: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.preset is not None:
-            preset_config(self.preset)
-
-    def architecture(self) -> ModelConfig:
-        """The model's own configuration, without the name it began from."""
-        values = asdict(self)
-        del values["preset"]
-        return ModelConfig(**values)
-
-
-@dataclass(frozen=True)
-class Config:
-    """Everything a run is made from."""
-
-    model: ModelSection = field(default_factory=ModelSection)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    batch: BatchConfig = field(default_factory=BatchConfig)
-    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    run: RunConfig = field(default_factory=RunConfig)
-
-    def __post_init__(self) -> None:
-        if self.data.stride is not None and self.data.stride > self.model.block_size:
-            raise ValueError(
-                f"data.stride {self.data.stride} would leave out the tokens between windows of model.block_size "
-                f"{self.model.block_size}: give at most that"
-            )
-
-    def adapter_count(self) -> int | None:
-        """Parameters trained beside a frozen model; None where all weights are trained, as in pre-training."""
-        return None
 
 
 Kind = TypeVar("Kind", bound=Config)

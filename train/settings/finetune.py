@@ -1,57 +1,12 @@
-"""The configuration of a fine-tuning: a run's, and what is trained of the model it begins with."""
+"""Whether a fine-tuning's configuration fits the model that it starts from."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from common.errors import UserError
 from model.config import ModelConfig
-from model.lora import TARGETS, LoraConfig, adapter_count
-from train.settings.command_line import Config, ModelSection
+from train.settings.sections import LoraSection, ModelSection
 
 ADJUSTABLE = ("dropout", "block_size")  # what of a trained model's configuration another training may change
-
-
-@dataclass(frozen=True)
-class LoraSection:
-    """Adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) beside the base's frozen matrices.
-
-    Args:
-        rank: columns and rows of an adapter's two matrices; 0 trains all of the base's weights instead, and the rest of
-            this section counts for nothing.
-        alpha: the adapters' correction is scaled by alpha/rank.
-        dropout: on the input of the adapters.
-        targets: which matrices get an adapter: c_attn (queries, keys, values), c_proj (out of attention and MLP), c_fc,
-            c_gate (SwiGLU); null: all that the model has.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(f"lora.rank is {self.rank}: give 1 or more, or 0 to train all weights")
-        if self.adapters() is not None and self.alpha <= 0:
-            raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
-
-    def adapters(self) -> LoraConfig | None:
-        """None where all weights are trained. Raises ValueError for an impossible setting."""
-        if self.rank == 0:
-            return None
-        targets = TARGETS if self.targets is None else tuple(self.targets)
-        return LoraConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=targets)
-
-
-@dataclass(frozen=True)
-class FinetuneConfig(Config):
-    """Everything a fine-tuning is made from. Its model is the base's."""
-
-    lora: LoraSection = field(default_factory=LoraSection)
-
-    def adapter_count(self) -> int | None:
-        """Parameters of the adapters; None where all weights are trained."""
-        adapters = self.lora.adapters()
-        return None if adapters is None else adapter_count(self.model.architecture(), adapters)
 
 
 def fit_to_base(model: ModelSection, base: ModelConfig) -> None:

@@ -1,8 +1,46 @@
-"""Settings of the run itself, of its data and of its record. A section each in the configuration."""
+"""Every section of the configuration, and all their keys: `section.key` in YAML and on the command line.
 
-from dataclasses import dataclass, field
+    model       architecture                          recompute   activation checkpointing
+    data        what the run reads                    checkpoint  when to save, what to keep
+    batch       tokens of a step, micro-batch         eval        validation, HellaSwag, samples
+    optim       the optimizer                         log         log lines, wandb
+    schedule    learning rate over the run            run         name, seed, length, device, deadline
+    lora        adapters: train/finetune.py only
+
+Each section checks itself; what needs two sections is checked by `Config`, what needs the data or the machine in
+`train.startup`. Nothing here imports torch. docs/options.md is made from these docstrings.
+"""
+
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal
+
+from model.config import ModelConfig, preset_config
+from model.lora_config import TARGETS, LoraConfig, adapter_count
+
+ScheduleKind = Literal["cosine", "wsd", "constant"]
+
+
+@dataclass(frozen=True)
+class ModelSection(ModelConfig):
+    """The architecture.
+
+    Args:
+        preset: a named size to begin from; what else stands in this section changes it.
+    """
+
+    preset: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.preset is not None:
+            preset_config(self.preset)
+
+    def architecture(self) -> ModelConfig:
+        """The model's own configuration, without the name it began from."""
+        values = asdict(self)
+        del values["preset"]
+        return ModelConfig(**values)
 
 
 @dataclass(frozen=True)
@@ -32,6 +70,91 @@ class DataConfig:
             raise ValueError(f"data.stride is {self.stride}: give 1 token or more, or null for model.block_size")
         if self.stage_to == "":
             raise ValueError("data.stage_to is empty (a variable that is not set, in a shell?): give a folder, or null")
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """How much is learnt from in one optimizer step, and how it is cut up.
+
+    Args:
+        tokens_per_step: target tokens of one optimizer step, over all ranks.
+        micro_batch: sequences of one forward and backward on one rank; `auto` takes the most that fit in memory.
+    """
+
+    tokens_per_step: int = 524_288
+    micro_batch: int | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_step < 1:
+            raise ValueError(f"batch.tokens_per_step is {self.tokens_per_step}: give a positive number of tokens")
+        if isinstance(self.micro_batch, str) and self.micro_batch != "auto":
+            raise ValueError(f"batch.micro_batch is {self.micro_batch!r}: give a number of sequences, or auto")
+        if isinstance(self.micro_batch, int) and self.micro_batch < 1:
+            raise ValueError(f"batch.micro_batch is {self.micro_batch}: give 1 or more sequences, or auto")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW's settings.
+
+    Args:
+        lr: peak learning rate.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled weight decay, applied to parameters of two or more dimensions.
+        grad_clip: largest global gradient norm (L2); larger gradients are scaled down to it. 0 switches clipping off.
+        fused: one kernel for the whole update, several times faster than a kernel per tensor, on CPU as well.
+    """
+
+    lr: float = 6e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    fused: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optim.lr is {self.lr}: give a positive learning rate")
+        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError(
+                f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: give numbers from 0 to below 1"
+            )
+        if self.eps <= 0 or self.weight_decay < 0 or self.grad_clip < 0:
+            raise ValueError("optim.eps must be positive, optim.weight_decay and optim.grad_clip not negative")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate moves over the run.
+
+    Args:
+        kind: cosine (Loshchilov & Hutter 2016, one half period after the warm-up), wsd (warm-up, stable, decay; Hu et
+            al. 2024, MiniCPM), or constant (after the warm-up).
+        warmup: linear warm-up, in steps, or as a fraction of the run below 1. It is fixed in steps at the run's first
+            start: an extension or a branch does not move it.
+        decay: wsd's linear decay at the end, in steps, or as a fraction of the run below 1.
+        final_lr_fraction: the last learning rate as a fraction of the peak.
+        rewarm: begin the schedule again at the step that is resumed from, in a branch or at the first start of the run
+            that asks for it: a warm-up of schedule.warmup, then what follows up to run.max_steps. It is recorded:
+            later starts don't warm up once more.
+    """
+
+    kind: ScheduleKind = "cosine"
+    warmup: int | float = 0.01
+    decay: int | float = 0.2
+    final_lr_fraction: float = 0.1
+    rewarm: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "decay"):
+            value = getattr(self, name)
+            if value < 0 or (value >= 1 and value != int(value)):
+                raise ValueError(f"schedule.{name} is {value}: give whole steps, or a fraction of the run below 1")
+        if not 0 <= self.final_lr_fraction <= 1:
+            raise ValueError(f"schedule.final_lr_fraction is {self.final_lr_fraction}: give a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -214,6 +337,77 @@ class RunConfig:
             raise ValueError("run.deadline_margin_seconds must not be negative")
         if self.collective_timeout_seconds <= 0 or self.lock_patience_seconds <= 0:
             raise ValueError("run.collective_timeout_seconds and run.lock_patience_seconds must be positive")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made from."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.stride is not None and self.data.stride > self.model.block_size:
+            raise ValueError(
+                f"data.stride {self.data.stride} would leave out the tokens between windows of model.block_size "
+                f"{self.model.block_size}: give at most that"
+            )
+
+    def adapter_count(self) -> int | None:
+        """Parameters trained beside a frozen model; None where all weights are trained, as in pre-training."""
+        return None
+
+
+@dataclass(frozen=True)
+class LoraSection:
+    """Adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) beside the base's frozen matrices.
+
+    Args:
+        rank: columns and rows of an adapter's two matrices; 0 trains all of the base's weights instead, and the rest of
+            this section counts for nothing.
+        alpha: the adapters' correction is scaled by alpha/rank.
+        dropout: on the input of the adapters.
+        targets: which matrices get an adapter: c_attn (queries, keys, values), c_proj (out of attention and MLP), c_fc,
+            c_gate (SwiGLU); null: all that the model has.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank is {self.rank}: give 1 or more, or 0 to train all weights")
+        if self.adapters() is not None and self.alpha <= 0:
+            raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
+
+    def adapters(self) -> LoraConfig | None:
+        """None where all weights are trained. Raises ValueError for an impossible setting."""
+        if self.rank == 0:
+            return None
+        targets = TARGETS if self.targets is None else tuple(self.targets)
+        return LoraConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=targets)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """Everything a fine-tuning is made from. Its model is the base's."""
+
+    lora: LoraSection = field(default_factory=LoraSection)
+
+    def adapter_count(self) -> int | None:
+        """Parameters of the adapters; None where all weights are trained."""
+        adapters = self.lora.adapters()
+        return None if adapters is None else adapter_count(self.model.architecture(), adapters)
 
 
 def parse_time(text: str) -> float:

@@ -12,7 +12,7 @@ from model.counts import flops_per_token, parameter_count
 from train.batches.plan import BatchPlan
 from train.optimization.schedule import Course
 from train.progress import Progress
-from train.settings.command_line import Config
+from train.settings.sections import Config
 from train.startup.memory_advice import estimated_bytes
 
 

@@ -14,7 +14,7 @@ from model.precision import Dtype, resolve_dtype
 from model.ranks import Ranks
 from train.batches.plan import largest_micro_batch
 from train.optimization.compilation import trial_compilation
-from train.settings.command_line import Config
+from train.settings.sections import Config
 
 MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding and what the estimate leaves out
 CPU_MICRO_BATCH = 8  # beyond it a CPU gains no speed

@@ -6,7 +6,8 @@ from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
 from model.ranks import Ranks
 from train.run.lock import RunLock
-from train.settings.command_line import Config, Options
+from train.settings.command_line import Options
+from train.settings.sections import Config
 from train.startup.initial_weights import Base
 from train.stopping.deadline import Deadline, StopMargin
 from train.stopping.stop_requests import StopRequest

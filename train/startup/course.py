@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
-from train.optimization.schedule import Course, ScheduleConfig, WarmUp, plan_course, warm_up_from
-from train.settings.command_line import Config
+from train.optimization.schedule import Course, WarmUp, plan_course, warm_up_from
+from train.settings.sections import Config, ScheduleConfig
 
 RECORDED = "warm_up"  # in a checkpoint's manifest
 ROUNDING = 1e-9  # of the peak

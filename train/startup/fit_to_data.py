@@ -5,7 +5,7 @@ from dataclasses import replace
 from common.errors import UserError
 from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.token_set import TokenSet
-from train.settings.command_line import Config
+from train.settings.sections import Config
 
 
 def fit_to_data(config: Config, tokens: TokenSet) -> Config:

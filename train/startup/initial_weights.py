@@ -31,7 +31,8 @@ from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT
-from model.lora import LoraConfig, add_lora, lora_tensors
+from model.lora import add_lora, lora_tensors
+from model.lora_config import LoraConfig
 from model.weights import config_from_dict, load_model, load_weights, save_tensors
 from train.run.provenance import read_starts
 

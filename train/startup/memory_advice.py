@@ -6,7 +6,7 @@ from common.progress import format_bytes
 from model.memory import memory_estimate
 from model.precision import Dtype
 from train.batches.plan import BatchPlan, largest_micro_batch
-from train.settings.command_line import Config
+from train.settings.sections import Config
 from train.startup.auto import recompute_every
 
 

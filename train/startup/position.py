@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from train.progress import Progress
-from train.settings.command_line import Config
+from train.settings.sections import Config
 
 RECORDED = "position_in"  # in a checkpoint's manifest, beside `sequences`
 
