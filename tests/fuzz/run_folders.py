@@ -85,7 +85,8 @@ def cases(rng: random.Random, count: int, bases: Path) -> Iterator[Case]:
         given = [argument.replace("one", source.name) for argument in arguments]
         make = partial(_make, bases, source.name, changed, replaced)
         also = tuple(EXIT_STATUS.values()) if entry == "slurm/requeue.py" else ()
-        yield Case("run_folders", label, [entry, *given], make, also=also)
+        # a trainer that refuses has taken over the lock of one that is gone, and released it
+        yield Case("run_folders", label, [entry, *given], make, also=also, keeps=(f"runs/{source.name}/lock",))
 
 
 def _damaged(rng: random.Random, name: str, content: bytes) -> tuple[bytes, str]:
