@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-ROOMS = ("common", "data_prep", "eval", "model", "setup", "slurm", "train")
+ROOMS = ("common", "data_prep", "docs", "eval", "model", "setup", "slurm", "train")
 
 
 @cache
