@@ -153,6 +153,7 @@ class CheckpointManifest(TypedDict):
     """A checkpoint, as it tells of itself. What is not required, only some have: imported ones, say, no `config`."""
 
     format_version: int
+    version: NotRequired[str]  # of the Longhaul that saved or imported it; from 0.2.0 on
     files: dict[Name, FileEntry]
     model: dict[str, Any]  # model.weights.config_from_dict reads it
     tokenizer: TokenizerSpec

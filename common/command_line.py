@@ -6,6 +6,9 @@ from typing import Any, NoReturn
 
 from common.errors import UserError
 from common.paths import expand_path
+from common.version import VERSION_LINE
+
+VERSION_HELP = "print Longhaul's version and exit"
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -20,6 +23,7 @@ class CommandParser(argparse.ArgumentParser):
         options.setdefault("allow_abbrev", False)
         super().__init__(description=(description or "").strip(), **options)
         self.register("type", Path, expand_path)
+        self.add_argument("--version", action="version", version=VERSION_LINE, help=VERSION_HELP)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")

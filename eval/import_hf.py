@@ -26,6 +26,7 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
+from common.version import VERSION
 from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
 from eval.hugging_face.hf_config import from_config, with_defaults
 from eval.hugging_face.hf_tensors import check_tensors, from_tensors, with_head_of
@@ -126,6 +127,7 @@ def write_checkpoint(
     path = folder / WEIGHTS_FILE
     save_tensors(path, tensors)
     manifest = {
+        "version": VERSION,
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
         "model": asdict(config),
         "tokenizer": tokenizer.spec,

@@ -19,7 +19,7 @@ from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
 from model.config import ModelConfig
 from train.pretrain import start
-from train.settings.command_line import Command, read_command
+from train.settings.command_line import QUESTIONS, Command, read_command
 from train.settings.finetune import check_targets, fit_to_base
 from train.settings.sections import FinetuneConfig
 from train.startup.initial_weights import find_base, with_adapters
@@ -41,8 +41,8 @@ def main() -> int:
 
 def split_base(arguments: list[str]) -> tuple[str, list[str]]:
     """The first argument and the others. Raises UserError where it is no folder's name."""
-    if {"--help", "-h"} & set(arguments):
-        return "", ["--help"]
+    if questions := [argument for argument in arguments if argument in QUESTIONS]:
+        return "", questions[:1]
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"say first what to go on from: {USAGE}")
     return str(expand_path(arguments[0])), arguments[1:]

@@ -30,6 +30,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import INTERRUPTED_STATUS, UserError, exit_on_user_error
+from common.version import VERSION_LINE
 
 AGENT = Path(__file__).with_name("launching") / "torchrun_agent.py"
 AGENT_PARENT = "LONGHAUL_AGENT_PARENT"
@@ -142,6 +143,9 @@ def main() -> int:
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(f"{__doc__}\nusage: python train/launch.py [TORCHRUN'S OPTIONS] SCRIPT [ARGUMENTS]")
+        return 0
+    if arguments[0] == "--version":
+        print(VERSION_LINE)
         return 0
     if os.name != "posix":
         raise UserError("signals are handed on with POSIX signals alone: start train/pretrain.py itself here")

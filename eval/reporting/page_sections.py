@@ -190,6 +190,7 @@ def provenance(runs: Sequence[RunData]) -> str:
 def _origin(run: RunData) -> str:
     first, last = run.starts[0], run.starts[-1]
     revisions = list(dict.fromkeys(str(start.get("revision")) for start in run.starts))
+    longhauls = list(dict.fromkeys(str(start["version"]) for start in run.starts if start.get("version")))
     changed = any(start.get("diff") for start in run.starts)
     packages = last.get("packages")
     versions = (
@@ -197,6 +198,7 @@ def _origin(run: RunData) -> str:
     )
     rows = [
         ["command", str(first.get("command", ""))],
+        *([["Longhaul", ", then ".join(longhauls)]] if longhauls else []),
         ["git revision", ", then ".join(revisions) + (" with uncommitted changes, below" if changed else "")],
         ["first start", f"{first.get('time', '')} on {_hosts(first)}"],
         ["platform", f"Python {last.get('python', '')}, {last.get('platform', '')}, CUDA {last.get('cuda') or 'none'}"],

@@ -168,6 +168,7 @@ WRONG: dict[str, dict[str, Any]] = {  # each written with the hash of itself, as
     "base: folder or sha256": {"lora": {"rank": 1, "alpha": 1.0, "dropout": 0.0, "targets": ["c_fc"]}},
     "base.folder: it is no plain name": {"base": {"identity": "0" * 64, "folder": "../one", "sha256": "0" * 64}},
     "val_tokens: it is no whole number": {"val_tokens": [640]},
+    "version: it is no text": {"version": 2},
 }
 
 

@@ -73,7 +73,8 @@ def poison(run: RunFolder) -> None:
     provenance = json.loads(run.provenance.read_text(encoding="utf-8"))
     command = f"python train/finetune.py {NAME}"
     for start in provenance["starts"]:
-        start |= {"command": command, "revision": EVIL, "python": EVIL, "diff": EVIL, "packages": {EVIL: EVIL}}
+        start |= {"command": command, "revision": EVIL, "python": EVIL, "diff": EVIL, "version": EVIL}
+        start["packages"] = {EVIL: EVIL}
         start["ranks"] = [rank | {"host": EVIL, "cpu": EVIL, "gpu": EVIL} for rank in start["ranks"]]
     run.provenance.write_text(json.dumps(provenance), encoding="utf-8")
     starts = [{"kind": "start", "time": 1.0, "job_id": EVIL, "restart_count": 0, "from_step": 0, "nodes": [EVIL]}]

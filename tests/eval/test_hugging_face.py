@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from common.checkpoint_files import verify_checkpoint
 from common.errors import UserError
+from common.version import VERSION
 from data_prep.tokenization.tokenizer import END_OF_TEXT, CharTokenizer, load_tokenizer
 from eval import export_hf, import_hf
 from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config
@@ -121,6 +123,7 @@ def test_models_that_transformers_made_come_in_with_equal_logits(home, tmp_path,
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.2)
     theirs.save_pretrained(tmp_path / "hf")
     call(import_hf, monkeypatch, tmp_path / "hf", tmp_path / "in", "--tokenizer", "byte")
+    assert verify_checkpoint(tmp_path / "in")["version"] == VERSION
     model = load_model(tmp_path / "in")
     tokens = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

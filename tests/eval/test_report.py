@@ -92,6 +92,7 @@ def test_the_page_tells_what_happened(reported: tuple[Path, str]) -> None:
         "3 starts",
         "7 steps were lost and done again",
         "node7",
+        '<td class="any">Longhaul</td><td class="any">0.1.0, then 0.2.0</td>',
         "git checkout 0123abcd",
         "torchrun --standalone --nproc_per_node=2 train/pretrain.py --config runs/twice/config.yaml",
         "upon step 20 &lt;script&gt;",

@@ -76,7 +76,7 @@ def _options(entry: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, str(PROJECT / entry), "--help"], capture_output=True, encoding="utf-8", check=True
     )
-    found = set(re.findall(r"--[a-z][\w.-]*", done.stdout)) - {"--help"}
+    found = set(re.findall(r"--[a-z][\w.-]*", done.stdout)) - {"--help", "--version"}
     return sorted(name for name in found if not LEFT_OUT.match(name))
 
 

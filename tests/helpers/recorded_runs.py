@@ -81,7 +81,8 @@ def write_run(
     metrics.close()
     starts = [{"time": "2026-01-01", "command": "python train/pretrain.py", "revision": "0123abcd", "diff": None,
                "python": "3.11.7", "packages": {"torch": "2.13.0"}, "ranks": [{"host": "node7", "cpu": "Fast CPU"}]}
-              for _ in lives]  # fmt: skip
+              | ({"version": f"0.{life}.0"} if life else {})  # as a run has it that an older version started
+              for life in range(len(lives))]  # fmt: skip
     folder.provenance.write_text(json.dumps({"starts": starts}))
     samples = MetricsFile(folder.samples)
     for step in (10, 20):

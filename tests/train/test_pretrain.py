@@ -13,6 +13,7 @@ import yaml
 from common.checkpoint_files import list_checkpoints, verify_checkpoint
 from common.errors import UserError
 from common.metrics_file import read_json_lines, read_metrics
+from common.version import VERSION
 from data_prep.tokenization.tokenizer import CharTokenizer
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train, train_by_path
@@ -101,9 +102,11 @@ def test_two_ranks_under_torchrun_leave_a_whole_run(tmp_path: Path, data: Path) 
     assert (config["run"]["dtype"], config["recompute"]["mode"], config["run"]["compile"]) == ("fp32", "none", False)
     (start,) = json.loads(run.provenance.read_text())["starts"]
     assert {"command", "revision", "diff", "packages", "ranks", "python"} <= set(start)
+    assert start["version"] == VERSION
     assert len(start["ranks"]) == 2
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [20, 15]
     manifest = verify_checkpoint(list_checkpoints(run.checkpoints)[0][1])
+    assert manifest["version"] == VERSION
     assert sorted(manifest["files"]) == [
         f"{kind}-0000{rank}-of-00002.safetensors" for kind in ("optimizer", "weights") for rank in (0, 1)
     ]

@@ -22,6 +22,7 @@ from common.checkpoint_files import (
     write_checkpoint_manifest,
 )
 from common.publish import TEMPORARY_SUFFIX, fsync_folder, publish_folder
+from common.version import VERSION
 from model.ranks import Ranks
 from train.checkpoints import snapshot
 from train.checkpoints.background_write import BackgroundSave, ShareWritten, WriteFailure, write_failure
@@ -197,7 +198,7 @@ class CheckpointWriter:
             if pending.hiccups and not pending.temporary.exists() and _holds(final, files):
                 fsync_folder(self._folder)  # the last try has renamed it, whatever the answer was
             else:
-                write_checkpoint_manifest(pending.temporary, {"files": files, **pending.facts})
+                write_checkpoint_manifest(pending.temporary, {"version": VERSION, "files": files, **pending.facts})
                 _put_in_place(pending.temporary, final)
         except OSError as error:
             return write_failure(final, error)

@@ -1,4 +1,4 @@
-"""Where a run came from: command, source revision, versions, machines.
+"""Where a run came from: command, Longhaul's version and revision, versions of packages, machines.
 
 Named facts only, never the environment; credentials in the command or in uncommitted changes are masked.
 """
@@ -24,6 +24,7 @@ from common.errors import UserError
 from common.host_limits import allowed_cores
 from common.paths import PROJECT
 from common.publish import write_json_whole
+from common.version import VERSION
 from model.ranks import Ranks
 
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")
@@ -70,6 +71,7 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
         {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "command": mask_credentials(shlex.join([sys.executable, *sys.argv])),
+            "version": VERSION,
             **_source(with_diff),
             "python": platform.python_version(),
             "platform": platform.platform(),

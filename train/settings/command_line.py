@@ -14,15 +14,18 @@ from typing import Any, Generic, TypeVar, get_args
 
 from jsonargparse import ArgumentParser
 
+from common.command_line import VERSION_HELP
 from common.errors import UserError
 from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
+from common.version import VERSION_LINE
 from model.config import PRESETS, ModelConfig
 from train.settings.config_file import read_file, take_texts, to_text
 from train.settings.option_parser import OptionParser
 from train.settings.sections import Config, RunConfig
 
 DEFAULT_CONFIG = PROJECT / "train" / "configs" / "gpt2-124m.yaml"
+QUESTIONS = {"--help", "-h", "--version"}  # about the command itself: it answers them and exits
 
 
 Kind = TypeVar("Kind", bound=Config)
@@ -66,6 +69,7 @@ def build_parser(command: Command[Any] = PRETRAIN) -> ArgumentParser:
         default_env=False,
         print_config=None,  # its own would show resume as if it were configuration
     )
+    parser.add_argument("--version", action="version", version=VERSION_LINE, help=VERSION_HELP)
     file = command.default_config.relative_to(PROJECT)
     parser.add_argument("--config", action="config", help=f"YAML file; default {file}")
     parser.add_argument("--print_config", action="store_true", help="show the resulting configuration and leave")
@@ -108,7 +112,7 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     _check_names(others, known)
     parser = build_parser(command)
     model = PRESETS.get(str(_named("model.preset", contents, others)))
-    if model is None and command.base_of is not None and not {"--help", "-h"} & set(others):
+    if model is None and command.base_of is not None and not QUESTIONS & set(others):
         root = _named("run.root", contents, others) or RunConfig().root
         name = _named("run.name", contents, others) or Path(files[-1]).stem
         model = command.base_of(RunFolder.find(root, name))
@@ -194,7 +198,7 @@ def _check_content(path: Path, content: dict[str, Any], types: dict[str, Any]) -
 def _check_names(arguments: list[str], fields_known: set[str]) -> None:
     """Meet a misspelt option with the nearest name, which the parser would not give."""
     known = {f"--{name}" for name in fields_known}
-    known |= {"--help", "--print_config", "--resume", "--allow-change"}
+    known |= QUESTIONS | {"--print_config", "--resume", "--allow-change"}
     if arguments and not arguments[0].startswith("-"):
         raise UserError(f"{arguments[0]} stands alone: a configuration is given as --config FILE (see --help)")
     for argument in arguments:
