@@ -16,9 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ from common.errors import UserError, exit_on_user_error
 from common.publish import file_to_write, write_json_whole
 from tests.helpers.compare_runs import first_difference, read_lines
 from tests.helpers.token_sets import make_token_set
+from tests.helpers.versions import checked_out, described
 
-PROJECT = Path(__file__).resolve().parents[1]
 PATIENCE_SECONDS = 300.0  # for one training
 KILL_AFTER_STEP = 10
 SHARED_YAML = """
@@ -174,35 +173,6 @@ def compare(case: Case, old: Side, new: Side) -> tuple[bool | None, str]:
             return False, f"the {name} one failed: {failure}"
     found = first_difference(runs[0].result(), runs[1].result(), resumed=case.killed)
     return found is None, found or ""
-
-
-@contextmanager
-def checked_out(given: str) -> Iterator[Path]:
-    """A folder of the project, or a git revision of this one in a worktree that goes at the end. Raises UserError."""
-    if (Path(given) / "train" / "pretrain.py").is_file():
-        yield Path(given).resolve()
-        return
-    with tempfile.TemporaryDirectory(prefix="same-run-") as parent:
-        tree = Path(parent) / "tree"
-        made = git("worktree", "add", "--quiet", "--detach", str(tree), given)
-        if made.returncode != 0:
-            raise UserError(f"{given} is neither a folder of the project nor a revision: {made.stderr.strip()}")
-        try:
-            yield tree
-        finally:
-            git("worktree", "remove", "--force", str(tree))
-
-
-def git(*arguments: str, folder: Path = PROJECT) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, encoding="utf-8")
-
-
-def described(checkout: Path) -> dict[str, Any]:
-    """What a folder of the project holds: its revision (None outside of git), and whether it was changed since."""
-    if not (checkout / ".git").exists():
-        return {"revision": None, "changed": None}
-    changed = git("status", "--porcelain", folder=checkout).stdout.strip()
-    return {"revision": git("rev-parse", "HEAD", folder=checkout).stdout.strip(), "changed": bool(changed)}
 
 
 def parse_arguments() -> argparse.Namespace:

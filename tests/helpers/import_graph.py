@@ -1,7 +1,7 @@
 """Which module of the project imports which, by syntax tree: also by imports inside functions, or for types only."""
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 Arrow = tuple[str, str]  # importer, imported: dotted names of modules
@@ -18,17 +18,18 @@ def arrows(code: Iterable[tuple[Path, ast.Module]]) -> set[Arrow]:
     return {
         (name, imported)
         for name, (path, tree) in files.items()
-        for imported in _imported(tree, path, files.keys())
+        for imported in imported_by(tree, path, files.keys())
         if imported in files and imported != name
     }
 
 
 def outside_imports(tree: ast.Module) -> set[str]:
     """Top-level names of all that a file imports, its own project's among them."""
-    return {name.split(".")[0] for name in _imported(tree, Path("x.py"), ())}
+    return {name.split(".")[0] for name in imported_by(tree, Path("x.py"), ())}
 
 
-def _imported(tree: ast.Module, path: Path, modules: Iterable[str]) -> Iterator[str]:
+def imported_by(tree: ast.Module, path: Path, modules: Collection[str]) -> Iterator[str]:
+    """What a file imports: dotted names, of modules where those are known, else of what they are imported from."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
