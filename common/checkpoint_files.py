@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from common.checkpoint_manifest import CheckpointManifest, FileEntry, contradiction
+from common.checkpoint_manifest import FORMAT_VERSIONS, CheckpointManifest, FileEntry, contradiction
 from common.errors import UserError
 from common.json_file import MOST_BYTES, BadJson, parse_json
 from common.publish import canonical_json, finite_or_null, sha256_file, write_json_whole
@@ -23,7 +23,6 @@ from common.run_folder import RunFolder
 CHECKPOINT_MANIFEST = "checkpoint.json"
 OWN_HASH = "manifest_sha256"
 COPY_AGAIN = "copy the checkpoint again, or name another"
-FORMAT_VERSION = 1
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
 
 
@@ -69,10 +68,10 @@ def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
         raise BadCheckpoint(f"{path} is damaged ({error})") from None
     except (ValueError, KeyError, TypeError, RecursionError):
         raise BadCheckpoint(f"{path} is damaged") from None
-    if version != FORMAT_VERSION:
+    if version not in FORMAT_VERSIONS:
         raise BadCheckpoint(
-            f"{checkpoint} has checkpoint format {version!s:.20}, this version of Longhaul reads format "
-            f"{FORMAT_VERSION}"
+            f"{checkpoint} has checkpoint format {version!s:.20}, this version of Longhaul reads formats "
+            f"{' and '.join(map(str, FORMAT_VERSIONS))}"
         )
     if changed:
         raise BadCheckpoint(f"{path} has changed since it was written (SHA-256 differs)")
@@ -86,8 +85,8 @@ def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
 
 
 def write_checkpoint_manifest(checkpoint: Path, facts: Mapping[str, Any]) -> None:
-    """Write `checkpoint.json`: these facts (`files` among them), the format's version, and a SHA-256 of all of it."""
-    facts = finite_or_null({"format_version": FORMAT_VERSION, **facts})
+    """Write `checkpoint.json`: these facts (`files` among them), format 1 unless they say, a SHA-256 of all."""
+    facts = finite_or_null({"format_version": 1, **facts})
     manifest = json.loads(json.dumps(facts))  # as it will be read
     write_json_whole(checkpoint / CHECKPOINT_MANIFEST, {**manifest, OWN_HASH: _own_hash(manifest)})
 

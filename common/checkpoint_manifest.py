@@ -1,4 +1,8 @@
-"""What `checkpoint.json` holds, as declared types: format 1, as this version and all before it have written it."""
+"""What `checkpoint.json` holds, as declared types.
+
+Format 1 is what all versions have written. Format 2 differs in that it names the optimizer, which is AdamW in format 1:
+it is written for others only, so that older versions read all that they can resume from.
+"""
 
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -8,6 +12,8 @@ from typing_extensions import TypedDict
 from common.json_file import Count, Finite, Positive, Sha256, keep_others
 from common.paths import is_plain_name
 
+FORMAT_VERSIONS = (1, 2)
+OPTIMIZER_OF_FORMAT_1 = "adamw"
 LOSS_SCALE = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
@@ -30,6 +36,7 @@ def _loss_scale(values: dict[str, float]) -> dict[str, float]:
 
 
 Name = Annotated[str, AfterValidator(_plain_name)]
+OptimizerName = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,40}$")]
 Length = Annotated[int | Finite, AfterValidator(_length)]  # of a schedule: steps, or a fraction of the run
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -165,6 +172,7 @@ class CheckpointManifest(TypedDict):
     position_in: NotRequired[RecordedReading]
     warm_up: NotRequired[RecordedWarmUp]
     world_size: NotRequired[Positive]
+    optimizer: NotRequired[OptimizerName]  # in format 2 always
     scaler: NotRequired[Annotated[dict[str, Finite], AfterValidator(_loss_scale)]]
     lora: NotRequired[RecordedLora | None]
     base: NotRequired[RecordedBase]
@@ -187,4 +195,16 @@ def contradiction(manifest: CheckpointManifest) -> str:
         return f"warm_up.start: it is after step {manifest['step']}"
     if manifest.get("scaler") and "world_size" not in manifest:
         return "world_size: it is missing, which scaler needs"
+    if manifest["format_version"] == 2 and "optimizer" not in manifest:
+        return "optimizer: it is missing, which format 2 needs"
     return ""
+
+
+def optimizer_of(manifest: CheckpointManifest) -> str:
+    """The name of the optimizer whose state a checkpoint holds."""
+    return OPTIMIZER_OF_FORMAT_1 if manifest["format_version"] == 1 else manifest["optimizer"]
+
+
+def optimizer_facts(name: str) -> dict[str, Any]:
+    """What a checkpoint records of its optimizer, and its format."""
+    return {"format_version": 1} if name == OPTIMIZER_OF_FORMAT_1 else {"format_version": 2, "optimizer": name}

@@ -41,13 +41,14 @@ def memory_estimate(
     device_type: str = "cuda",
     compiled: bool = False,
     adapters: int | None = None,
+    optimizer_bytes: int,
 ) -> MemoryEstimate:
-    """Memory of training with AdamW on one of any number of DDP ranks, whose gradients are views of its buckets.
+    """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
 
     Args:
         config: the model.
         micro_batch: B, sequences of one forward and backward.
-        dtype: of matrix multiplications; weights, gradients and moments are float32 in any case.
+        dtype: of matrix multiplications; weights and gradients are float32 in any case.
         recompute_every: as `GPT.recompute_every`.
         recompute_norms: as `GPT.recompute_norms`.
         device_type: attention with dropout keeps its weights on a CPU, which has no fused kernel for it.
@@ -55,6 +56,7 @@ def memory_estimate(
             elsewhere is not credited.
         adapters: parameters of adapters, where they alone are trained; None: all weights are. What a frozen model's
             blocks keep is taken to be the same.
+        optimizer_bytes: what the optimizer keeps of all that is trained.
     """
     tables = 1 if config.tie_weights else 2
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * tables
@@ -66,7 +68,7 @@ def memory_estimate(
     return MemoryEstimate(
         weights=(parameters + (adapters or 0)) * FLOAT32 + copies,
         gradients=trained * FLOAT32,
-        optimizer=2 * trained * FLOAT32,
+        optimizer=optimizer_bytes,
         activations=tokens * _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type),
         head=_head_bytes(config, tokens, matmul, device_type, compiled),
     )

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,14 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     return tensors
 
 
-def read_shapes(paths: Iterable[Path]) -> Shapes:
+def read_shapes(paths: Iterable[Path], kinds: Callable[[str], tuple[str, ...]] = lambda name: FLOATS) -> Shapes:
     """Names and shapes of the tensors of several safetensors files, by the files' headers: takes no memory for them.
 
+    Args:
+        kinds: by name the kinds of numbers that a tensor may be of.
+
     Raises:
-        UserError: as `read_tensors`, and where a tensor is of another kind than floats.
+        UserError: as `read_tensors`, and where a tensor is of another kind.
     """
     shapes: Shapes = {}
     for path in paths:
@@ -94,8 +97,8 @@ def read_shapes(paths: Iterable[Path]) -> Shapes:
             parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
         for name, (_, kind) in found.items():
-            if kind not in FLOATS:
-                raise UserError(f"{path} holds {name} as {kind}, not as one of {', '.join(FLOATS)}: {COPY_AGAIN}")
+            if kind not in (fitting := kinds(name)):
+                raise UserError(f"{path} holds {name} as {kind}, not as one of {', '.join(fitting)}: {COPY_AGAIN}")
         _check_new(path, shapes, found)
         shapes |= {name: shape for name, (shape, _) in found.items()}
     return shapes

@@ -46,7 +46,7 @@ from train.evaluations.due import NOTHING, Due, missing_after
 from train.evaluations.hellaswag import HellaSwagProbe, check_hellaswag
 from train.optimization.compilation import compile_blocks
 from train.optimization.ddp import Parallel
-from train.optimization.optimizer import build_optimizer
+from train.optimization.optimizer import build_optimizer, declared_state
 from train.optimization.schedule import Course
 from train.optimization.step import Stepper
 from train.progress import Progress
@@ -135,7 +135,8 @@ def pretrain(context: RunContext) -> int:
     if checkpoint and manifest:
         if base is not None:
             base.check_checkpoint(checkpoint, manifest)
-        check_same_run(checkpoint, as_dict(config), tokens.identity, context.options.allow_change)
+        optimizer = declared_state(config.optim).name
+        check_same_run(checkpoint, as_dict(config), tokens.identity, context.options.allow_change, optimizer=optimizer)
     plan = plan_batch(
         config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
     )

@@ -248,6 +248,7 @@ def _say_otherwise(rng: random.Random, checkpoint: Path) -> None:
             {"imported": {"architectures": 5}},
             {"weights_only": True},
             {"format_version": rng.choice([0, 2, "1", 1.0, True, None, 10**25])},
+            {"format_version": 2, "optimizer": rng.choice(["adamw", "muon", "a" * 99, "\x1b", 2, None])},
             {"val_loss": 3, "val_step": "4"},
         ]
     )

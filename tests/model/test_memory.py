@@ -58,11 +58,17 @@ def kept_bytes(config, dtype, every, norms):
 def test_activations_are_what_a_forward_keeps(options, dtype, every, norms):
     config = config_of(options)
     estimate = memory_estimate(
-        config, micro_batch=BATCH, dtype=dtype, recompute_every=every, recompute_norms=norms, device_type="cpu"
+        config,
+        micro_batch=BATCH,
+        dtype=dtype,
+        recompute_every=every,
+        recompute_norms=norms,
+        device_type="cpu",
+        optimizer_bytes=0,
     ).activations
     if every:  # the one block that is whole during the backward is not there after the forward
         whole = memory_estimate(
-            config, micro_batch=BATCH, dtype=dtype, recompute_every=0, device_type="cpu"
+            config, micro_batch=BATCH, dtype=dtype, recompute_every=0, device_type="cpu", optimizer_bytes=0
         ).activations
         tail = BATCH * LENGTH * WIDTH * 4
         estimate -= (whole - tail) // 4
@@ -70,8 +76,10 @@ def test_activations_are_what_a_forward_keeps(options, dtype, every, norms):
 
 
 def test_weights_gradients_and_moments_of_gpt2():
-    estimate = memory_estimate(ModelConfig(), micro_batch=1, dtype="fp32", recompute_every=0)
     padded = 124_439_808 + 47 * 768
+    estimate = memory_estimate(
+        ModelConfig(), micro_batch=1, dtype="fp32", recompute_every=0, optimizer_bytes=8 * padded
+    )
     assert (estimate.weights, estimate.gradients, estimate.optimizer) == (4 * padded, 4 * padded, 8 * padded)
     assert estimate.total == sum(vars(estimate).values())
 
@@ -79,7 +87,12 @@ def test_weights_gradients_and_moments_of_gpt2():
 def test_a_compiled_loss_holds_all_logits_and_an_eager_one_a_chunk():
     sizes = {
         (compiled, micro_batch): memory_estimate(
-            ModelConfig(), micro_batch=micro_batch, dtype="bf16", recompute_every=0, compiled=compiled
+            ModelConfig(),
+            micro_batch=micro_batch,
+            dtype="bf16",
+            recompute_every=0,
+            compiled=compiled,
+            optimizer_bytes=0,
         ).head
         for compiled in (False, True)
         for micro_batch in (32, 64)

@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 
 from train.checkpoints.reader import load_training_state
-from train.settings.optim_section import OptimConfig
+from train.settings.sections import OptimConfig
 from train.optimization.optimizer import build_optimizer
 
 def peak():

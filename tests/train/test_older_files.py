@@ -87,7 +87,7 @@ def test_what_an_older_checkpoint_does_not_name_has_its_default() -> None:
     now: dict[str, Any] = {**manifest["config"], "model": model}
     assert "rope_scaling" not in manifest["config"]["model"]
     identity = str(manifest["data_identity"])
-    check_same_run(newest, now, identity, [])
+    check_same_run(newest, now, identity, [], optimizer="adamw")
     other = now | {"model": now["model"] | {"rope_scaling": "linear", "rope_factor": 2.0}}
     with pytest.raises(UserError, match=r'was trained with model.rope_scaling "none"'):
-        check_same_run(newest, other, identity, [])
+        check_same_run(newest, other, identity, [], optimizer="adamw")

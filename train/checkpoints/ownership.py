@@ -1,14 +1,11 @@
 """Who owns which tensor of the training state, and how many bytes they are."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from train.optimization.optimizer_state import shapes_of, state_of
+
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
-COUNT = "step"  # of the optimizer's state of a parameter: a scalar
-STATE = (COUNT, "exp_avg", "exp_avg_sq")  # all of it: AdamW's
 
 # What a checkpoint holds beside its tensors, at most: a line of a file's header for each, and the manifest.
 _HEADER_BYTES, _MANIFEST_BYTES = 256, 65_536
@@ -37,13 +34,15 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `parameter name/state key`."""
-    return {
-        f"{name}/{key}": value
-        for name, parameter in named_parameters(model).items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor)
-    }
+    """The optimizer's state as `parameter name/state key`: of a parameter that has had a step, all that is declared."""
+    declared = state_of(optimizer)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in named_parameters(model).items():
+        kept = {key: value for key, value in optimizer.state.get(parameter, {}).items() if isinstance(value, Tensor)}
+        shapes = {key: item.shape for key, item in declared.of(name, tuple(parameter.shape)).items()}
+        assert not kept or shapes == shapes_of(kept.items()), "an optimizer keeps other state than it declares"
+        tensors |= {f"{name}/{key}": value for key, value in kept.items()}
+    return tensors
 
 
 def share_of(mine: set[str], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
@@ -56,14 +55,14 @@ def share_of(mine: set[str], model: nn.Module, optimizer: torch.optim.Optimizer)
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
     """(bytes of a whole checkpoint, bytes of one of the weights alone), of all ranks together, after any step.
 
-    The tensors exactly, and a little more than their files' headers and the manifest take. AdamW holds two moments as
-    large as the parameter and its step count.
+    The tensors exactly, and a little more than their files' headers and the manifest take.
     """
-    weights = _bytes_on_disk({name: p.nbytes for name, p in named_parameters(model).items()})
-    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    states = {(index, key): size for index, p in enumerate(trained) for key, size in enumerate((p.nbytes, p.nbytes, 4))}
-    return weights + _bytes_on_disk(states) + _MANIFEST_BYTES, weights + _MANIFEST_BYTES
+    parameters = named_parameters(model)
+    weights = _bytes_on_disk([parameter.nbytes for parameter in parameters.values()])
+    kept = state_of(optimizer).tensors(shapes_of(parameters.items()))
+    state = _bytes_on_disk([tensor.nbytes for tensor in kept.values()])
+    return weights + state + _MANIFEST_BYTES, weights + _MANIFEST_BYTES
 
 
-def _bytes_on_disk(sizes: Mapping[Any, int]) -> int:
-    return sum(sizes.values()) + _HEADER_BYTES * len(sizes)
+def _bytes_on_disk(sizes: list[int]) -> int:
+    return sum(sizes) + _HEADER_BYTES * len(sizes)

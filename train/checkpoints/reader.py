@@ -1,7 +1,7 @@
 """Filling model and optimizer from a checkpoint, whatever number of ranks wrote it, one tensor at a time."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -9,22 +9,38 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from common.checkpoint_files import read_checkpoint_manifest
-from common.checkpoint_manifest import CheckpointManifest
+from common.checkpoint_manifest import CheckpointManifest, optimizer_of
 from common.errors import UserError
-from model.weights import SUFFIX, read_shapes, reading_tensors
-from train.checkpoints.ownership import COUNT, OPTIMIZER, STATE, WEIGHTS, named_parameters
+from model.weights import FLOATS, SUFFIX, read_shapes, reading_tensors
+from train.checkpoints.ownership import OPTIMIZER, WEIGHTS, named_parameters
+from train.optimization.optimizer_state import OptimizerState, StateTensor, shapes_of, state_of
 from train.progress import Progress
 
 
-def check_training_state(checkpoint: Path, model: nn.Module) -> None:
+def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -> None:
+    """Raises UserError where a checkpoint holds the state of another optimizer than the one named, which can't use it.
+
+    One without any state, of no step (an import), fits every optimizer.
+    """
+    theirs = optimizer_of(manifest)
+    if theirs != ours and (manifest["step"] > 0 or _files(checkpoint, manifest, OPTIMIZER)):
+        raise UserError(
+            f"{checkpoint} was trained with the optimizer {theirs}, this run has {ours}: resume it with {theirs}, or "
+            "start another run from its weights with train/finetune.py"
+        )
+
+
+def check_training_state(checkpoint: Path, model: nn.Module, declared: OptimizerState) -> None:
     """Compare a checkpoint's files, by their headers, with what a model and its optimizer take from it.
 
     Args:
-        model: as it will be trained; it may be on the meta device.
+        model: as it will be trained; it may be on the meta device. declared: the optimizer's state.
 
-    Raises UserError naming the first tensor that is missing, superfluous, of another shape or no float.
+    Raises UserError where it is another optimizer's, or naming the first tensor that is missing, superfluous, of
+    another shape or kind of number.
     """
     manifest = read_checkpoint_manifest(checkpoint)
+    check_optimizer(checkpoint, manifest, declared.name)
     parameters = named_parameters(model)
     weights = read_shapes(_files(checkpoint, manifest, WEIGHTS))
     another = f"{checkpoint} is of another model"
@@ -35,15 +51,13 @@ def check_training_state(checkpoint: Path, model: nn.Module) -> None:
             raise UserError(f"{another}: {name} is {shape} there and {tuple(parameters[name].shape)} here")
     if missing := sorted(parameters.keys() - weights.keys()):
         raise UserError(f"{another}: it has no tensor {missing[0]}")
-    state = read_shapes(_files(checkpoint, manifest, OPTIMIZER))
-    wanted = {
-        f"{name}/{key}": () if key == COUNT else tuple(p.shape) for name, p in parameters.items() for key in STATE
-    }
+    wanted = declared.tensors(shapes_of(parameters.items()))
+    state = read_shapes(_files(checkpoint, manifest, OPTIMIZER), lambda name: _kinds(wanted.get(name)))
     for name, shape in state.items():
         if name not in wanted:
             raise UserError(f"{checkpoint} has optimizer state {name}, which this model's training does not take")
-        if shape != wanted[name]:
-            raise UserError(f"{another}: {name} is {shape} there and {wanted[name]} here")
+        if shape != wanted[name].shape:
+            raise UserError(f"{another}: {name} is {shape} there and {wanted[name].shape} here")
     if (state or manifest["step"] > 0) and (absent := sorted(wanted.keys() - state.keys())):
         raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}")
 
@@ -55,11 +69,11 @@ def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.opt
 
     Raises UserError as `check_training_state` does, and for NaN, infinities, and negative squares and counts.
     """
-    check_training_state(checkpoint, model)
+    check_training_state(checkpoint, model, state_of(optimizer))
     manifest = read_checkpoint_manifest(checkpoint)
     parameters = named_parameters(model)
     with torch.no_grad():
-        for name, tensor in _tensors(checkpoint, manifest, WEIGHTS):
+        for name, tensor in _tensors(checkpoint, manifest, WEIGHTS, set()):
             parameters[name].copy_(tensor)
     _fill_optimizer(checkpoint, manifest, parameters, optimizer)
     return Progress(manifest["step"], manifest["tokens"], manifest["sequences"])
@@ -76,16 +90,12 @@ def _fill_optimizer(
     That method would need the whole state a second time.
     """
     groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    for full_name, tensor in _tensors(checkpoint, manifest, OPTIMIZER):
+    kept = state_of(optimizer).tensors(shapes_of(parameters.items()))
+    non_negative = {name for name, item in kept.items() if item.non_negative}
+    for full_name, tensor in _tensors(checkpoint, manifest, OPTIMIZER, non_negative):
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
-        group = groups[id(parameter)]
-        if key == COUNT:  # which AdamW keeps on the CPU unless one kernel does everything
-            on_device = group.get("fused") or group.get("capturable")
-            state = torch.empty((), dtype=torch.float32, device=parameter.device if on_device else "cpu")
-        else:
-            state = torch.empty_like(parameter, requires_grad=False)
-        optimizer.state[parameter][key] = state.copy_(tensor)
+        optimizer.state[parameter][key] = kept[full_name].empty(parameter, groups[id(parameter)]).copy_(tensor)
 
 
 def _files(checkpoint: Path, manifest: CheckpointManifest, kind: str) -> list[Path]:
@@ -94,18 +104,27 @@ def _files(checkpoint: Path, manifest: CheckpointManifest, kind: str) -> list[Pa
     return [checkpoint / name for name in names]
 
 
-def _tensors(checkpoint: Path, manifest: CheckpointManifest, kind: str) -> Iterator[tuple[str, Tensor]]:
+def _kinds(kept: StateTensor | None) -> tuple[str, ...]:
+    """The kinds of numbers, as safetensors names them, that a tensor of state may come in."""
+    if kept is None or kept.dtype.is_floating_point:
+        return FLOATS
+    return (f"{'I' if kept.dtype.is_signed else 'U'}{8 * kept.dtype.itemsize}",)
+
+
+def _tensors(
+    checkpoint: Path, manifest: CheckpointManifest, kind: str, non_negative: Collection[str]
+) -> Iterator[tuple[str, Tensor]]:
     """One tensor at a time, on the CPU, read rather than mapped: mapped pages would count as this process's memory."""
     for path in _files(checkpoint, manifest, kind):
         with reading_tensors(path), safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 tensor = file.get_tensor(key)
-                _check_numbers(path, key, tensor)
+                _check_numbers(path, key, tensor, non_negative=key in non_negative)
                 yield key, tensor
 
 
-def _check_numbers(path: Path, name: str, tensor: Tensor) -> None:
+def _check_numbers(path: Path, name: str, tensor: Tensor, *, non_negative: bool) -> None:
     """Raises UserError for what no run saves, and what would spoil all weights at the first step."""
     low, high = (float(value) for value in torch.aminmax(tensor))  # both NaN where one number is
-    if not -math.inf < low <= high < math.inf or (name.endswith(("/exp_avg_sq", f"/{COUNT}")) and low < 0):
+    if not -math.inf < low <= high < math.inf or (non_negative and low < 0):
         raise UserError(f"{path} holds numbers in {name} that no training leaves there: go on from another checkpoint")

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.paths import expand_path
 from common.run_folder import RunFolder
 from model.weights import config_from_dict
+from train.checkpoints.reader import check_optimizer
 from train.run.provenance import read_starts
 from train.run.storage import Patience
 from train.settings.command_line import as_dict
@@ -114,15 +115,19 @@ def _names(given: str, recorded: str) -> bool:
     return any(end and list(Path(given).resolve().parts[-len(end) :]) == end for end in ends)
 
 
-def check_same_run(checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str]) -> None:
-    """Refuse to go on with another model, other data, another seed or batch than the checkpoint's.
+def check_same_run(
+    checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str], *, optimizer: str
+) -> None:
+    """Refuse to go on with another model, optimizer, seed or batch than the checkpoint's, or other data.
 
     Args:
         config: this run's resolved configuration. allowed: fields that may differ, as section.key.
+        optimizer: the name of this run's.
 
     Raises UserError naming the first field that differs.
     """
     manifest = read_checkpoint_manifest(checkpoint)
+    check_optimizer(checkpoint, manifest, optimizer)
     if manifest.get("lora") is not None and "lora" not in config:
         raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: go on with train/finetune.py")
     # an imported checkpoint says of itself only what model it is

@@ -21,6 +21,7 @@ from common.checkpoint_files import (
     verify_checkpoint,
     write_checkpoint_manifest,
 )
+from common.checkpoint_manifest import optimizer_facts
 from common.publish import TEMPORARY_SUFFIX, fsync_folder, publish_folder
 from common.version import VERSION
 from model.ranks import Ranks
@@ -28,6 +29,7 @@ from train.checkpoints import snapshot
 from train.checkpoints.background_write import BackgroundSave, ShareWritten, WriteFailure, write_failure
 from train.checkpoints.ownership import checkpoint_bytes, owned_by, share_of
 from train.errors import LockLost, SaveFailed
+from train.optimization.optimizer_state import state_of
 from train.progress import Progress
 from train.run.lock import why_lost
 from train.run.storage import RETRY_DELAYS
@@ -198,7 +200,8 @@ class CheckpointWriter:
             if pending.hiccups and not pending.temporary.exists() and _holds(final, files):
                 fsync_folder(self._folder)  # the last try has renamed it, whatever the answer was
             else:
-                write_checkpoint_manifest(pending.temporary, {"version": VERSION, "files": files, **pending.facts})
+                own = {**optimizer_facts(state_of(self._optimizer).name), "version": VERSION, "files": files}
+                write_checkpoint_manifest(pending.temporary, {**own, **pending.facts})
                 _put_in_place(pending.temporary, final)
         except OSError as error:
             return write_failure(final, error)

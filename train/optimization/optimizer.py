@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from train.optimization.optimizer_state import ADAMW, OptimizerState
 from train.settings.sections import OptimConfig
 
 
@@ -34,6 +35,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         eps=config.eps,
         fused=config.fused and next(model.parameters()).device.type in ("cpu", "cuda"),
     )
+
+
+def declared_state(config: OptimConfig) -> OptimizerState:
+    """What the optimizer that `build_optimizer` builds keeps of each parameter."""
+    return ADAMW
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -361,9 +361,14 @@ class Config:
                 f"{self.model.block_size}: give at most that"
             )
 
-    def adapter_count(self) -> int | None:
-        """Parameters trained beside a frozen model; None where all weights are trained, as in pre-training."""
+    def adapters(self) -> LoraConfig | None:
+        """What is trained beside a frozen model; None where all weights are trained, as in pre-training."""
         return None
+
+    def adapter_count(self) -> int | None:
+        """Parameters of the adapters; None where all weights are trained."""
+        adapters = self.adapters()
+        return None if adapters is None else adapter_count(self.model.architecture(), adapters)
 
 
 @dataclass(frozen=True)
@@ -404,10 +409,8 @@ class FinetuneConfig(Config):
 
     lora: LoraSection = field(default_factory=LoraSection)
 
-    def adapter_count(self) -> int | None:
-        """Parameters of the adapters; None where all weights are trained."""
-        adapters = self.lora.adapters()
-        return None if adapters is None else adapter_count(self.model.architecture(), adapters)
+    def adapters(self) -> LoraConfig | None:
+        return self.lora.adapters()
 
 
 def parse_time(text: str) -> float:

@@ -9,11 +9,15 @@ import torch
 from common.errors import UserError
 from common.progress import format_bytes
 from model.devices import free_memory_bytes
+from model.gpt import GPT
+from model.lora import add_lora
 from model.memory import memory_estimate
 from model.precision import Dtype, resolve_dtype
 from model.ranks import Ranks
 from train.batches.plan import largest_micro_batch
 from train.optimization.compilation import trial_compilation
+from train.optimization.optimizer import declared_state
+from train.optimization.optimizer_state import shapes_of
 from train.settings.sections import Config
 
 MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding and what the estimate leaves out
@@ -95,6 +99,24 @@ def _least_micro_batch(config: Config) -> int:
     return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
 
 
+def optimizer_bytes(config: Config) -> int:
+    """What the optimizer keeps of all that is trained.
+
+    Blocks are alike: models of one and of two, built without memory for their weights, tell of any number.
+    """
+    one, two = (_optimizer_bytes(config, layers) for layers in (1, 2))
+    return one + (config.model.n_layer - 1) * (two - one)
+
+
+def _optimizer_bytes(config: Config, layers: int) -> int:
+    with torch.device("meta"):
+        model = GPT(replace(config.model.architecture(), n_layer=layers))
+    if (adapters := config.adapters()) is not None:
+        add_lora(model, adapters, seed=0)
+    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    return declared_state(config.optim).nbytes(shapes_of(trained))
+
+
 def _fits(config: Config, micro_batch: int, dtype: Dtype, every: int, free: int, device_type: str) -> bool:
     estimate = memory_estimate(
         config.model.architecture(),
@@ -103,6 +125,7 @@ def _fits(config: Config, micro_batch: int, dtype: Dtype, every: int, free: int,
         recompute_every=every,
         device_type=device_type,
         adapters=config.adapter_count(),
+        optimizer_bytes=optimizer_bytes(config),
     )
     return estimate.total <= MEMORY_SHARE * free
 

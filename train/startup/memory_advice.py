@@ -7,7 +7,7 @@ from model.memory import memory_estimate
 from model.precision import Dtype
 from train.batches.plan import BatchPlan, largest_micro_batch
 from train.settings.sections import Config
-from train.startup.auto import recompute_every
+from train.startup.auto import optimizer_bytes, recompute_every
 
 
 def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
@@ -20,6 +20,7 @@ def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
         recompute_norms=config.recompute.norms,
         device_type=device_type,
         adapters=config.adapter_count(),
+        optimizer_bytes=optimizer_bytes(config),
     )
     return estimate.total
 

@@ -13,6 +13,7 @@ from model.lora import add_lora
 from model.weights import fitting_checkpoint
 from train.checkpoints.reader import check_training_state
 from train.checkpoints.retention import sweep_leftovers
+from train.optimization.optimizer import declared_state
 from train.run.provenance import record_start
 from train.run.state import RunState
 from train.run.storage import Patience
@@ -35,7 +36,7 @@ def check_files(context: RunContext, checkpoint: Path | None) -> None:
             model = GPT(config.model.architecture())
         if adapters is not None:
             add_lora(model, adapters, config.run.seed)
-        check_training_state(checkpoint, model)
+        check_training_state(checkpoint, model, declared_state(config.optim))
 
 
 def prepare_folder(
