@@ -5,13 +5,18 @@ Every option names the paper it comes from. A combination that cannot work is re
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from model.attention_kinds import ATTENTION_KINDS
 
 NormKind = Literal["layernorm", "rmsnorm"]
 PositionKind = Literal["learned", "rope"]
 MlpKind = Literal["gelu", "gelu_exact", "swiglu", "relu2"]
-AttentionKind = Literal["softmax", "differential"]
 RopeScaling = Literal["none", "linear", "llama3"]
+if TYPE_CHECKING:
+    AttentionName = str
+else:
+    AttentionName = Literal[tuple(ATTENTION_KINDS)]
 
 SWIGLU_MULTIPLE = 64
 MOST = 1 << 31  # of any size: beyond all that is trained, and no number that a damaged file may hold
@@ -78,7 +83,7 @@ class ModelConfig:
     qk_norm: bool = False
     window: int | None = None
     window_pattern: str | None = None
-    attention: AttentionKind = "softmax"
+    attention: AttentionName = "softmax"
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -102,7 +107,7 @@ class ModelConfig:
         _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
         _require_one_of("position", self.position, ("learned", "rope"))
         _require_one_of("mlp", self.mlp, ("gelu", "gelu_exact", "swiglu", "relu2"))
-        _require_one_of("attention", self.attention, ("softmax", "differential"))
+        _require_one_of("attention", self.attention, tuple(ATTENTION_KINDS))
 
     def _check_rope_scaling(self) -> None:
         _require_one_of("rope_scaling", self.rope_scaling, ("none", "linear", "llama3"))
@@ -130,11 +135,8 @@ class ModelConfig:
             f"model.n_head {self.n_head} does not divide into groups for model.n_kv_head {self.kv_heads}; "
             f"try {_nearest_divisor(self.n_head, self.kv_heads)}",
         )
-        if self.attention == "differential":
-            _require(
-                self.head_size % 2 == 0,
-                f"differential attention halves each head, but the head size n_embd/n_head is {self.head_size}",
-            )
+        why_not = ATTENTION_KINDS[self.attention].why_not(self)
+        _require(not why_not, why_not)
         if self.position == "rope":
             _require(
                 self.score_size % 2 == 0,
@@ -167,7 +169,7 @@ class ModelConfig:
     @property
     def score_size(self) -> int:
         """Features in one query-key product: D, or D/2 where differential attention compares half heads."""
-        return self.head_size // 2 if self.attention == "differential" else self.head_size
+        return ATTENTION_KINDS[self.attention].score_size(self)
 
     @property
     def hidden_size(self) -> int:

@@ -3,7 +3,14 @@
 B batch, T sequence, C width, L layers, H heads, K key/value heads, D head size, F hidden width, V vocabulary.
 """
 
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+from model.attention_kinds import ATTENTION_KINDS
 from model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from model.gpt import GPT
 
 # Dense bf16 (fp16 on cards without bf16) tensor peak in FLOP/s, from the makers' data sheets, without sparsity. The
 # first entry whose words all occur in the device's name counts, so special cards stand before their family.
@@ -53,24 +60,35 @@ def parameter_count(config: ModelConfig) -> int:
     return tables + config.n_layer * _block_parameters(config) + _norm_parameters(config)
 
 
+def check_parameters(model: "GPT", *, adapters: int | None = None) -> None:
+    """Compare a model that has been built with the closed forms, on which its FLOPs, MFU and memory estimate rest.
+
+    Args:
+        adapters: how many parameters of adapters are counted on; None where there are none.
+
+    Raises UserError where they differ.
+    """
+    config = model.config
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * (1 if config.tie_weights else 2)
+    adapted = sum(size for name, size in sizes.items() if ".lora_" in name)
+    own = sum(sizes.values()) - adapted - padding
+    for what, built, counted in (("", own, parameter_count(config)), (" of adapters", adapted, adapters or 0)):
+        if built != counted:
+            raise UserError(
+                f"the model has {built:,} parameters{what}, its closed form counts {counted:,}, so that FLOPs, "
+                "MFU and the memory estimate would be wrong: bring model/counts.py (of attention: "
+                "model/attention_kinds.py; of adapters: model/lora_config.py) up to date with the model"
+            )
+
+
 def _block_parameters(config: ModelConfig) -> int:
-    return 2 * _norm_parameters(config) + _attention_parameters(config) + _mlp_parameters(config)
+    attention = ATTENTION_KINDS[config.attention].parameters(config)
+    return 2 * _norm_parameters(config) + attention + _mlp_parameters(config)
 
 
 def _norm_parameters(config: ModelConfig) -> int:
     return config.n_embd * (2 if config.norm == "layernorm" and config.bias else 1)
-
-
-def _attention_parameters(config: ModelConfig) -> int:
-    stacked = (config.n_head + 2 * config.kv_heads) * config.head_size  # q, k and v
-    count = _linear_parameters(config, config.n_embd, stacked) + _linear_parameters(
-        config, config.n_embd, config.n_embd
-    )
-    if config.qk_norm:
-        count += 2 * config.score_size
-    if config.attention == "differential":
-        count += 4 * config.score_size + config.head_size  # the two λ vectors of queries and of keys, the head norm
-    return count
 
 
 def _mlp_parameters(config: ModelConfig) -> int:
@@ -103,14 +121,9 @@ def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters:
     if not config.tie_weights:
         active -= config.vocab_size * config.n_embd
     keys = sum(length if window is None else min(length, window) for window in config.windows)
-    products = 6 * config.n_head * (config.head_size + _value_products(config) * config.head_size)
+    products = 3 * ATTENTION_KINDS[config.attention].products_per_key(config)  # the backward counts twice
     weights = 6 * active if adapters is None else 4 * active + 6 * adapters
     return weights + products * keys
-
-
-def _value_products(config: ModelConfig) -> int:
-    """Attention maps per head that are multiplied with the values."""
-    return 2 if config.attention == "differential" else 1
 
 
 def peak_flops(device_name: str) -> float | None:

@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from common.errors import UserError
 from model.attention import Attention, AttentionContext
+from model.attention_kinds import ATTENTION_KINDS
 from model.attention_masks import see_before
 from model.cache import CacheStep, KVCache
 from model.config import ModelConfig
-from model.differential import DifferentialAttention
 from model.flex import SMALLEST_FLEX_HEAD, flex_works
 from model.loss import IGNORE_INDEX, Reduction, head_loss
 from model.mlp import MLP
@@ -31,8 +31,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.ln_1 = build_norm(config)
-        kind = DifferentialAttention if config.attention == "differential" else Attention
-        self.attn = kind(config, layer)
+        self.attn: Attention = ATTENTION_KINDS[config.attention].implementation()(config, layer)
         self.ln_2 = build_norm(config)
         self.mlp = MLP(config)
 

@@ -5,6 +5,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from model.attention_kinds import ATTENTION_KINDS
 from model.config import ModelConfig
 from model.gpt import GPT
 
@@ -30,8 +31,8 @@ def initialise(model: GPT, seed: int) -> None:
 def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelConfig) -> None:
     if name.endswith((".bias", ".lora_b")):
         values.zero_()
-    elif ".lambda_" in name:
-        values.normal_(0.0, 0.1, generator=generator)  # Ye et al. 2024
+    elif (deviation := ATTENTION_KINDS[config.attention].deviations.get(name.rpartition(".")[2])) is not None:
+        values.normal_(0.0, deviation, generator=generator)
     elif values.dim() == 1:
         values.fill_(1.0)
     elif name.endswith(".c_proj.weight"):

@@ -7,6 +7,7 @@ not.
 
 from dataclasses import dataclass
 
+from model.attention_kinds import ATTENTION_KINDS
 from model.attention_masks import SMALLEST_BLOCK
 from model.config import ModelConfig
 from model.counts import parameter_count
@@ -110,26 +111,15 @@ def _block_bytes_per_token(
     ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after, too
     mlp = ways * config.hidden_size * matmul
     dropout = _dropout_bytes_per_token(config, device_type) if config.dropout else 0
-    return norms + _attention_bytes_per_token(config, layer, matmul) + mlp + dropout
-
-
-def _attention_bytes_per_token(config: ModelConfig, layer: int, matmul: int) -> int:
-    width, values = config.n_embd, config.kv_heads * config.head_size
-    compared = width + values  # queries and keys
-    kept = (width + 2 * values + width) * matmul  # q, k, v and what c_proj takes
-    if config.position == "rope" or config.qk_norm:
-        kept += compared * matmul  # as the product takes them, beside the projected ones
-    if config.attention == "differential":
-        kept += 5 * width * matmul  # queries twice, both results, and their difference
     window = config.layer_window(layer)
-    if window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size:
-        kept += (width + 2 * values) * matmul  # block by block, each key and value twice
-    return kept
+    in_blocks = window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size
+    attention = ATTENTION_KINDS[config.attention].kept_per_token(config, in_blocks=in_blocks) * matmul
+    return norms + attention + mlp + dropout
 
 
 def _dropout_bytes_per_token(config: ModelConfig, device_type: str) -> int:
     if device_type != "cpu":
         return 2 * config.n_embd  # masks of both residual branches, a byte each
-    heads = config.n_head * (2 if config.attention == "differential" else 1)
-    weights = 3 * heads * config.block_size * FLOAT32  # before and after dropout, and the mask
+    maps = ATTENTION_KINDS[config.attention].maps(config)
+    weights = 3 * maps * config.block_size * FLOAT32  # before and after dropout, and the mask
     return weights + 2 * config.n_embd * FLOAT32

@@ -26,7 +26,7 @@ from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from data_prep.tokenization.tokenizer import load_tokenizer
-from model.counts import flops_per_token, peak_flops
+from model.counts import check_parameters, flops_per_token, peak_flops
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.lora_config import LoraConfig
@@ -232,6 +232,7 @@ def build_model(context: RunContext, *, resumed: bool) -> GPT:
         base.fill(model, context.folder.checkpoints, config.run.seed, resumed=resumed)
     else:
         initialise(model, config.run.seed)
+    check_parameters(model, adapters=config.adapter_count())
     model.recompute_every = recompute_every(config)
     model.recompute_norms = config.recompute.norms
     if config.run.compile:

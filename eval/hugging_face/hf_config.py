@@ -5,6 +5,7 @@ Four classes of `transformers` hold what has a home there; the rest is refused b
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,19 @@ from model.config import ModelConfig
 GPT2, STARCODER2, LLAMA, MISTRAL = "GPT2LMHeadModel", "Starcoder2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
 MODEL_TYPES = {GPT2: "gpt2", STARCODER2: "starcoder2", LLAMA: "llama", MISTRAL: "mistral"}
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu2": "relu2", "swiglu": "silu"}
+UNGATED = ("gelu", "gelu_exact", "relu2")
+# What export knows, of every option of a model: the kinds that some class computes, and what may have any value. What
+# comes to be an option later is refused until it stands here.
+KINDS: dict[str, tuple[Any, ...]] = {
+    "attention": ("softmax",), "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"),
+    "mlp": (*UNGATED, "swiglu"), "rope_scaling": ("none", "linear", "llama3"), "qk_norm": (False,),
+}  # fmt: skip
+SIZES = (
+    "vocab_size", "vocab_multiple", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "norm_eps", "rope_base",
+    "rope_factor", "rope_low_factor", "rope_high_factor", "rope_original_length", "mlp_hidden", "bias", "dropout",
+    "tie_weights", "window", "window_pattern",
+)  # fmt: skip
+WORDS = {"qk_norm": "QK-norm"}
 MLPS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {  # and other names of the same functions
     "gelu_new": "gelu", "gelu_fast": "gelu", "gelu_python_tanh": "gelu", "gelu_python": "gelu_exact", "swish": "swiglu",
 }  # fmt: skip
@@ -55,29 +69,35 @@ def home_of(config: ModelConfig) -> str:
 
     Raises UserError naming the option that none of them has.
     """
-    for homeless, why in (
-        (config.attention == "differential", "differential attention"),
-        (config.qk_norm, "QK-norm"),
-        (len(set(config.windows)) > 1, "windows that differ between layers (model.window_pattern)"),
-    ):
-        _refuse_if(homeless, why)
+    for option in fields(config):
+        what = WORDS.get(option.name, f"model.{option.name} {getattr(config, option.name)}")
+        _accept(_is_known(config, option), what)
+    _accept(len(set(config.windows)) == 1, "windows that differ between layers (model.window_pattern)")
     window = config.windows[0]
     if config.position == "learned":
-        _refuse_if(config.norm != "layernorm", "learned positions with RMSNorm")
-        _refuse_if(config.mlp == "swiglu", "learned positions with SwiGLU")
-        _refuse_if(config.kv_heads != config.n_head, "learned positions with n_kv_head")
-        _refuse_if(window is not None, "learned positions with a window")
+        _accept(config.norm == "layernorm", "learned positions with RMSNorm")
+        _accept(config.mlp in UNGATED, "learned positions with SwiGLU")
+        _accept(config.kv_heads == config.n_head, "learned positions with n_kv_head")
+        _accept(window is None, "learned positions with a window")
         return GPT2
     if config.norm == "layernorm":
-        _refuse_if(config.mlp == "swiglu", "rotary positions with LayerNorm and SwiGLU")
+        _accept(config.mlp in UNGATED, "rotary positions with LayerNorm and SwiGLU")
         return STARCODER2
-    _refuse_if(config.mlp != "swiglu", f"rotary positions with RMSNorm and {config.mlp}")
-    _refuse_if(window is not None and config.bias, "biases with RMSNorm, SwiGLU and a window")
+    _accept(config.mlp == "swiglu", f"rotary positions with RMSNorm and {config.mlp}")
+    _accept(window is None or not config.bias, "biases with RMSNorm, SwiGLU and a window")
     return LLAMA if window is None else MISTRAL
 
 
-def _refuse_if(homeless: bool, what: str) -> None:
-    if homeless:
+def _is_known(config: ModelConfig, option: Field[Any]) -> bool:
+    """Whether an option has a value that some class computes; one that no list here names, whether it is not used."""
+    value = getattr(config, option.name)
+    if option.name in KINDS:
+        return value in KINDS[option.name]
+    return option.name in SIZES or value == option.default
+
+
+def _accept(known: bool, what: str) -> None:
+    if not known:
         raise UserError(f"no class of transformers that Longhaul exports to has {what}: this model can't be exported")
 
 

@@ -21,7 +21,7 @@ from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_c
 from eval.hugging_face.hf_tensors import to_tensors
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
 from eval.hugging_face.tokenizer_import import recognise_tokenizer
-from model.config import PRESETS
+from model.config import PRESETS, ModelConfig
 from model.weights import load_model
 from tests.eval.checkpoints import write_checkpoint
 from tests.model.small import all_options, small_config, small_model
@@ -182,6 +182,28 @@ def test_presets_have_a_home(size):
 def test_what_has_no_home_is_refused_by_name(options, names):
     with pytest.raises(UserError, match=names):
         home_of(small_config(**options))
+
+
+@pytest.mark.parametrize(
+    "change", [{"attention": "linear"}, {"position": "alibi"}, {"norm": "none"}, {"mlp": "geglu"}], ids=str
+)
+def test_kinds_that_export_does_not_know_are_refused(change):
+    """By lists of what it knows: another kind in the model's code must not pass for one that is like it."""
+    config = small_config(position="rope", norm="layernorm")
+    [(name, value)] = change.items()
+    object.__setattr__(config, name, value)  # as if it were one of the model's kinds
+    with pytest.raises(UserError, match=f"has model.{name} {value}: this model can't be exported"):
+        home_of(config)
+
+
+def test_an_option_that_export_does_not_know_is_refused_where_it_is_used():
+    @dataclasses.dataclass(frozen=True)
+    class LaterConfig(ModelConfig):
+        softcap: float = 0.0
+
+    assert home_of(LaterConfig()) == GPT2
+    with pytest.raises(UserError, match=r"has model.softcap 30.0: this model can't be exported"):
+        home_of(LaterConfig(softcap=30.0))
 
 
 @pytest.mark.parametrize(
