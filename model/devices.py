@@ -1,11 +1,62 @@
-"""Facts of this process's machine that the metrics report."""
+"""Which device a rank computes on, its share of the cores, and what of its machine the metrics report."""
 
+import os
+import socket
 import sys
+from typing import Literal
 
 import psutil
 import torch
 
-from common.host_limits import available_memory_bytes
+from common.environment import whole_number
+from common.errors import UserError
+from common.host_limits import allowed_cores, available_memory_bytes
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+MOST_THREADS = 4096  # more than any machine has cores: a mistake, for which OpenMP ends the process
+
+
+def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
+    """The device of a local rank. `auto`: a GPU where there is one, else Apple's for a single process, else the CPU.
+
+    Raises UserError where the choice can't be had.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if choice == "cuda" and gpus == 0:
+        raise UserError(
+            "run.device is cuda, but PyTorch sees no GPU here: use --run.device cpu, or a CUDA build of torch"
+        )
+    if choice == "mps" and not torch.backends.mps.is_available():
+        raise UserError("run.device is mps, but PyTorch sees no Apple GPU here: use --run.device cpu")
+    if choice == "cuda" or (choice == "auto" and gpus > 0):
+        if local_world_size > gpus:
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            because = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+            raise UserError(
+                f"{local_world_size} ranks on {socket.gethostname()}, but PyTorch sees {gpus} GPUs{because}: "
+                f"start with --nproc_per_node={gpus} (train/launch.py takes auto, one for each), or on the CPU with "
+                "--run.device cpu (in eval: --device cpu)"
+            )
+        return torch.device("cuda", local_rank)
+    if choice == "mps" or (choice == "auto" and local_world_size == 1 and torch.backends.mps.is_available()):
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def share_threads(local_world_size: int) -> int:
+    """Give this rank its share of the cores the scheduler allows, so that ranks don't fight over them; return it.
+
+    An explicit OMP_NUM_THREADS wins, except torchrun's own default of 1, which would waste the other cores.
+
+    Raises UserError where it is no number (of its lists, one for each level of nesting, the first counts).
+    """
+    name = "OMP_NUM_THREADS"
+    first = {name: os.environ.get(name, "").split(",")[0]}
+    chosen = whole_number(name, 0, lowest=1, highest=MOST_THREADS, environment=first)
+    by_launcher = chosen == 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    threads = chosen if chosen and not by_launcher else max(1, allowed_cores() // local_world_size)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def peak_memory_gib(device: torch.device) -> float:

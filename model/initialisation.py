@@ -1,10 +1,9 @@
 """First weights: the same for a seed on every rank, device and world size, whatever else the model contains."""
 
-import hashlib
-
 import torch
 from torch import Tensor
 
+from common.seeds import seed_of
 from model.attention_kinds import ATTENTION_KINDS
 from model.config import ModelConfig
 from model.gpt import GPT
@@ -45,5 +44,4 @@ def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelCo
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:
     """A CPU generator that depends on the seed and the parameter's name alone."""
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(f"{seed}:{name}", bits=63))

@@ -27,11 +27,12 @@ from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from data_prep.tokenization.tokenizer import load_tokenizer
 from model.counts import check_parameters, flops_per_token, peak_flops
+from model.devices import share_threads
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.lora_config import LoraConfig
 from model.precision import Dtype
-from model.ranks import Ranks, agreed, share_threads, start_ranks
+from model.ranks import Ranks, agreed, start_ranks
 from train.batches.loader import StepLoader
 from train.batches.local_copy import stage
 from train.batches.plan import BatchPlan, plan_batch

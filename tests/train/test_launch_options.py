@@ -13,7 +13,7 @@ import torch
 
 from common.errors import UserError
 from common.host_limits import allowed_cores
-from model.ranks import choose_device
+from model.devices import choose_device
 from tests.helpers.training import PRETRAIN, PROJECT
 from train.batches.plan import largest_micro_batch
 from train.launching import launch_options

@@ -10,7 +10,8 @@ import torch
 
 from common.errors import UserError
 from common.host_limits import allowed_cores
-from model.ranks import Ranks, agreed, choose_device, share_threads, start_ranks
+from model.devices import choose_device, share_threads
+from model.ranks import Ranks, agreed, start_ranks
 from tests.helpers.ranks import run_ranks
 from train.evaluations.due import Due
 from train.startup.auto import resolve_compile

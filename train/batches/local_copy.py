@@ -21,6 +21,7 @@ from typing import Literal
 from typing_extensions import TypedDict
 
 from common.errors import UserError
+from common.host_limits import allowed_cores
 from common.json_file import BadJson, read_json
 from common.os_errors import refusal
 from common.paths import expand_path
@@ -149,7 +150,7 @@ def _good_copies(tokens: TokenSet, target: Path, shards: list[Shard], hashed: di
             unknown.append((shard, stamp))
     if unknown:
         with (
-            ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
+            ThreadPoolExecutor(min(4, allowed_cores())) as pool,
             progress_bar(len(unknown), "shard", f"verifying {target}") as bar,
         ):
             found = pool.map(lambda item: sha256_file(target / item[0].file), unknown)

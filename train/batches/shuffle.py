@@ -4,10 +4,10 @@ Sequence number g that a run reads of a token set is window `permutation(seed, e
 windows. Any of them is found at once, so that jumping to the billionth costs what jumping to the first costs.
 """
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
+
+from common.seeds import keys_of
 
 ROUNDS = 6
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -27,8 +27,7 @@ class Permutation:
         bits = max(2, (size - 1).bit_length())
         self._half = np.uint64((bits + 1) // 2)
         self._mask = np.uint64((1 << int(self._half)) - 1)
-        digest = hashlib.sha512(f"longhaul order {seed} {epoch}".encode()).digest()
-        self._keys = np.frombuffer(digest, dtype="<u8")[:ROUNDS].astype(np.uint64)
+        self._keys = keys_of(f"longhaul order {seed} {epoch}", ROUNDS)
 
     def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Map positions (n,) int64 to windows (n,) int64."""

@@ -1,6 +1,5 @@
 """What happens between steps and leaves the training curve untouched: validation and samples."""
 
-import hashlib
 import math
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.seeds import seed_of
 from data_prep.token_sets.sequences import Windows
 from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
 from eval.generation.sampling import continue_tokens
@@ -139,7 +139,6 @@ class SampleWriter:
     def _continue(self, step: int, index: int, prompt: str) -> str | None:
         """None where the predictions are no numbers: what has become of the weights is for the step or save to say."""
         tokens = self.tokenizer.prompt(prompt)
-        seed = int.from_bytes(hashlib.sha256(f"sample {self.seed} {step} {index}".encode()).digest()[:8], "little")
         try:
             written = continue_tokens(
                 self.model,
@@ -147,7 +146,7 @@ class SampleWriter:
                 self.config.sample_tokens,
                 temperature=self.config.temperature,
                 top_k=self.config.top_k,
-                seed=seed >> 1,  # torch takes seeds below 2^63 on every device
+                seed=seed_of(f"sample {self.seed} {step} {index}", bits=63),
                 stops=self.tokenizer.end_ids,
             )
         except UserError:
