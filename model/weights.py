@@ -143,20 +143,31 @@ def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> N
     Raises:
         UserError: missing, unknown or misshapen tensors, named with `source`.
     """
-    _fill(dict(model.named_parameters()), tensors, source)
+    _check_and_fill(dict(model.named_parameters()), tensors, source)
 
 
-def _fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
-    _check_shapes(parameters, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, source)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[name])
+def _check_and_fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: object) -> None:
+    check_shapes(parameters, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, source)
+    fill(parameters, tensors.items())
 
 
-def _check_shapes(parameters: Mapping[str, Tensor], shapes: Shapes, source: object) -> None:
+@torch.no_grad()
+def fill(parameters: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy tensors, which may be read one at a time, into the parameters of their names; `check_shapes` comes first."""
+    for name, tensor in tensors:
+        parameters[name].copy_(tensor)
+
+
+def check_shapes(parameters: Mapping[str, Tensor], shapes: Shapes, source: object) -> None:
+    """Compare tensors with the parameters that they are to fill, which may be on the meta device.
+
+    Raises:
+        UserError: naming `source`, and what is missing, unknown or misshapen.
+    """
     missing, unknown = sorted(parameters.keys() - shapes.keys()), sorted(shapes.keys() - parameters.keys())
-    if missing or unknown:
-        raise UserError(f"{source} does not hold this model: missing {missing[:3]}, unknown {unknown[:3]}")
+    wrong = [f"{what} {names[:3]}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
+    if wrong:
+        raise UserError(f"{source} does not hold this model: {', '.join(wrong)}")
     for name, parameter in parameters.items():
         if tuple(parameter.shape) != shapes[name]:
             instead = f"{shapes[name]} instead of {tuple(parameter.shape)}"
@@ -181,7 +192,7 @@ def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_h
     load_weights(model, read_tensors(fitting.weights), checkpoint)
     if fitting.lora is not None:
         add_lora(model, fitting.lora, seed=0)
-        _fill(lora_tensors(model), read_tensors(fitting.adapters), checkpoint)
+        _check_and_fill(lora_tensors(model), read_tensors(fitting.adapters), checkpoint)
         drop_lora(model)
     return model.eval()
 
@@ -226,7 +237,7 @@ def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingChec
         add_lora(model, lora, seed=0)
     except ValueError as error:
         raise UserError(f"{checkpoint}: {error}") from None
-    _check_shapes(lora_tensors(model), shapes, checkpoint)
+    check_shapes(lora_tensors(model), shapes, checkpoint)
     return FittingCheckpoint(config, weights, lora, own)
 
 
@@ -247,7 +258,7 @@ def _empty_model(config: ModelConfig, shapes: Shapes, source: object) -> GPT:
         )
     with torch.device("meta"):
         model = GPT(config)
-    _check_shapes(dict(model.named_parameters()), shapes, source)
+    check_shapes(dict(model.named_parameters()), shapes, source)
     return model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.checkpoint_files import read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest, optimizer_of
 from common.errors import UserError
-from model.weights import FLOATS, SUFFIX, read_shapes, reading_tensors
+from model.weights import FLOATS, SUFFIX, check_shapes, fill, read_shapes, reading_tensors
 from train.checkpoints.ownership import OPTIMIZER, WEIGHTS, named_parameters
 from train.optimization.optimizer_state import OptimizerState, StateTensor, shapes_of, state_of
 from train.progress import Progress
@@ -42,22 +42,15 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
     manifest = read_checkpoint_manifest(checkpoint)
     check_optimizer(checkpoint, manifest, declared.name)
     parameters = named_parameters(model)
-    weights = read_shapes(_files(checkpoint, manifest, WEIGHTS))
-    another = f"{checkpoint} is of another model"
-    for name, shape in weights.items():
-        if name not in parameters:
-            raise UserError(f"{another}: it has a tensor {name}, this configuration has none")
-        if shape != tuple(parameters[name].shape):
-            raise UserError(f"{another}: {name} is {shape} there and {tuple(parameters[name].shape)} here")
-    if missing := sorted(parameters.keys() - weights.keys()):
-        raise UserError(f"{another}: it has no tensor {missing[0]}")
+    check_shapes(parameters, read_shapes(_files(checkpoint, manifest, WEIGHTS)), checkpoint)
     wanted = declared.tensors(shapes_of(parameters.items()))
     state = read_shapes(_files(checkpoint, manifest, OPTIMIZER), lambda name: _kinds(wanted.get(name)))
     for name, shape in state.items():
         if name not in wanted:
             raise UserError(f"{checkpoint} has optimizer state {name}, which this model's training does not take")
         if shape != wanted[name].shape:
-            raise UserError(f"{another}: {name} is {shape} there and {wanted[name].shape} here")
+            instead = f"{shape} instead of {wanted[name].shape}"
+            raise UserError(f"{checkpoint} does not hold this model: {name} has shape {instead}")
     if (state or manifest["step"] > 0) and (absent := sorted(wanted.keys() - state.keys())):
         raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}")
 
@@ -72,9 +65,7 @@ def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.opt
     check_training_state(checkpoint, model, state_of(optimizer))
     manifest = read_checkpoint_manifest(checkpoint)
     parameters = named_parameters(model)
-    with torch.no_grad():
-        for name, tensor in _tensors(checkpoint, manifest, WEIGHTS, set()):
-            parameters[name].copy_(tensor)
+    fill(parameters, _tensors(checkpoint, manifest, WEIGHTS, set()))
     _fill_optimizer(checkpoint, manifest, parameters, optimizer)
     return Progress(manifest["step"], manifest["tokens"], manifest["sequences"])
 
