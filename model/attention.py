@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from model.attention_masks import Visibility, attend
 from model.cache import CacheStep
 from model.config import ModelConfig
-from model.norms import RMSNorm
+from model.norms import RMSNorm, project_normed
 from model.positions import Rotary, rotate
 
 
@@ -31,10 +31,7 @@ class AttentionContext:
 
 
 class Attention(nn.Module):
-    """Softmax attention.
-
-    `project` and `mix` are apart so that a block can recompute the norm together with the projection after it.
-    """
+    """Softmax attention."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -51,12 +48,13 @@ class Attention(nn.Module):
             self.k_norm = RMSNorm(config.score_size, config.norm_eps)
         self.qk_norm = config.qk_norm
 
-    def project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values side by side: (B, T, C) to (B, T, (H + 2K)·D)."""
-        return self.c_attn(x)
+    def forward(self, x: Tensor, norm: nn.Module, context: AttentionContext, recompute_norm: bool = False) -> Tensor:
+        """What attention adds to the residual stream x: (B, T, C) to (B, T, C).
 
-    def mix(self, qkv: Tensor, context: AttentionContext) -> Tensor:
-        """Attend and project back: (B, T, (H + 2K)·D) to (B, T, C)."""
+        Args:
+            norm: the block's, which comes first. recompute_norm: work it out again in backward (`project_normed`).
+        """
+        (qkv,) = project_normed(norm, (self.c_attn,), x, recompute_norm)  # (B, T, (H + 2K)·D)
         q, k, v = (part.unflatten(-1, (-1, self.head_size)) for part in qkv.split(self.widths, dim=-1))  # (B, T, H, D)
         if self.qk_norm:
             q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
@@ -72,10 +70,6 @@ class Attention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
         """(B, H, T, D) and twice (B, K, S, D) to (B, H, T, D)."""
         return attend(q, k, v, visibility, dropout=self.dropout if self.training else 0.0)
-
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        return self.mix(self.project(x), context)
 
     def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
         return norm(x.unflatten(-1, (-1, self.score_size))).flatten(-2)

@@ -1,8 +1,5 @@
 """The GPT: embeddings, blocks, head and loss. B batch, T sequence, C width, V padded vocabulary."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,8 +19,6 @@ from model.positions import document_positions, rotary_angles, rotary_frequencie
 
 __all__ = ["GPT", "IGNORE_INDEX", "Block"]
 
-Projected = TypeVar("Projected")
-
 
 class Block(nn.Module):
     """Attention and MLP, each behind a norm and beside a residual connection ("pre-norm")."""
@@ -37,20 +32,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, context: AttentionContext, recompute_norms: bool = False) -> Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn.mix(_norm_and_project(self.ln_1, self.attn.project, x, recompute_norms), context)
-        return x + self.mlp.finish(*_norm_and_project(self.ln_2, self.mlp.project, x, recompute_norms))
-
-
-def _norm_and_project(norm: nn.Module, project: Callable[[Tensor], Projected], x: Tensor, recompute: bool) -> Projected:
-    """project(norm(x)); with `recompute`, backward works both out again from x.
-
-    The two go together: a norm recomputed alone saves nothing, as the projection keeps the norm's output for its own
-    gradient.
-    """
-    if not recompute:
-        return project(norm(x))
-    projected: Projected = checkpoint(lambda x: project(norm(x)), x, use_reentrant=False, preserve_rng_state=False)
-    return projected
+        x = x + self.attn(x, self.ln_1, context, recompute_norms)
+        return x + self.mlp(x, self.ln_2, recompute_norms)
 
 
 class GPT(nn.Module):

@@ -4,13 +4,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import ModelConfig
+from model.norms import project_normed
 
 
 class MLP(nn.Module):
-    """Two matrices and a non-linearity between, or three with a gate (SwiGLU).
-
-    `project` and `finish` are apart so that a block can recompute the norm together with the projection after it.
-    """
+    """Two matrices and a non-linearity between, or three with a gate (SwiGLU)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -21,20 +19,18 @@ class MLP(nn.Module):
             self.c_gate = nn.Linear(config.n_embd, config.hidden_size, bias=config.bias)
         self.c_proj = nn.Linear(config.hidden_size, config.n_embd, bias=config.bias)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, T, C) to the hidden width: (B, T, F), twice for SwiGLU (values, then gates)."""
-        return (self.c_fc(x), self.c_gate(x)) if self.kind == "swiglu" else (self.c_fc(x),)
+    def forward(self, x: Tensor, norm: nn.Module, recompute_norm: bool = False) -> Tensor:
+        """What the MLP adds to the residual stream x: (B, T, C) to (B, T, C).
 
-    def finish(self, hidden: Tensor, gate: Tensor | None = None) -> Tensor:
-        """The non-linearity and the projection back: (B, T, C)."""
-        if gate is not None:
-            activated = F.silu(gate) * hidden
+        Args:
+            norm: the block's, which comes first. recompute_norm: work it out again in backward (`project_normed`).
+        """
+        ways_in = (self.c_fc, self.c_gate) if self.kind == "swiglu" else (self.c_fc,)
+        hidden, *gates = project_normed(norm, ways_in, x, recompute_norm)  # (B, T, F) each
+        if self.kind == "swiglu":
+            activated = F.silu(gates[0]) * hidden
         elif self.kind == "relu2":
             activated = F.relu(hidden).square()
         else:
             activated = F.gelu(hidden, approximate="tanh" if self.kind == "gelu" else "none")
         return F.dropout(self.c_proj(activated), self.dropout, self.training)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        return self.finish(*self.project(x))

@@ -1,10 +1,12 @@
 """Normalisation over the features of one token, never over positions (which would leak the future)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 
@@ -64,6 +66,24 @@ class _RecomputedRMSNorm(torch.autograd.Function):
         overlap = (product @ weight_wide).unsqueeze(-1) / x.shape[-1]  # (..., 1)
         grad_x = torch.mul(grad, weight_wide, out=product).addcmul_(normed, overlap, value=-1).mul_(scale)
         return grad_x.to(x.dtype), grad_weight, None
+
+
+def project_normed(norm: nn.Module, projections: Sequence[nn.Module], x: Tensor, recompute: bool) -> tuple[Tensor, ...]:
+    """norm(x) through each of the linear layers: (B, T, C) to (B, T, its outputs) each.
+
+    With `recompute`, backward works norm and projections out again from x. They go together: a norm recomputed by
+    itself saves nothing, as the projection keeps the norm's output for its own gradient.
+    """
+
+    def project(x: Tensor) -> tuple[Tensor, ...]:
+        normed = norm(x)
+        return tuple(projection(normed) for projection in projections)
+
+    if not recompute:
+        return project(x)
+    drops = any(getattr(projection, "dropout", 0) > 0 for projection in projections)  # an adapter's, by the same mask
+    projected: tuple[Tensor, ...] = checkpoint(project, x, use_reentrant=False, preserve_rng_state=drops)
+    return projected
 
 
 def build_norm(config: ModelConfig) -> nn.Module:
