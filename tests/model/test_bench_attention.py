@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).resolve().parents[2] / "model" / "bench_attention.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "model" / "benchmarks" / "bench_attention.py"
 
 
 def run(folder, *arguments):
