@@ -4,9 +4,12 @@ Every option names the paper it comes from. A combination that cannot work is re
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from common.errors import UserError
+from common.json_file import BadJson, as_shape
 from model.attention_kinds import ATTENTION_KINDS
 
 NormKind = Literal["layernorm", "rmsnorm"]
@@ -233,3 +236,18 @@ def preset_config(name: str) -> ModelConfig:
     """
     _require(name in PRESETS, f"model.preset {name!r} is unknown; the presets are {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+def config_from_dict(values: Mapping[str, Any], source: object = "the checkpoint") -> ModelConfig:
+    """A ModelConfig as a checkpoint keeps it; a field the checkpoint is too old to know has its default.
+
+    Raises:
+        UserError: naming `source`: a field this version does not know, or an impossible value or combination.
+    """
+    unknown = sorted(set(values) - {field.name for field in fields(ModelConfig)})
+    if unknown:
+        raise UserError(f"{source}: its model has options this version of Longhaul does not know: {unknown[:3]}")
+    try:
+        return as_shape(dict(values), ModelConfig)
+    except BadJson as error:
+        raise UserError(f"{source}: its model is impossible: {error}") from None

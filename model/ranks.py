@@ -53,6 +53,12 @@ class Ranks:
         dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self._group)
         return total.tolist()
 
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all ranks where it lies, in place, without waiting for the device; returns it."""
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+        return values
+
     def agree(self, flags: list[int]) -> list[int]:
         """The maximum of each flag over all ranks: what one rank raises, all see, at the same call."""
         if self.world_size == 1:

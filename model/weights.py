@@ -19,10 +19,9 @@ from torch import Tensor
 from common.checkpoint_files import COPY_AGAIN, BadCheckpoint, base_folder, read_checkpoint_manifest, verify_checkpoint
 from common.checkpoint_manifest import CheckpointManifest, RecordedLora
 from common.errors import UserError
-from common.json_file import BadJson, as_shape
 from common.publish import fsync_file
 from common.regular_file import open_regular
-from model.config import ModelConfig
+from model.config import ModelConfig, config_from_dict
 from model.counts import parameter_count
 from model.gpt import GPT
 from model.lora import add_lora, drop_lora, lora_tensors
@@ -120,21 +119,6 @@ def _check_new(path: Path, known: Mapping[str, Any], more: Mapping[str, Any]) ->
             f"{path} repeats the tensor {repeated[0]} of another file: files of several checkpoints are mixed, "
             "copy the checkpoint again"
         )
-
-
-def config_from_dict(values: Mapping[str, Any], source: object = "the checkpoint") -> ModelConfig:
-    """A ModelConfig as a checkpoint keeps it; a field the checkpoint is too old to know has its default.
-
-    Raises:
-        UserError: naming `source`: a field this version does not know, or an impossible value or combination.
-    """
-    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(ModelConfig)})
-    if unknown:
-        raise UserError(f"{source}: its model has options this version of Longhaul does not know: {unknown[:3]}")
-    try:
-        return as_shape(dict(values), ModelConfig)
-    except BadJson as error:
-        raise UserError(f"{source}: its model is impossible: {error}") from None
 
 
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> None:

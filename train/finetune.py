@@ -12,22 +12,21 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
 from common.errors import UserError, exit_on_user_error
 from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
 from model.config import ModelConfig
-from train.pretrain import start
+from train.evaluations.registry import EVALUATIONS
+from train.pretrain import train
 from train.settings.command_line import QUESTIONS, Command, read_command
 from train.settings.finetune import check_targets, fit_to_base
 from train.settings.sections import FinetuneConfig
 from train.startup.initial_weights import find_base, with_adapters
+from train.startup.request import check_request
 
 USAGE = "python train/finetune.py RUN_OR_CHECKPOINT [--config FILE] [--section.key value …]"
 
 
-@record
 def main() -> int:
     given, arguments = split_base(sys.argv[1:])
     command = finetune_command(given)
@@ -36,7 +35,12 @@ def main() -> int:
     base = find_base(given, folder)
     fit_to_base(config.model, base.model)
     check_targets(config.lora, base.model)
-    return start(config, options, with_adapters(base, config.lora.adapters()))
+    request = check_request(config, options, with_adapters(base, config.lora.adapters()), EVALUATIONS)
+    if request is None:
+        return 0
+    from torch.distributed.elastic.multiprocessing.errors import record  # from here on it takes torch
+
+    return record(train)(request) or 0
 
 
 def split_base(arguments: list[str]) -> tuple[str, list[str]]:

@@ -1,9 +1,8 @@
-"""The training loop: one step after another, and what happens between them."""
+"""The trainer: one step after another, and what happens between them."""
 
 import gc
-import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,12 +15,10 @@ from model.ranks import Ranks, agreed
 from train.batches.loader import StepBatch, StepLoader
 from train.checkpoints.saver import CheckpointKeeper
 from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed
-from train.evaluations.between import SampleWriter, Validator
-from train.evaluations.due import NOTHING, Due, due_after, is_due
-from train.evaluations.hellaswag import HellaSwagProbe
+from train.evaluations.evaluation import WHOLE, Due, Evaluation, due_after, is_due
 from train.optimization.optimizer import set_learning_rate
 from train.optimization.schedule import Course
-from train.optimization.step import Stepper
+from train.optimization.step import Stepper, Verdict
 from train.progress import Progress
 from train.run.heartbeat import Heartbeat
 from train.run.lock import why_lost
@@ -32,13 +29,12 @@ from train.stopping.deadline import StopMargin
 from train.stopping.stop_requests import StopRequest, kind, reason, remove_stop_file
 
 COLLECT_STEPS = 1000  # steps from one garbage collection to the next
-FIRST_LOSS_MARGIN = 0.5  # nats
 STATE_SECONDS = 10.0  # how often `state` is renewed between saves
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the loop ended, and why."""
+    """How training ended, and why."""
 
     status: Literal["done", "preempted"]
     reason: str
@@ -47,7 +43,7 @@ class Outcome:
 
 
 @dataclass
-class TrainingLoop:
+class Trainer:
     """One process's part of a run. All ranks go through every method together."""
 
     config: Config
@@ -58,9 +54,7 @@ class TrainingLoop:
     optimizer: torch.optim.Optimizer
     stepper: Stepper
     loader: StepLoader
-    validator: Validator
-    samples: SampleWriter
-    hellaswag: HellaSwagProbe | None
+    evaluations: Sequence[Evaluation]  # in this order, those before the save first
     keeper: CheckpointKeeper
     recorder: Recorder
     stop: StopRequest
@@ -69,17 +63,17 @@ class TrainingLoop:
     margin: StopMargin
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
-    untrained: bool = True  # its first loss should be that of a model that knows nothing
     start_facts: dict[str, Any] = field(default_factory=dict)  # what else the record of this start holds
+    _verdict: Verdict = Verdict.LEARNED  # of the last step
     _state_written: float = 0.0
     _log_seconds: float = 0.0
     _trouble_told: str = ""
 
-    def run(self, progress: Progress, missing: Due = NOTHING) -> Outcome:
+    def run(self, progress: Progress, missing: Due) -> Outcome:
         """Train from `progress` to the last step, or until asked to stop.
 
         Args:
-            missing: what was due at `progress` and is done first.
+            missing: what was due at `progress`, is not recorded, and is done first.
         """
         last_step = self.config.run.max_steps
         start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
@@ -88,26 +82,25 @@ class TrainingLoop:
         self._warm_up()
         if (stop_code := self._agree(progress)) != 0:
             return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
-        if progress.step == 0 or missing.validation:
-            self._validate(progress)
-        if progress.step == 0 and self.untrained:
-            self._check_first_loss()
+        if progress.step == 0:
+            missing = missing | {e.name: WHOLE for e in self.evaluations if e.at_start}
+        self._measure_before_save(progress, missing)
         gc.collect()
         gc.disable()  # a collection in the middle of a step would make the other ranks wait
         batches = self.loader.steps(progress.sequences)
         try:
-            if (stop_code := self._measure(progress, missing)) != 0:
+            if (stop_code := self._measure_after_save(progress, missing)) != 0:
                 return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
             while progress.step < last_step:
                 with self.margin.timing("step"):
                     progress = self._step(progress, batches)
                 stop_code = self._agree(progress)
-                last, due = progress.step == last_step, due_after(progress.step, self.config)
-                if due.validation:
-                    self._validate(progress)  # before the save, which records the loss
+                last = progress.step == last_step
+                due = due_after(progress.step, self.evaluations, last=last)
+                self._measure_before_save(progress, due)
                 if stop_code or last or is_due(progress.step, self.config.checkpoint.every_steps):
                     self._save(progress, final=last or stop_code > 0)
-                asked_before = self._measure(progress, due, stop_code)
+                asked_before = self._measure_after_save(progress, due, stop_code)
                 if asked_before or (stop_code and not last):
                     self._save(progress, final=True)
                     stop_code = stop_code or asked_before
@@ -127,14 +120,20 @@ class TrainingLoop:
 
     def _step(self, progress: Progress, batches: Generator[StepBatch]) -> Progress:
         """One optimizer step and its record."""
+        # Wait for the batch
         started = time.monotonic()
         batch = next(batches)
         waited = time.monotonic() - started
+
+        # Learn from it
         step = progress.step + 1
         self.heartbeat.step, self.heartbeat.phase = step, "training"
         lr = self.course.rate(step)
         set_learning_rate(self.optimizer, lr)
         result = self.stepper(batch, step)
+        self._verdict = result.verdict
+
+        # Record it
         seconds = time.monotonic() - started
         tokens = self.config.batch.tokens_per_step
         rate = tokens / seconds
@@ -142,7 +141,7 @@ class TrainingLoop:
         record: dict[str, Any] = {
             "step": step,
             "tokens": progress.tokens,
-            "loss": result.loss,
+            **self.stepper.objective.record(result.loss),
             "lr": lr,
             "grad_norm": result.grad_norm,
             "tokens_per_second": rate,
@@ -153,7 +152,7 @@ class TrainingLoop:
             "memory_gib": peak_memory_gib(self.ranks.device),
             "time": time.time(),
         }
-        if result.skipped:
+        if result.verdict is not Verdict.LEARNED:
             record["skipped"] = True
         if self.config.log.sequences:
             shares = self.ranks.gather(batch.windows.ravel().tolist())
@@ -165,11 +164,6 @@ class TrainingLoop:
             self._write_state(progress, "training")
         return progress
 
-    def _validate(self, progress: Progress) -> None:
-        self.heartbeat.phase = "validating"
-        with self.margin.timing("validation"):
-            self.validator.validate(progress)
-
     def _save(self, progress: Progress, *, final: bool) -> None:
         self.heartbeat.phase = "saving"
         with self.margin.timing("snapshot"):
@@ -177,38 +171,48 @@ class TrainingLoop:
         if published:
             self._note_save(progress)
 
-    def _measure(self, progress: Progress, due: Due, stop_code: int = 0) -> int:
-        """HellaSwag and samples where due, after the save: what fails in them costs no work.
+    def _measure_before_save(self, progress: Progress, due: Due) -> None:
+        """What a save at this step records."""
+        for evaluation in self.evaluations:
+            if evaluation.before_save and evaluation.name in due:
+                self._measure(evaluation, progress, due)
+
+    def _measure_after_save(self, progress: Progress, due: Due, stop_code: int = 0) -> int:
+        """The other evaluations: what fails in them costs no work.
 
         Args:
             stop_code: what has already asked to stop. They are left to the next start then, as they are where something
-                asks before the first or between the two.
+                asks before the first or between two.
 
         Returns the code of what has asked to stop before all were done, or 0.
         """
-        if due.hellaswag and self.hellaswag is not None:
-            if stop_code := stop_code or self._agree(progress):
-                return stop_code
-            self.heartbeat.phase = "answering HellaSwag"
-            with self.margin.timing("HellaSwag"):
-                self.hellaswag.measure(progress)
-        if due.samples:
-            if stop_code := stop_code or self._agree(progress):
-                return stop_code
-            self.heartbeat.phase = "sampling"
-            with self.margin.timing("samples"):
-                self.samples.write(progress.step, due.samples)
+        for evaluation in self.evaluations:
+            if not evaluation.before_save and evaluation.name in due:
+                if stop_code := stop_code or self._agree(progress):
+                    return stop_code
+                self._measure(evaluation, progress, due)
         return 0
+
+    def _measure(self, evaluation: Evaluation, progress: Progress, due: Due) -> None:
+        self.heartbeat.phase = evaluation.phase
+        with self.margin.timing(evaluation.name):
+            evaluation.measure(progress, due[evaluation.name])
 
     def _agree(self, progress: Progress) -> int:
         """What all ranks do next: the code of what has asked any to stop, or 0. Publishes a save that is all written.
 
         Raises LockLost if the run has another trainer by now or was moved; StorageFailed if saves failed, on any rank,
-        and the run may not continue without them, or if its record can't be kept.
+        and the run may not continue without them, or if its record can't be kept; ReplicasDiffer if only some ranks
+        have learned from the last step.
         """
-        stop_code, lost, record_lost, unwritten, failed = self.ranks.agree(
-            [self.stop.code(), int(self.state.lock.lost), int(self.recorder.lost), *self.keeper.flags()]
-        )
+        verdict = int(self._verdict)
+        flags = [self.stop.code(), int(self.state.lock.lost), int(self.recorder.lost), verdict, -verdict]
+        agreed_flags = self.ranks.agree([*flags, *self.keeper.flags()])
+        stop_code, lost, record_lost, highest, minus_lowest, unwritten, failed = agreed_flags
+        if highest != -minus_lowest:
+            raise ReplicasDiffer(
+                f"step {progress.step} was learned from on some ranks only: a faulty device or memory is likely"
+            )
         if lost:
             raise LockLost(why_lost(self.folder.path))
         if record_lost:
@@ -227,18 +231,9 @@ class TrainingLoop:
     def _warm_up(self) -> None:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
         self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.document_mask)
-        self.validator.warm_up()
+        for evaluation in self.evaluations:
+            evaluation.warm_up()
         self.ranks.barrier()
-
-    def _check_first_loss(self) -> None:
-        """A model that knows nothing gives every token the same probability, ln V nats."""
-        expected = math.log(self.config.model.vocab_size)
-        loss = self.validator.latest
-        if loss is not None and abs(loss - expected) > FIRST_LOSS_MARGIN:
-            self.recorder.say(
-                f"WARNING: the untrained model's loss is {loss:.2f}, far from ln({self.config.model.vocab_size}) = "
-                f"{expected:.2f}: check initialisation, data and tokenizer before spending time on it"
-            )
 
     def finish(self, outcome: Outcome) -> None:
         """Record how the run ended.

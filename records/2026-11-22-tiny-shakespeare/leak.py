@@ -64,12 +64,9 @@ class ChainedSwiGLU(nn.Module):
         self.inner = nn.Linear(hidden, hidden)
         self.c_proj = nn.Linear(hidden, width)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, T, C) to (B, T, F)."""
-        return (self.c_fc(x),)
-
-    def finish(self, hidden: Tensor) -> Tensor:
-        """(B, T, F) to (B, T, C)."""
+    def forward(self, x: Tensor, norm: nn.Module, recompute_norm: bool = False) -> Tensor:
+        """As MLP's: (B, T, C) to (B, T, C)."""
+        hidden = self.c_fc(norm(x))  # (B, T, F)
         out: Tensor = self.c_proj(F.silu(hidden) * self.inner(hidden))
         return out
 
@@ -151,13 +148,16 @@ def model_of(names_and_shapes: dict[str, torch.Size], config: ModelConfig) -> ty
 def main() -> int | None:
     if len(sys.argv) < 2 or sys.argv[1] not in MODELS:
         raise UserError(f"which model? One of {', '.join(MODELS)}, then options of train/pretrain.py")
-    from train import pretrain
+    from model import initialisation
+    from train.pretrain import main as pretrain
+    from train.startup import build_model, check_files
 
     chosen = MODELS[sys.argv.pop(1)]
-    vars(pretrain)["GPT"] = chosen
+    vars(build_model)["GPT"] = vars(check_files)["GPT"] = chosen
+    vars(build_model)["check_parameters"] = lambda *_, **__: None  # no closed form knows these models
     if issubclass(chosen, ReportedGPT):
-        vars(pretrain)["initialise"] = initialise_reported
-    return pretrain.main()
+        vars(initialisation)["initialise"] = initialise_reported
+    return pretrain()
 
 
 if __name__ == "__main__":

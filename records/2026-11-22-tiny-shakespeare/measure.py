@@ -27,8 +27,9 @@ from common.progress import progress_bar
 from common.publish import write_json_whole
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet, find_token_set
+from model.config import config_from_dict
 from model.gpt import GPT
-from model.weights import config_from_dict, load_weights, read_tensors
+from model.weights import load_weights, read_tensors
 
 WINDOWS_AT_A_TIME = 64
 

@@ -85,7 +85,7 @@ def test_every_trap_finds_the_functions_it_wraps(phase: str) -> None:
 
 
 def test_a_function_that_is_gone_is_no_silent_miss() -> None:
-    with pytest.raises(HookGone, match=r"train\.checkpoint\.save_nothing"):
+    with pytest.raises(HookGone, match=r"train\.checkpoints\.writer\.save_nothing"):
         wrap("train.checkpoints.writer", None, "save_nothing", lambda original: original)
 
 

@@ -23,9 +23,9 @@ from tests.chaos.phases import BROKEN_HOOK_STATUS, SOCKET_VARIABLE, TRAP_VARIABL
 # phase: (module, class or None, function) around which its trap lies
 WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     "start": [
-        ("train.pretrain", None, "start_ranks"),
-        ("train.pretrain", None, "build_model"),
-        ("train.pretrain", None, "load_training_state"),
+        ("train.startup.open_run", None, "start_ranks"),
+        ("train.assemble", None, "build_model"),
+        ("train.restore", None, "load_training_state"),
     ],
     "forward": [("model.gpt", "GPT", "forward")],
     "backward": [("torch", "Tensor", "backward")],
@@ -34,7 +34,7 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     "write": [("train.checkpoints.background_write", None, "save_tensors")],
     "hash": [("train.checkpoints.background_write", None, "sha256_file")],
     "rename": [("train.checkpoints.writer", None, "publish_folder")],
-    "validation": [("train.evaluations.between", "Validator", "validate")],
+    "validation": [("train.evaluations.validation", "Validation", "measure")],
 }
 WITHIN_A_STEP = ("forward", "backward", "optimizer")  # validation and warm-up go forward too
 

@@ -26,7 +26,7 @@ INVARIANTS = {
     "model/gpt.py: positions is None": CALLERS,
     "model/gpt.py: document_ids is None": CALLERS,
     "model/messages.py: is_dataclass(value)": CALLERS,
-    "train/evaluations/between.py: result.tokens == self.measured_on['val_tokens']": "arithmetic",
+    "train/evaluations/validation.py: result.tokens == self.measured_on['val_tokens']": "arithmetic",
     "train/checkpoints/ownership.py: not kept or shapes == shapes_of(kept.items())": "the optimizer's code",
     "train/checkpoints/writer.py: self._pending is None": CALLERS,
     "train/batches/loader.py: windows.count > 0": "train/startup/fit_to_data.py",

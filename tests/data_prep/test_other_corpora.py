@@ -387,7 +387,7 @@ def test_the_benchmark_runs_and_its_writers_agree(tmp_path):
         "--shard-tokens",
         300_000,
     ]
-    done = run("bench_prepare.py", *options, "--json", tmp_path / "figures.json")
+    done = run("benchmarks/bench_prepare.py", *options, "--json", tmp_path / "figures.json")
     assert done.returncode == 0, done.stderr
     assert "the shards are the same" in done.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())

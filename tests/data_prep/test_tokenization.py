@@ -193,7 +193,7 @@ def test_a_damaged_cache_file_is_put_right(tmp_path, monkeypatch):
 def test_a_damaged_vocabulary_is_one_line_and_no_download(tmp_path, damage, words):
     for folder in ("common", "data_prep"):
         shutil.copytree(PROJECT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    damage(tmp_path / "data_prep" / "gpt2_vocabulary" / "vocab.bpe")
+    damage(tmp_path / "data_prep" / "tokenization" / "gpt2_vocabulary" / "vocab.bpe")
     code = (
         "import socket\n"
         "def refuse(*a, **k): raise SystemExit('it went to the network')\n"

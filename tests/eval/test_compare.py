@@ -38,7 +38,7 @@ def test_the_published_models_with_the_committed_runs(tmp_path: Path) -> None:
     published = [row for row in rows if not row["ours"]]
     assert all(row["source"].startswith(("https://github.com/", "Brown et al. 2020")) for row in published)
     demo = next(row for row in rows if row["model"] == "2026-11-21-demo")
-    summary = json.loads((PROJECT / "eval" / "records" / "2026-11-21-demo" / "summary.json").read_text())
+    summary = json.loads((PROJECT / "records" / "2026-11-21-demo" / "summary.json").read_text())
     assert demo["val_loss"] == pytest.approx(summary["val_loss"])
     assert demo["hellaswag_acc_norm"] is None
     gpt2 = next(row for row in rows if row["model"] == "GPT-2 124M")

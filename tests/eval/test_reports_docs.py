@@ -43,7 +43,7 @@ def test_the_pages_picture_is_there() -> None:
 
 def test_the_committed_record_still_gives_its_figures() -> None:
     """The record is a run's folder as the trainer wrote it."""
-    record = PROJECT / "eval" / "records" / "2026-11-22-report"
+    record = PROJECT / "records" / "2026-11-22-report"
     (before,) = json.loads((record / "figures.json").read_text())["runs"]
     again = key_figures(load_run(record, "interrupted")).as_json()
     assert again.pop("seconds") == pytest.approx(before.pop("seconds"))

@@ -24,7 +24,7 @@ from train.optimization.schedule import plan_course
 from train.settings.command_line import read_config
 from train.settings.sections import Config
 
-STUDY = PROJECT / "eval" / "records" / "2026-11-22-tiny-shakespeare"
+STUDY = PROJECT / "records" / "2026-11-22-tiny-shakespeare"
 TRAINING_CHARACTERS = 1_003_854
 
 

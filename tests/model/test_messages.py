@@ -19,7 +19,7 @@ from tests.helpers.source_code import product_code
 from train.checkpoints.background_write import ShareWritten, WriteFailure
 from train.checkpoints.writer import Saved
 from train.errors import SaveFailed, StorageFailed
-from train.evaluations.due import Due
+from train.progress import Progress
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.builds(Path, st.just("a/b"))
@@ -53,7 +53,7 @@ def test_named_kinds_come_back_with_what_they_hold() -> None:
     share = ShareWritten({"a": {"bytes": 3}}, WriteFailure("full", no_room=True), ["again"], 0.25)
     assert decode(encode(share, (ShareWritten, WriteFailure)), (ShareWritten, WriteFailure)) == share
     saved = Saved(Path("/r/step-1"), 1, 0.5, 7, ("once",))
-    assert decode(encode((saved, Due(samples=(1, 2))), (Saved, Due)), (Saved, Due)) == (saved, Due(samples=(1, 2)))
+    assert decode(encode((saved, Progress(1, 2)), (Saved, Progress)), (Saved, Progress)) == (saved, Progress(1, 2))
 
 
 def test_mistakes_come_back_with_what_they_carry_and_as_the_nearest_kind_that_was_named() -> None:
@@ -87,7 +87,7 @@ def test_nothing_but_known_kinds_travels(tmp_path: Path) -> None:
         with pytest.raises(TypeError, match="does not travel between ranks"):
             encode(value)
     with pytest.raises(TypeError):
-        encode([{"deep": (Stranger(),)}], (Due,))
+        encode([{"deep": (Stranger(),)}], (Progress,))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_nothing_but_known_kinds_travels(tmp_path: Path) -> None:
         encode(Stranger(), (Stranger,)),
         b'{"os.system": ["true"]}',
         b'{"Path": 3}',
-        b'{"Due": {"no_such_field": 1}}',
+        b'{"Progress": {"no_such_field": 1}}',
         b'{"tuple": 3}',
         b'{"a": 1, "b": 2}',
         b"{}",
@@ -108,7 +108,7 @@ def test_nothing_but_known_kinds_travels(tmp_path: Path) -> None:
 )
 def test_other_messages_make_no_value(message: bytes) -> None:
     with pytest.raises(ValueError, match=r".+"):
-        decode(message, (Due,))
+        decode(message, (Progress,))
 
 
 def test_a_pickle_is_no_message(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import torch
 from common.checkpoint_files import CHECKPOINT_MANIFEST
 from common.errors import UserError
 from common.publish import sha256_file
+from model.config import config_from_dict
 from model.lora import add_lora, lora_tensors
 from model.lora_config import LoraConfig
-from model.weights import config_from_dict, load_model, load_weights, read_tensors, save_tensors
+from model.weights import load_model, load_weights, read_tensors, save_tensors
 from tests.helpers.manifests import WHOLE
 from tests.model.small import random_tokens, small_config, small_model
 

@@ -10,7 +10,7 @@ from tests.helpers.training import PROJECT
 
 
 def test_both_kinds_of_save_are_measured_with_two_ranks(tmp_path: Path) -> None:
-    script = PROJECT / "train" / "bench_checkpoint.py"
+    script = PROJECT / "train" / "benchmarks" / "bench_checkpoint.py"
     command = [
         sys.executable,
         str(script),

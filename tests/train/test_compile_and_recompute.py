@@ -9,8 +9,8 @@ import torch
 
 from common.checkpoint_files import list_checkpoints
 from common.run_folder import RunFolder
-from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.tokenizer import load_tokenizer
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -19,9 +19,12 @@ from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_by_path, weights_hashes
-from train.evaluations.between import Validator
+from train.batches.plan import plan_batch
+from train.evaluations.evaluation import WHOLE, Tools
+from train.evaluations.validation import Validation
 from train.progress import Progress
 from train.run.recorder import Recorder
+from train.settings.sections import Config, ModelSection
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler on CPUs"
@@ -122,16 +125,20 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path: Path, data: Path) -> No
 
 def validating_shapes(data: Path) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """The shapes that this rank's model meets in the warm-up of validation, and in a validation."""
-    ranks, windows = start_ranks("cpu"), Windows(TokenSet.open(data).split("val"), 16)
+    ranks, tokens = start_ranks("cpu"), TokenSet.open(data)
     model = GPT(ModelConfig(vocab_size=257, block_size=16, n_layer=1, n_head=1, n_embd=8))
     initialise(model, seed=1)
     met: list[tuple[int, ...]] = []
     model.register_forward_pre_hook(lambda _, arguments: met.append(tuple(arguments[0].shape)))
     recorder = Recorder(RunFolder(data), replace(ranks, rank=1), 1, first_step=0, line_every=1)  # writes nothing
-    validator = Validator(model, windows, windows.count, ranks, 4, "fp32", recorder, "")
-    validator.warm_up()
+    config = Config(model=ModelSection(vocab_size=257, block_size=16))
+    plan = plan_batch(4 * 16 * ranks.world_size, 16, 4, ranks.world_size)
+    validation = Validation(config)
+    tokenizer = load_tokenizer(tokens.tokenizer_spec)
+    validation.build(Tools(config, model, tokens, tokenizer, ranks, plan, "fp32", recorder, untrained=False))
+    validation.warm_up()
     warm = list(met)
-    validator.validate(Progress())
+    validation.measure(Progress(), WHOLE)
     ranks.close()
     return warm, met[len(warm) :]
 

@@ -17,7 +17,7 @@ from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_as_rank, train_by_path
 from train.checkpoints.saver import CheckpointKeeper
 from train.checkpoints.writer import CheckpointWriter
-from train.evaluations.hellaswag import HellaSwagProbe
+from train.evaluations.hellaswag import HellaSwag
 from train.run.recorder import Recorder
 
 OF_THE_CLOCK = ("time", "tokens_per_second", "memory_gib")
@@ -80,12 +80,12 @@ def killed_after_the_first_sample(step: int) -> None:
 
 
 def failing_in_hellaswag(step: int) -> None:
-    def around(measure: Callable[..., Any], probe: HellaSwagProbe, progress: Any) -> None:
+    def around(measure: Callable[..., Any], hellaswag: HellaSwag, progress: Any, parts: Any) -> None:
         if progress.step == step:
             raise RuntimeError("no memory for these questions")
-        measure(probe, progress)
+        measure(hellaswag, progress, parts)
 
-    patch(HellaSwagProbe, "measure", around)
+    patch(HellaSwag, "measure", around)
 
 
 def stopped_after_the_save(step: int) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,16 +18,17 @@ from model.initialisation import initialise
 from model.precision import cuda_dtype
 from model.ranks import start_ranks
 from tests.eval.hellaswag_files import official_rows, write_official
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import RankGroup, run_ranks
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_by_path
-from train.batches.loader import StepLoader
+from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_as_rank, train_by_path
+from train.batches.loader import StepBatch, StepLoader
 from train.batches.plan import plan_batch
 from train.checkpoints.check_weights import check_replicas
 from train.errors import NonFiniteLoss, ReplicasDiffer
+from train.objectives.language_modelling import LanguageModelling
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
-from train.optimization.step import Stepper
+from train.optimization.step import Stepper, StepResult, Verdict
 from train.settings.sections import OptimConfig
 
 SCORES = ("val_loss", "hellaswag_acc_norm")
@@ -124,7 +126,7 @@ def test_a_run_that_leaves_the_numbers_says_where_and_fails(tmp_path: Path, data
     run = run_of(tmp_path, "diverging")
     state = json.loads(run.state.read_text())
     assert state["status"] == "failed"
-    assert "before the update (rank 0, windows [" in state["reason"]
+    assert "before the update (rank 0, sequences [" in state["reason"]
     assert list_checkpoints(run.checkpoints) == []
 
 
@@ -168,10 +170,34 @@ def test_fp16_gradients_that_no_loss_scale_makes_finite_end_the_run(data: Path) 
     model, ranks, plan = GPT(config), start_ranks("cpu"), plan_batch(64, 8, 8, 1)
     initialise(model, seed=1)
     model.get_parameter("h.0.mlp.c_fc.weight").register_hook(lambda gradient: gradient * math.nan)
-    parallel, optimizer = Parallel(model, ranks, dtype="fp16"), build_optimizer(model, OptimConfig())
-    stepper = Stepper(parallel, optimizer, ranks, plan, dtype="fp16", grad_clip=1.0, seed=1)
+    parallel, optimizer = Parallel(model, ranks), build_optimizer(model, OptimConfig())
+    stepper = Stepper(parallel, optimizer, ranks, plan, LanguageModelling(), dtype="fp16", grad_clip=1.0, seed=1)
     batch = StepLoader(Windows(TokenSet.open(data).split("train"), 8), plan, rank=0, seed=1).step_at(0)
-    skipped = [stepper(batch, step).skipped for step in range(1, 17)]  # 65,536 is halved to 1
-    assert all(skipped)
+    skipped = [stepper(batch, step).verdict for step in range(1, 17)]  # 65,536 is halved to 1
+    assert set(skipped) == {Verdict.OVERFLOW}
     with pytest.raises(NonFiniteLoss, match=r"step 17: loss 5\.\d+, gradient norm nan, before the update"):
         stepper(batch, 17)
+
+
+def train_where_one_rank_refuses(arguments: list[str]) -> None:
+    """As a faulty device would that sees another norm than the others do."""
+    step = Stepper.__call__
+
+    def refusing(self: Stepper, batch: StepBatch, number: int) -> StepResult:
+        result = step(self, batch, number)
+        refuses = number == 7 and self._ranks.rank == 1
+        return replace(result, verdict=Verdict.BEYOND_LIMITS) if refuses else result
+
+    pytest.MonkeyPatch().setattr(Stepper, "__call__", refusing)
+    train_as_rank(arguments)
+
+
+def test_ranks_that_disagree_on_a_step_stop_before_the_next(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "split")
+    assert RankGroup(2, tmp_path / "store", train_where_one_rank_refuses, arguments).join() == [1, 1]
+    run = run_of(tmp_path, "split")
+    state = json.loads(run.state.read_text())
+    assert (state["status"], state["failure"]) == ("failed", "exception")
+    assert state["reason"].startswith("step 7 was learned from on some ranks only")
+    assert max(losses(run)) == 7
+    assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]

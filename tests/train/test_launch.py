@@ -108,11 +108,12 @@ def test_a_rank_that_waits_for_others_at_the_start_ends_with_its_launcher(tmp_pa
             import pathlib, sys
             sys.path.insert(0, {str(PROJECT)!r})
             import train.pretrain
-            connect = train.pretrain.start_ranks
+            from train.startup import open_run
+            connect = open_run.start_ranks
             def start_ranks(*arguments, **keywords):
                 pathlib.Path({str(ready)!r}).touch()
                 return connect(*arguments, **keywords)
-            train.pretrain.start_ranks = start_ranks
+            open_run.start_ranks = start_ranks
             sys.exit(train.pretrain.main())
             """
         )

@@ -152,7 +152,7 @@ def test_documents_need_a_mark_between_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrong", [("--tokens=64",), ("--ranks", "0"), ("--block-size=0",)])
 def test_the_benchmark_refuses_what_it_cannot_measure(wrong: tuple[str, ...]) -> None:
-    command = [sys.executable, str(PROJECT / "train" / "bench_loader.py"), "--block-size=64", *wrong]
+    command = [sys.executable, str(PROJECT / "train" / "benchmarks" / "bench_loader.py"), "--block-size=64", *wrong]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert "error: " in done.stderr.splitlines()[-1]

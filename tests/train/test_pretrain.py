@@ -31,7 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("symbols", "prompt", "message"),
     [
         ("abc", "abC", "eval.prompts has 'abC', but the character 'C' is not among the vocabulary's 3 symbols"),
-        ("abc", "", "eval.prompts has an empty text"),
+        ("abc", "", "eval.prompts contains an empty prompt"),
     ],
 )
 def test_prompts_that_the_data_cannot_begin_are_refused_before_any_work(

@@ -31,7 +31,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def recorded(path: Path, **options: bool) -> dict[str, Any]:
     """What a start adds to `provenance.json`."""
-    provenance.record_start(path, [], {}, **options)
+    provenance.record_start(path, [], None, {}, **options)
     start = json.loads(path.read_text())["starts"][-1]
     assert isinstance(start, dict)
     return start

@@ -13,7 +13,7 @@ from common.host_limits import allowed_cores
 from model.devices import choose_device, share_threads
 from model.ranks import Ranks, agreed, start_ranks
 from tests.helpers.ranks import run_ranks
-from train.evaluations.due import Due
+from train.progress import Progress
 from train.startup.auto import resolve_compile
 
 
@@ -26,7 +26,7 @@ def talk() -> tuple[object, ...]:
         ranks.gather({"rank": rank}),
         ranks.from_first(f"said by {rank}"),
         ranks.gather(("of another length" * rank, {rank: Path("x")}, math.nan)),
-        ranks.from_first(Due(samples=(rank, 7)), Due),
+        ranks.from_first(Progress(step=rank, tokens=7), Progress),
         ranks.gather_array(np.full((2, 3), rank / 3)),
         ranks.gather_array(np.zeros((0, 2))),
     )
@@ -41,7 +41,7 @@ def test_three_ranks_add_up_agree_and_gather(tmp_path: Path) -> None:
         assert gathered == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert said == "said by 0"
         assert repr(mixed) == repr([("of another length" * rank, {rank: Path("x")}, math.nan) for rank in range(3)])
-        assert due == Due(samples=(0, 7))
+        assert due == Progress(step=0, tokens=7)
         assert [array.tolist() for array in arrays] == [[[rank / 3] * 3] * 2 for rank in range(3)]
         assert [array.shape for array in empty] == [(0, 2)] * 3
 

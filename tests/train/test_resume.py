@@ -24,7 +24,7 @@ from tests.helpers.training import (
     train_by_path,
     weights_hashes,
 )
-from train.trainer import Outcome, TrainingLoop
+from train.trainer import Outcome, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -129,13 +129,13 @@ def test_a_stop_file_stops_the_run_once(tmp_path: Path, data: Path) -> None:
 
 
 def train_with_a_stop_file_during_the_last_save(arguments: list[str], stop_file: Path) -> None:
-    finish = TrainingLoop.finish
+    finish = Trainer.finish
 
-    def late(self: TrainingLoop, outcome: Outcome) -> None:
+    def late(self: Trainer, outcome: Outcome) -> None:
         stop_file.touch()
         finish(self, outcome)
 
-    pytest.MonkeyPatch().setattr(TrainingLoop, "finish", late)
+    pytest.MonkeyPatch().setattr(Trainer, "finish", late)
     train_as_rank(arguments)
 
 

@@ -21,8 +21,11 @@ from tests.helpers.token_sets import make_token_set
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
 from train.errors import NonFiniteLoss
+from train.objectives.language_modelling import LanguageModelling
 from train.optimization.ddp import Parallel
-from train.optimization.step import Stepper
+from train.optimization.optimizer import build_optimizer
+from train.optimization.step import Limits, Stepper, Verdict
+from train.settings.sections import OptimConfig
 
 CONFIG = ModelConfig(vocab_size=257, block_size=8, n_layer=2, n_head=2, n_embd=16)
 SEQUENCES = 8
@@ -55,10 +58,12 @@ class Parts:
         self.ranks = start_ranks("cpu")
         self.model = GPT(CONFIG)
         initialise(self.model, seed=1)
-        self.parallel = Parallel(self.model, self.ranks, dtype="fp32")
+        self.parallel = Parallel(self.model, self.ranks)
         self.optimizer = GradientKeeper(self.model)
         plan = plan_batch(SEQUENCES * 8, 8, micro_batch, world_size)
-        self.stepper = Stepper(self.parallel, self.optimizer, self.ranks, plan, dtype="fp32", grad_clip=0.0, seed=1)
+        self.stepper = Stepper(
+            self.parallel, self.optimizer, self.ranks, plan, LanguageModelling(), dtype="fp32", grad_clip=0.0, seed=1
+        )
         windows = Windows(TokenSet.open(data).split("train"), 8)
         self.batch = StepLoader(windows, plan, rank=self.ranks.rank, seed=1).step_at(0)
 
@@ -138,7 +143,7 @@ def test_one_ranks_nan_stops_all_ranks_before_the_update_and_is_named(tmp_path: 
     assert first == second
     message, untouched = first
     assert untouched
-    assert message.startswith("step 7: loss nan, gradient norm nan, before the update (rank 1, windows [")
+    assert message.startswith("step 7: loss nan, gradient norm nan, before the update (rank 1, sequences [")
 
 
 def test_clipping_scales_to_the_limit(data: Path) -> None:
@@ -149,7 +154,7 @@ def test_clipping_scales_to_the_limit(data: Path) -> None:
     plan = plan_batch(SEQUENCES * 8, 8, SEQUENCES, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     stepper = Stepper(
-        Parallel(model, ranks, dtype="fp32"), optimizer, ranks, plan, dtype="fp32", grad_clip=0.01, seed=1
+        Parallel(model, ranks), optimizer, ranks, plan, LanguageModelling(), dtype="fp32", grad_clip=0.01, seed=1
     )
     windows = Windows(TokenSet.open(data).split("train"), 8)
     result = stepper(StepLoader(windows, plan, rank=0, seed=1).step_at(0), 1)
@@ -169,3 +174,51 @@ def test_dropout_is_another_in_every_step_and_micro_batch_and_depends_on_nothing
     torch.manual_seed(99)  # whatever was drawn before
     stepper._seed_dropout(2, 1)
     assert torch.initial_seed() == seeds[2, 1]
+
+
+@pytest.mark.parametrize("fused", [True, False])  # the verdict is read on the device, or by the host
+@pytest.mark.parametrize("limits", [Limits(loss=1.0), Limits(grad_norm=1e-3)])
+def test_a_step_beyond_a_limit_changes_nothing_and_the_next_one_learns(data: Path, limits: Limits, fused: bool) -> None:
+    ranks, model, plan = start_ranks("cpu"), GPT(CONFIG), plan_batch(SEQUENCES * 8, 8, 4, 1)
+    initialise(model, seed=1)
+    optimizer = build_optimizer(model, OptimConfig(fused=fused))
+    loader = StepLoader(Windows(TokenSet.open(data).split("train"), 8), plan, rank=0, seed=1)
+
+    def stepper(limits: Limits) -> Stepper:
+        objective = LanguageModelling()
+        return Stepper(
+            Parallel(model, ranks), optimizer, ranks, plan, objective,
+            dtype="fp32", grad_clip=1.0, seed=1, limits=limits,
+        )  # fmt: skip
+
+    learned = stepper(Limits())(loader.step_at(0), 1)
+    before = parameters(model)
+    moments = {key: value.clone() for key, value in optimizer.state[model.wte.weight].items()}
+
+    refused = stepper(limits)(loader.step_at(SEQUENCES), 2)
+
+    assert (learned.verdict, refused.verdict) == (Verdict.LEARNED, Verdict.BEYOND_LIMITS)
+    assert all(before[name].equal(value) for name, value in parameters(model).items())
+    assert all(moments[key].equal(value) for key, value in optimizer.state[model.wte.weight].items())
+    assert all(p.grad is None for p in model.parameters())
+    again = stepper(Limits())(loader.step_at(SEQUENCES), 2)
+    assert (again.verdict, again.loss, again.grad_norm) == (Verdict.LEARNED, refused.loss, refused.grad_norm)
+    assert not before["wte.weight"].equal(model.wte.weight)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_no_update_comes_of_a_gradient_that_is_nan(data: Path, fused: bool) -> None:
+    ranks, model, plan = start_ranks("cpu"), GPT(CONFIG), plan_batch(SEQUENCES * 8, 8, 8, 1)
+    initialise(model, seed=1)
+    optimizer = build_optimizer(model, OptimConfig(fused=fused))
+    stepper = Stepper(
+        Parallel(model, ranks), optimizer, ranks, plan, LanguageModelling(), dtype="fp32", grad_clip=1.0, seed=1
+    )
+    batch = StepLoader(Windows(TokenSet.open(data).split("train"), 8), plan, rank=0, seed=1).step_at(0)
+    stepper(batch, 1)
+    before, steps = parameters(model), optimizer.state[model.wte.weight]["step"].clone()
+    model.wte.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(NonFiniteLoss, match=r"loss 5\.\d+, gradient norm nan, before the update"):
+        stepper(batch, 2)
+    assert all(before[name].equal(value) for name, value in parameters(model).items())
+    assert optimizer.state[model.wte.weight]["step"].equal(steps)

@@ -5,7 +5,7 @@ A batch is a pure function of (data, seed, sequences consumed); that one integer
 
 import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,20 +13,42 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.sequences import Windows, document_ids
+from data_prep.token_sets.token_set import TokenSet
+from model.ranks import Ranks
 from train.batches.plan import BatchPlan
 from train.batches.shuffle import windows_at
 
 
 @dataclass(frozen=True)
+class MicroBatch:
+    """What one forward and backward sees. Shapes: M sequences, T tokens."""
+
+    tokens: Tensor  # (M, T) int64
+    targets: Tensor  # (M, T) int64, the tokens that follow
+    document_ids: Tensor | None  # (M, T) int64, where attention is to stay inside documents
+
+
+@dataclass(frozen=True)
 class StepBatch:
-    """This rank's share of one optimizer step. A micro-batches of M sequences of T tokens."""
+    """This rank's share of one optimizer step. Shapes: A micro-batches, M sequences, T tokens."""
 
     tokens: Tensor  # (A, M, T) int64
     targets: Tensor  # (A, M, T) int64, the tokens that follow
     document_ids: Tensor | None  # (A, M, T) int64, where attention is to stay inside documents
     windows: npt.NDArray[np.int64]  # (A, M): which window of the split each sequence is
     target_count: int  # of this rank
+
+    def micro_batches(self, device: torch.device) -> Iterator[MicroBatch]:
+        """One after another on a device, copied there while it computes the one before."""
+        for index in range(len(self.tokens)):
+            documents = None if self.document_ids is None else self.document_ids[index]
+            yield MicroBatch(
+                self.tokens[index].to(device, non_blocking=True),  # (M, T)
+                self.targets[index].to(device, non_blocking=True),  # (M, T)
+                None if documents is None else documents.to(device, non_blocking=True),  # (M, T)
+            )
 
 
 class StepLoader:
@@ -103,3 +125,21 @@ class StepLoader:
         finally:
             stopped.set()
             thread.join()
+
+
+def open_loader(
+    tokens: TokenSet, plan: BatchPlan, ranks: Ranks, *, length: int, stride: int | None, seed: int, mask_documents: bool
+) -> StepLoader:
+    """This rank's share of what a run trains on.
+
+    Args:
+        length: tokens of a sequence. stride: from one's start to the next's; None: the length.
+    """
+    return StepLoader(
+        Windows(tokens.split("train"), length, stride),
+        plan,
+        rank=ranks.rank,
+        seed=seed,
+        split_documents_at=document_start(tokens.tokenizer_spec) if mask_documents else None,
+        pin_memory=ranks.device.type == "cuda",
+    )

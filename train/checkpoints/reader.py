@@ -9,25 +9,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from common.checkpoint_files import read_checkpoint_manifest
-from common.checkpoint_manifest import CheckpointManifest, optimizer_of
+from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
 from model.weights import FLOATS, SUFFIX, check_shapes, fill, read_shapes, reading_tensors
 from train.checkpoints.ownership import OPTIMIZER, WEIGHTS, named_parameters
+from train.checkpoints.resume import check_optimizer
 from train.optimization.optimizer_state import OptimizerState, StateTensor, shapes_of, state_of
 from train.progress import Progress
-
-
-def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -> None:
-    """Raises UserError where a checkpoint holds the state of another optimizer than the one named, which can't use it.
-
-    One without any state, of no step (an import), fits every optimizer.
-    """
-    theirs = optimizer_of(manifest)
-    if theirs != ours and (manifest["step"] > 0 or _files(checkpoint, manifest, OPTIMIZER)):
-        raise UserError(
-            f"{checkpoint} was trained with the optimizer {theirs}, this run has {ours}: resume it with {theirs}, or "
-            "start another run from its weights with train/finetune.py"
-        )
 
 
 def check_training_state(checkpoint: Path, model: nn.Module, declared: OptimizerState) -> None:

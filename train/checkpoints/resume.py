@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from common.checkpoint_files import find_checkpoint, list_checkpoints, newest_good_checkpoint, read_checkpoint_manifest
-from common.checkpoint_manifest import CheckpointManifest
+from common.checkpoint_manifest import CheckpointManifest, optimizer_of
 from common.errors import UserError
 from common.paths import expand_path
 from common.run_folder import RunFolder
-from model.weights import config_from_dict
-from train.checkpoints.reader import check_optimizer
+from model.config import config_from_dict
 from train.run.provenance import read_starts
 from train.run.storage import Patience
 from train.settings.command_line import as_dict
@@ -113,6 +112,19 @@ def _names(given: str, recorded: str) -> bool:
     # older versions recorded relative paths, in a working directory that nobody knows any more
     ends = [[part for part in lead.parts if part != ".."] for lead in leads if not path.is_absolute()]
     return any(end and list(Path(given).resolve().parts[-len(end) :]) == end for end in ends)
+
+
+def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -> None:
+    """Raises UserError where a checkpoint holds the state of another optimizer than the one named, which can't use it.
+
+    One without any state, of no step (an import), fits every optimizer.
+    """
+    theirs = optimizer_of(manifest)
+    if theirs != ours and (manifest["step"] > 0 or any(name.startswith("optimizer-") for name in manifest["files"])):
+        raise UserError(
+            f"{checkpoint} was trained with the optimizer {theirs}, this run has {ours}: resume it with {theirs}, or "
+            "start another run from its weights with train/finetune.py"
+        )
 
 
 def check_same_run(

@@ -16,7 +16,6 @@ from train.checkpoints.check_weights import check_weights
 from train.checkpoints.retention import delete, keep_weights, set_aside_expendable
 from train.checkpoints.writer import CheckpointWriter, Saved
 from train.errors import SaveFailed
-from train.evaluations.between import Validator
 from train.progress import Progress
 from train.run.recorder import Recorder
 from train.run.storage import RETRY_DELAYS
@@ -30,8 +29,8 @@ class CheckpointKeeper:
     folder: Path
     writer: CheckpointWriter
     config: CheckpointConfig
-    facts: dict[str, Any]  # what every manifest says: model, tokenizer, data, configuration
-    validator: Validator
+    facts: dict[str, Any]  # what every manifest records: model, tokenizer, data, configuration
+    measured: Callable[[], dict[str, Any]]  # what it records besides: the latest validation loss
     recorder: Recorder
     resumed_from: Path | None
     scaler: torch.amp.GradScaler
@@ -95,7 +94,7 @@ class CheckpointKeeper:
     def _begin(self, progress: Progress) -> None:
         started = time.monotonic()
         check_weights(self.writer.ranks, self.writer.model)
-        facts = {**self.facts, **self.validator.facts(), "scaler": self.scaler.state_dict()}
+        facts = {**self.facts, **self.measured(), "scaler": self.scaler.state_dict()}
         self._wait_for_deletion()  # which makes the room that was planned with
         self.writer.begin(progress, facts)
         self._blocked_seconds = time.monotonic() - started

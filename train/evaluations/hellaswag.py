@@ -1,90 +1,82 @@
-"""HellaSwag on a fixed subset between steps, over all ranks; the training curve stays as it is."""
+"""HellaSwag on a fixed subset between steps, over all ranks."""
+
+from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.paths import expand_path
-from data_prep.tokenization.tokenizer import Tokenizer
-from eval.hellaswag_task.examples import Example, evenly_spaced, read_hellaswag, require_hellaswag
-from eval.hellaswag_task.metrics import Accuracy, accuracy, choose_by_token, plain_question
-from eval.hellaswag_task.multiple_choice import Question, log_likelihoods, require_room
-from model.gpt import GPT
-from model.precision import Dtype
-from model.ranks import Ranks
+from eval.hellaswag_task.examples import evenly_spaced, read_hellaswag, require_hellaswag
+from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, is_due
 from train.progress import Progress
-from train.run.recorder import Recorder
-from train.settings.sections import EvalConfig
+
+if TYPE_CHECKING:
+    from data_prep.token_sets.token_set import TokenSet
 
 
-def check_hellaswag(config: EvalConfig) -> None:
-    """Raises UserError where HellaSwag is asked for and its file is missing. Before anything else is begun."""
-    if config.hellaswag_every_steps:
-        require_hellaswag(_path(config))
-
-
-def _path(config: EvalConfig) -> Path | None:
-    return expand_path(config.hellaswag_data) if config.hellaswag_data is not None else None
-
-
-@dataclass
-class HellaSwagProbe:
+class HellaSwag(Evaluation):
     """Measures `acc_norm`, the mean per token over contexts without the activity label."""
 
-    model: GPT
-    examples: tuple[Example, ...]
-    questions: tuple[Question, ...]
-    every_steps: int
-    data_sha256: str
-    official: bool  # else the text form, whose scores compare with nothing published
-    ranks: Ranks
-    dtype: Dtype
-    recorder: Recorder
+    name, phase = "hellaswag", "answering HellaSwag"
 
-    @classmethod
-    def build(
-        cls, config: EvalConfig, model: GPT, tokenizer: Tokenizer, ranks: Ranks, dtype: Dtype, recorder: Recorder
-    ) -> "HellaSwagProbe | None":
-        """None where the configuration doesn't ask for it.
+    def check(self, tokens: TokenSet) -> None:
+        """Raises UserError where its file is missing."""
+        if self.config.eval.hellaswag_every_steps:
+            require_hellaswag(self._path())
 
-        Raises UserError for a file of something else, and where the model is too short for an ending.
-        """
+    def due(self, step: int, *, last: bool) -> Parts:
+        every = self.config.eval.hellaswag_every_steps
+        return WHOLE if every > 0 and (last or is_due(step, every)) else ()
+
+    def build(self, tools: Tools) -> None:
+        """Raises UserError for a file of something else, and where the model is too short for an ending."""
+        config = self.config.eval
         if not config.hellaswag_every_steps:
-            return None
-        data = read_hellaswag(_path(config))
-        examples = evenly_spaced(data, config.hellaswag_examples)
-        questions = tuple(plain_question(example, tokenizer) for example in examples)
-        require_room(questions, model.config.block_size)
-        every, sha256 = config.hellaswag_every_steps, data.sha256
-        return cls(model, examples, questions, every, sha256, data.official, ranks, dtype, recorder)
+            return
+        from eval.hellaswag_task.metrics import plain_question
+        from eval.hellaswag_task.multiple_choice import require_room
 
-    def measure(self, progress: Progress) -> None:
-        """Answer and record; scores that are no numbers, whose largest means nothing, as null. (All ranks call.)"""
-        started = time.monotonic()
-        scores = log_likelihoods(self.model, self.questions, self.ranks, dtype=self.dtype)
+        data = read_hellaswag(self._path())
+        self._tools, self._data = tools, data
+        self._examples = evenly_spaced(data, config.hellaswag_examples)
+        self._questions = tuple(plain_question(example, tools.tokenizer) for example in self._examples)
+        require_room(self._questions, tools.model.config.block_size)
+
+    def measure(self, progress: Progress, parts: Parts) -> None:
+        """Answer and record; scores that are NaN, whose largest means nothing, as null."""
+        from eval.hellaswag_task.metrics import Accuracy, accuracy, choose_by_token
+        from eval.hellaswag_task.multiple_choice import log_likelihoods
+
+        started, tools = time.monotonic(), self._tools
+        scores = log_likelihoods(tools.model, self._questions, tools.ranks, dtype=tools.dtype)
         result = Accuracy(math.nan, None)
         if not np.isnan(scores).any():
-            result = accuracy(choose_by_token(scores, self.questions), self.examples)
+            result = accuracy(choose_by_token(scores, self._questions), self._examples)
         seconds = time.monotonic() - started
         record = {
-            "kind": "hellaswag",
+            "kind": self.name,
             "step": progress.step,
             "tokens": progress.tokens,
             "hellaswag_acc_norm": result.value,
             "hellaswag_acc_norm_stderr": result.standard_error,
-            "hellaswag_examples": len(self.examples),
-            "hellaswag_official": self.official,
-            "hellaswag_sha256": self.data_sha256,
+            "hellaswag_examples": len(self._examples),
+            "hellaswag_official": self._data.official,  # else the text form: its scores compare with nothing published
+            "hellaswag_sha256": self._data.sha256,
             "hellaswag_seconds": seconds,
             "time": time.time(),
         }
-        self.recorder.note(record)
+        tools.recorder.note(record)
         error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
-        which = "" if self.official else ", text form"
-        self.recorder.say(
+        which = "" if self._data.official else ", text form"
+        tools.recorder.say(
             f"HellaSwag at step {progress.step}: acc_norm {result.value:.4f}{error} "
-            f"({len(self.examples)} examples{which}, {seconds:.1f} s)"
+            f"({len(self._examples)} examples{which}, {seconds:.1f} s)"
         )
+
+    def _path(self) -> Path | None:
+        path = self.config.eval.hellaswag_data
+        return expand_path(path) if path is not None else None

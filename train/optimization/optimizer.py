@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from train.optimization.optimizer_state import ADAMW, OptimizerState
+from train.optimization.optimizer_name import optimizer_name
+from train.optimization.optimizer_state import DECLARED, OptimizerState
 from train.settings.sections import OptimConfig
 
 
@@ -39,7 +40,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 def declared_state(config: OptimConfig) -> OptimizerState:
     """What the optimizer that `build_optimizer` builds keeps of each parameter."""
-    return ADAMW
+    return next(state for state in DECLARED.values() if state.name == optimizer_name(config))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

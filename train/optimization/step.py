@@ -1,33 +1,53 @@
-"""One optimizer step."""
+"""One optimizer step, from a batch to changed weights. docs/one-step.md reads it line by line."""
 
-import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.precision import Dtype
+from common.seeds import seed_of
+from model.precision import Dtype, autocast
 from model.ranks import Ranks
-from train.batches.loader import StepBatch
+from train.batches.loader import MicroBatch, StepBatch
 from train.batches.plan import BatchPlan
 from train.errors import NonFiniteLoss
+from train.objectives.objective import Objective
 from train.optimization.ddp import Parallel
 
 SMALLEST_LOSS_SCALE = 1.0  # of fp16: what overflows without being scaled up will overflow in every step
 
 
+class Verdict(IntEnum):
+    """What became of a step, the same on all ranks."""
+
+    LEARNED = 0
+    OVERFLOW = 1  # fp16's loss scale was too high: no update, and the scale has been lowered
+    BEYOND_LIMITS = 2  # loss or gradient norm: no update
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest loss (nats) and gradient norm that a step learns from."""
+
+    loss: float = math.inf
+    grad_norm: float = math.inf
+
+
 @dataclass(frozen=True)
 class StepResult:
-    """What a step tells of itself.
+    """What a step reports.
 
-    loss: mean over the target tokens of all ranks, before the update. grad_norm: global L2 norm before clipping.
-    skipped: fp16's loss scale was too high, so that the update was left out; the scale has been lowered.
+    loss: mean over the targets of all ranks, before the update. grad_norm: global L2 norm before clipping.
     """
 
     loss: float
     grad_norm: float
-    skipped: bool
+    verdict: Verdict
 
 
 class Stepper:
@@ -39,74 +59,126 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         ranks: Ranks,
         plan: BatchPlan,
+        objective: Objective,
         *,
         dtype: Dtype,
         grad_clip: float,
         seed: int,
+        limits: Limits = Limits(),
     ) -> None:
         self._parallel = parallel
         self._optimizer = optimizer
         self._ranks = ranks
         self._plan = plan
+        self.objective = objective
+        self._dtype = dtype
         self._grad_clip = grad_clip or math.inf
         self._seed = seed
+        self._limits = limits
         self._parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == "fp16")
-
-    def warm_up(self, block_size: int, *, document_mask: bool = False) -> None:
-        """Go through a discarded step in the shapes of training: see `Parallel.warm_up`."""
-        shape = (self._plan.micro_batch, block_size)
-        tokens = torch.zeros(shape, dtype=torch.int64, device=self._ranks.device)
-        self._parallel.warm_up(tokens, tokens if document_mask else None, self._optimizer)
+        self._summed = torch.float32 if ranks.device.type == "mps" else torch.float64  # which MPS lacks
+        self._refused = torch.zeros((), device=ranks.device)  # (): 1.0 where there must be no update
+        # Fused optimizers read on the device whether to update: the host need not wait for loss and norm first.
+        self._on_device = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
     def __call__(self, batch: StepBatch, step: int) -> StepResult:
         """Learn from one step's batch.
 
-        Raises NonFiniteLoss on all ranks, with parameters and optimizer untouched. An overflow in fp16 is one as well
-        once the loss scale, halved in each of a row of them, explains it no longer.
+        Raises NonFiniteLoss on all ranks, with the parameters untouched. An fp16 overflow counts too once the loss
+        scale has been halved down to 1.
         """
-        (target_count,) = self._ranks.sum([float(batch.target_count)])  # known before the first backward
-        loss_sum = self._accumulate(batch, step, target_count)
-        self.scaler.unscale_(self._optimizer)  # clipping must see the true gradients
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._grad_clip).item()
-        (total,) = self._ranks.sum([loss_sum])
-        loss = total / target_count
-        overflow = self.scaler.is_enabled() and math.isfinite(loss) and not math.isfinite(norm)
-        overflow = overflow and self.scaler.get_scale() > SMALLEST_LOSS_SCALE
-        if not (math.isfinite(loss) and math.isfinite(norm)) and not overflow:
-            raise NonFiniteLoss(self._describe(batch, step, loss, norm, loss_sum))
-        self.scaler.step(self._optimizer)
+        # Count the targets of all ranks, before the first backward: their number weighs every loss.
+        (target_count,) = self._ranks.sum([float(self.objective.target_count(batch))])
+
+        # Accumulate the gradient of the mean over all targets. (DDP averages over ranks, hence their number.)
+        weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
+        loss_sum = torch.zeros((), device=self._ranks.device)
+        for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
+            self._seed_dropout(step, index)
+            loss_sum += self._backward(micro_batch, weight, last=index == self._plan.accumulation - 1)
+
+        # Take the loss scale of fp16 off again, and clip: the norm is that of the true gradient.
+        self.scaler.unscale_(self._optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._grad_clip)  # ()
+
+        # Judge loss and norm on the device; both are the same on all ranks.
+        loss = self._ranks.sum_tensor(loss_sum.to(self._summed)) / target_count  # ()
+        within = (loss <= self._limits.loss) & (norm <= self._limits.grad_norm)
+        self._refused = 1.0 - (within & torch.isfinite(loss) & torch.isfinite(norm)).float()  # ()
+        report = torch.stack([loss, norm.to(self._summed), self._refused.to(self._summed)])  # (3,)
+
+        # Update, unless refused. Where the optimizer learns that on the device, the host waits once: for the report.
+        result = None if self._on_device else self._read(report, batch, step, loss_sum)
+        if result is None or result.verdict is Verdict.LEARNED:
+            with self._refusing():
+                self.scaler.step(self._optimizer)
+        result = result or self._read(report, batch, step, loss_sum)
         self.scaler.update()
         self._parallel.zero_grad(self._optimizer)
-        return StepResult(loss, norm, skipped=overflow)
+        return result
 
-    def _accumulate(self, batch: StepBatch, step: int, target_count: float) -> float:
-        """Forward and backward of this rank's micro-batches; return the sum of their losses."""
-        device = self._ranks.device
-        scale: Tensor = self.scaler.scale(torch.tensor(1.0 / target_count, device=device))  # ()
-        loss_sum = torch.zeros((), device=device)
-        last = len(batch.tokens) - 1
-        for index, (tokens, targets) in enumerate(zip(batch.tokens, batch.targets, strict=True)):
-            self._seed_dropout(step, index)
-            documents = None if batch.document_ids is None else batch.document_ids[index]
-            loss_sum += self._parallel.backward(
-                tokens.to(device, non_blocking=True),  # (M, T)
-                targets.to(device, non_blocking=True),  # (M, T)
-                None if documents is None else documents.to(device, non_blocking=True),  # (M, T)
-                scale=scale,
-                last=index == last,
-            )
-        return loss_sum.item()
+    def warm_up(self, block_size: int, *, document_mask: bool = False) -> None:
+        """One forward and backward of a micro-batch's shape whose gradients are thrown away.
+
+        DDP lays out its buckets anew after the first backward, which changes the order of its sums from 3 ranks on: a
+        resumed run would differ from the undisturbed one in its first step. Compilation happens here as well.
+        """
+        shape, device = (self._plan.micro_batch, block_size), self._ranks.device
+        tokens = torch.zeros(shape, dtype=torch.int64, device=device)  # (M, T)
+        batch = MicroBatch(tokens, tokens, tokens if document_mask else None)
+        for last in (False, True):
+            self._backward(batch, torch.zeros((), device=device), last=last)
+        self._parallel.zero_grad(self._optimizer)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def _backward(self, batch: MicroBatch, weight: Tensor, *, last: bool) -> Tensor:
+        """Forward and backward of one micro-batch, times `weight` (); return its summed loss (), detached."""
+        with self._parallel.backward_of(last=last):
+            with autocast(self._dtype, self._ranks.device):
+                loss = self.objective.loss(self._parallel.replica, batch)  # ()
+            (loss * weight).backward()
+        return loss.detach()
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Around the optimizer's step: tell one that reads it on the device whether it may update."""
+        if not self._on_device:
+            yield
+            return
+        hook = self._optimizer.register_step_pre_hook(self._tell_optimizer)
+        try:
+            yield
+        finally:
+            hook.remove()
+            vars(self._optimizer).pop("found_inf", None)  # the scaler removes it where there is one
+
+    def _tell_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Before its step: no update where this one was refused, nor where fp16's scaler has found an overflow."""
+        overflow = getattr(optimizer, "found_inf", None)
+        found = self._refused if overflow is None else torch.maximum(overflow, self._refused)
+        optimizer.found_inf = found  # type: ignore[attr-defined]
+
+    def _read(self, report: Tensor, batch: StepBatch, step: int, loss_sum: Tensor) -> StepResult:
+        """The step's report on the host. Raises NonFiniteLoss."""
+        loss, norm, refused = report.tolist()
+        if not refused:
+            return StepResult(loss, norm, Verdict.LEARNED)
+        if math.isfinite(loss) and math.isfinite(norm):
+            return StepResult(loss, norm, Verdict.BEYOND_LIMITS)
+        if self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > SMALLEST_LOSS_SCALE:
+            return StepResult(loss, norm, Verdict.OVERFLOW)
+        raise NonFiniteLoss(self._describe(batch, step, loss, norm, loss_sum.item()))
 
     def _seed_dropout(self, step: int, accumulation_index: int) -> None:
-        """Dropout depends on the step and the micro-batch's place in it alone: no random state is carried or saved."""
+        """Dropout depends only on seed, step and the micro-batch's index within it: no random state is saved."""
         number = self._plan.micro_batch_number(self._ranks.rank, accumulation_index)
-        digest = hashlib.sha256(f"dropout {self._seed} {step} {number}".encode()).digest()
-        torch.manual_seed(int.from_bytes(digest[:8], "little"))
+        torch.manual_seed(seed_of(f"dropout {self._seed} {step} {number}"))
 
     def _describe(self, batch: StepBatch, step: int, loss: float, norm: float, loss_sum: float) -> str:
         """One line, the same on all ranks. (All ranks get here together: loss and norm are the same everywhere.)"""
         shares = self._ranks.gather((loss_sum, sorted(batch.windows.ravel().tolist())))
         culprits = [(rank, windows) for rank, (share, windows) in enumerate(shares) if not math.isfinite(share)]
-        where = "; ".join(f"rank {rank}, windows {windows}" for rank, windows in culprits) or "every loss was finite"
+        where = "; ".join(f"rank {rank}, sequences {windows}" for rank, windows in culprits) or "every loss was finite"
         return f"step {step}: loss {loss}, gradient norm {norm}, before the update ({where})"

@@ -13,8 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +25,7 @@ from common.plain_text import one_line
 from common.processes import ProcessIdentity
 from common.regular_file import read_at_most
 from common.rewritten_file import MOST_BYTES, RewrittenFile, read_record
-from common.run_folder import RunFolder, restart_count
-from model.ranks import Ranks, agreed
-from train.settings.sections import RunConfig
-from train.stopping.stop_requests import StopRequest
+from common.run_folder import restart_count
 
 RENEW_SECONDS = 5.0
 LOOK_SECONDS = 0.5
@@ -192,29 +188,6 @@ class RunLock:
             f"waiting up to {self.patience_seconds:g} s for the lock of {_name(owner)} ({self.path}): whether it lives "
             f"can't be seen from {socket.gethostname()}, but a live one renews its lock every {RENEW_SECONDS:g} s"
         )
-
-
-@contextmanager
-def holding_lock(folder: RunFolder, config: RunConfig, ranks: Ranks, stop: StopRequest) -> Iterator[RunLock]:
-    """Keep other trainers out of the run's folder inside the block. All ranks call, and know the lock's token.
-
-    Raises UserError on all ranks, having touched nothing, where another trainer is at work, or something stands where
-    the run has its files.
-    """
-    lock = RunLock(folder.path, config.lock_patience_seconds)
-
-    def take() -> str:
-        folder.refuse_what_is_no_file()
-        return lock.take(give_up=lambda: stop.code() != 0)
-
-    taken_over = agreed(ranks, take)
-    lock.token = ranks.from_first(lock.token)
-    if taken_over and ranks.is_first:
-        print(taken_over, flush=True)
-    try:
-        yield lock
-    finally:
-        lock.release()
 
 
 def why_lost(run: Path) -> str:

@@ -6,7 +6,6 @@ Named facts only, never the environment; credentials in the command or in uncomm
 import os
 import platform
 import shlex
-import socket
 import stat
 import subprocess
 import sys
@@ -16,16 +15,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common import run_files
 from common.credentials import mask_credentials
 from common.errors import UserError
-from common.host_limits import allowed_cores
 from common.paths import PROJECT
 from common.publish import write_json_whole
 from common.version import VERSION
-from model.ranks import Ranks
 
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")
 MAX_DIFF_CHARACTERS = 200_000
@@ -33,29 +28,15 @@ MAX_DIFF_CHARACTERS = 200_000
 PLAIN_PATCH = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
 
 
-def describe_rank(ranks: Ranks, threads: int) -> dict[str, Any]:
-    """This rank's machine: host, device, threads, cores the scheduler lets it use."""
-    device: dict[str, Any] = {"device": str(ranks.device)}
-    if ranks.device.type == "cuda":
-        properties = torch.cuda.get_device_properties(ranks.device)
-        device |= {"gpu": properties.name, "gpu_memory_gib": round(properties.total_memory / 2**30, 1)}
-    return {
-        "rank": ranks.rank,
-        "host": socket.gethostname(),
-        **device,
-        "threads": threads,
-        "cores_allowed": allowed_cores(),
-        "cpu": _cpu_name(),
-        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-    }
-
-
-def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, Any], *, with_diff: bool = True) -> None:
+def record_start(
+    path: Path, machines: list[dict[str, Any]], cuda: str | None, facts: dict[str, Any], *, with_diff: bool = True
+) -> None:
     """Add this start to `provenance.json`, which lists all starts of a run.
 
     The file is readable for those who may read the sources that it quotes, as far as the umask leaves it.
 
     Args:
+        cuda: the version that torch was built for.
         with_diff: keep the uncommitted changes of the sources, as a patch.
     """
     # somebody may have made it stricter
@@ -76,7 +57,7 @@ def record_start(path: Path, machines: list[dict[str, Any]], facts: dict[str, An
             "python": platform.python_version(),
             "platform": platform.platform(),
             "packages": _versions(),
-            "cuda": torch.version.cuda,
+            "cuda": cuda,
             "ranks": machines,
             **facts,
         }
@@ -145,13 +126,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()

@@ -19,6 +19,7 @@ from train.optimization.compilation import trial_compilation
 from train.optimization.optimizer import declared_state
 from train.optimization.optimizer_state import shapes_of
 from train.settings.sections import Config
+from train.startup.recorded_choices import reuse
 
 MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding and what the estimate leaves out
 CPU_MICRO_BATCH = 8  # beyond it a CPU gains no speed
@@ -33,7 +34,7 @@ def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) ->
     Raises UserError where nothing fits.
     """
     asked_to_compile = config.run.compile
-    config = _reuse(config, recorded, ranks.world_size)
+    config = reuse(config, recorded, world_size=ranks.world_size)
     reasons = []
     dtype, because = resolve_dtype(config.run.dtype, ranks.device)
     if config.run.dtype == "auto":
@@ -78,21 +79,6 @@ def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks, *, must: bool 
     if choice is True and must:
         raise UserError(f"run.compile is true, but a trial failed ({problem}): use --run.compile auto or false")
     return False, f"a trial failed ({problem})"
-
-
-def _reuse(config: Config, recorded: Mapping[str, Any] | None, world_size: int) -> Config:
-    """Fill `auto` fields with what the run's earlier start chose."""
-    if recorded is None:
-        return config
-    for section, key in (("run", "dtype"), ("run", "compile"), ("recompute", "mode"), ("batch", "micro_batch")):
-        part, earlier = getattr(config, section), recorded.get(section, {}).get(key, "auto")
-        if getattr(part, key) != "auto" or earlier == "auto":
-            continue
-        sequences = config.batch.tokens_per_step // config.model.block_size
-        if key == "micro_batch" and sequences % (earlier * world_size):
-            continue  # other ranks than before: choose anew
-        config = replace(config, **{section: replace(part, **{key: earlier})})
-    return config
 
 
 def _least_micro_batch(config: Config) -> int:

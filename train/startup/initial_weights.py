@@ -1,17 +1,18 @@
-"""The trained model that a fine-tuning begins with.
+"""What a run starts from: random weights, or those of a checkpoint (fine-tuning).
 
-Adapters are saved without the weights they stand beside: those are copied once, to `checkpoints/base`, so that a run's
-folder holds all that the run needs, wherever it is moved to. A checkpoint names its base by hash.
+Both answer the same questions, so that nothing on the way asks which it is. Adapters are saved without the weights
+they stand beside: those are copied once, to `checkpoints/base`, so that a run's folder holds all that the run needs,
+wherever it is moved to. A checkpoint names its base by hash.
 """
+
+from __future__ import annotations
 
 import os
 import shlex
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any, Protocol
 
 from common.checkpoint_files import (
     CHECKPOINT_MANIFEST,
@@ -27,22 +28,103 @@ from common.errors import UserError
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from common.run_folder import RunFolder
-from data_prep.token_sets.token_set import TokenSet
-from model.config import ModelConfig
+from model.config import ModelConfig, config_from_dict
 from model.counts import parameter_count
-from model.gpt import GPT
-from model.lora import add_lora, lora_tensors
 from model.lora_config import LoraConfig
-from model.weights import config_from_dict, load_model, load_weights, save_tensors
 from train.run.provenance import read_starts
+
+if TYPE_CHECKING:  # a start is checked without torch
+    import torch
+
+    from data_prep.token_sets.token_set import TokenSet
+    from model.gpt import GPT
 
 BASE_FOLDER = "base"  # below a run's checkpoints
 WEIGHTS_FILE = "weights-00000-of-00001.safetensors"
 
 
+class InitialWeights(Protocol):
+    """What a run starts from."""
+
+    @property
+    def adapters(self) -> LoraConfig | None:
+        """What is trained beside frozen weights; None: the weights themselves."""
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the model knows nothing yet."""
+
+    def check_tokens(self, tokens: TokenSet) -> None:
+        """Raises UserError where the data were not made with the weights' tokenizer: ids would mean something else."""
+
+    def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
+        """Raises UserError where a checkpoint to resume from did not start from these weights."""
+
+    def settled(self, folder: RunFolder) -> InitialWeights:
+        """The weights once the run's lock is held: another start may have begun the run."""
+
+    def check_files(self, *, resumed: bool) -> None:
+        """Raises UserError where the files that will be read don't hold the model that they say. One rank calls."""
+
+    def recorded(self) -> dict[str, Any]:
+        """What the record of a start has of them, by which the next one finds them again."""
+
+    def keep(self, checkpoints: Path, model: ModelConfig) -> None:
+        """Copy what the run's checkpoints don't hold into its folder. One rank calls. Raises OSError."""
+
+    def fill(self, model: GPT, checkpoints: Path, seed: int, *, resumed: bool) -> None:
+        """Give a new model its first weights. All ranks call."""
+
+    def facts(self, checkpoints: Path) -> dict[str, Any]:
+        """What every checkpoint of the run records of them."""
+
+    def describe(self, model: GPT) -> list[str]:
+        """Lines for the log."""
+
+
 @dataclass(frozen=True)
-class Base:
-    """What a fine-tuning begins with.
+class FromScratch:
+    """Random weights, drawn from the run's seed."""
+
+    adapters = None
+    untrained = True
+
+    def __str__(self) -> str:
+        return "scratch"
+
+    def check_tokens(self, tokens: TokenSet) -> None:
+        pass
+
+    def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
+        pass  # train.checkpoints.resume refuses adapters
+
+    def settled(self, folder: RunFolder) -> FromScratch:
+        return self
+
+    def check_files(self, *, resumed: bool) -> None:
+        pass
+
+    def recorded(self) -> dict[str, Any]:
+        return {}
+
+    def keep(self, checkpoints: Path, model: ModelConfig) -> None:
+        pass
+
+    def fill(self, model: GPT, checkpoints: Path, seed: int, *, resumed: bool) -> None:
+        from model.initialisation import initialise
+
+        initialise(model, seed)
+
+    def facts(self, checkpoints: Path) -> dict[str, Any]:
+        return {}
+
+    def describe(self, model: GPT) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class FromCheckpoint:
+    """The weights of a checkpoint: a fine-tuning.
 
     Attributes:
         source: a checkpoint with its weights: the one given, or the run's own copy.
@@ -59,6 +141,7 @@ class Base:
     adapters: LoraConfig | None = None
     given: str = ""
     note: str = ""
+    untrained = False
 
     def __str__(self) -> str:
         return f"the weights of {self.source}"
@@ -90,7 +173,13 @@ class Base:
                 f"{checkpoint} was trained on another base: give {which}, or --run.name NAME for another run"
             )
 
-    def settled(self, folder: RunFolder) -> "Base":
+    def check_files(self, *, resumed: bool) -> None:
+        from model.weights import fitting_checkpoint
+
+        if self.adapters is not None or not resumed:
+            fitting_checkpoint(self.source)
+
+    def settled(self, folder: RunFolder) -> FromCheckpoint:
         """The base once the run's lock is held: another start may have begun the run, a live run its next checkpoint.
 
         Raises UserError as `find_base` does. One rank calls, and all take its answer: a run that is still training has
@@ -103,13 +192,9 @@ class Base:
             return self
         return replace(find_base(self.given, folder), adapters=self.adapters)
 
-    def recorded(self) -> dict[str, str]:
-        """What the record of a start says of the base, by which the next one finds it again."""
-        return {
-            "given": str(Path(self.given).resolve()),
-            "checkpoint": str(self.source.resolve()),
-            "identity": self.identity,
-        }
+    def recorded(self) -> dict[str, Any]:
+        given, source = Path(self.given).resolve(), self.source.resolve()
+        return {"base": {"given": str(given), "checkpoint": str(source), "identity": self.identity}}
 
     def keep(self, checkpoints: Path, model: ModelConfig) -> None:
         """Copy the weights to where the adapters' checkpoints look for them, whole or not at all. One rank calls.
@@ -119,6 +204,8 @@ class Base:
         final = checkpoints / BASE_FOLDER
         if self.adapters is None or final.exists():
             return
+        from model.weights import save_tensors
+
         temporary = checkpoints / f".{BASE_FOLDER}{TEMPORARY_SUFFIX}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -146,6 +233,9 @@ class Base:
 
         A resumed run's checkpoint brings what is trained: of all weights, nothing is left to be filled.
         """
+        from model.lora import add_lora
+        from model.weights import load_model, load_weights
+
         if self.adapters is None:
             if not resumed:
                 load_weights(model, self._weights(model.config), self.source)
@@ -166,6 +256,8 @@ class Base:
         """What is trained, beside what."""
         lines = [f"base: {self.source}, {format_count(parameter_count(self.model))} parameters"]
         if self.adapters is not None:
+            from model.lora import lora_tensors
+
             trained = sum(value.numel() for value in lora_tensors(model).values())
             of = ", ".join(self.adapters.targets)
             lines.append(f"adapters of rank {self.adapters.rank} on {of}: {trained:,} parameters are trained")
@@ -173,13 +265,15 @@ class Base:
 
     def _weights(self, model: ModelConfig) -> dict[str, torch.Tensor]:
         """The base's weights as `model` takes them: learned positions beyond its block size are left off."""
+        from model.weights import load_model
+
         weights = {name: value.detach() for name, value in load_model(self.source).named_parameters()}
         if "wpe.weight" in weights:
             weights["wpe.weight"] = weights["wpe.weight"][: model.block_size]
         return weights
 
 
-def find_base(given: str, folder: RunFolder) -> Base:
+def find_base(given: str, folder: RunFolder) -> FromCheckpoint:
     """The base a run begins with; for one that has begun, the base it has begun with.
 
     A run that is given means its newest checkpoint at the first start, and that one from then on: what is still being
@@ -199,11 +293,11 @@ def find_base(given: str, folder: RunFolder) -> Base:
     return replace(_base_of(find_checkpoint(given), given), note=note)
 
 
-def _base_of(checkpoint: Path, given: str) -> Base:
+def _base_of(checkpoint: Path, given: str) -> FromCheckpoint:
     """Raises UserError where the checkpoint is not whole."""
     source = find_checkpoint(checkpoint)
     manifest = read_checkpoint_manifest(source)
-    return Base(source, manifest, _identity(manifest), given=given)
+    return FromCheckpoint(source, manifest, _identity(manifest), given=given)
 
 
 def _identity(manifest: CheckpointManifest) -> str:
@@ -211,7 +305,7 @@ def _identity(manifest: CheckpointManifest) -> str:
     return manifest.get("identity") or weights_identity(manifest)
 
 
-def _check_given(given: str, folder: RunFolder, begun: Base, as_before: bool) -> str:
+def _check_given(given: str, folder: RunFolder, begun: FromCheckpoint, as_before: bool) -> str:
     """A note where the run given has moved on since; "" where all is as at the first start, or what was given is gone.
 
     Args:
@@ -257,7 +351,7 @@ def _first_argument(command: str) -> str | None:
         return None
 
 
-def _begun_with(folder: RunFolder) -> Base | None:
+def _begun_with(folder: RunFolder) -> FromCheckpoint | None:
     """The base that a run's files tell of, if it has begun."""
     kept = folder.checkpoints / BASE_FOLDER
     if os.path.lexists(kept):
@@ -270,7 +364,7 @@ def _begun_with(folder: RunFolder) -> Base | None:
                 f"{error}: without its base the run can't go on; copy it again from where the run was copied from, or "
                 "give another --run.name"
             ) from None
-        return Base(kept, manifest, manifest["identity"])
+        return FromCheckpoint(kept, manifest, manifest["identity"])
     for _, path in list_checkpoints(folder.checkpoints):
         try:
             manifest = read_checkpoint_manifest(path)
@@ -278,9 +372,9 @@ def _begun_with(folder: RunFolder) -> Base | None:
             continue
         if "base" not in manifest:
             raise UserError(f"{folder.path} is no run of finetune.py: give another --run.name")
-        return Base(path, manifest, manifest["base"]["identity"])
+        return FromCheckpoint(path, manifest, manifest["base"]["identity"])
     return None
 
 
-def with_adapters(base: Base, adapters: LoraConfig | None) -> Base:
+def with_adapters(base: FromCheckpoint, adapters: LoraConfig | None) -> FromCheckpoint:
     return replace(base, adapters=adapters)

@@ -1,0 +1,137 @@
+"""What is measured between steps and leaves the training curve untouched.
+
+An evaluation is one class in one file, and one line in `train.evaluations.registry`. What it measures goes to
+metrics.jsonl as a record with its `kind`; its `curves` say which figures these records hold, so that reports, watch and
+wandb show them without knowing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from common.errors import UserError
+from common.metrics_file import metrics_of_step, read_records, record_kind
+from common.os_errors import refusal
+from common.run_folder import RunFolder
+from train.progress import Progress
+from train.settings.sections import Config
+
+if TYPE_CHECKING:  # a run that is done already is recognised without torch
+    from data_prep.token_sets.token_set import TokenSet
+    from data_prep.tokenization.tokenizer import Tokenizer
+    from model.gpt import GPT
+    from model.precision import Dtype
+    from model.ranks import Ranks
+    from train.batches.plan import BatchPlan
+    from train.run.recorder import Recorder
+
+Parts = tuple[int, ...]  # which parts of an evaluation are due, by number: () is nothing
+WHOLE: Parts = (0,)  # of one that has no parts
+Due = dict[str, Parts]  # by the evaluation's name: what is due after a step
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What evaluations are built from, once the model is there."""
+
+    config: Config
+    model: GPT
+    tokens: TokenSet
+    tokenizer: Tokenizer
+    ranks: Ranks
+    plan: BatchPlan
+    dtype: Dtype
+    recorder: Recorder
+    untrained: bool  # the model has neither been trained nor read from a checkpoint
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a run has recorded of one step."""
+
+    step: int
+    records: list[dict[str, Any]]  # of metrics.jsonl
+    folder: RunFolder
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The step's samples. The file keeps those of a pass that was overwritten: they are older than the step."""
+        times = (record.get("time") or 0.0 for record in self.records if record_kind(record) == "train")
+        trained = max(times, default=0.0)
+        found = [sample for sample in read_records(self.folder.samples) if sample.get("step") == self.step]
+        return [sample for sample in found if (sample.get("time") or 0.0) >= trained]
+
+
+class Evaluation:
+    """One of them. It is made of the configuration only; what needs the model comes with `build`."""
+
+    name = ""  # of its row in a report's time spent, and of the kind of its records
+    phase = ""  # what a rank does meanwhile, for its heartbeat
+    before_save = False  # whether it comes before a save that is due at the same step, as that records the figure
+    at_start = False  # whether it is also due before the first step
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def check(self, tokens: TokenSet) -> None:
+        """Raises UserError where it is asked for and can't be done. Before anything else is started."""
+
+    def due(self, step: int, *, last: bool) -> Parts:
+        """What is due after a step (1 or later). Args: last: whether it is the run's last."""
+        raise NotImplementedError
+
+    def missing(self, parts: Parts, written: Written) -> Parts:
+        """Of what was due at a step, what is not recorded: the run was stopped or killed before."""
+        recorded = any(record_kind(record) == self.name for record in written.records)
+        return () if recorded else parts
+
+    def build(self, tools: Tools) -> None:
+        """Prepare to measure. (All ranks call.) Raises UserError where the data or the model don't allow it."""
+
+    def warm_up(self) -> None:
+        """Go once through the shapes that training uses, too, unrecorded. (All ranks call.)"""
+
+    def measure(self, progress: Progress, parts: Parts) -> None:
+        """Measure and record. (All ranks call.)"""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest records of it."""
+        return {}
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether a step is one of every so many; 0 is never."""
+    return every > 0 and step % every == 0
+
+
+def due_after(step: int, evaluations: Iterable[Evaluation], *, last: bool) -> Due:
+    """What is due after a step."""
+    found = {evaluation.name: evaluation.due(step, last=last) for evaluation in evaluations}
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def missing_after(step: int, evaluations: Iterable[Evaluation], folder: RunFolder, *, last: bool) -> Due:
+    """What was due after the step that a run resumes from, and is not recorded.
+
+    Cheap where nothing was due, and else reads no more than the end of metrics.jsonl and the samples.
+
+    Raises UserError where these can't be read.
+    """
+    by_name = {evaluation.name: evaluation for evaluation in evaluations}
+    due = due_after(step, by_name.values(), last=last)
+    if not due:
+        return due
+    try:
+        written = Written(step, metrics_of_step(folder.metrics, step), folder)
+        found = {name: by_name[name].missing(parts, written) for name, parts in due.items()}
+    except OSError as error:
+        path = error.filename or folder.metrics
+        raise UserError(refusal("read", error, path, otherwise="start the same command again")) from None
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def as_due(plain: Mapping[str, Iterable[int]]) -> Due:
+    """A `Due` that has travelled between ranks as JSON."""
+    return {name: tuple(parts) for name, parts in plain.items()}

@@ -1,0 +1,88 @@
+"""Texts that the model generates from fixed prompts, each on another rank."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from common.errors import UserError
+from common.seeds import seed_of
+from data_prep.tokenization.tokenizer import load_tokenizer
+from train.evaluations.evaluation import Evaluation, Parts, Tools, Written, is_due
+from train.progress import Progress
+
+if TYPE_CHECKING:
+    from data_prep.token_sets.token_set import TokenSet
+
+
+class Samples(Evaluation):
+    """Its parts are the configured prompts, by number."""
+
+    name, phase = "samples", "sampling"
+
+    def check(self, tokens: TokenSet) -> None:
+        """Raises UserError where the data's tokenizer can't be had, too: whoever needs it would start in vain."""
+        tokenizer, config = load_tokenizer(tokens.tokenizer_spec), self.config.eval
+        for prompt in config.prompts if config.sample_every_steps else ():
+            try:
+                empty = not tokenizer.prompt(prompt)
+            except UserError as error:
+                raise UserError(f"eval.prompts has {prompt!r}, but {error}: give other --eval.prompts") from None
+            if empty:
+                raise UserError(
+                    "eval.prompts contains an empty prompt, which this tokenizer can't start from (it has no "
+                    "end-of-text token): remove it or add text"
+                )
+
+    def due(self, step: int, *, last: bool) -> Parts:
+        wished = self.config.eval
+        return tuple(range(len(wished.prompts))) if is_due(step, wished.sample_every_steps) else ()
+
+    def missing(self, parts: Parts, written: Written) -> Parts:
+        found = Counter(str(sample.get("prompt")) for sample in written.samples())
+        unwritten = []
+        for index in parts:
+            prompt = self.config.eval.prompts[index]
+            if found[prompt] == 0:
+                unwritten.append(index)
+            found[prompt] -= 1
+        return tuple(unwritten)
+
+    def build(self, tools: Tools) -> None:
+        self._tools = tools
+
+    def measure(self, progress: Progress, parts: Parts) -> None:
+        """The same step gives the same text for any number of ranks."""
+        import torch
+
+        ranks, step = self._tools.ranks, progress.step
+        texts: dict[int, str | None] = {}
+        # a context grows with every token: compiled blocks would be compiled again for each length
+        with torch.compiler.set_stance("force_eager"):
+            for index in parts[ranks.rank :: ranks.world_size]:
+                texts[index] = self._generate(step, index)
+        for index, text in sorted(item for share in ranks.gather(texts) for item in share.items()):
+            if text is None:
+                self._tools.recorder.say(f"WARNING: no sample at step {step}: the model's predictions are NaN or inf")
+            else:
+                self._tools.recorder.sample(step, self.config.eval.prompts[index], text)
+
+    def _generate(self, step: int, index: int) -> str | None:
+        """None where the predictions are NaN or inf: the step or the save will report it."""
+        from eval.generation.sampling import continue_tokens
+
+        config, tokenizer = self.config.eval, self._tools.tokenizer
+        prompt = config.prompts[index]
+        try:
+            generated = continue_tokens(
+                self._tools.model,
+                tokenizer.prompt(prompt),
+                config.sample_tokens,
+                temperature=config.temperature,
+                top_k=config.top_k,
+                seed=seed_of(f"sample {self.config.run.seed} {step} {index}", bits=63),
+                stops=tokenizer.end_ids,
+            )
+        except UserError:
+            return None
+        return tokenizer.decode(generated, continues=bool(prompt))

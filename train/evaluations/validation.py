@@ -1,0 +1,104 @@
+"""Loss on the same sequences of the validation split every time, shared out over all ranks."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.sequences import Windows
+from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, Written, is_due
+from train.progress import Progress
+
+if TYPE_CHECKING:
+    from eval.shared.loss import LossResult
+
+FIRST_LOSS_MARGIN = 0.5  # nats
+
+
+class Validation(Evaluation):
+    """The validation loss. The last step is always validated; a checkpoint records the latest one."""
+
+    name, phase = "validation", "validating"
+    before_save = at_start = True
+    latest: float | None = None  # nats per token
+    latest_step: int | None = None
+
+    def due(self, step: int, *, last: bool) -> Parts:
+        return WHOLE if last or is_due(step, self.config.eval.every_steps) else ()
+
+    def missing(self, parts: Parts, written: Written) -> Parts:
+        return () if any("val_loss" in record for record in written.records) else parts
+
+    def build(self, tools: Tools) -> None:
+        self._tools, length = tools, self.config.model.block_size
+        self._windows = Windows(tools.tokens.split("val"), length)
+        self._count = min(self._windows.count, max(1, self.config.eval.tokens // length))
+        self._split_documents_at = (
+            document_start(tools.tokens.tokenizer_spec) if self.config.data.document_mask else None
+        )
+
+    @property
+    def measured_on(self) -> dict[str, Any]:
+        """What stands beside every loss: losses compare where all of it is the same (`common.measured`)."""
+        return {
+            "val_sha256": self._tools.tokens.manifest.val_sha256,  # of the whole validation split
+            "val_tokens": self._count * self._windows.block_size,
+            "val_block_size": self._windows.block_size,
+            "val_document_mask": self._split_documents_at is not None,
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """The latest loss, the step it was measured at and on what, for a checkpoint's manifest."""
+        return {"val_loss": self.latest, "val_step": self.latest_step, **self.measured_on}
+
+    def warm_up(self) -> None:
+        a_micro_batch_each = (self._tools.ranks.world_size - 1) * self._tools.plan.micro_batch + 1
+        self._evaluate(min(self._count, a_micro_batch_each))
+
+    def measure(self, progress: Progress, parts: Parts) -> None:
+        started = time.monotonic()
+        result = self._evaluate(self._count)
+        assert result.tokens == self.measured_on["val_tokens"], result
+        self.latest, self.latest_step = result.loss, progress.step
+        seconds = time.monotonic() - started
+        record = {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "val_loss": result.loss,
+            **self.measured_on,
+            "val_seconds": seconds,
+            "time": time.time(),
+        }
+        self._tools.recorder.note(record)
+        perplexity = math.exp(result.loss) if result.loss < 50 else math.inf
+        self._tools.recorder.say(
+            f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f} "
+            f"({seconds:.1f} s)"
+        )
+        if progress.step == 0 and self._tools.untrained:
+            self._check_first_loss(result.loss)
+
+    def _check_first_loss(self, loss: float) -> None:
+        """A model that knows nothing gives every token the same probability: ln V nats."""
+        size = self.config.model.vocab_size
+        if abs(loss - math.log(size)) > FIRST_LOSS_MARGIN:
+            self._tools.recorder.say(
+                f"WARNING: the untrained model's loss is {loss:.2f}, far from ln({size}) = {math.log(size):.2f}: check "
+                "initialisation, data and tokenizer before spending time on it"
+            )
+
+    def _evaluate(self, count: int) -> LossResult:
+        from eval.shared.loss import evaluate_loss
+
+        tools = self._tools
+        return evaluate_loss(
+            tools.model,
+            self._windows,
+            tools.ranks,
+            window_count=count,
+            micro_batch=tools.plan.micro_batch,
+            dtype=tools.dtype,
+            split_documents_at=self._split_documents_at,
+        )

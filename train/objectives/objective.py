@@ -1,0 +1,26 @@
+"""What a batch is trained for: its loss, and what a step records of it. The rest of a step is the same for all."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from train.batches.loader import MicroBatch, StepBatch
+
+
+class Objective(Protocol):
+    """One way to learn from batches of tokens."""
+
+    def target_count(self, batch: StepBatch) -> int:
+        """How many targets this rank's share of a step has: the loss of a step is the mean over those of all ranks."""
+
+    def loss(self, model: Callable[..., Tensor], batch: MicroBatch) -> Tensor:
+        """The loss of a micro-batch, summed over its targets: (), float32.
+
+        Args:
+            model: the model, perhaps as one of several replicas; called exactly once.
+            batch: on the model's device.
+        """
+
+    def record(self, loss: float) -> dict[str, float]:
+        """What metrics.jsonl has of a step, by key. Args: loss: of the step, the mean over the targets of all ranks."""

@@ -1,0 +1,35 @@
+"""The last phase before training: room for the checkpoints to come, and the state of the one that is resumed."""
+
+from model.ranks import agreed
+from train.checkpoints.disk_space import check_space
+from train.checkpoints.ownership import checkpoint_bytes
+from train.checkpoints.reader import load_training_state
+from train.startup.plan_start import StartPlan
+from train.trainer import Trainer
+
+
+def restore(trainer: Trainer, plan: StartPlan) -> None:
+    """Fill weights, optimizer and loss scale from a checkpoint, if there is one. All ranks call.
+
+    Raises UserError on all ranks where the disk has no room for the run's checkpoints, or the state doesn't fit.
+    """
+    if plan.progress.step < plan.config.run.max_steps:
+        agreed(trainer.ranks, lambda: _require_space(trainer, plan))
+    if plan.checkpoint is None or plan.manifest is None:
+        return
+    load_training_state(plan.checkpoint, trainer.model, trainer.optimizer)
+    if scaler := plan.manifest.get("scaler"):
+        # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 shall fit again
+        scale = scaler["scale"] * plan.manifest["world_size"] / trainer.ranks.world_size
+        trainer.stepper.scaler.load_state_dict({**scaler, "scale": scale})
+
+
+def _require_space(trainer: Trainer, plan: StartPlan) -> None:
+    """Raises UserError where the disk has no room for the checkpoints to come. One rank calls."""
+    check_space(
+        trainer.folder.checkpoints,
+        plan.config.checkpoint,
+        first_step=plan.progress.step,
+        max_steps=plan.config.run.max_steps,
+        sizes=checkpoint_bytes(trainer.model, trainer.optimizer),
+    )

@@ -1,0 +1,97 @@
+"""The first phase of a start: meet the other ranks, take the data, listen to signals, lock the run's folder."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+
+from common.run_folder import RunFolder
+from data_prep.token_sets.token_set import TokenSet
+from model.devices import share_threads
+from model.lora_config import LoraConfig
+from model.ranks import Ranks, agreed, start_ranks
+from train.batches.local_copy import stage
+from train.run.lock import RunLock
+from train.settings.sections import RunConfig
+from train.startup.initial_weights import FromCheckpoint, FromScratch
+from train.startup.request import Request
+from train.stopping.deadline import Deadline, StopMargin, check_deadline, open_deadline
+from train.stopping.stop_requests import LauncherWatch, StopRequest
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """Everything that one process has opened for a run.
+
+    Attributes:
+        request: what was asked for, its data staged, its weights settled.
+        threads: of this rank's CPU work.
+        stop: what has requested a stop.
+        lock: the run's, held by the first rank.
+        margin: how long leaving in good order may take.
+        deadline: by when the first rank must have led all others out.
+        in_place: by host, why its ranks read data from where they lie that were to be staged.
+    """
+
+    request: Request
+    ranks: Ranks
+    threads: int
+    stop: StopRequest
+    lock: RunLock
+    margin: StopMargin
+    deadline: Deadline
+    in_place: dict[str, str]
+
+
+@contextmanager
+def open_run(request: Request) -> Iterator[OpenRun]:
+    """All ranks call. Raises UserError on all of them, having touched nothing, where the run can't be had."""
+    with closing(LauncherWatch()) as watch:
+        config, folder = request.config, request.folder
+
+        # Meet the other ranks
+        ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
+        threads = share_threads(ranks.local_world_size)
+
+        # Take the data: verified, and copied to the node's own disk where that is asked for
+        tokens, in_place = request.tokens, dict[str, str]()
+        if config.data.verify == "full":
+            agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
+        if config.data.stage_to is not None:
+            tokens, in_place = stage(tokens, config.data.stage_to, ranks, config.data.verify)
+
+        # Handle signals, the STOP file and the deadline from here on
+        agreed(ranks, lambda: check_deadline(config.run.deadline))
+        margin = StopMargin(config.run.deadline_margin_seconds)
+        deadline = open_deadline(config.run.deadline if ranks.is_first else None, margin)
+        stop = StopRequest(folder, watch_file=ranks.is_first, deadline=deadline.is_near)
+        watch.lead_to(stop, margin.seconds_to_leave)
+
+        with stop.listening(), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
+            # Another start may have begun the run until the lock was held
+            weights = agreed(ranks, lambda: request.weights.settled(folder), FromScratch, FromCheckpoint, LoraConfig)
+            request = replace(request, tokens=tokens, weights=weights)
+            yield OpenRun(request, ranks, threads, stop, lock, margin, deadline, in_place)
+            ranks.close()
+
+
+@contextmanager
+def holding_lock(folder: RunFolder, config: RunConfig, ranks: Ranks, stop: StopRequest) -> Iterator[RunLock]:
+    """Keep other trainers out of the run's folder inside the block. All ranks call, and know the lock's token.
+
+    Raises UserError on all ranks, having touched nothing, where another trainer is at work, or something stands where
+    the run has its files.
+    """
+    lock = RunLock(folder.path, config.lock_patience_seconds)
+
+    def take() -> str:
+        folder.refuse_what_is_no_file()
+        return lock.take(give_up=lambda: stop.code() != 0)
+
+    taken_over = agreed(ranks, take)
+    lock.token = ranks.from_first(lock.token)
+    if taken_over and ranks.is_first:
+        print(taken_over, flush=True)
+    try:
+        yield lock
+    finally:
+        lock.release()

@@ -1,0 +1,107 @@
+"""The second phase of a start: which checkpoint, what `auto` means, the batch, what is left. Writes nothing."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint_files import read_checkpoint_manifest
+from common.checkpoint_manifest import CheckpointManifest
+from common.errors import UserError
+from model.ranks import agreed
+from train.batches.plan import BatchPlan, plan_batch
+from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
+from train.evaluations.evaluation import Due, as_due, missing_after
+from train.optimization.optimizer_name import optimizer_name
+from train.progress import Progress
+from train.run.machines import describe_rank
+from train.run.state import RunState
+from train.settings.command_line import as_dict
+from train.settings.sections import Config
+from train.startup.auto import resolve
+from train.startup.check_files import check_files
+from train.startup.course import ResumedCourse, check_course, plan_resumed
+from train.startup.open_run import OpenRun
+from train.startup.position import Reading, begin_progress
+from train.startup.request import print_done
+
+
+@dataclass(frozen=True)
+class StartPlan:
+    """What this start will do.
+
+    Attributes:
+        config: with nothing left to the machine; reasons: a line for each choice.
+        checkpoint, manifest: what is resumed from; None for a new run.
+        progress: how far the run has come.
+        missing: what was due at `progress` and is not recorded.
+        notes: for the log: what was passed over, and what has changed.
+    """
+
+    config: Config
+    reasons: list[str]
+    checkpoint: Path | None
+    manifest: CheckpointManifest | None
+    batch: BatchPlan
+    course: ResumedCourse
+    progress: Progress
+    missing: Due
+    machines: list[dict[str, Any]]
+    state: RunState
+    passed_over: list[str]
+    notes: list[str]
+
+
+def plan_start(run: OpenRun) -> StartPlan | None:
+    """All ranks call, and get the same: None where the run has all its steps, which has been printed.
+
+    Raises UserError on all ranks where the run can't go this way.
+    """
+    request, ranks = run.request, run.ranks
+    folder, tokens, options = request.folder, request.tokens, request.options
+
+    # Which checkpoint to resume from, and whether it is this run's
+    checkpoint, passed_over = agreed(ranks, lambda: choose_checkpoint(options.resume, folder))
+    manifest = read_checkpoint_manifest(checkpoint) if checkpoint else None
+    config, reasons = resolve(request.config, manifest.get("config") if manifest else None, ranks)
+    if checkpoint and manifest:
+        request.weights.check_checkpoint(checkpoint, manifest)
+        optimizer = optimizer_name(config.optim)
+        check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change, optimizer=optimizer)
+
+    # How the batch is cut up, and where the run stands
+    batch = plan_batch(
+        config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
+    )
+    machines = ranks.gather(describe_rank(ranks, run.threads))
+    progress, read_anew = begin_progress(manifest, Reading.of(config, tokens.identity))
+    state = RunState(folder, run.lock, ranks.world_size, progress)
+    own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
+    done = progress.step >= config.run.max_steps
+    missing: Due = {}
+    if own:
+        missing = as_due(agreed(ranks, lambda: missing_after(progress.step, request.evaluations, folder, last=done)))
+
+    # What is left to do
+    if done and checkpoint and manifest:
+        if not own:
+            raise UserError(f"{checkpoint} has {progress.step} steps already: give a run.max_steps above that")
+        ineffective = check_finished(folder.path, manifest, as_dict(config), options.allow_change)
+        if not missing:
+            answer_done(run, config, checkpoint, state, ineffective)
+            return None
+    course = plan_resumed(config, manifest, own=own)
+    if checkpoint and own and not done:
+        check_course(course, checkpoint, options.allow_change)
+    agreed(ranks, lambda: check_files(request, config, checkpoint))
+    notes = changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []
+    notes += [*course.lines, *read_anew]
+    return StartPlan(
+        config, reasons, checkpoint, manifest, batch, course, progress, missing, machines, state, passed_over, notes
+    )
+
+
+def answer_done(run: OpenRun, config: Config, checkpoint: Path, state: RunState, ineffective: list[str]) -> None:
+    """Print that the run has all its steps, and record it, should the run have died after its last save."""
+    if run.ranks.is_first:
+        print_done(replace(run.request, config=config), state.start.step, str(checkpoint), ineffective)
+        state.write_done_before()

@@ -1,0 +1,65 @@
+"""The fourth phase of a start: metrics, log and heartbeat, and whoever reports how a run fails."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+from model.ranks import agreed
+from train.run.failure import FailureReporter
+from train.run.heartbeat import Heartbeat
+from train.run.recorder import Recorder
+from train.run.wandb_mirror import WandbMirror
+from train.settings.command_line import as_dict
+from train.startup.announce import describe_course, describe_data, describe_in_place, describe_model, describe_run
+from train.startup.memory_advice import memory_advice
+from train.startup.open_run import OpenRun
+from train.startup.plan_start import StartPlan
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What a run's record is written with."""
+
+    recorder: Recorder
+    heartbeat: Heartbeat
+
+
+@contextmanager
+def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
+    """Keep the run's record inside the block, and report what goes wrong there. All ranks call.
+
+    Raises as `FailureReporter.reporting` does.
+    """
+    request, ranks, config = run.request, run.ranks, plan.config
+    folder, first_step = request.folder, plan.progress.step
+    recorder = Recorder(folder, ranks, config.run.max_steps, first_step=first_step, line_every=config.log.every_steps)
+    agreed(ranks, recorder.open_files)
+    reporter = FailureReporter(
+        folder, ranks, plan.state, recorder, memory_advice(config, plan.batch, ranks.device.type)
+    )
+    with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
+        run.deadline.report = recorder.say
+        for line in describe_start(run, plan):
+            recorder.say(line)
+        if config.log.wandb and ranks.is_first:
+            recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
+        yield Recording(recorder, heartbeat)
+
+
+def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
+    """What this start is about to do, and with what."""
+    request, config, step = run.request, plan.config, plan.progress.step
+    started = (
+        f"going on after step {step} from {plan.checkpoint}" if plan.checkpoint else f"starting from {request.weights}"
+    )
+    return [
+        *describe_run(request.folder, config, plan.machines, plan.reasons),
+        *describe_model(config, plan.batch, run.ranks.device.type),
+        *describe_data(config, request.tokens, plan.batch, plan.progress),
+        *describe_course(plan.course.course),
+        *(f"passed over: {complaint}" for complaint in plan.passed_over),
+        started,
+        *([f"measuring first what was due at step {step} and is not recorded"] if plan.missing else []),
+        *plan.notes,
+        *describe_in_place(config, run.in_place),
+    ]
