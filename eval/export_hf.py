@@ -6,39 +6,16 @@ The exported model is loaded again and must give the same logits and tokens, or 
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import torch
-
 from common.command_line import CommandParser
-from common.errors import UserError, exit_on_user_error
-from common.measured import describe_validation
-from common.metrics_file import read_metrics
-from common.publish import (
-    TEMPORARY_SUFFIX,
-    fsync_file,
-    publish_folder,
-    write_json_output,
-    write_json_whole,
-    write_whole,
-)
-from common.run_folder import RunFolder
-from eval.hugging_face.hf_config import home_of, to_config
-from eval.hugging_face.hf_tensors import to_tensors
-from eval.hugging_face.tokenizer_files import write_tokenizer_files
-from eval.shared.arguments import add_json, add_run, folder_to_make
-from eval.shared.loading import Loaded, load_checkpoint
-from model.counts import parameter_count
-from model.weights import write_safetensors
-
-TOLERANCE = 1e-5  # of the logits, relative to the largest
-PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return x  # 日本 😀"
+from common.errors import exit_on_user_error
+from common.publish import write_json_output
+from eval.shared.arguments import add_json, add_run, folder_to_make, require_run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -51,118 +28,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    loaded = load_checkpoint(arguments.run)
-    home = home_of(loaded.model.config)
-    temporary = arguments.out.with_name(f".{arguments.out.name}{TEMPORARY_SUFFIX}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write_files(loaded, temporary)
-        difference = verify(loaded, temporary)
-        write_whole(temporary / "README.md", model_card(loaded, home, difference))
-        publish_folder(temporary, arguments.out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{arguments.out}: {home}, logits equal to {difference:.1e} relative, tokenizer equal")
+    require_run(arguments.run)
+    from eval.hugging_face.export import export  # here, as it imports torch
+
+    report = export(arguments.run, arguments.out)
     if arguments.json:
-        report = {"checkpoint": str(loaded.checkpoint), "class": home, "relative_difference": difference}
         write_json_output(arguments.json, report)
     return 0
-
-
-def write_files(loaded: Loaded, folder: Path) -> None:
-    """Weights, configuration and tokenizer."""
-    config, tokenizer = loaded.model.config, loaded.tokenizer
-    tensors = to_tensors(config, {name: parameter.detach() for name, parameter in loaded.model.named_parameters()})
-    write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-    write_json_whole(folder / "config.json", to_config(config, tokenizer.begin_of_text_id, tokenizer.end_ids))
-    write_tokenizer_files(loaded.tokenizer, folder, config.block_size)
-    for path in folder.iterdir():
-        fsync_file(path)
-
-
-@torch.no_grad()
-def verify(loaded: Loaded, folder: Path) -> float:
-    """Load the folder with `transformers`; return the largest difference of logits relative to the largest logit.
-
-    Raises UserError where logits or tokens differ.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("exporting is verified with transformers: pip install transformers") from None
-    transformers.utils.logging.disable_progress_bar()
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    config = loaded.model.config
-    shape = (2, min(config.block_size, 256))
-    tokens = torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(0))  # (B, T)
-    expected = loaded.model(tokens)[..., : config.vocab_size]  # (B, T, V)
-    got = theirs(tokens).logits  # (B, T, V)
-    difference = float((got - expected).abs().max() / expected.abs().max())
-    if got.shape != expected.shape or not difference <= TOLERANCE:
-        raise UserError(f"transformers {transformers.__version__} gives other logits ({difference:.1e} relative)")
-    _verify_tokenizer(loaded, transformers.AutoTokenizer.from_pretrained(folder))
-    return difference
-
-
-def _verify_tokenizer(loaded: Loaded, theirs: Any) -> None:
-    text = PROBE
-    if loaded.tokenizer.spec["kind"] == "char":
-        text = loaded.tokenizer.spec["symbols"]
-    expected = loaded.tokenizer.encode(text).tolist()
-    if loaded.tokenizer.spec["kind"] == "huggingface":
-        text = loaded.tokenizer.decode(expected)  # not all of theirs give back what they were given
-    if theirs.encode(text, add_special_tokens=False) != expected or theirs.decode(expected) != text:
-        raise UserError("transformers reads the exported tokenizer differently: the folder was not published")
-
-
-def model_card(loaded: Loaded, home: str, difference: float) -> str:
-    """README.md of the exported folder: what the model is, how it came to be, how to load it."""
-    config, manifest = loaded.model.config, loaded.manifest
-    shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads ({config.kv_heads} key/value)"
-    rows = {
-        "parameters": f"{parameter_count(config):,}",
-        "shape": f"{shape}, context {config.block_size}",
-        "parts": f"{config.position} positions, {config.norm}, {config.mlp}"
-        + (f", window {config.window}" if config.window else ""),
-        "vocabulary": f"{config.vocab_size:,} ({loaded.tokenizer.spec['kind']})",
-        "trained": f"{manifest['step']:,} steps, {manifest['tokens']:,} tokens",
-        "data": f"token set {manifest.get('data_identity') or 'unknown'}",
-        **_validation_of(loaded),
-        **_readers_of(loaded),
-        "verified": f"logits equal to Longhaul's within {difference:.1e} relative, in float32",
-    }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    return (
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n"
-        f"# A language model trained with Longhaul\n\n| | |\n|---|---|\n{table}\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("PATH")  # {home}\n'
-        'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```\n'
-    )
-
-
-def _readers_of(loaded: Loaded) -> dict[str, str]:
-    """What other programs that read the folder make of it."""
-    window = loaded.model.config.windows[0]
-    if window is None:
-        return {}
-    return {
-        "other programs": f"llama.cpp and mlx-lm ignore the window: beyond {window} tokens their results are others"
-    }
-
-
-def _validation_of(loaded: Loaded) -> dict[str, str]:
-    """The validation loss at the checkpoint's step, where the run's record is at hand."""
-    try:
-        records = read_metrics(RunFolder(loaded.checkpoint.resolve().parents[1]).metrics)
-    except OSError:  # not ours to read, or no file: the model is exported all the same
-        return {}
-    for record in records:
-        if record["step"] == loaded.manifest["step"] and record.get("val_loss") is not None:
-            on = f" ({described})" if (described := describe_validation(record)) else ""
-            return {"validation loss": f"{record['val_loss']:.4f} nats per token{on}"}
-    return {}
 
 
 if __name__ == "__main__":

@@ -8,10 +8,8 @@ A prompt begins a document, as documents of the training data do. One text is sh
 """
 
 import argparse
-import contextlib
 import sys
-import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
@@ -21,15 +19,10 @@ from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
 from common.os_errors import refusal
 from common.paths import expand_path
-from common.plain_text import as_typed, print_text
+from common.plain_text import as_typed
 from common.publish import write_json_output
-from eval.generation.decoding import FULL, STOPPED, Decoding, Row
-from eval.generation.sampling import Sampling
-from eval.generation.text_stream import TextStream
-from eval.shared.arguments import add_device, add_dtype, add_json, add_run
-from eval.shared.loading import Loaded, device_for, load_checkpoint
-from model.cpu_inference import pack
-from model.precision import TORCH_DTYPES
+from eval.generation.options import HALF_OF_THE_CONTEXT, GenerationOptions, Sampling
+from eval.shared.arguments import add_device, add_dtype, add_json, add_run, require_run
 
 LESS_MEMORY = "give fewer --samples and prompts at once, fewer --max-tokens, or --dtype bf16"
 PRESETS = {
@@ -38,30 +31,6 @@ PRESETS = {
     "nucleus": Sampling(temperature=0.8, top_p=0.9),
 }
 OVERRIDES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # options that replace a preset's
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is to be written, apart from the prompts."""
-
-    sampling: Sampling
-    max_tokens: int
-    samples: int
-    seed: int
-    stops: tuple[str, ...]
-    past_end: bool
-    slide: int | None
-
-
-@dataclass(frozen=True)
-class Text:
-    """One finished text. `ended`: count, end of text, stop string or context full."""
-
-    prompt: str
-    sample: int
-    text: str
-    tokens: int
-    ended: str
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -94,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
         "--slide",
         type=int,
         nargs="?",
-        const=-1,
+        const=HALF_OF_THE_CONTEXT,
         metavar="N",
         help="when the context is full, forget its N oldest tokens (default: half of it) instead of stopping",
     )
@@ -111,24 +80,15 @@ def main() -> int:
     if arguments.interactive and (arguments.prompt or arguments.prompt_file or arguments.json):
         raise UserError("--interactive asks for its prompts itself: leave out --prompt, --prompt-file and --json")
     prompts = [] if arguments.interactive else read_prompts(arguments)
-    sampling = sampling_of(arguments)
-    loaded = load_checkpoint(arguments.run, device_for(arguments.device))
-    pack(loaded.model.to(TORCH_DTYPES[arguments.dtype]))
-    wish = wish_of(arguments, sampling, loaded.model.config.block_size)
+    options = options_of(arguments)
+    require_run(arguments.run)
+    from eval.generation.texts import converse, generate_all, load  # here, as it imports torch
+
+    loaded, options = load(arguments.run, options, arguments.device, arguments.dtype)
     if arguments.interactive:
-        return converse(loaded, wish)
-    started = time.monotonic()
-    texts = write(loaded, prompts, wish)
-    seconds = time.monotonic() - started
+        return converse(loaded, options)
+    report = generate_all(loaded, prompts, options)
     if arguments.json:
-        report = {
-            "checkpoint": str(loaded.checkpoint),
-            "step": loaded.manifest["step"],
-            **asdict(wish),
-            "texts": [asdict(text) for text in texts],
-            "seconds": seconds,
-            "tokens_per_second": sum(text.tokens for text in texts) / seconds,
-        }
         write_json_output(arguments.json, report)
     return 0
 
@@ -155,7 +115,7 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
     return replace(PRESETS[arguments.preset], **given)
 
 
-def wish_of(arguments: argparse.Namespace, sampling: Sampling, block_size: int) -> Wish:
+def options_of(arguments: argparse.Namespace) -> GenerationOptions:
     """Raises UserError for numbers that can't be."""
     for name, least in (("max_tokens", 1), ("samples", 1), ("seed", 0)):
         if getattr(arguments, name) < least:
@@ -164,82 +124,15 @@ def wish_of(arguments: argparse.Namespace, sampling: Sampling, block_size: int) 
         raise UserError("--seed must be below 2^63")
     if not all(arguments.stop):
         raise UserError("--stop is empty: give the text to stop at")
-    slide = max(1, block_size // 2) if arguments.slide == -1 else arguments.slide
-    if slide is not None and not 1 <= slide <= block_size:
-        raise UserError(f"--slide is {slide}; it must be between 1 and the context of {block_size} tokens")
-    return Wish(
-        sampling,
+    return GenerationOptions(
+        sampling_of(arguments),
         arguments.max_tokens,
         arguments.samples,
         arguments.seed,
         tuple(as_typed(stop) for stop in arguments.stop),
         arguments.past_end,
-        slide,
+        arguments.slide,
     )
-
-
-def write(loaded: Loaded, prompts: list[str], wish: Wish) -> list[Text]:
-    """Write and show every text: a single one as it comes, several one after the other when all are done."""
-    tokenizer = loaded.tokenizer
-    decoding = Decoding(
-        loaded.model,
-        [tokenizer.prompt(prompt) for prompt in prompts],
-        wish.sampling,
-        count=wish.max_tokens,
-        samples=wish.samples,
-        seed=wish.seed,
-        end_ids=() if wish.past_end else tokenizer.end_ids,
-        slide=wish.slide,
-    )
-    streams = [TextStream(tokenizer, wish.stops, continues=bool(prompts[row.prompt])) for row in decoding.rows]
-    alone = len(streams) == 1
-    if alone:
-        print_text(prompts[0])
-    for step in decoding:
-        for index, token in step:
-            new = streams[index].push(token)
-            if alone:
-                print_text(new)
-            if streams[index].stopped:
-                decoding.finish(index)
-    for number, (row, stream) in enumerate(zip(decoding.rows, streams, strict=True), 1):
-        rest = stream.finish()
-        if stream.stopped:
-            row.ended = STOPPED
-        print_text(f"{rest}\n" if alone else f"── {number} of {len(streams)}\n{prompts[row.prompt]}{stream.text}\n")
-    complain(decoding.rows, loaded.model.config.block_size)
-    return [
-        Text(prompts[row.prompt], row.sample, stream.text, row.written, str(row.ended))
-        for row, stream in zip(decoding.rows, streams, strict=True)
-    ]
-
-
-def complain(rows: list[Row], block_size: int) -> None:
-    full = sum(row.ended == FULL for row in rows)
-    if full:
-        which = "the text" if len(rows) == 1 else f"{full} of {len(rows)} texts"
-        print(
-            f"{which} ended where the model's context of {block_size} tokens is full: --slide goes on past it",
-            file=sys.stderr,
-        )
-
-
-def converse(loaded: Loaded, wish: Wish) -> int:
-    """Ask for a prompt, write, ask again. Ctrl-C ends a text, end of input the conversation."""
-    with contextlib.suppress(ImportError):  # Windows has none
-        import readline  # noqa: F401 (arrow keys and history)
-    while True:
-        try:
-            prompt = as_typed(input("> "))
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return 0
-        try:
-            write(loaded, [prompt], wish)
-        except KeyboardInterrupt:
-            print()
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

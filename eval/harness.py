@@ -8,25 +8,15 @@ be in Hugging Face's cache (HF_HOME) or in files that the task names.
 """
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
-from common.plain_text import others_bars
-from common.publish import write_json_output
-from eval.export_hf import verify, write_files
-from eval.hugging_face.hf_config import home_of
-from eval.shared.arguments import add_device, add_json, add_run
-from eval.shared.loading import Loaded, device_for, load_checkpoint
-
-INSTALL = "pip install 'lm-eval[hf]'"
+from eval.shared.arguments import add_device, add_json, add_run, require_run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -50,119 +40,11 @@ def main() -> int:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     if arguments.include_path is not None and not arguments.include_path.is_dir():
         raise UserError(f"--include-path {arguments.include_path} is no folder")
-    device = device_for(arguments.device)
-    manager, names = find_tasks(arguments)
-    loaded = load_checkpoint(arguments.run)
-    home_of(loaded.model.config)
-    with tempfile.TemporaryDirectory(prefix="longhaul-harness-") as folder:
-        export(loaded, Path(folder))
-        results = run_tasks(folder, names, manager, arguments, str(device))
-    show(loaded, results)
-    if arguments.json:
-        write_json_output(arguments.json, describe(loaded, results))
+    require_run(arguments.run)
+    from eval.hugging_face.harness_tasks import evaluate  # here, as it imports torch
+
+    evaluate(arguments)
     return 0
-
-
-def find_tasks(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    """lm-eval's task manager and the names asked for. Raises UserError for a task that it doesn't know."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        os.environ[name] = "1"  # read when the libraries are imported
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        import transformers  # noqa: F401
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError(f"other tasks need lm-evaluation-harness: {INSTALL}") from None
-    include = None if arguments.include_path is None else str(arguments.include_path)
-    manager = TaskManager(include_path=include)
-    names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
-    unknown = [name for name in names if not manager.match_tasks([name])]
-    if unknown or not names:
-        raise UserError(f"lm-eval knows no task {', '.join(unknown) or '(none given)'}: 'lm-eval ls tasks' lists them")
-    return manager, names
-
-
-def export(loaded: Loaded, folder: Path) -> None:
-    """The checkpoint as `transformers` loads it, verified."""
-    write_files(loaded, folder)
-    verify(loaded, folder)
-
-
-def run_tasks(
-    folder: str, names: list[str], manager: Any, arguments: argparse.Namespace, device: str
-) -> dict[str, Any]:
-    """What `lm_eval.simple_evaluate` returns. Raises UserError where a task's data are not at hand."""
-    import lm_eval
-    from datasets.exceptions import DatasetNotFoundError
-
-    try:
-        with others_bars():
-            results = lm_eval.simple_evaluate(
-                model="hf",
-                model_args={"pretrained": folder, "dtype": "float32"},
-                tasks=names,
-                task_manager=manager,
-                num_fewshot=arguments.fewshot,
-                batch_size=arguments.batch,
-                device=device,
-                limit=arguments.limit,
-            )
-    except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"a task's data are not at hand and nothing is downloaded here ({reason}): load them once where there is a "
-            "network, with the same HF_HOME"
-        ) from None
-    except (ImportError, ValueError) as error:
-        raise UserError(f"lm-eval can't run {', '.join(names)}: {' '.join(str(error).split())[:300]}") from None
-    assert results is not None
-    return dict(results)
-
-
-def show(loaded: Loaded, results: dict[str, Any]) -> None:
-    from lm_eval.utils import make_table
-
-    print(f"{loaded.checkpoint}, step {loaded.manifest['step']}")
-    print(make_table(results))
-
-
-def describe(loaded: Loaded, results: dict[str, Any]) -> dict[str, Any]:
-    """The figures as JSON, and for each task each example's answers."""
-    samples = {
-        task: [
-            {
-                "index": sample["doc_id"],
-                "target": sample["target"],
-                "answers": [answer[0] for answer in sample["filtered_resps"]] if _are_pairs(sample) else None,
-                **{metric: sample[metric] for metric in sample.get("metrics", []) if metric in sample},
-            }
-            for sample in sorted(found, key=lambda sample: sample["doc_id"])
-        ]
-        for task, found in results.get("samples", {}).items()
-    }
-    return {
-        "checkpoint": str(loaded.checkpoint),
-        "step": loaded.manifest["step"],
-        "results": _plain(results["results"]),
-        "versions": _plain(results.get("versions", {})),
-        "samples": _plain(samples),
-    }
-
-
-def _are_pairs(sample: dict[str, Any]) -> bool:
-    """Whether the answers are (log-likelihood, whether it is the greedy choice)."""
-    return all(isinstance(answer, (list, tuple)) and len(answer) == 2 for answer in sample["filtered_resps"])
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON doesn't know becomes text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, (str, int, float, bool)) or value is None:
-        return value
-    return value.item() if hasattr(value, "item") else str(value)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
 from common.publish import write_json_output, write_json_whole
 from eval.generation.decoding import Decoding
-from eval.generation.sampling import Sampling
+from eval.generation.options import Sampling
 from eval.hugging_face.hf_config import to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from eval.shared.arguments import add_device, add_dtype, add_json

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from eval.generation.sampling import Sampling, choose_tokens
+from eval.generation.options import Sampling
+from eval.generation.sampling import choose_tokens
 from model.cache import KVCache
 from model.config import ModelConfig
 from model.gpt import GPT

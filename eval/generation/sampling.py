@@ -5,12 +5,12 @@ top-p, min-p. B batch, T sequence, V vocabulary.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError
+from eval.generation.options import Sampling
 from model.gpt import GPT
 from model.precision import non_finite_predictions
 
@@ -18,52 +18,18 @@ NEVER = float("-inf")
 LEAST_TEMPERATURE = 1e-30  # below it logits divided by the temperature leave float32; this one is greedy already
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is chosen from the logits. The defaults draw from the model's own distribution.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the most likely token (greedy) and ignores what follows.
-        top_k: only the k most likely tokens stay; 0 keeps all.
-        top_p: only the fewest most likely tokens stay that have this probability together ("nucleus", Holtzman et al.
-            2019, arXiv:1904.09751); 1 keeps all.
-        min_p: only tokens at least this fraction as likely as the likeliest stay (Nguyen et al. 2024,
-            arXiv:2407.01082); 0 keeps all.
-        repetition_penalty: what the text holds already has its logit divided by this if positive, multiplied if
-            negative (Keskar et al. 2019, arXiv:1909.05858); 1 changes nothing. Greedy choices heed it too.
-
-    Raises UserError for an impossible value.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, good, range_ in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or above"),
-            ("top-k", self.top_k >= 0, "0 (all tokens) or above"),
-            ("top-p", 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("min-p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition-penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
-        ):
-            if not good:
-                raise UserError(f"{name} is {getattr(self, name.replace('-', '_'))}; it must be {range_}")
-
-    def filter(self, logits: Tensor, seen: Tensor | None = None) -> Tensor:
-        """(B, V) logits as every filter leaves them; `seen` (B, V) bool: what a row's text holds already."""
-        if seen is not None and self.repetition_penalty != 1:
-            logits = penalise_repetition(logits, seen, self.repetition_penalty)
-        if self.temperature == 0:
-            return logits
-        logits = logits.float() / max(self.temperature, LEAST_TEMPERATURE)
-        if self.top_k > 0:
-            logits = keep_top_k(logits, self.top_k)
-        if self.top_p < 1:
-            logits = keep_top_p(logits, self.top_p)
-        return keep_min_p(logits, self.min_p) if self.min_p > 0 else logits
+def filtered(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
+    """(B, V) logits as every filter leaves them; `seen` (B, V) bool: what a row's text holds already."""
+    if seen is not None and sampling.repetition_penalty != 1:
+        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+    if sampling.temperature == 0:
+        return logits
+    logits = logits.float() / max(sampling.temperature, LEAST_TEMPERATURE)
+    if sampling.top_k > 0:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    return keep_min_p(logits, sampling.min_p) if sampling.min_p > 0 else logits
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
@@ -108,10 +74,10 @@ def choose_tokens(
     """
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise UserError(non_finite_predictions(logits.dtype))
-    filtered = sampling.filter(logits, seen)
+    logits = filtered(logits, sampling, seen)
     if sampling.temperature == 0:
-        return filtered.argmax(dim=-1, keepdim=True)  # (B, 1)
-    probabilities = filtered.softmax(dim=-1).cpu()  # (B, V)
+        return logits.argmax(dim=-1, keepdim=True)  # (B, 1)
+    probabilities = logits.softmax(dim=-1).cpu()  # (B, V)
     drawn = [torch.multinomial(row, 1, generator=g) for row, g in zip(probabilities, generators, strict=True)]
     return torch.stack(drawn).to(logits.device)  # (B, 1)
 

@@ -1,17 +1,26 @@
 """Options that the evaluation commands share, so that they are called and explained alike."""
 
 import argparse
+import os
 from pathlib import Path
 
+from common.checkpoint_files import find_checkpoint
 from common.errors import UserError
 from common.paths import expand_path
 from common.publish import file_to_write
 
+DTYPES = ("bf16", "fp16", "fp32")  # those of model.precision, which imports torch: a test compares them
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def add_run(parser: Parser) -> None:
     parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+
+
+def require_run(run: Path) -> None:
+    """Raises UserError where there is no such folder; whether its checkpoints are whole is not asked, it takes long."""
+    if not os.path.isdir(run):  # False as well where it may not be looked at
+        find_checkpoint(run)
 
 
 def folder_to_make(name: str) -> Path:
@@ -32,9 +41,7 @@ def add_device(parser: Parser, default: str = "auto") -> None:
 
 
 def add_dtype(parser: Parser, of: str = "matrix products") -> None:
-    from model.precision import TORCH_DTYPES  # here, so that reports need not wait for torch
-
-    parser.add_argument("--dtype", choices=sorted(TORCH_DTYPES), default="fp32", help=f"of {of} (default fp32)")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help=f"of {of} (default fp32)")
 
 
 def add_json(parser: Parser, what: str = "figures") -> None:

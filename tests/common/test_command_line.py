@@ -5,9 +5,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, get_args
 
 from common.version import VERSION
+from eval.shared.arguments import DTYPES
+from model.precision import Dtype
 
+Answers = dict[str, list[Any]]  # by command: status, output, complaint
 PROJECT = Path(__file__).resolve().parents[2]
 LAUNCHER = "train/launch.py"  # answers mistakes in a process that it starts: tests/train/test_launch_options.py
 OF_LAUNCHER = "train/launching/torchrun_agent.py"  # only it starts that
@@ -16,7 +20,7 @@ ASK_ALL = """
 import contextlib, json, runpy, sys, tempfile
 answers = {}
 for question in sys.argv[1:]:
-    script, _ = sys.argv = question.split()
+    script, *_ = sys.argv = question.split()
     said, complained = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
         try:
@@ -27,6 +31,36 @@ for question in sys.argv[1:]:
     answers[question] = [status, *(file.seek(0) or file.read() for file in (said, complained))]
 print(json.dumps(answers))
 """
+
+WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n" + ASK_ALL  # which makes `import torch` an ImportError
+TIMES_TORCH = "it measures torch's own work"
+NEED_TORCH = {
+    "eval/benchmarks/bench_generate.py": TIMES_TORCH,
+    "eval/benchmarks/bench_hellaswag.py": TIMES_TORCH,
+    "model/benchmarks/bench_attention.py": TIMES_TORCH,
+    "train/benchmarks/bench_checkpoint.py": TIMES_TORCH,
+    "train/benchmarks/bench_loader.py": TIMES_TORCH,
+}
+# What is answered from the command line and the files that it names, and words of the complaint.
+BAD_VALUES = {
+    "eval/export_hf.py no-run no-folder": "no-run is not a folder",
+    "eval/generate.py no-run": "nothing to go on from",
+    "eval/generate.py no-run --prompt=a": "no-run is not a folder",
+    "eval/generate.py no-run --prompt=a --top-p=2": "top-p is 2.0",
+    "eval/generate.py no-run --prompt=a --samples=0": "--samples is 0",
+    "eval/generate.py no-run --prompt-file=no-file": "no-file",
+    "eval/harness.py no-run --tasks=piqa": "no-run is not a folder",
+    "eval/harness.py no-run --tasks=piqa --batch=0": "--batch is 0",
+    "eval/hellaswag.py no-run --data=no-file": "no-file",
+    "eval/hellaswag.py no-run --limit=0": "--limit is 0",
+    "eval/import_hf.py ./no-model no-folder": "no-model is neither a folder nor",
+    "eval/perplexity.py no-run": "no-run is not a folder",
+    "eval/perplexity.py eval --data=no-data": "no-data",
+    "eval/perplexity.py no-run --dtype=fp8": "fp8",
+    "train/finetune.py no-run": "no-run is not a folder",
+    "train/pretrain.py --data.path=no-data": "there is no token set in",
+    "train/pretrain.py --optim.lr=x": "optim.lr is x",
+}
 
 
 def entry_scripts() -> list[str]:
@@ -43,11 +77,36 @@ def test_a_mistake_is_one_line_and_help_is_there() -> None:
     assert len(scripts) > 25 and LAUNCHER in scripts
     mistakes = [f"{script} {mistake}" for script in scripts if script != LAUNCHER for mistake in MISTAKES]
     questions = [f"{script} {question}" for script in scripts for question in ("--help", "--version")]
+    check(ask(ASK_ALL, [*mistakes, *questions]), scripts, mistakes)
+
+
+def test_entries_answer_before_torch_is_imported() -> None:
+    scripts = entry_scripts()
+    assert NEED_TORCH.keys() <= set(scripts)
+    scripts = [script for script in scripts if script not in NEED_TORCH]
+    mistakes = [f"{script} {mistake}" for script in scripts if script != LAUNCHER for mistake in MISTAKES]
+    questions = [f"{script} {question}" for script in scripts for question in ("--help", "--version")]
+    answers = ask(WITHOUT_TORCH, [*mistakes, *questions, *BAD_VALUES])
+    check(answers, scripts, [*mistakes, *BAD_VALUES])
+    for mistake, words in BAD_VALUES.items():
+        assert words in answers[mistake][2], (mistake, answers[mistake])
+
+
+def test_entries_offer_the_dtypes_that_the_model_has() -> None:
+    assert get_args(Dtype) == DTYPES
+
+
+def ask(code: str, questions: list[str]) -> Answers:
+    """Status, output and complaint of each command, run one after the other in one process."""
     done = subprocess.run(
-        [sys.executable, "-c", ASK_ALL, *mistakes, *questions], cwd=PROJECT, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, *questions], cwd=PROJECT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    answers = json.loads(done.stdout)
+    answers: Answers = json.loads(done.stdout)
+    return answers
+
+
+def check(answers: Answers, scripts: list[str], mistakes: list[str]) -> None:
     for mistake in mistakes:
         status, said, complained = answers[mistake]
         assert (status, said) == (2, ""), (mistake, said)

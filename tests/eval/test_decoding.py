@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from eval.generation.decoding import COUNT, END, FULL, Decoding, context_start, goes_on
-from eval.generation.sampling import Sampling
+from eval.generation.options import Sampling
 from tests.model.small import option_id, pairwise_options, small_model
 
 BLOCK = 16

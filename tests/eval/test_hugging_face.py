@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.version import VERSION
 from data_prep.tokenization.tokenizer import END_OF_TEXT, CharTokenizer, load_tokenizer
 from eval import export_hf, import_hf
+from eval.hugging_face import export
 from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
@@ -241,7 +242,7 @@ def test_an_export_that_differs_is_not_published(tmp_path, monkeypatch):
     def with_another_activation(*arguments):
         return honest(*arguments) | {"activation_function": "gelu"}
 
-    monkeypatch.setattr(export_hf, "to_config", with_another_activation)
+    monkeypatch.setattr(export, "to_config", with_another_activation)
     monkeypatch.setattr(sys, "argv", ["script", str(checkpoint), str(tmp_path / "hf")])
     with pytest.raises(UserError, match="other logits"):
         export_hf.main()
@@ -275,7 +276,7 @@ def test_folders_in_the_way_and_foreign_models_are_refused(tmp_path, monkeypatch
 
 def test_transformers_is_imported_only_where_it_is_used():
     code = (
-        "import sys, eval.export_hf, eval.import_hf, eval.generate; "
+        "import sys, eval.hugging_face.export, eval.hugging_face.import_model, eval.generation.texts; "
         "sys.exit(bool({'transformers', 'tokenizers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=120).returncode == 0

@@ -14,7 +14,8 @@ import torch
 from common.errors import UserError
 from common.metrics_file import read_metrics
 from data_prep.token_sets.token_set import TokenSet
-from eval.perplexity import main, measure, ratio
+from eval.perplexity import main
+from eval.perplexity_task.measure import measure, ratio
 from eval.shared.loading import load_checkpoint
 from model.ranks import start_ranks
 from tests.eval.checkpoints import write_checkpoint

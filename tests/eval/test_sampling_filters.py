@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from eval.generation.sampling import Sampling, choose_tokens, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
+from eval.generation.options import Sampling
+from eval.generation.sampling import choose_tokens, filtered, keep_min_p, keep_top_k, keep_top_p, penalise_repetition
 
 ROWS, VOCAB, PADDING = 40, 61, 3
 
@@ -62,7 +63,7 @@ def test_all_filters_come_in_hugging_faces_order(processors):
         expected = processor(texts, expected)
     seen = torch.zeros(ROWS, VOCAB, dtype=torch.bool).scatter(1, texts, True)
     sampling = Sampling(temperature=0.7, top_k=30, top_p=0.8, min_p=0.05, repetition_penalty=1.2)
-    assert torch.equal(sampling.filter(rows, seen), expected)
+    assert torch.equal(filtered(rows, sampling, seen), expected)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ DESCRIPTIONS = ("config.json", "config.json", "config.json", "tokenizer.json", "
 def prepare(bases: Path) -> None:
     """A folder of every form: GPT-2's files, tokenizers of a model's own, exported ones, in parts, pickled."""
     from eval import import_hf
-    from eval.export_hf import write_files
+    from eval.hugging_face.export import write_files
     from eval.shared.loading import load_checkpoint
     from tests.eval.checkpoints import write_checkpoint
     from tests.eval.hf_folders import gpt2_folder, llama_folder, two_id_folder

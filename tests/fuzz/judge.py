@@ -31,6 +31,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _PRELOADED = [
     "torch", "torch.distributed", "torch._dynamo", "numpy", "tests.fuzz.judge", "train.pretrain", "train.finetune",
     "eval.generate", "eval.perplexity", "eval.import_hf", "eval.report", "eval.compare", "data_prep.text_files",
+    "eval.generation.texts", "eval.perplexity_task.report", "eval.hugging_face.import_model",
 ]  # fmt: skip
 _STARTING = threading.Lock()  # multiprocessing starts its server without one
 

@@ -1,0 +1,122 @@
+"""Texts that a model generates after prompts: shown as they come, and asked for one after the other."""
+
+import contextlib
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.plain_text import as_typed, print_text
+from eval.generation.decoding import FULL, STOPPED, Decoding, Row
+from eval.generation.options import HALF_OF_THE_CONTEXT, GenerationOptions
+from eval.generation.text_stream import TextStream
+from eval.shared.loading import Loaded, device_for, load_checkpoint
+from model.cpu_inference import pack
+from model.devices import DeviceChoice
+from model.precision import TORCH_DTYPES, Dtype
+
+
+@dataclass(frozen=True)
+class Text:
+    """One finished text. `ended`: count, end of text, stop string or context full."""
+
+    prompt: str
+    sample: int
+    text: str
+    tokens: int
+    ended: str
+
+
+def load(run: Path, options: GenerationOptions, device: DeviceChoice, dtype: Dtype) -> tuple[Loaded, GenerationOptions]:
+    """The model, ready to generate, and the options with the number of tokens to forget at a time.
+
+    Raises UserError where there is no checkpoint, or more is to be forgotten than the context holds.
+    """
+    loaded = load_checkpoint(run, device_for(device))
+    pack(loaded.model.to(TORCH_DTYPES[dtype]))
+    context = loaded.model.config.block_size
+    slide = max(1, context // 2) if options.slide == HALF_OF_THE_CONTEXT else options.slide
+    if slide is not None and not 1 <= slide <= context:
+        raise UserError(f"--slide is {slide}; it must be between 1 and the context of {context} tokens")
+    return loaded, replace(options, slide=slide)
+
+
+def generate_all(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> dict[str, Any]:
+    """Generate and show every text; return the texts and figures as JSON has them."""
+    started = time.monotonic()
+    texts = generate(loaded, prompts, options)
+    seconds = time.monotonic() - started
+    return {
+        "checkpoint": str(loaded.checkpoint),
+        "step": loaded.manifest["step"],
+        **asdict(options),
+        "texts": [asdict(text) for text in texts],
+        "seconds": seconds,
+        "tokens_per_second": sum(text.tokens for text in texts) / seconds,
+    }
+
+
+def generate(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> list[Text]:
+    """Generate and show every text: a single one as it comes, several one after the other when all are done."""
+    tokenizer = loaded.tokenizer
+    decoding = Decoding(
+        loaded.model,
+        [tokenizer.prompt(prompt) for prompt in prompts],
+        options.sampling,
+        count=options.max_tokens,
+        samples=options.samples,
+        seed=options.seed,
+        end_ids=() if options.past_end else tokenizer.end_ids,
+        slide=options.slide,
+    )
+    streams = [TextStream(tokenizer, options.stops, continues=bool(prompts[row.prompt])) for row in decoding.rows]
+    alone = len(streams) == 1
+    if alone:
+        print_text(prompts[0])
+    for step in decoding:
+        for index, token in step:
+            new = streams[index].push(token)
+            if alone:
+                print_text(new)
+            if streams[index].stopped:
+                decoding.finish(index)
+    for number, (row, stream) in enumerate(zip(decoding.rows, streams, strict=True), 1):
+        rest = stream.finish()
+        if stream.stopped:
+            row.ended = STOPPED
+        print_text(f"{rest}\n" if alone else f"── {number} of {len(streams)}\n{prompts[row.prompt]}{stream.text}\n")
+    complain(decoding.rows, loaded.model.config.block_size)
+    return [
+        Text(prompts[row.prompt], row.sample, stream.text, row.written, str(row.ended))
+        for row, stream in zip(decoding.rows, streams, strict=True)
+    ]
+
+
+def complain(rows: list[Row], block_size: int) -> None:
+    full = sum(row.ended == FULL for row in rows)
+    if full:
+        which = "the text" if len(rows) == 1 else f"{full} of {len(rows)} texts"
+        print(
+            f"{which} ended where the model's context of {block_size} tokens is full: --slide goes on past it",
+            file=sys.stderr,
+        )
+
+
+def converse(loaded: Loaded, options: GenerationOptions) -> int:
+    """Ask for a prompt, generate, ask again. Ctrl-C ends a text, end of input the conversation."""
+    with contextlib.suppress(ImportError):  # Windows has none
+        import readline  # noqa: F401 (arrow keys and history)
+    while True:
+        try:
+            prompt = as_typed(input("> "))
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return 0
+        try:
+            generate(loaded, [prompt], options)
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)

@@ -1,0 +1,91 @@
+"""HellaSwag's questions answered by a checkpoint, and told with what each score compares with."""
+
+import argparse
+import time
+from typing import Any
+
+from common.progress import format_duration, progress_bar
+from common.publish import write_json_output
+from eval.hellaswag_task.examples import FULL_SIZE, HellaSwag
+from eval.hellaswag_task.metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
+from eval.hellaswag_task.multiple_choice import BatchSize, require_room, trunk_share
+from eval.shared.loading import Loaded, load_checkpoint, start_evaluation
+from model.ranks import Ranks
+
+COMPARABLE = {
+    "acc": "build-nanogpt's acc; not lm-eval's, whose prompt differs",
+    "acc_norm": "GPT-2 124M 0.2945, nanoGPT and its kin, GPT-3's paper",
+    "acc_norm_chars": "lm-eval's acc_norm",
+}
+NOT_COMPARABLE = "nothing published: the text form's contexts are used as they stand"
+
+
+def evaluate(arguments: argparse.Namespace, data: HellaSwag) -> None:
+    """Answer what eval/hellaswag.py was asked for, and print the scores. Raises UserError. All ranks call."""
+    ranks = start_evaluation(arguments.device)
+    loaded = load_checkpoint(arguments.run, ranks.device, ranks)
+    started = time.monotonic()
+    choices = answer(loaded, data, ranks, arguments)
+    seconds = time.monotonic() - started
+    if ranks.is_first:
+        accuracies = {metric: accuracy(chosen, data.examples) for metric, chosen in choices.items()}
+        show(loaded, data, accuracies, seconds)
+        if arguments.json:
+            setting = {"dtype": arguments.dtype, "device": str(ranks.device), "world_size": ranks.world_size}
+            report = describe(loaded, data, accuracies) | setting | {"seconds": seconds}
+            write_json_output(arguments.json, report | {"predictions": predictions(data, choices)})
+    ranks.close()
+
+
+def answer(loaded: Loaded, data: HellaSwag, ranks: Ranks, arguments: argparse.Namespace) -> dict[Metric, Choices]:
+    size = BatchSize.for_device(ranks.device)
+    if arguments.batch:
+        size = BatchSize(arguments.batch, max(1, arguments.batch * size.endings // size.contexts))
+    questions = build_questions(data.examples, loaded.tokenizer).distinct()
+    require_room(questions, loaded.model.config.block_size)
+    total = trunk_share(questions, loaded.model.config.block_size, ranks, size)
+    with progress_bar(total, "context", "HellaSwag", disable=not ranks.is_first) as bar:
+        return choose_all(
+            loaded.model,
+            data.examples,
+            loaded.tokenizer,
+            ranks,
+            dtype=arguments.dtype,
+            batch_size=size,
+            done=bar.update,
+        )
+
+
+def show(loaded: Loaded, data: HellaSwag, accuracies: dict[Metric, Accuracy], seconds: float) -> None:
+    count = len(data.examples)
+    which = f"all {count:,} examples" if count == FULL_SIZE else f"{count:,} of {FULL_SIZE:,} examples"
+    print(f"{loaded.checkpoint}: {which} of {data.path} in {format_duration(seconds)}")
+    for metric, result in accuracies.items():
+        error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
+        compare = f"   compare with {COMPARABLE[metric]}" if data.official else ""
+        print(f"  {metric:14} {result.value:.4f}{error}{compare}")
+    if not data.official:
+        print(f"  comparable with {NOT_COMPARABLE}")
+
+
+def describe(loaded: Loaded, data: HellaSwag, accuracies: dict[Metric, Accuracy]) -> dict[str, Any]:
+    """The figures as JSON."""
+    report: dict[str, Any] = {metric: result.value for metric, result in accuracies.items()}
+    report |= {f"{metric}_stderr": result.standard_error for metric, result in accuracies.items()}
+    return report | {
+        "examples": len(data.examples),
+        "all_examples": len(data.examples) == FULL_SIZE,
+        "comparable_with": COMPARABLE if data.official else NOT_COMPARABLE,
+        "data": {"file": data.path.name, "sha256": data.sha256, "form": "official" if data.official else "text"},
+        "checkpoint": str(loaded.checkpoint),
+        "step": loaded.manifest["step"],
+        "tokens": loaded.manifest["tokens"],
+    }
+
+
+def predictions(data: HellaSwag, choices: dict[Metric, Choices]) -> list[dict[str, int]]:
+    """By example, in the file's order: the right ending and the one chosen by each definition."""
+    return [
+        {"label": example.label} | {metric: int(chosen[number]) for metric, chosen in choices.items()}
+        for number, example in enumerate(data.examples)
+    ]
