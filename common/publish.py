@@ -141,8 +141,13 @@ def _json_text(value: Any) -> str:
 
 
 def write_output(path: Path, data: bytes | str) -> None:
-    """`write_whole` for a file that the command line named. Raises UserError where the file system does not take it."""
+    """`write_whole` for a file that the command line named, and the folders above it.
+
+    Raises UserError where the file system does not take it.
+    """
     try:
+        if not is_written_through(path):
+            _followed(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, data)
     except OSError as error:
         raise UserError(refusal("written", error, path, otherwise="name another file")) from None
@@ -183,7 +188,9 @@ def _write_through(path: Path | str, content: bytes) -> None:
 
 
 def file_to_write(name: str | Path) -> Path:
-    """A file that a command is to write when its work is done, its folder made now: the type of such an option.
+    """A file that a command is to write when its work is done, with `write_output`: the type of such an option.
+
+    Makes nothing: another option may be wrong.
 
     Raises UserError where it can't be written, before the work rather than after it.
     """
@@ -194,9 +201,11 @@ def file_to_write(name: str | Path) -> Path:
         why = "" if os.access(path, os.W_OK) else "no permission to write to it"
     else:
         try:
-            folder = _followed(path).parent
-            folder.mkdir(parents=True, exist_ok=True)
-            why = "" if os.access(folder, os.W_OK) else f"no permission to write into {folder}"
+            folder = next(above for above in _followed(path).parents if os.path.lexists(above))
+            if not folder.is_dir():
+                why = os.strerror(errno.ENOTDIR)
+            elif not os.access(folder, os.W_OK):
+                why = f"no permission to write into {folder}"
         except OSError as error:
             why = str(error.strerror)
     if why:

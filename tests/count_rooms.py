@@ -30,7 +30,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from common.paths import PROJECT
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from tests.helpers.import_graph import imported_by, module_name
 from tests.helpers.source_code import ROOMS
 from tests.helpers.token_sets import make_token_set
@@ -135,7 +135,7 @@ def main() -> int:
         for key, title in ROWS.items():
             print(f"\n{title}:", *(versions["this"][key] or ["(not there)"]), sep="\n  ")
     if arguments.json is not None:
-        write_json_whole(arguments.json, {name: facts[name] | versions[name] for name in versions})
+        write_json_output(arguments.json, {name: facts[name] | versions[name] for name in versions})
     return 0
 
 

@@ -29,7 +29,7 @@ import psutil
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from tests.helpers.compare_runs import first_difference, read_lines
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.versions import checked_out, described
@@ -197,7 +197,7 @@ def main() -> int:
         import torch
 
         versions = {"python": sys.version.split()[0], "torch": torch.__version__}
-        write_json_whole(arguments.json, {**facts, **versions, "cases": rows})
+        write_json_output(arguments.json, {**facts, **versions, "cases": rows})
     return int(any(row["same"] is False for row in rows))
 
 

@@ -24,7 +24,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.progress import progress_bar
-from common.publish import file_to_write, write_json_whole
+from common.publish import file_to_write, write_json_output
 from model.attention_masks import Visibility, attend, see_before
 from model.flex import flex_works
 
@@ -145,7 +145,7 @@ def main() -> int:
         print(f"{name:<24}{row['milliseconds']:>10.1f}{row['ratio_to_full']:>10.2f}{difference:>14}")
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}
-        write_json_whole(options.json, {"settings": settings, "torch": torch.__version__, "contestants": figures})
+        write_json_output(options.json, {"settings": settings, "torch": torch.__version__, "contestants": figures})
     return 0
 
 

@@ -60,7 +60,7 @@ def test_path_arguments_of_all_commands_are_expanded(tmp_path: Path, monkeypatch
     found = parser.parse_args(["--data=~/x", "--json=~/figures/x.json", "~/a", "$HOME/b"])
     assert (found.data, found.json) == (tmp_path / "x", tmp_path / "figures" / "x.json")
     assert found.runs == [tmp_path / "a", tmp_path / "b"]
-    assert (tmp_path / "figures").is_dir()
+    assert not (tmp_path / "figures").exists(), "nothing is made before the work"
     with pytest.raises(UserError, match="the variable NO_SUCH_DISK is not set here"):
         parser.parse_args(["--data=$NO_SUCH_DISK/x"])
 

@@ -163,7 +163,10 @@ def test_numbers_as_people_read_them() -> None:
 
 
 def test_a_file_to_write_is_refused_before_the_work_in_one_line(tmp_path: Path) -> None:
-    assert file_to_write(str(tmp_path / "new" / "deep" / "a.json")).parent.is_dir()
+    new = file_to_write(str(tmp_path / "new" / "deep" / "a.json"))
+    assert not (tmp_path / "new").exists(), "another option may be wrong: nothing is left of a command that is refused"
+    write_json_output(new, {"a": 1})
+    assert json.loads(new.read_text()) == {"a": 1}
     (tmp_path / "taken").write_text("a file")
     for path in (tmp_path / "taken" / "a.json", tmp_path / "taken" / "deep" / "a.json", tmp_path):
         with pytest.raises(UserError, match="can't be written") as error:
