@@ -211,12 +211,18 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: Path, data: Path
     assert any("damaged" in path.name for path in run.checkpoints.iterdir())
 
 
-def test_a_finished_run_is_done_for_the_same_command_only(tmp_path: Path, data: Path) -> None:
+def test_a_finished_run_is_done_for_the_same_command_only(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is answered, as mistakes are, without torch."""
     arguments = tiny_arguments(tmp_path, data, "finished", "--run.max_steps=3")
     train(1, tmp_path, arguments)
     run = run_of(tmp_path, "finished")
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
     relative = [argument for argument in arguments if not argument.startswith("--run.root")]
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "torch.py").write_text("raise ImportError('it is not to be imported')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "without"))
     again = train_by_path(*relative, "--log.every_steps=7", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"{run.path} is done: step 3 of 3" in again.stdout  # wherever that is: runs, as the default has it
@@ -228,6 +234,11 @@ def test_a_finished_run_is_done_for_the_same_command_only(tmp_path: Path, data: 
     fewer = train_by_path(*arguments, "--run.max_steps=2")
     assert fewer.returncode == 2
     assert "is at step 3 already, past run.max_steps 2: give --run.max_steps 3 to end it there" in fewer.stderr
+    for mistake, words in (
+        ("--model.vocab_size=300", "model.vocab_size is 300, but the tokenizer of"),
+        ("--batch.tokens_per_step=500", "is not a whole number of sequences of 16 tokens"),
+    ):
+        assert words in train_by_path(*arguments, mistake).stderr
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
     state = run.read_state()
     assert state is not None

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, replace
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
+from common.errors import UserError
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from model.rank_environment import find_place
@@ -68,7 +69,11 @@ def _is_done(request: Request) -> bool:
     saved = list_checkpoints(folder.checkpoints)
     if not saved or saved[0][0] < config.run.max_steps:
         return False
-    if (folder.read_state() or {}).get("status") != "done":
+    try:
+        state = folder.read_state() or {}
+    except (OSError, UserError):  # the start that follows has its words for that
+        return False
+    if state.get("status") != "done":
         return False
     checkpoint, _ = choose_checkpoint(options.resume, folder)
     if checkpoint is None or checkpoint.resolve().parent != folder.checkpoints.resolve():
