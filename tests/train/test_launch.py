@@ -153,7 +153,8 @@ def test_an_error_of_one_rank_is_reported_with_rank_host_and_traceback(tmp_path:
         )
     )
     run = run_of(tmp_path, "broken")
-    launcher = launch(script, tiny_arguments(tmp_path, data, "broken"))
+    saved_at_once = "--checkpoint.asynchronous=false"  # step 5 is published before step 7 fails
+    launcher = launch(script, tiny_arguments(tmp_path, data, "broken", saved_at_once))
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 1, errors
     state = state_of(run)
