@@ -1,8 +1,7 @@
 """What is measured between steps and leaves the training curve untouched.
 
 An evaluation is one class in one file, and one line in `train.evaluations.registry`. What it measures goes to
-metrics.jsonl as a record with its `kind`; its `curves` say which figures these records hold, so that reports, watch and
-wandb show them without knowing it.
+metrics.jsonl as a record with its `kind`.
 """
 
 from __future__ import annotations
