@@ -48,7 +48,7 @@ def share_threads(local_world_size: int) -> int:
 
     An explicit OMP_NUM_THREADS wins, except torchrun's own default of 1, which would waste the other cores.
 
-    Raises UserError where it is no number (of its lists, one for each level of nesting, the first counts).
+    Raises UserError where it isn't a number (of its lists, one for each level of nesting, the first counts).
     """
     name = "OMP_NUM_THREADS"
     first = {name: os.environ.get(name, "").split(",")[0]}

@@ -2,7 +2,7 @@
 
 JSON's own values stand for themselves (floats in the shortest digits that give the same bits; NaN and infinities).
 Every other value is an object with its kind as its only key: {"tuple": […]}, {"dict": [[key, value]]}, {"Path": "…"},
-{"Due": {"validation": true, …}}.
+{"Progress": {"step": 3, …}}.
 """
 
 import json

@@ -58,7 +58,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     # What happens between steps
     untrained = weights.untrained and plan.checkpoint is None
     tokenizer = load_tokenizer(tokens.tokenizer_spec)
-    tools = Tools(config, model, tokens, tokenizer, ranks, plan.batch, dtype, recorder, untrained)
+    tools = Tools(model, tokens, tokenizer, ranks, plan.batch, dtype, recorder, untrained)
     for evaluation in request.evaluations:
         evaluation.build(tools)
 

@@ -16,7 +16,6 @@ from common.errors import UserError, exit_on_user_error
 from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
 from model.config import ModelConfig
-from train.evaluations.registry import EVALUATIONS
 from train.pretrain import train
 from train.settings.command_line import QUESTIONS, Command, read_command
 from train.settings.finetune import check_targets, fit_to_base
@@ -35,7 +34,7 @@ def main() -> int:
     base = find_base(given, folder)
     fit_to_base(config.model, base.model)
     check_targets(config.lora, base.model)
-    request = check_request(config, options, with_adapters(base, config.lora.adapters()), EVALUATIONS)
+    request = check_request(config, options, with_adapters(base, config.lora.adapters()))
     if request is None:
         return 0
     from torch.distributed.elastic.multiprocessing.errors import record  # from here on it takes torch

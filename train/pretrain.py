@@ -13,7 +13,6 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import exit_on_user_error
-from train.evaluations.registry import EVALUATIONS
 from train.settings.command_line import read_config
 from train.startup.initial_weights import FromScratch
 from train.startup.request import Request, check_request
@@ -22,7 +21,7 @@ from train.startup.request import Request, check_request
 def main() -> int:
     """Read the command, answer what is wrong with it or done already, and train."""
     config, options = read_config()
-    request = check_request(config, options, FromScratch(), EVALUATIONS)
+    request = check_request(config, options, FromScratch())
     if request is None:
         return 0
     from torch.distributed.elastic.multiprocessing.errors import record  # from here on it takes torch

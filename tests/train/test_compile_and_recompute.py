@@ -135,7 +135,7 @@ def validating_shapes(data: Path) -> tuple[list[tuple[int, ...]], list[tuple[int
     plan = plan_batch(4 * 16 * ranks.world_size, 16, 4, ranks.world_size)
     validation = Validation(config)
     tokenizer = load_tokenizer(tokens.tokenizer_spec)
-    validation.build(Tools(config, model, tokens, tokenizer, ranks, plan, "fp32", recorder, untrained=False))
+    validation.build(Tools(model, tokens, tokenizer, ranks, plan, "fp32", recorder, untrained=False))
     validation.warm_up()
     warm = list(met)
     validation.measure(Progress(), WHOLE)

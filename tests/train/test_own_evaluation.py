@@ -40,7 +40,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_with_the_toy(arguments: list[str], *, failing_at: int | None = None) -> None:
-    from train import pretrain
+    from train.startup import request
 
     class Failing(CountNorms):
         def measure(self, progress: Progress, parts: Parts) -> None:
@@ -48,7 +48,7 @@ def train_with_the_toy(arguments: list[str], *, failing_at: int | None = None) -
                 raise ZeroDivisionError
             super().measure(progress, parts)
 
-    pytest.MonkeyPatch().setattr(pretrain, "EVALUATIONS", (*registry.EVALUATIONS, Failing))
+    pytest.MonkeyPatch().setattr(request, "EVALUATIONS", (*registry.EVALUATIONS, Failing))
     train_as_rank(arguments)
 
 

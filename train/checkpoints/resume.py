@@ -26,7 +26,7 @@ PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things 
 
 
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from (None for a new run), and what was passed over: newer ones that are damaged.
+    """The checkpoint to resume from (None for a new run), and what was passed over: newer ones that are damaged.
 
     A path that the run has begun from means its own newest once it has checkpoints: the same command goes on.
 
@@ -130,7 +130,7 @@ def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -
 def check_same_run(
     checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str], *, optimizer: str
 ) -> None:
-    """Refuse to go on with another model, optimizer, seed or batch than the checkpoint's, or other data.
+    """Refuse to resume with another model, optimizer, seed or batch than the checkpoint's, or other data.
 
     Args:
         config: this run's resolved configuration. allowed: fields that may differ, as section.key.

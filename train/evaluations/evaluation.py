@@ -6,12 +6,12 @@ metrics.jsonl as a record with its `kind`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
-from common.metrics_file import metrics_of_step, read_records, record_kind
+from common.metrics_file import metrics_of_step, record_kind
 from common.os_errors import refusal
 from common.run_folder import RunFolder
 from train.progress import Progress
@@ -35,7 +35,6 @@ Due = dict[str, Parts]  # by the evaluation's name: what is due after a step
 class Tools:
     """What evaluations are built from, once the model is there."""
 
-    config: Config
     model: GPT
     tokens: TokenSet
     tokenizer: Tokenizer
@@ -52,20 +51,13 @@ class Written:
 
     step: int
     records: list[dict[str, Any]]  # of metrics.jsonl
-    folder: RunFolder
-
-    def samples(self) -> list[dict[str, Any]]:
-        """The step's samples. The file keeps those of a pass that was overwritten: they are older than the step."""
-        times = (record.get("time") or 0.0 for record in self.records if record_kind(record) == "train")
-        trained = max(times, default=0.0)
-        found = [sample for sample in read_records(self.folder.samples) if sample.get("step") == self.step]
-        return [sample for sample in found if (sample.get("time") or 0.0) >= trained]
+    folder: RunFolder  # for what is elsewhere
 
 
 class Evaluation:
     """One of them. It is made of the configuration only; what needs the model comes with `build`."""
 
-    name = ""  # of its row in a report's time spent, and of the kind of its records
+    name = ""  # the kind of its records, and what a start finds it by
     phase = ""  # what a rank does meanwhile, for its heartbeat
     before_save = False  # whether it comes before a save that is due at the same step, as that records the figure
     at_start = False  # whether it is also due before the first step
@@ -129,8 +121,3 @@ def missing_after(step: int, evaluations: Iterable[Evaluation], folder: RunFolde
         path = error.filename or folder.metrics
         raise UserError(refusal("read", error, path, otherwise="start the same command again")) from None
     return {name: parts for name, parts in found.items() if parts}
-
-
-def as_due(plain: Mapping[str, Iterable[int]]) -> Due:
-    """A `Due` that has travelled between ranks as JSON."""
-    return {name: tuple(parts) for name, parts in plain.items()}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from common.errors import UserError
+from common.metrics_file import read_records, record_kind
 from common.seeds import seed_of
 from data_prep.tokenization.tokenizer import load_tokenizer
 from train.evaluations.evaluation import Evaluation, Parts, Tools, Written, is_due
@@ -39,7 +40,7 @@ class Samples(Evaluation):
         return tuple(range(len(wished.prompts))) if is_due(step, wished.sample_every_steps) else ()
 
     def missing(self, parts: Parts, written: Written) -> Parts:
-        found = Counter(str(sample.get("prompt")) for sample in written.samples())
+        found = Counter(str(sample.get("prompt")) for sample in _samples_of(written))
         unwritten = []
         for index in parts:
             prompt = self.config.eval.prompts[index]
@@ -86,3 +87,11 @@ class Samples(Evaluation):
         except UserError:
             return None
         return tokenizer.decode(generated, continues=bool(prompt))
+
+
+def _samples_of(written: Written) -> list[dict[str, Any]]:
+    """The step's samples. The file keeps those of a pass that was overwritten: they are older than the step."""
+    times = (record.get("time") or 0.0 for record in written.records if record_kind(record) == "train")
+    trained = max(times, default=0.0)
+    found = [sample for sample in read_records(written.folder.samples) if sample.get("step") == written.step]
+    return [sample for sample in found if (sample.get("time") or 0.0) >= trained]

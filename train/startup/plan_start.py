@@ -1,6 +1,6 @@
 """The second phase of a start: which checkpoint, what `auto` means, the batch, what is left. Writes nothing."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from common.errors import UserError
 from model.ranks import agreed
 from train.batches.plan import BatchPlan, plan_batch
 from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
-from train.evaluations.evaluation import Due, as_due, missing_after
+from train.evaluations.evaluation import Due, missing_after
 from train.optimization.optimizer_name import optimizer_name
 from train.progress import Progress
 from train.run.machines import describe_rank
@@ -79,7 +79,7 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     done = progress.step >= config.run.max_steps
     missing: Due = {}
     if own:
-        missing = as_due(agreed(ranks, lambda: missing_after(progress.step, request.evaluations, folder, last=done)))
+        missing = agreed(ranks, lambda: missing_after(progress.step, request.evaluations, folder, last=done))
 
     # What is left to do
     if done and checkpoint and manifest:
@@ -87,7 +87,9 @@ def plan_start(run: OpenRun) -> StartPlan | None:
             raise UserError(f"{checkpoint} has {progress.step} steps already: give a run.max_steps above that")
         ineffective = check_finished(folder.path, manifest, as_dict(config), options.allow_change)
         if not missing:
-            answer_done(run, config, checkpoint, state, ineffective)
+            if ranks.is_first:
+                print_done(folder, progress.step, config.run.max_steps, checkpoint, ineffective)
+                state.write_done_before()
             return None
     course = plan_resumed(config, manifest, own=own)
     if checkpoint and own and not done:
@@ -98,10 +100,3 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     return StartPlan(
         config, reasons, checkpoint, manifest, batch, course, progress, missing, machines, state, passed_over, notes
     )
-
-
-def answer_done(run: OpenRun, config: Config, checkpoint: Path, state: RunState, ineffective: list[str]) -> None:
-    """Print that the run has all its steps, and record it, should the run have died after its last save."""
-    if run.ranks.is_first:
-        print_done(replace(run.request, config=config), state.start.step, str(checkpoint), ineffective)
-        state.write_done_before()

@@ -1,7 +1,8 @@
 """What a start was asked for, checked as far as that takes no torch: a mistake is answered at once."""
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
@@ -11,6 +12,7 @@ from model.rank_environment import find_place
 from train.batches.plan import plan_batch
 from train.checkpoints.resume import check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Evaluation, missing_after
+from train.evaluations.registry import EVALUATIONS
 from train.optimization.optimizer_name import optimizer_name
 from train.settings.command_line import Options, as_dict, to_yaml
 from train.settings.sections import Config
@@ -37,9 +39,7 @@ class Request:
     evaluations: tuple[Evaluation, ...]
 
 
-def check_request(
-    config: Config, options: Options, weights: InitialWeights, kinds: tuple[type[Evaluation], ...]
-) -> Request | None:
+def check_request(config: Config, options: Options, weights: InitialWeights) -> Request | None:
     """Check a start; None where it has been answered: the configuration was to be printed, or the run is done.
 
     Raises UserError for missing data, a foreign vocabulary, an impossible batch, an evaluation that can't be done, and
@@ -51,7 +51,7 @@ def check_request(
     tokens = TokenSet.open(find_token_set(config.data.path))
     weights.check_tokens(tokens)
     config = fit_to_data(config, tokens)
-    evaluations = tuple(kind(config) for kind in kinds)
+    evaluations = tuple(kind(config) for kind in EVALUATIONS)
     for evaluation in evaluations:
         evaluation.check(tokens)
     folder = RunFolder.find(config.run.root, str(config.run.name))
@@ -87,12 +87,12 @@ def _is_done(request: Request) -> bool:
     optimizer = optimizer_name(config.optim)
     check_same_run(checkpoint, as_dict(config), request.tokens.identity, options.allow_change, optimizer=optimizer)
     ineffective = check_finished(folder.path, manifest, as_dict(config), options.allow_change)
-    print_done(replace(request, config=config), step, str(checkpoint), ineffective)
+    print_done(folder, step, config.run.max_steps, checkpoint, ineffective)
     return True
 
 
-def print_done(request: Request, step: int, checkpoint: str, ineffective: list[str]) -> None:
+def print_done(folder: RunFolder, step: int, max_steps: int, checkpoint: Path, ineffective: list[str]) -> None:
     """Print that a run has all its steps, and which of the command's changes have no effect on it."""
-    print(f"{request.folder.path} is done: step {step} of {request.config.run.max_steps}, checkpoint {checkpoint}")
+    print(f"{folder.path} is done: step {step} of {max_steps}, checkpoint {checkpoint}")
     for change in ineffective:
         print(f"without effect on it: {change}")
