@@ -20,7 +20,7 @@ from train.pretrain import train
 from train.settings.command_line import QUESTIONS, Command, read_command
 from train.settings.finetune import check_targets, fit_to_base
 from train.settings.sections import FinetuneConfig
-from train.startup.initial_weights import find_base, with_adapters
+from train.startup.from_checkpoint import find_base, with_adapters
 from train.startup.request import check_request
 
 USAGE = "python train/finetune.py RUN_OR_CHECKPOINT [--config FILE] [--section.key value …]"

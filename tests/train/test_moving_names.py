@@ -17,7 +17,7 @@ from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, losses, run_of, start_ranks_training, tiny_arguments, train, train_by_path
 from tests.train.test_finetune import arguments, finetune, refusal, start
 from train.checkpoints.resume import choose_checkpoint
-from train.startup.initial_weights import find_base
+from train.startup.from_checkpoint import find_base
 
 CONSTANT = "--schedule.kind=constant"
 

@@ -12,7 +12,8 @@ from model.ranks import Ranks, agreed, start_ranks
 from train.batches.local_copy import stage
 from train.run.lock import RunLock
 from train.settings.sections import RunConfig
-from train.startup.initial_weights import FromCheckpoint, FromScratch
+from train.startup.from_checkpoint import FromCheckpoint
+from train.startup.initial_weights import FromScratch
 from train.startup.request import Request
 from train.stopping.deadline import Deadline, StopMargin, check_deadline, open_deadline
 from train.stopping.stop_requests import LauncherWatch, StopRequest
