@@ -61,11 +61,11 @@ def train_impatiently(
     arguments: list[str], disturb: Callable[[], None], delays: tuple[float, ...] = (0.01, 0.02), **of_record: Any
 ) -> None:
     """A trainer that waits no seconds between its tries."""
-    from train import assemble
     from train.run import recorder
+    from train.startup import build_keeper
 
-    setattr(assemble, "CheckpointWriter", partial(CheckpointWriter, retry_delays=delays))  # noqa: B010
-    setattr(assemble, "CheckpointKeeper", partial(CheckpointKeeper, retry_delays=(0.01, 0.02)))  # noqa: B010
+    setattr(build_keeper, "CheckpointWriter", partial(CheckpointWriter, retry_delays=delays))  # noqa: B010
+    setattr(build_keeper, "CheckpointKeeper", partial(CheckpointKeeper, retry_delays=(0.01, 0.02)))  # noqa: B010
     setattr(storage, "RETRY_DELAYS", (0.01, 0.02))  # noqa: B010
     setattr(recorder, "PatientFile", partial(PatientFile, **{"retry_seconds": 0.0, **of_record}))  # noqa: B010
     disturb()

@@ -2,15 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import torch
 
 from common.checkpoint_files import read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
+from model.gpt import GPT
+from model.lora import add_lora
+from model.precision import Dtype
 from model.ranks import agreed
 from train.batches.plan import BatchPlan, plan_batch
+from train.checkpoints.reader import check_training_state
 from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Due, missing_after
+from train.optimization.optimizer import declared_state
 from train.optimization.optimizer_name import optimizer_name
 from train.progress import Progress
 from train.run.machines import describe_rank
@@ -18,11 +25,10 @@ from train.run.state import RunState
 from train.settings.command_line import as_dict
 from train.settings.sections import Config
 from train.startup.auto import resolve
-from train.startup.check_files import check_files
 from train.startup.course import ResumedCourse, check_course, plan_resumed
 from train.startup.open_run import OpenRun
 from train.startup.position import Reading, begin_progress
-from train.startup.request import print_done
+from train.startup.request import Request, print_done
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,11 @@ class StartPlan:
     state: RunState
     passed_over: list[str]
     notes: list[str]
+
+    @property
+    def dtype(self) -> Dtype:
+        """Of matrix multiplications."""
+        return cast(Dtype, self.config.run.dtype)  # auto has been replaced
 
 
 def plan_start(run: OpenRun) -> StartPlan | None:
@@ -100,3 +111,18 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     return StartPlan(
         config, reasons, checkpoint, manifest, batch, course, progress, missing, machines, state, passed_over, notes
     )
+
+
+def check_files(request: Request, config: Config, checkpoint: Path | None) -> None:
+    """Compare what the run starts from with the model that is to be trained, by the files' headers. One rank calls.
+
+    Raises UserError where it is another's, before anything of the run is touched.
+    """
+    adapters = request.weights.adapters
+    request.weights.check_files(resumed=checkpoint is not None)
+    if checkpoint is not None:
+        with torch.device("meta"):
+            model = GPT(config.model.architecture())
+        if adapters is not None:
+            add_lora(model, adapters, config.run.seed)
+        check_training_state(checkpoint, model, declared_state(config.optim))
