@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from common.checkpoint_files import list_checkpoints
 from common.metrics_file import read_metrics
 from data_prep.token_sets.token_set import TokenSet
 from tests.helpers.ranks import RankGroup
@@ -67,12 +68,15 @@ def test_it_is_measured_when_due_on_all_ranks_and_made_up_for_after_a_failure(tm
     train(2, tmp_path, tiny_arguments(tmp_path, data, "calm"))
     assert losses(run) == losses(run_of(tmp_path, "calm")), "it has left the training curve as it is"
 
-    short = tiny_arguments(tmp_path, data, "short", "--checkpoint.every_steps=8")
+    # step 16 is saved, and its evaluation is not done: the next start resumes there
+    saving = ("--checkpoint.every_steps=8", "--checkpoint.asynchronous=false")
+    short = tiny_arguments(tmp_path, data, "short", *saving)
     failing = RankGroup(1, tmp_path / "store", train_and_fail_at_16, short)
     assert failing.join() == [1]
     cut = run_of(tmp_path, "short")
     assert json.loads(cut.state.read_text())["failure"] == "exception"
     assert list(measured(cut.metrics)) == [8]
+    assert max(step for step, _ in list_checkpoints(cut.checkpoints)) == 16
     assert RankGroup(1, tmp_path / "store", train_with_the_toy, short).join() == [0]
     assert list(measured(cut.metrics)) == [8, 16, 20]
 
