@@ -8,6 +8,7 @@ ones are printed with those, and run again by --only KIND:NUMBER, which keeps th
 """
 
 import importlib
+import importlib.util
 import json
 import random
 import sys
@@ -73,6 +74,8 @@ def main() -> int:
     a = parser.parse_args()
     if a.inputs < 1 or a.jobs < 1:
         raise UserError("--inputs and --jobs must be 1 or more")
+    if importlib.util.find_spec("transformers") is None:  # makes what some kinds begin with
+        raise UserError("the test tools are not here: 'make dev-environment' adds them to .venv")
     kinds = [a.only.partition(":")[0]] if a.only else list(a.kinds)
     folder = Path(tempfile.mkdtemp(prefix="longhaul-fuzz-"))
     numbered = [
