@@ -1,6 +1,6 @@
 """`slurm.jsonl` in a run's folder: every start and end of the run on the cluster, one JSON object a line.
 
-The starts tell how often a job came back without getting further, whoever requeued it: this project's `decide.py`, or
+The starts tell how often a job came back without getting further, whoever requeued it: this project's `requeue.py`, or
 Slurm by itself after a node's failure.
 """
 

@@ -3,7 +3,7 @@
 # What every job of this project does. Sourced by the batch scripts beside it.
 #
 # The job runs on the allocation's first node: it checks options, data and nodes, starts the trainers, passes on
-# requests to save and leave, and when they have ended asks decide.py what becomes of the job.
+# requests to save and leave, and when they have ended asks requeue.py what becomes of the job.
 #
 # Settings, from the environment of sbatch or from slurm/site.sh (which is not in the repository, see
 # site_environment.sh):
@@ -31,7 +31,7 @@ cd "$SLURM_SUBMIT_DIR"
 export LONGHAUL_LAUNCH=${LONGHAUL_LAUNCH:-torchrun}
 python=("${in_container[@]}" "${LONGHAUL_PYTHON:-.venv/bin/python}") # of the job's own shell
 step_python=${LONGHAUL_CONTAINER_PYTHON:-${LONGHAUL_PYTHON:-.venv/bin/python}}
-# take_values sets these, from what begin.py prints
+# take_values sets these, from what start_job.py prints
 run_folder="" head="" port="" secret="" resume="" beginning=""
 nodes=() launcher_status=1
 

@@ -35,7 +35,7 @@ from slurm.history import append_submission
 from slurm.training_task import TrainingTask
 from train.settings.command_line import read_config
 
-NO_LIMIT = 1_000_000  # of time-outs; decide.py's own rule ends a job that gets no further
+NO_LIMIT = 1_000_000  # of time-outs; requeue.py's own rule ends a job that gets no further
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
 LOOK_SECONDS = 0.5
 

@@ -167,7 +167,7 @@ def test_settings_in_site_sh_need_no_export(site: Site, options: list[str]):
 
 
 def test_what_begin_prints_must_arrive(site: Site, options: list[str]):
-    site.write_site('in_container=(bash -c \'case $2 in *begin.py) "$@" > /dev/null ;; *) "$@" ;; esac\' bash)')
+    site.write_site('in_container=(bash -c \'case $2 in *start_job.py) "$@" > /dev/null ;; *) "$@" ;; esac\' bash)')
     status, said = job(site, *options)
     assert status == 2
     assert "its output has not come here" in said[-1]
