@@ -40,6 +40,7 @@ def train_with_files_limited(arguments: list[str], limit_from_step: int) -> None
 
     def save(self, progress, **options):
         if progress.step == limit_from_step:
+            self.finish()  # the save before is not what fails
             resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL_FILES, resource.RLIM_INFINITY))
         elif progress.step > limit_from_step:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
