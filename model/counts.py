@@ -44,8 +44,11 @@ _PEAK_FLOPS: list[tuple[str, float]] = [
     ("V100 PCIE", 112e12),
     ("V100", 125e12),
     ("T4", 65e12),
-    ("MI300X", 1307.4e12),
-    ("MI250X", 191.5e12),  # one of the two dies, which torch sees as a device of its own
+    ("MI300X", 1307.4e12),  # AMD Instinct MI300X data sheet
+    # One of the two dies, which torch sees as a device of its own: AMD's data sheets have 383.0 and 362.1 for both. A
+    # driver may call either "MI250X/MI250"; the larger peak never overstates the MFU.
+    ("MI250X", 191.5e12),
+    ("MI250", 181.05e12),
 ]
 # Words that make another device of a name above: laptop chips of a power their makers don't state, variants with other
 # numbers of units, and slices of a card (multi-instance GPU).
@@ -128,7 +131,7 @@ def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters:
 
 def peak_flops(device_name: str) -> float | None:
     """Dense bf16 peak of one device in FLOP/s, by the name `torch.cuda.get_device_name` gives; None if unknown."""
-    words = device_name.upper().replace("-", " ").split()
+    words = device_name.upper().replace("-", " ").replace("/", " ").split()
     if _OTHERS.intersection(words):
         return None
     for name, flops in _PEAK_FLOPS:

@@ -29,18 +29,35 @@ def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: i
     if choice == "mps" and not torch.backends.mps.is_available():
         raise UserError("run.device is mps, but PyTorch sees no Apple GPU here: use --run.device cpu")
     if choice == "cuda" or (choice == "auto" and gpus > 0):
+        if gpus == 1 and local_world_size > 1 and _bound_by_launcher(local_world_size):
+            return torch.device("cuda", 0)
         if local_world_size > gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            because = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
-            raise UserError(
-                f"{local_world_size} ranks on {socket.gethostname()}, but PyTorch sees {gpus} GPUs{because}: "
-                f"start with --nproc_per_node={gpus} (train/launch.py takes auto, one for each), or on the CPU with "
-                "--run.device cpu (in eval: --device cpu)"
-            )
+            raise UserError(_too_few(gpus, local_world_size))
         return torch.device("cuda", local_rank)
     if choice == "mps" or (choice == "auto" and local_world_size == 1 and torch.backends.mps.is_available()):
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def _bound_by_launcher(local_world_size: int) -> bool:
+    """Whether the launcher shows every rank a GPU of its own, which it then knows as its first (srun --gpus-per-task).
+
+    torchrun never does; of srun's tasks on a node with fewer GPUs than tasks some would share one.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return False
+    return whole_number("SLURM_GPUS_ON_NODE", local_world_size, advice="unset it") >= local_world_size
+
+
+def _too_few(gpus: int, ranks: int) -> str:
+    """What to do about more ranks than GPUs, however they were started."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    because = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
+    return (
+        f"{ranks} ranks on {socket.gethostname()}, but PyTorch sees {gpus} GPU{'' if gpus == 1 else 's'}{because}: "
+        f"start with --nproc_per_node={gpus} (train/launch.py takes auto, one for each; make demo: RANKS={gpus}), or "
+        'on the CPU with --run.device cpu (make demo: DEMO_OPTIONS="--run.device cpu"; in eval: --device cpu)'
+    )
 
 
 def share_threads(local_world_size: int) -> int:

@@ -94,6 +94,10 @@ def test_differential_attention_multiplies_two_maps_with_the_values():
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("NVIDIA RTX 6000 Ada Generation", 364.2),
         ("NVIDIA RTX A6000", 154.8),
+        ("AMD Instinct MI300X", 1307.4),
+        ("AMD Instinct MI250X", 191.5),
+        ("AMD Instinct MI250X/MI250", 191.5),
+        ("AMD Instinct MI250", 181.05),
     ],
 )
 def test_known_devices(name, teraflops):

@@ -14,6 +14,7 @@ from model.devices import choose_device, share_threads
 from model.ranks import Ranks, agreed, start_ranks
 from tests.helpers.ranks import run_ranks
 from train.progress import Progress
+from train.startup.announce import describe_unused_gpus
 from train.startup.auto import resolve_compile
 
 
@@ -131,10 +132,38 @@ def test_more_ranks_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert choose_device("auto", 1, 2) == torch.device("cuda", 1)
     with pytest.raises(
-        UserError, match=r"4 ranks on .* sees 2 GPUs \(CUDA_VISIBLE_DEVICES=0,1\).*--nproc_per_node=2 .* auto"
+        UserError, match=r"4 ranks on .* sees 2 GPUs \(CUDA_VISIBLE_DEVICES=0,1\).*--nproc_per_node=2 .* auto.*RANKS=2"
     ):
         choose_device("auto", 0, 4)
     assert choose_device("cpu", 0, 4) == torch.device("cpu")
+
+
+def test_a_rank_that_sees_one_gpu_of_its_own_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As srun --gpus-per-task shows them; under torchrun, or on a node of one GPU, two ranks would share it."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    assert [choose_device("auto", rank, 4) for rank in range(4)] == [torch.device("cuda", 0)] * 4
+    monkeypatch.delenv("SLURM_GPUS_ON_NODE")
+    assert choose_device("cuda", 3, 4) == torch.device("cuda", 0)
+    refused = r"4 ranks on .* sees 1 GPU: start with --nproc_per_node=1 .*make demo: RANKS=1"
+    for name, value in (("SLURM_GPUS_ON_NODE", "1"), ("TORCHELASTIC_RUN_ID", "x")):
+        with monkeypatch.context() as launcher:
+            launcher.setenv(name, value)
+            with pytest.raises(UserError, match=refused):
+                choose_device("auto", 0, 4)
+
+
+def test_one_process_on_a_machine_of_several_gpus_names_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    (line,) = describe_unused_gpus(Ranks(0, 1, 0, 1, torch.device("cuda", 0)))
+    assert "1 of the 8 GPUs" in line and "train/launch.py --standalone --nproc_per_node=auto" in line
+    assert describe_unused_gpus(Ranks(0, 8, 0, 8, torch.device("cuda", 0))) == []
+    assert describe_unused_gpus(Ranks(0, 1, 0, 1, torch.device("cpu"))) == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert describe_unused_gpus(Ranks(0, 1, 0, 1, torch.device("cuda", 0))) == []
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from common.measured import describe_validation, measured_alike, validation_of
 from common.progress import format_bytes, format_count
 from common.run_folder import RunFolder
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
 from model.counts import flops_per_token, parameter_count
+from model.ranks import Ranks
 from train.batches.plan import BatchPlan
 from train.optimization.schedule import Course
 from train.progress import Progress
@@ -24,6 +27,17 @@ def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any
         for m in machines
     ]
     return [f"run {folder.path}, {config.run.max_steps:,} steps", *ranks, *reasons]
+
+
+def describe_unused_gpus(ranks: Ranks) -> list[str]:
+    """A warning where one process leaves other GPUs of its machine idle."""
+    gpus = torch.cuda.device_count() if ranks.device.type == "cuda" and ranks.world_size == 1 else 1
+    if gpus == 1:
+        return []
+    return [
+        f"WARNING: one process uses 1 of the {gpus} GPUs that PyTorch sees here: train/launch.py --standalone "
+        "--nproc_per_node=auto train/pretrain.py … starts one for each"
+    ]
 
 
 def describe_course(course: Course) -> list[str]:

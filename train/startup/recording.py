@@ -10,7 +10,14 @@ from train.run.heartbeat import Heartbeat
 from train.run.recorder import Recorder
 from train.run.wandb_mirror import WandbMirror
 from train.settings.command_line import as_dict
-from train.startup.announce import describe_course, describe_data, describe_in_place, describe_model, describe_run
+from train.startup.announce import (
+    describe_course,
+    describe_data,
+    describe_in_place,
+    describe_model,
+    describe_run,
+    describe_unused_gpus,
+)
 from train.startup.memory_advice import memory_advice
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
@@ -54,6 +61,7 @@ def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
     )
     return [
         *describe_run(request.folder, config, plan.machines, plan.reasons),
+        *describe_unused_gpus(run.ranks),
         *describe_model(config, plan.batch, run.ranks.device.type),
         *describe_data(config, request.tokens, plan.batch, plan.progress),
         *describe_course(plan.course.course),
