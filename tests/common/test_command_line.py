@@ -33,14 +33,6 @@ print(json.dumps(answers))
 """
 
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n" + ASK_ALL  # which makes `import torch` an ImportError
-TIMES_TORCH = "it measures torch's own work"
-NEED_TORCH = {
-    "eval/benchmarks/bench_generate.py": TIMES_TORCH,
-    "eval/benchmarks/bench_hellaswag.py": TIMES_TORCH,
-    "model/benchmarks/bench_attention.py": TIMES_TORCH,
-    "train/benchmarks/bench_checkpoint.py": TIMES_TORCH,
-    "train/benchmarks/bench_loader.py": TIMES_TORCH,
-}
 # What is answered from the command line and the files that it names, and words of the complaint.
 BAD_VALUES = {
     "eval/export_hf.py no-run no-folder": "no-run is not a folder",
@@ -82,8 +74,6 @@ def test_a_mistake_is_one_line_and_help_is_there() -> None:
 
 def test_entries_answer_before_torch_is_imported() -> None:
     scripts = entry_scripts()
-    assert NEED_TORCH.keys() <= set(scripts)
-    scripts = [script for script in scripts if script not in NEED_TORCH]
     mistakes = [f"{script} {mistake}" for script in scripts if script != LAUNCHER for mistake in MISTAKES]
     questions = [f"{script} {question}" for script in scripts for question in ("--help", "--version")]
     answers = ask(WITHOUT_TORCH, [*mistakes, *questions, *BAD_VALUES])
