@@ -71,7 +71,7 @@ def memory_estimate(
         gradients=trained * FLOAT32,
         optimizer=optimizer_bytes,
         activations=tokens * _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type),
-        head=_head_bytes(config, tokens, matmul, device_type, compiled),
+        head=_head_bytes(config, tokens, dtype, device_type, compiled),
     )
 
 
@@ -90,15 +90,24 @@ def _kept_per_token(
     return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
 
 
-def _head_bytes(config: ModelConfig, tokens: int, matmul: int, device_type: str, compiled: bool) -> int:
+def _head_bytes(config: ModelConfig, tokens: int, dtype: Dtype, device_type: str, compiled: bool) -> int:
     """The loss: hidden states and their gradient, the weight's gradient before it is added, and logits."""
     width, vocab = config.n_embd, config.padded_vocab_size
+    return _logits_bytes(vocab, tokens, dtype, device_type, compiled) + (2 * tokens + vocab) * width * FLOAT32
+
+
+def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compiled: bool) -> int:
+    """What `model.loss.head_loss` holds of (tokens, vocab) logits at its fullest, in training.
+
+    All of them where it takes the plain formula (compiled; fp16, whose gradients need the loss scale), else a chunk.
+    """
+    matmul = FLOAT32 if dtype == "fp32" else 2
     if compiled:
-        logits = 2 * tokens * vocab * matmul
-    else:
-        rows = min(tokens, CHUNK_ROWS_CPU if device_type == "cpu" else CHUNK_ROWS_GPU)
-        logits = rows * vocab * (matmul if matmul == FLOAT32 else matmul + FLOAT32)
-    return logits + (2 * tokens + vocab) * width * FLOAT32
+        return 2 * tokens * vocab * matmul
+    if dtype == "fp16":  # log-probabilities, their gradient and the masked logits' gradient
+        return 3 * tokens * vocab * FLOAT32
+    rows = min(tokens, CHUNK_ROWS_CPU if device_type == "cpu" else CHUNK_ROWS_GPU)
+    return rows * vocab * (matmul if matmul == FLOAT32 else matmul + FLOAT32)
 
 
 def _block_bytes_per_token(

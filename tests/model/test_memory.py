@@ -1,10 +1,14 @@
 """The memory estimate against what a real forward keeps, byte by byte of distinct storage."""
 
+import itertools
+
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.loss import head_loss
 from model.memory import memory_estimate
 
 BATCH, LENGTH, WIDTH = 3, 192, 128
@@ -100,3 +104,29 @@ def test_a_compiled_loss_holds_all_logits_and_an_eager_one_a_chunk():
     tokens = 32 * 1024
     assert sizes[True, 64] - sizes[True, 32] == 2 * tokens * 50304 * 2 + 2 * tokens * 768 * 4
     assert sizes[False, 64] - sizes[False, 32] == 2 * tokens * 768 * 4
+
+
+def head_peak_bytes(dtype, tokens, config):
+    """The most that forward and backward of the real head have allocated at once."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, config.n_embd, generator=generator, requires_grad=True)
+    weight = torch.randn(config.padded_vocab_size, config.n_embd, generator=generator, requires_grad=True)
+    targets = torch.randint(0, config.vocab_size, (tokens,), generator=generator)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
+            loss = head_loss(hidden, weight, targets, config.vocab_size)
+        (loss * 1024.0).backward()
+    allocated = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(allocated))
+
+
+@pytest.mark.parametrize(("dtype", "name"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
+def test_the_head_takes_what_is_estimated(dtype, name):
+    """fp16 ran out of memory: its loss holds every logit, which the estimate did not count."""
+    config = ModelConfig(vocab_size=6300, block_size=512, n_layer=1, n_head=2, n_embd=64)
+    estimate = memory_estimate(
+        config, micro_batch=1, dtype=dtype, recompute_every=0, device_type="cpu", optimizer_bytes=0
+    ).head
+    # the weight's gradient that stays and autocast's copy of the weight are counted with the other parameters'
+    weight = config.padded_vocab_size * config.n_embd * (4 if dtype == "fp32" else 4 + 2)
+    assert estimate + weight == pytest.approx(head_peak_bytes(name, 512, config), rel=0.2)
