@@ -51,7 +51,7 @@ class FileEntry(TypedDict):
 
 @keep_others
 class TokenizerSpec(TypedDict):
-    """A tokenizer's identity; what else is in it, `data_prep.tokenization.tokenizer.load_tokenizer` checks."""
+    """A tokenizer's identity; what else is in it, `data_prep.tokenization.loading.load_tokenizer` checks."""
 
     kind: str
     vocab_size: Positive

@@ -41,7 +41,8 @@ from data_prep.corpora.preparation import (
 from data_prep.corpora.workers import choose_workers
 from data_prep.token_sets.manifest import Manifest
 from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
-from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Tokenizer
 
 SOURCE_NAME = "docstrings"
 VALIDATION_ONE_IN = 25

@@ -32,7 +32,7 @@ from data_prep.corpora.hub import HubFiles, HubSource, find_on_hub
 from data_prep.corpora.journal import ANEW, JOURNAL_FILE
 from data_prep.corpora.local_files import LocalSource, local_parquet
 from data_prep.corpora.preparation import add_output_options
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer_choice import choose_tokenizer
 
 REPOSITORY = "HuggingFaceFW/fineweb-edu"

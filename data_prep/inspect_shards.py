@@ -21,7 +21,8 @@ from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_output
 from data_prep.corpora.preparation import positive_count
 from data_prep.token_sets.token_set import TokenSet, TokenStream
-from data_prep.tokenization.tokenizer import Ids, Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Ids, Tokenizer
 
 BLOCK_TOKENS = 16 << 20
 PERCENTILES = (1, 10, 25, 50, 75, 90, 99)

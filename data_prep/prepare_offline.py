@@ -16,11 +16,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.cache_folder import cache_folder, hellaswag_file
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import file_to_write, sha256_file, write_json_output
 from data_prep.corpora.download import download
-from data_prep.tokenization.cached_files import GPT2_FILES, cache_folder, gpt2_cache_file, place_gpt2_files
+from data_prep.tokenization.cached_files import GPT2_FILES, gpt2_cache_file, place_gpt2_files
 
 HELLASWAG_URL = "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 HELLASWAG_SHA256 = "0aa3b88843990f3f10a97b9575c94d7b71fb2205240ba04ae4884d9e9c992588"  # 10,042 examples
@@ -39,11 +40,6 @@ class Need:
         if not self.path.is_file():
             return "missing"
         return "there" if sha256_file(self.path) == self.sha256 else "damaged"
-
-
-def hellaswag_file() -> Path:
-    """Where HellaSwag's validation examples lie once they are fetched."""
-    return cache_folder() / "hellaswag" / "hellaswag_val.jsonl"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import time
 
+from common.cache_folder import cache_folder
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.os_errors import refusal
@@ -26,8 +27,8 @@ from data_prep.corpora.preparation import (
 )
 from data_prep.token_sets.manifest import Manifest
 from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
-from data_prep.tokenization.cached_files import cache_folder
-from data_prep.tokenization.tokenizer import CharTokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import CharTokenizer
 from data_prep.tokenization.tokenizer_choice import TokenizerChoice, add_tokenizer_option, choose_tokenizer
 
 SOURCE_NAME = "shakespeare"

@@ -37,7 +37,8 @@ from data_prep.corpora.file_kinds import is_utf8, kind_of
 from data_prep.corpora.local_files import find_files
 from data_prep.corpora.preparation import add_output_options, positive_count
 from data_prep.corpora.readers import TEXT_PER_COMPRESSED_BYTE, UnitReader, Unreadable, units
-from data_prep.tokenization.tokenizer import CharTokenizer, Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import CharTokenizer, Tokenizer
 from data_prep.tokenization.tokenizer_choice import TokenizerChoice, choose_tokenizer
 
 TOKENIZERS = ("gpt2", "char", "byte")

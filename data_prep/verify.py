@@ -28,7 +28,8 @@ from common.publish import file_to_write, write_json_output
 from common.regular_file import open_regular
 from data_prep.corpora.workers import choose_workers
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, document_start, split_sha256
-from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Tokenizer
 
 BLOCK_BYTES = 4 << 20
 

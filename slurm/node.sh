@@ -20,7 +20,7 @@ count_of() { # NAME VALUE: the value, which must be a number
 
 if [ "$SLURM_STEP_NUM_NODES" -gt 1 ] && [ -z "${GLOO_SOCKET_IFNAME:-}" ]; then
     # only where the node's own name would mislead gloo, and of NCCL's variables none
-    printed=$("$python" "$project/slurm/rendezvous.py" "$LONGHAUL_MEETING_HEAD")
+    printed=$("$python" "$project/slurm/print_interface.py" "$LONGHAUL_MEETING_HEAD")
     interface=$(sed -n 's/^longhaul:interface=//p' <<< "$printed") # and no banner of a wrapper's
     if [ -n "$interface" ]; then export GLOO_SOCKET_IFNAME=$interface; fi
 fi

@@ -2,18 +2,12 @@
 
 import ipaddress
 import socket
-import sys
 from pathlib import Path
-
-if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import psutil
 
-from common.command_line import CommandParser
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError
 from slurm.history import StartId
-from slurm.shell_values import print_values
 
 LOWEST_PORT = 10_000
 HIGHEST_PORT = 65_535
@@ -101,17 +95,3 @@ def own_name_is_useless() -> bool:
         return ipaddress.ip_address(socket.gethostbyname(socket.gethostname())).is_loopback
     except OSError:
         return True
-
-
-def main() -> int:
-    parser = CommandParser(
-        "Print the network interface that gloo must be told, if it would not find it by the host name."
-    )
-    parser.add_argument("other", help="address or name of another node of the job")
-    other = parser.parse_args().other
-    print_values({"interface": (interface_to(other) or "") if own_name_is_useless() else ""})
-    return 0
-
-
-if __name__ == "__main__":
-    exit_on_user_error(main)

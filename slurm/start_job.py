@@ -1,12 +1,10 @@
-"""Begin a job, on its first node, before any trainer is started: slurm/job.sh runs this.
+"""Start a job, on its first node, before any trainer is started: slurm/job.sh runs this.
 
-Checks the options and the data, refuses a job that comes back again and again without getting further, writes the start
-into the run's folder, and prints what the job's shell needs as named values (`slurm/shell_values.py`).
+Checks what can be checked there (`slurm/job_start.py`), and prints what the job's shell needs as named values
+(`slurm/shell_values.py`).
 """
 
 import json
-import os
-import secrets
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,66 +12,11 @@ from pathlib import Path
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
-from common.errors import UserError, exit_on_user_error
-from common.os_errors import refusal
-from common.paths import expand_path
-from common.run_folder import RunFolder
-from data_prep.token_sets.token_set import TokenSet, find_token_set
-from slurm.history import StartId, append_start, fruitless_limit, fruitless_starts, read_starts, saved_step, starts_file
-from slurm.rendezvous import choose_port, ephemeral_ports, head_address, port_range
+from common.errors import exit_on_user_error
+from slurm.job_start import begin
 from slurm.shell_values import print_values
-from slurm.start_info import Beginning, leave_mark
-from train.settings.command_line import read_config
-
-SECRET_BYTES = 32
-
-
-def begin(options: list[str], nodes: list[str], addresses: list[str], launch: str) -> Beginning:
-    """Check what can be checked on the first node, and write the start into the run's folder.
-
-    Args:
-        options: the trainer's. nodes: the job's, the first one first. addresses: what Slurm calls them at, if known.
-            $LONGHAUL_HEAD is what the others shall call the first one, where a site knows better than Slurm.
-
-    Raises UserError for options or data that no trainer would accept, and for a job that gets no further.
-    """
-    config, _ = read_config(options)
-    if config.data.stage_to is not None:  # every trainer would meet a variable that is not set, after minutes
-        expand_path(config.data.stage_to)
-    folder = RunFolder.find(config.run.root, str(config.run.name))
-    tokens = TokenSet.open(find_token_set(config.data.path))
-    start = StartId.of_environment()
-    refuse_a_crash_loop(folder, start)
-    try:
-        append_start(folder, start, nodes, launch)
-    except OSError as error:
-        raise UserError(refusal("written", error, starts_file(folder))) from None
-    others = addresses[1:] or nodes[1:]
-    return Beginning(
-        run_folder=str(folder.path),
-        data_folder=str(tokens.folder.absolute()),
-        data_identity=tokens.identity,
-        head=os.environ.get("LONGHAUL_HEAD") or head_address(nodes[0], others) if len(nodes) > 1 else "127.0.0.1",
-        port=choose_port(start, port_range(ephemeral_ports())),
-        meeting_id=str(start),
-        secret=secrets.token_hex(SECRET_BYTES),
-        # a job that comes back goes on, whatever its first start began from
-        resume="auto" if start.restart_count > 0 and list_checkpoints(folder.checkpoints) else "",
-    )
-
-
-def refuse_a_crash_loop(folder: RunFolder, start: StartId) -> None:
-    """Raises UserError where the job's last starts all began where this one would."""
-    limit = fruitless_limit()
-    step = saved_step(folder)
-    count = fruitless_starts(read_starts(folder), start, step)
-    if count >= limit:
-        raise UserError(
-            f"the last {count} starts of job {start.job_id} saved nothing after step {step}: "
-            f"look into {folder.log}, then submit again"
-        )
+from slurm.start_info import leave_mark
 
 
 def main() -> int:

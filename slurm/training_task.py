@@ -20,11 +20,11 @@ from common.paths import PROJECT
 from common.plain_text import accept_any_text
 from common.run_folder import RunFolder
 from slurm.controller import ask, node_addresses
+from slurm.decision import EXIT_STATUS, Decision, decide_for
 from slurm.history import StartId
-from slurm.preflight import PATIENCE_SECONDS, check_nodes
-from slurm.requeue import EXIT_STATUS, Decision, decide_for
+from slurm.job_start import begin
+from slurm.node_check import PATIENCE_SECONDS, check_nodes
 from slurm.start_info import Beginning, leave_mark, read_mark
-from slurm.start_job import begin
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_SECONDS = 0.2

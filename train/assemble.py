@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from model.counts import flops_per_token, peak_flops
 from train.batches.loader import open_loader
 from train.evaluations.evaluation import Tools

@@ -31,9 +31,9 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.errors import INTERRUPTED_STATUS, UserError, exit_on_user_error
 from common.version import VERSION_LINE
+from train.launching.agent_parent import AGENT_PARENT
 
 AGENT = Path(__file__).with_name("launching") / "torchrun_agent.py"
-AGENT_PARENT = "LONGHAUL_AGENT_PARENT"
 POLL_SECONDS = 0.1
 SAME_SECONDS = 0.5  # a second Ctrl-C comes later than this
 LAST_SECONDS = 3.0  # from a second Ctrl-C to the end of everything

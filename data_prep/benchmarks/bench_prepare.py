@@ -34,7 +34,8 @@ from common.publish import file_to_write, sha256_file, write_json_output
 from data_prep.corpora.preparation import DATA_FOLDER
 from data_prep.corpora.workers import choose_workers
 from data_prep.token_sets.token_set import TokenSet
-from data_prep.tokenization.tokenizer import END_OF_TEXT, Ids, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT, Ids
 
 DOCUMENT_CHARACTERS = 4_700  # FineWeb-Edu's mean
 ROW_GROUP = 1_000

@@ -20,7 +20,8 @@ from common.json_file import Count
 from data_prep.corpora.file_kinds import DAMAGE
 from data_prep.corpora.preparation import chosen_for_validation
 from data_prep.corpora.readers import UnitReader, Unreadable
-from data_prep.tokenization.tokenizer import Ids, Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Ids, Tokenizer
 
 PART_TOKENS = 1 << 17  # what a worker sends at once, about
 OUTBOX_PARTS = 24  # encoded and not yet taken by the parent: about a second of work

@@ -1,4 +1,4 @@
-"""Where fetched files are kept, GPT-2's vocabulary files first of all.
+"""GPT-2's vocabulary files where tiktoken looks for them.
 
 tiktoken downloads these two on first use; Longhaul puts the same files (same SHA-256) where tiktoken keeps its
 downloads (`TIKTOKEN_CACHE_DIR`), so nothing is ever downloaded. The project carries GPT-2's merges
@@ -10,8 +10,8 @@ import json
 import os
 from pathlib import Path
 
+from common.cache_folder import cache_folder
 from common.errors import UserError
-from common.paths import PROJECT, expand_path
 from common.publish import sha256_file, write_whole
 
 GPT2_FOLDER = Path(__file__).resolve().parent / "gpt2_vocabulary"
@@ -20,11 +20,6 @@ GPT2_FILES = {  # name: SHA-256, both as tiktoken expects them
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
-
-
-def cache_folder() -> Path:
-    """The folder for everything that is fetched once: $LONGHAUL_CACHE, else .cache in the project."""
-    return expand_path(os.environ.get("LONGHAUL_CACHE") or PROJECT / ".cache")
 
 
 def tokenizer_cache_folder() -> Path:

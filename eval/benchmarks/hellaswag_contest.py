@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from common.errors import UserError
 from common.progress import progress_bar
 from common.publish import write_json_output
-from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Tokenizer
 from eval.hellaswag_task.examples import evenly_spaced, read_hellaswag
 from eval.hellaswag_task.metrics import plain_question
 from eval.hellaswag_task.multiple_choice import Question, log_likelihoods

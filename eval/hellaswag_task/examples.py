@@ -12,12 +12,12 @@ from pathlib import Path
 
 from typing_extensions import TypedDict
 
+from common.cache_folder import hellaswag_file
 from common.errors import UserError
 from common.json_file import parse_json
 from common.os_errors import refusal
 from common.publish import sha256_file
 from common.regular_file import open_regular
-from data_prep.prepare_offline import hellaswag_file
 
 ENDINGS = 4
 FULL_SIZE = 10_042  # validation examples

@@ -4,12 +4,12 @@ import os
 import re
 from pathlib import Path
 
+from common.cache_folder import cache_folder
 from common.errors import UserError
 from common.paths import expand_path
 from common.plain_text import others_bars
 from common.regular_file import what_stands_at
 from data_prep.corpora.hub import check_revision
-from data_prep.tokenization.cached_files import cache_folder
 from eval.hugging_face.hub_files import stands
 
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")

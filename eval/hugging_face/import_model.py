@@ -13,7 +13,8 @@ from common.errors import UserError
 from common.progress import format_count
 from common.publish import TEMPORARY_SUFFIX, publish_folder, sha256_file
 from common.version import VERSION
-from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Tokenizer
 from eval.hugging_face.hf_config import from_config, with_defaults
 from eval.hugging_face.hf_tensors import check_tensors, from_tensors, with_head_of
 from eval.hugging_face.hub_files import read_described, stands

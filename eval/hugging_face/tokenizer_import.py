@@ -21,7 +21,8 @@ from data_prep.tokenization.huggingface_tokenizer import (
     merge_pairs,
     without_space_before,
 )
-from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from eval.hugging_face.hf_config import with_defaults
 from eval.hugging_face.hub_files import AGAIN, read_content, read_described, read_tokenizer_json, stands
 from eval.hugging_face.hub_shapes import NamedToken, TokenizerDescription, TokenizerSettings

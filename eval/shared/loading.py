@@ -8,7 +8,8 @@ import torch
 from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
-from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Tokenizer
 from model.devices import DeviceChoice, choose_device, share_threads
 from model.gpt import GPT
 from model.ranks import Ranks, agreed, start_ranks

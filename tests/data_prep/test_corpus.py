@@ -30,7 +30,8 @@ from data_prep.corpora.journal import JOURNAL_FILE, Begun
 from data_prep.corpora.local_files import LocalFiles
 from data_prep.corpora.preparation import chosen_for_validation, positive_count
 from data_prep.token_sets.token_set import TokenSet
-from data_prep.tokenization.tokenizer import ByteTokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import ByteTokenizer
 from tests.helpers.parquet_files import make_source, texts, write_parquet
 
 ONE_IN = 4

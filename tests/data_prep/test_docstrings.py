@@ -18,7 +18,7 @@ from common.errors import UserError
 from data_prep.corpora.docstring_sources import SourceFile, docstrings_in, required_distributions, source_files
 from data_prep.corpora.preparation import chosen_for_validation
 from data_prep.token_sets.token_set import TokenSet
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 LONG = "Says enough about itself to be worth a place in the corpus."

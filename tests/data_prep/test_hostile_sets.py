@@ -25,7 +25,8 @@ from data_prep.corpora.readers import UnitReader, Unreadable, units
 from data_prep.token_sets.manifest import Manifest, Shard
 from data_prep.token_sets.shard_writer import clear_token_set
 from data_prep.token_sets.token_set import TokenSet
-from data_prep.tokenization.tokenizer import ByteTokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import ByteTokenizer
 from data_prep.verify import set_problems
 from tests.helpers.parquet_files import write_parquet
 from tests.helpers.token_sets import make_token_set

@@ -19,7 +19,8 @@ from data_prep.tokenization import huggingface_tokenizer
 from data_prep.tokenization import tokenizer as tokenization
 from data_prep.tokenization.byte_level import shown_bytes
 from data_prep.tokenization.huggingface_tokenizer import Framing, HuggingFaceTokenizer, check_carried
-from data_prep.tokenization.tokenizer import Tokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import Tokenizer
 from eval.generation.text_stream import TextStream
 from tests.helpers.hf_tokenizers import BYTE_LEVEL, CORPUS, SENTENCE_PIECE, tokenizer_json
 

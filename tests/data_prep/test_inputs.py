@@ -16,7 +16,7 @@ from common.errors import UserError
 from data_prep.corpora import readers as inputs
 from data_prep.corpora.file_kinds import fingerprint
 from data_prep.corpora.readers import UnitReader, units
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from tests.helpers.parquet_files import texts, write_parquet
 
 DOCUMENTS = texts(230, seed=5)

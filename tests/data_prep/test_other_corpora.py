@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from common.cache_folder import hellaswag_file
 from common.checkpoint_files import write_checkpoint_manifest
 from common.publish import canonical_json
 from data_prep import prepare_offline
 from data_prep.token_sets.token_set import TokenSet
-from data_prep.tokenization.tokenizer import CharTokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import CharTokenizer
 from data_prep.tokenization.tokenizer_choice import TokenizerChoice
 from tests.helpers.http_server import Server
 from tests.helpers.manifests import WHOLE
@@ -366,8 +368,8 @@ def test_prepare_offline_fetches_checks_and_says_what_is_missing(tmp_path, monke
         monkeypatch.setenv("LONGHAUL_CACHE", str(cache))
         monkeypatch.setattr(sys, "argv", ["prepare_offline.py", *map(str, options[:2])])
         assert prepare_offline.main() == 0
-        assert prepare_offline.hellaswag_file().read_bytes() == examples
-        prepare_offline.hellaswag_file().write_bytes(b"torn")
+        assert hellaswag_file().read_bytes() == examples
+        hellaswag_file().write_bytes(b"torn")
         monkeypatch.setattr(sys, "argv", ["prepare_offline.py", "--check"])
         assert prepare_offline.main() == 1
 

@@ -12,8 +12,9 @@ import pytest
 from common.errors import UserError
 from data_prep.tokenization import packed_tokenizer
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.packed_tokenizer import pack, parse, unpack
-from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer
+from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer
 from tests.helpers.hf_tokenizers import tokenizer_json
 
 pytest.importorskip("tokenizers")

@@ -17,7 +17,8 @@ from common.errors import UserError
 from data_prep.tokenization import tokenizer as tokenization
 from data_prep.tokenization.cached_files import GPT2_FILES, GPT2_URL, gpt2_cache_file, place_gpt2_files
 from data_prep.tokenization.gpt2_encoding import MARK
-from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -147,7 +148,7 @@ def test_uint32_above_65536_ids():
 
 
 ENCODE = (
-    "from data_prep.tokenization.tokenizer import load_tokenizer\n"
+    "from data_prep.tokenization.loading import load_tokenizer\n"
     "print(load_tokenizer('gpt2').encode('hello world').tolist())"
 )
 
@@ -199,7 +200,7 @@ def test_a_damaged_vocabulary_is_one_line_and_no_download(tmp_path, damage, word
         "def refuse(*a, **k): raise SystemExit('it went to the network')\n"
         "socket.socket.connect = refuse\n"
         "from common.errors import exit_on_user_error\n"
-        "from data_prep.tokenization.tokenizer import load_tokenizer\n"
+        "from data_prep.tokenization.loading import load_tokenizer\n"
         "exit_on_user_error(lambda: load_tokenizer('gpt2') and 0)"
     )
     process = start_encoding({"LONGHAUL_CACHE": str(tmp_path / "cache")}, code=code, project=tmp_path)

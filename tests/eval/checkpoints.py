@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from model.ranks import start_ranks
 from tests.model.small import small_model
 from train.checkpoints.writer import CheckpointWriter

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import UserError
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from eval import import_hf
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
 from eval.shared.loading import load_checkpoint

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from eval.hellaswag import main
 from eval.hellaswag_task import examples as hellaswag_examples
 from eval.hellaswag_task.examples import FULL_SIZE, evenly_spaced, read_hellaswag

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from common.checkpoint_files import verify_checkpoint
 from common.errors import UserError
 from common.version import VERSION
-from data_prep.tokenization.tokenizer import END_OF_TEXT, CharTokenizer, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT, CharTokenizer
 from eval import export_hf, import_hf
 from eval.hugging_face import export
 from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, from_config, home_of, to_config

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.errors import UserError
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from eval import import_hf
 from eval.hugging_face.hf_config import DEFAULTS, MODEL_TYPES, with_defaults
 from eval.hugging_face.tokenizer_files import write_tokenizer_files

@@ -16,7 +16,8 @@ from common.errors import UserError
 from data_prep.corpora.hub import find_on_hub
 from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
-from data_prep.tokenization.tokenizer import END_OF_TEXT, load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT
 from eval import export_hf, import_hf
 from eval.generation.text_stream import TextStream
 from eval.hugging_face.hub_models import find_model

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from eval.generation.text_stream import TextStream
 
 TOKENIZERS = {kind: load_tokenizer(kind) for kind in ("byte", "gpt2")}

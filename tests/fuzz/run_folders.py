@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.run_folder import RunFolder
-from slurm.requeue import EXIT_STATUS
+from slurm.decision import EXIT_STATUS
 from tests.fuzz.bases import copy_base, make_base
 from tests.fuzz.cases import Case
 from tests.fuzz.mutations import json_bytes, mutate_bytes, mutate_json, replace_by

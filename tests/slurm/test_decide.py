@@ -8,9 +8,9 @@ import pytest
 
 from common.errors import UserError
 from common.run_folder import RunFolder
+from slurm.decision import Facts, decide, decide_for
 from slurm.history import StartId, append_end, append_start, fruitless_starts, read_starts, starts_file, steps_trained
-from slurm.requeue import Facts, decide, decide_for
-from slurm.start_job import begin, refuse_a_crash_loop
+from slurm.job_start import begin, refuse_a_crash_loop
 from tests.helpers.mounts import fill, small_disk
 from tests.helpers.token_sets import make_token_set
 

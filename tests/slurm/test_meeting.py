@@ -16,10 +16,10 @@ from common.addresses import listen_at
 from common.errors import UserError
 from slurm import rendezvous
 from slurm.history import StartId
-from slurm.preflight import CHALLENGE_BYTES, _hear, _tell, check_nodes
+from slurm.job_start import begin
+from slurm.node_check import CHALLENGE_BYTES, _hear, _tell, check_nodes
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range
 from slurm.start_info import Beginning, leave_mark, read_mark
-from slurm.start_job import begin
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT
 

@@ -10,7 +10,7 @@ import torch
 from common.checkpoint_files import list_checkpoints
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.memory_errors import is_out_of_memory, what_was_asked
-from slurm.requeue import Facts, decide
+from slurm.decision import Facts, decide
 from tests.eval.checkpoints import write_checkpoint
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import RankGroup

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UserError
 from common.metrics_file import read_records, record_kind
 from common.seeds import seed_of
-from data_prep.tokenization.tokenizer import load_tokenizer
+from data_prep.tokenization.loading import load_tokenizer
 from train.evaluations.evaluation import Evaluation, Parts, Tools, Written, is_due
 from train.progress import Progress
 

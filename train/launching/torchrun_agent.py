@@ -18,7 +18,7 @@ from common.environment import whole_number
 from common.errors import USER_ERROR_STATUS, exit_on_user_error
 from common.periodic import Periodic
 from common.scratch_folder import scratch_folder
-from train.launch import AGENT_PARENT
+from train.launching.agent_parent import AGENT_PARENT
 from train.launching.launch_meeting import arrange
 from train.launching.launch_options import check_the_rest, read_options
 from train.stopping.stop_requests import LAUNCHER_PID

@@ -1,0 +1,3 @@
+"""How torchrun's process learns whose child it is."""
+
+AGENT_PARENT = "LONGHAUL_AGENT_PARENT"  # the process that it ends with
