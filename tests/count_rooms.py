@@ -8,6 +8,8 @@
 - files that the configuration visits: files with a function that is given the configuration, one of its sections, or
   an object that holds one of these, between `main` and the first update. (Beside it: all files with a function that
   runs in between.)
+- readers: of one value of the configuration, the files that read it before the first update. Listed are those of the
+  value with most; and of the value in the middle, where all are ordered by how many they have.
 - a step: functions, and the files they are in, that run from one update to the next, without validation and saves.
 
 All but the imports are seen in a run of a few steps, on the CPU, one process, and only in its main thread.
@@ -50,6 +52,8 @@ ROWS = {
     "frames": "project frames from main to the optimizer's update",
     "visited": "files that the configuration visits before the first update",
     "entered": "files that run before the first update",
+    "most_readers": "files that read the most-read value of the configuration",
+    "median_readers": "files that read a value of the configuration, median",
     "step_functions": "functions that one step runs",
     "step_files": "files that these are in",
 }
@@ -61,12 +65,15 @@ def count(checkout: Path) -> dict[str, list[str] | None]:
     Raises RuntimeError where its trainer fails.
     """
     found = traced(checkout)
+    readers = sorted(found["readers"].values(), key=len)
     return {
         "imports_of_pretrain": imports(checkout, Path("train/pretrain.py")),
         "imports_of_assemble": imports(checkout, Path("train/assemble.py")),
         "frames": found["frames"],
         "visited": found["handed"],
         "entered": found["entered"],
+        "most_readers": readers[-1],
+        "median_readers": readers[len(readers) // 2],
         "step_functions": [f"{file}: {function}" for file, function in found["step"]],
         "step_files": sorted({file for file, _ in found["step"]}),
     }

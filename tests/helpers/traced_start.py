@@ -33,6 +33,7 @@ class Trace:
         self.entered: set[str] = set()  # files whose functions run before the first update
         self.handed: set[str] = set()  # those of them that are given the configuration, a section, or what holds one
         self.step: set[tuple[str, str]] = set()  # file and function of TRACED_STEP
+        self.readers: dict[str, set[str]] = {}  # of each value: the files that read it before the first update
 
     def call(self, frame: FrameType, event: str, _: Any) -> None:
         """sys.setprofile's function."""
@@ -47,6 +48,11 @@ class Trace:
                 self.handed.add(file)
         elif self.updates == TRACED_STEP - 1:
             self.step.add((file, frame.f_code.co_qualname))
+
+    def read(self, value: str, frame: FrameType) -> None:
+        """A value of the configuration is read by this frame."""
+        if self.updates == 0 and (file := self._own_file(frame.f_code)) and not frame.f_code.co_name.startswith("<"):
+            self.readers.setdefault(value, set()).add(file)
 
     def update(self, frame: FrameType | None) -> None:
         """AdamW is asked for an update by this frame."""
@@ -65,6 +71,29 @@ class Trace:
         return file if file.startswith(ROOMS) else None
 
 
+def watch_readers(trace: Trace) -> None:
+    """Let the dataclasses that are made from now on report who reads their values, where they are sections."""
+    make = dataclasses.dataclass
+
+    def watched(kind: Any = None, **options: Any) -> Any:
+        if kind is None:
+            return lambda decorated: watched(decorated, **options)
+        section = make(kind, **options)
+        if is_section_kind(section):
+            names, get = {field.name for field in dataclasses.fields(section)}, section.__getattribute__
+
+            def read(self: Any, name: str) -> Any:
+                value = get(self, name)
+                if name in names and not is_section(value):
+                    trace.read(f"{section.__name__}.{name}", sys._getframe(1))
+                return value
+
+            setattr(section, "__getattribute__", read)  # noqa: B010 (a type checker forbids the plain assignment)
+        return section
+
+    setattr(dataclasses, "dataclass", watched)  # noqa: B010 (likewise)
+
+
 def arguments_of(frame: FrameType) -> list[Any]:
     code = frame.f_code
     names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
@@ -77,14 +106,17 @@ def is_or_holds_section(value: Any) -> bool:
 
 def is_section(value: Any) -> bool:
     """Whether this is the configuration or a part of it, by the names that these have in all versions."""
-    kind = type(value)
-    ours = kind.__module__.startswith(("train.", "model.")) and kind.__name__.endswith(("Config", "Section"))
-    return ours and dataclasses.is_dataclass(kind)
+    return dataclasses.is_dataclass(type(value)) and is_section_kind(type(value))
+
+
+def is_section_kind(kind: type) -> bool:
+    return kind.__module__.startswith(("train.", "model.")) and kind.__name__.endswith(("Config", "Section"))
 
 
 def main() -> int:
     checkout, result, options = Path(sys.argv[1]).resolve(), Path(sys.argv[2]), sys.argv[3:]
     trace = Trace(checkout)
+    watch_readers(trace)
     update = torch.optim.AdamW.step
 
     def watched_update(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -106,6 +138,7 @@ def main() -> int:
         "entered": sorted(trace.entered),
         "handed": sorted(trace.handed),
         "step": sorted(trace.step),
+        "readers": {value: sorted(files) for value, files in trace.readers.items()},
     }
     result.write_text(json.dumps(found), encoding="utf-8")
     return 0
