@@ -13,6 +13,8 @@ from common.errors import UserError
 from common.host_limits import allowed_cores, available_memory_bytes
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"  # which torch reads when it first compiles
+MOST_COMPILE_THREADS = 32  # torch's own limit
 MOST_THREADS = 4096  # more than any machine has cores: a mistake, for which OpenMP ends the process
 
 
@@ -63,7 +65,8 @@ def _too_few(gpus: int, ranks: int) -> str:
 def share_threads(local_world_size: int) -> int:
     """Give this rank its share of the cores the scheduler allows, so that ranks don't fight over them; return it.
 
-    An explicit OMP_NUM_THREADS wins, except torchrun's own default of 1, which would waste the other cores.
+    An explicit OMP_NUM_THREADS wins, except torchrun's own default of 1, which would waste the other cores. The
+    processes that compile kernels are shared out alike: each rank would start one for every core of the machine.
 
     Raises UserError where it isn't a number (of its lists, one for each level of nesting, the first counts).
     """
@@ -71,9 +74,19 @@ def share_threads(local_world_size: int) -> int:
     first = {name: os.environ.get(name, "").split(",")[0]}
     chosen = whole_number(name, 0, lowest=1, highest=MOST_THREADS, environment=first)
     by_launcher = chosen == 1 and "TORCHELASTIC_RUN_ID" in os.environ
-    threads = chosen if chosen and not by_launcher else max(1, allowed_cores() // local_world_size)
+    share = max(1, allowed_cores() // local_world_size)
+    threads = chosen if chosen and not by_launcher else share
     torch.set_num_threads(threads)
+    _share_compile_workers(min(share, MOST_COMPILE_THREADS))
     return threads
+
+
+def _share_compile_workers(share: int) -> None:
+    """Unless the user has chosen."""
+    if os.environ.setdefault(COMPILE_THREADS, str(share)) == str(share) and (
+        config := sys.modules.get("torch._inductor.config")
+    ):
+        config.compile_threads = share  # type: ignore[attr-defined]  # it has read the variable already
 
 
 def peak_memory_gib(device: torch.device) -> float:

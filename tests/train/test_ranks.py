@@ -1,6 +1,7 @@
 """Ranks add up, agree and gather; devices and threads are shared out, or it is said why not."""
 
 import math
+import os
 import re
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import torch
 
 from common.errors import UserError
 from common.host_limits import allowed_cores
-from model.devices import choose_device, share_threads
+from model.devices import COMPILE_THREADS, choose_device, share_threads
 from model.ranks import Ranks, agreed, start_ranks
 from tests.helpers.ranks import run_ranks
 from train.progress import Progress
 from train.startup.announce import describe_unused_gpus
-from train.startup.auto import resolve_compile
+from train.startup.auto import resolve_compile, set_determinism
 
 
 def talk() -> tuple[object, ...]:
@@ -181,12 +182,45 @@ def test_ranks_share_the_cores(
 ) -> None:
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv(COMPILE_THREADS, "1")  # so that what is set here goes again
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     try:
         assert share_threads(ranks) == torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+def compile_workers(wish: str | None) -> tuple[str, int | None]:
+    """What a rank of two leaves in the environment for torch's compiler, and what the compiler makes of it."""
+    os.environ.pop(COMPILE_THREADS, None)
+    if wish is not None:
+        os.environ[COMPILE_THREADS] = wish
+    from torch._inductor import config
+
+    before = config.compile_threads
+    share_threads(2)
+    return os.environ[COMPILE_THREADS], config.compile_threads if wish is None else before
+
+
+def test_ranks_share_the_compile_workers(tmp_path: Path) -> None:
+    """Eight ranks would start 256 of them on a machine of 32 cores."""
+    share = max(1, min(32, allowed_cores() // 2))
+    assert run_ranks(2, tmp_path / "store", compile_workers, None) == [(str(share), share)] * 2
+    ((chosen, _), _) = run_ranks(2, tmp_path / "store", compile_workers, "7")
+    assert chosen == "7"
+
+
+def inductor_is_deterministic(wanted: bool) -> tuple[bool, bool]:
+    set_determinism(wanted, torch.device("cuda"))
+    from torch._inductor import config
+
+    return config.deterministic, torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_what_is_compiled_is_deterministic_too(tmp_path: Path, wanted: bool) -> None:
+    assert run_ranks(1, tmp_path / "store", inductor_is_deterministic, wanted) == [(wanted, wanted)]
 
 
 @pytest.mark.parametrize("wish", ["0", "many", "-2", "5000", "9" * 30])

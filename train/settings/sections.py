@@ -295,7 +295,8 @@ class RunConfig:
         device: where to compute; auto takes a GPU where there is one.
         dtype: of matrix multiplications; auto takes bf16 where the hardware has it.
         compile: torch.compile; auto compiles on GPUs and falls back with a message where a trial fails.
-        deterministic: the same bits on every run on CUDA too, at some cost in speed.
+        deterministic: the same bits on every run on CUDA too, compiled or not, without TensorFloat-32, at some cost in
+            speed.
         collective_timeout_seconds: how long a rank waits for the others before the run is given up.
         deadline: save and stop in time for this moment: an ISO time such as 2026-05-01T06:00 (local, or with its
             offset), slurm (the end of the job as scontrol gives it, asked for every minute; SLURM_JOB_END_TIME where it

@@ -139,3 +139,8 @@ def set_determinism(deterministic: bool, device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_tf32 = not deterministic
     torch.backends.cudnn.allow_tf32 = not deterministic
     torch.use_deterministic_algorithms(deterministic)
+    if deterministic:  # what inductor compiles, too: it chooses kernels by timing them, which gives others every time
+        from torch._inductor import config as inductor
+
+        if hasattr(inductor, "deterministic"):
+            inductor.deterministic = True
