@@ -4,8 +4,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from common.checkpoint_files import list_checkpoints
 from common.run_folder import RunFolder
@@ -22,6 +24,8 @@ from tests.helpers.training import losses, run_of, tiny_arguments, train, train_
 from train.batches.plan import plan_batch
 from train.evaluations.evaluation import WHOLE, Tools
 from train.evaluations.validation import Validation
+from train.optimization.compilation import compile_blocks
+from train.optimization.ddp import BUCKET_MIB, Parallel
 from train.progress import Progress
 from train.run.recorder import Recorder
 from train.settings.sections import Config, ModelSection
@@ -57,7 +61,6 @@ def train_all(folder: Path, data: Path) -> None:
             f"--run.compile={compile_}",
             f"--recompute.mode={recompute}",
             f"--model.tie_weights={tie}",
-            "--model.dropout=0",  # a compiled dropout draws other numbers
         ]
         assert main() == 0
 
@@ -86,6 +89,59 @@ def test_recomputing_draws_the_same_dropout(tmp_path: Path, data: Path) -> None:
         train(1, tmp_path, [*arguments, "--run.max_steps=5", "--model.dropout=0.2"])
     assert losses(run_of(tmp_path, "full")) == losses(run_of(tmp_path, "none"))
     assert losses(run_of(tmp_path, "every")) == losses(run_of(tmp_path, "none"))
+
+
+def gradients(compiled: bool, recompute_every: int) -> dict[str, np.ndarray]:
+    """Of two micro-batches of a small model with dropout, each with its own seed."""
+    config = ModelConfig(vocab_size=257, block_size=32, n_layer=2, n_head=2, n_embd=32, dropout=0.3)
+    model = GPT(config)
+    initialise(model, seed=1)
+    model.recompute_every = recompute_every
+    if compiled:
+        compile_blocks(model)
+    tokens = torch.randint(0, 257, (4, 32), generator=torch.Generator().manual_seed(3))
+    for seed in (11, 12):
+        torch.manual_seed(seed)
+        model(tokens, tokens).backward()
+    return {name: parameter.grad.numpy() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiled_dropout_draws_the_same_masks_recomputed_or_not(tmp_path: Path) -> None:
+    """Inductor's own random numbers differ from eager mode's, and on GPUs once between a block's two forwards."""
+    cases = [(False, 0), (True, 0), (True, 1)]
+    eager, compiled, recomputed = (run_ranks(1, tmp_path / "store", gradients, *case)[0] for case in cases)
+    for name, gradient in compiled.items():
+        assert np.array_equal(recomputed[name], gradient), name
+        np.testing.assert_allclose(gradient, eager[name], rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+def graphs_of_a_block() -> tuple[int, int]:
+    """How many graphs two ranks compile of blocks that are larger than DDP's first bucket, and its bytes."""
+    from torch._inductor import compile_fx
+
+    graphs: list[torch.fx.GraphModule] = []
+
+    def count(graph: torch.fx.GraphModule, *_: object, **__: object) -> object:
+        graphs.append(graph)
+        return graph.forward
+
+    pytest.MonkeyPatch().setattr(compile_fx, "compile_fx", count)
+    ranks = start_ranks("cpu")
+    model = GPT(ModelConfig(vocab_size=257, block_size=8, n_layer=2, n_head=2, n_embd=384))
+    initialise(model, seed=1)
+    compile_blocks(model)
+    replica = Parallel(model, ranks).replica
+    tokens = torch.zeros(1, 8, dtype=torch.int64)
+    replica(tokens, tokens).backward()
+    ranks.close()
+    assert isinstance(replica, DistributedDataParallel)
+    return len(graphs), replica.bucket_bytes_cap
+
+
+def test_ddp_cuts_no_compiled_block(tmp_path: Path) -> None:
+    assert run_ranks(2, tmp_path / "store", graphs_of_a_block) == [(1, BUCKET_MIB << 20)] * 2
 
 
 def count_graphs(folder: Path, data: Path, steps: int) -> tuple[int, dict[int, float]]:

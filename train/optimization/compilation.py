@@ -12,7 +12,15 @@ from model.gpt import GPT
 
 
 def compile_blocks(model: GPT) -> None:
-    """Let every block compile at its first call."""
+    """Let every block compile at its first call, as one graph, with dropout's masks as they are without compilation."""
+    from torch._dynamo import config as dynamo
+    from torch._inductor import config as inductor
+
+    # DDP's hooks fire as each block's backward ends: nothing is won by cutting a block where a bucket is full.
+    dynamo.optimize_ddp = False
+    # Inductor's own random numbers are others than eager mode's, and on CUDA, since torch 2.13, masks that repeat
+    # themselves or differ between forward and recomputed forward (github.com/pytorch/pytorch/issues/198333).
+    inductor.fallback_random = True
     for block in model.h:
         assert isinstance(block, nn.Module)
         block.compile()

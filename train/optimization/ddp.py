@@ -11,6 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model.ranks import Ranks
 
+BUCKET_MIB = 100  # torch's 25 are more messages than fast links need; several are still under way while backward runs
+
 
 class Parallel:
     """A model on this rank that learns together with its replicas on the others."""
@@ -22,6 +24,7 @@ class Parallel:
             self._ddp = DistributedDataParallel(
                 model,
                 device_ids=[ranks.device.index] if ranks.device.type == "cuda" else None,
+                bucket_cap_mb=BUCKET_MIB,
                 gradient_as_bucket_view=True,  # else the buckets hold a second copy of all gradients
             )
 
