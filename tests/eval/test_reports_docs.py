@@ -36,11 +36,6 @@ def test_every_command_of_the_reports_page_works(tmp_path: Path) -> None:
     assert (tmp_path / "reports" / "models.json").exists()
 
 
-def test_the_pages_picture_is_there() -> None:
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", DOCUMENT.read_text()):
-        assert (DOCUMENT.parent / picture).is_file(), picture
-
-
 def test_the_committed_record_still_gives_its_figures() -> None:
     """The record is a run's folder as the trainer wrote it."""
     record = PROJECT / "records" / "2026-11-22-report"

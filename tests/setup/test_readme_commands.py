@@ -119,10 +119,3 @@ def test_the_commands_for_a_cluster_are_those_that_are_tested_on_one() -> None:
     readme, page = ((PROJECT / name).read_text() for name in ("README.md", "docs/cluster.md"))
     (shown,) = re.findall(r"^```bash\n(.*?)^```", readme, flags=re.MULTILINE | re.DOTALL)
     assert f"```sh\n{shown}```" in page
-
-
-def test_no_file_that_the_readme_links_is_missing() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", (PROJECT / "README.md").read_text())
-
-    assert links
-    assert [link for link in links if not (PROJECT / link).exists()] == []
