@@ -23,11 +23,10 @@ from train.trainer import Trainer
 
 def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     """All ranks call. Raises UserError where an evaluation can't be done with this model."""
+    # Model, optimizer and step
+    model, plan = build_model(run, plan, recording)
     request, ranks, config, recorder = run.request, run.ranks, plan.config, recording.recorder
     seed, clip, peak = config.run.seed, config.optim.grad_clip, None
-
-    # Model, optimizer and step
-    model = build_model(run, config, resumed=plan.checkpoint is not None)
     optimizer = build_optimizer(model, config.optim)
     parallel, objective = Parallel(model, ranks), LanguageModelling()
     stepper = Stepper(parallel, optimizer, ranks, plan.batch, objective, dtype=plan.dtype, grad_clip=clip, seed=seed)

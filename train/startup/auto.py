@@ -1,4 +1,4 @@
-"""`auto` choices: resolved once, recorded in the run's folder, reused on resume."""
+"""`auto` choices: resolved once, recorded in the run's folder, reused on resume as long as they fit into the memory."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +22,7 @@ from train.settings.sections import Config
 from train.startup.recorded_choices import reuse
 
 MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding and what the estimate leaves out
+KEPT_SHARE = 0.95  # what an earlier start chose may take, so that it holds where a little less is free than it was then
 CPU_MICRO_BATCH = 8  # beyond it a CPU gains no speed
 
 
@@ -33,18 +34,22 @@ def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) ->
 
     Raises UserError where nothing fits.
     """
-    asked_to_compile = config.run.compile
+    asked = config
     config = reuse(config, recorded, world_size=ranks.world_size)
     reasons = []
     dtype, because = resolve_dtype(config.run.dtype, ranks.device)
     if config.run.dtype == "auto":
         reasons.append(f"dtype {dtype}: {because}")
-    compile_, because = resolve_compile(config.run.compile, ranks, must=asked_to_compile is True)
+    elif asked.run.dtype == "auto" and (other := resolve_dtype("auto", ranks.device)[0]) != dtype:
+        reasons.append(f"dtype {dtype}, as the run has been trained so far: a new run would take {other} here")
+    compile_, because = resolve_compile(config.run.compile, ranks, must=asked.run.compile is True)
     if config.run.compile == "auto" or compile_ != config.run.compile:
         reasons.append(f"compile {str(compile_).lower()}: {because}")
     config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
     # the smallest answer of all ranks, so that they agree on uneven machines
     free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
+    config, anew = _forget_what_does_not_fit(config, asked, dtype, free, ranks)
+    reasons += anew
     if config.recompute.mode == "auto":
         fits = _fits(config, _least_micro_batch(config), dtype, 0, free, ranks.device.type)
         mode: Literal["none", "full"] = "none" if fits else "full"
@@ -55,6 +60,38 @@ def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) ->
         config = replace(config, batch=replace(config.batch, micro_batch=micro_batch))
         reasons.append(f"micro_batch {micro_batch}: {format_bytes(free)} are free")
     return config, reasons
+
+
+def _forget_what_does_not_fit(
+    config: Config, asked: Config, dtype: Dtype, free: int, ranks: Ranks
+) -> tuple[Config, list[str]]:
+    """An earlier start's choices, made `auto` again where the memory here is too small for them, and a line on that.
+
+    Args: asked: the configuration before those choices were put in; what is not `auto` in it stays.
+    """
+    mode, size = config.recompute.mode, config.batch.micro_batch
+    chosen = [
+        f"{name} {value}"
+        for name, wish, value in (
+            ("recompute", asked.recompute.mode, mode),
+            ("micro_batch", asked.batch.micro_batch, size),
+        )
+        if wish == "auto" and value != "auto"
+    ]
+    if not chosen or mode == "auto":
+        return config, []
+    least = _least_micro_batch(config)
+    if _fits(config, least, dtype, recompute_every(config), free, ranks.device.type, share=KEPT_SHARE):
+        return config, []
+    line = (
+        f"{' and '.join(chosen)}, which an earlier start chose, may not fit into the {format_bytes(free)} that are free"
+    )
+    config = replace(config, batch=asked.batch)
+    if asked.recompute.mode == "auto" and not _fits(
+        config, _least_micro_batch(config), dtype, recompute_every(config), free, ranks.device.type
+    ):
+        config = replace(config, recompute=asked.recompute)
+    return config, [line]
 
 
 def recompute_every(config: Config) -> int:
@@ -103,17 +140,27 @@ def _optimizer_bytes(config: Config, layers: int) -> int:
     return declared_state(config.optim).nbytes(shapes_of(trained))
 
 
-def _fits(config: Config, micro_batch: int, dtype: Dtype, every: int, free: int, device_type: str) -> bool:
+def _fits(
+    config: Config,
+    micro_batch: int,
+    dtype: Dtype,
+    every: int,
+    free: int,
+    device_type: str,
+    *,
+    share: float = MEMORY_SHARE,
+) -> bool:
     estimate = memory_estimate(
         config.model.architecture(),
         micro_batch=micro_batch,
         dtype=dtype,
         recompute_every=every,
+        recompute_norms=config.recompute.norms,
         device_type=device_type,
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config),
     )
-    return estimate.total <= MEMORY_SHARE * free
+    return estimate.total <= share * free
 
 
 def _choose_micro_batch(config: Config, dtype: Dtype, free: int, ranks: Ranks) -> int:

@@ -1,17 +1,25 @@
-"""The model with its first weights, on this rank's device."""
+"""The model with its first weights, on this rank's device, and a micro-batch that fits beside it."""
 
 import torch
 
 from model.counts import check_parameters
 from model.gpt import GPT
 from train.optimization.compilation import compile_blocks
-from train.settings.sections import Config
 from train.startup.auto import recompute_every, set_determinism
+from train.startup.micro_batch_trial import settle_micro_batch
 from train.startup.open_run import OpenRun
+from train.startup.plan_start import StartPlan
+from train.startup.recording import Recording
+
+TRIED_ON = ("cuda",)  # a CPU's memory is not refused but taken away again, by killing whoever has most of it
 
 
-def build_model(run: OpenRun, config: Config, *, resumed: bool) -> GPT:
-    """All ranks call. Args: config: resolved. resumed: a checkpoint will fill what is trained."""
+def build_model(run: OpenRun, plan: StartPlan, recording: Recording) -> tuple[GPT, StartPlan]:
+    """The model, and the plan with what a trial of the memory has changed. All ranks call.
+
+    Raises UserError on all ranks where the model doesn't fit.
+    """
+    config, resumed = plan.config, plan.checkpoint is not None
     set_determinism(config.run.deterministic, run.ranks.device)
     with torch.device("meta"):
         model = GPT(config.model.architecture())
@@ -22,4 +30,7 @@ def build_model(run: OpenRun, config: Config, *, resumed: bool) -> GPT:
     model.recompute_norms = config.recompute.norms
     if config.run.compile:
         compile_blocks(model)
-    return model
+    # a micro-batch that the configuration names is left to the warm-up: there is nothing to choose
+    if run.ranks.device.type in TRIED_ON and run.request.config.batch.micro_batch == "auto":
+        plan = settle_micro_batch(run, plan, recording, model)
+    return model, plan

@@ -29,6 +29,7 @@ class Recording:
 
     recorder: Recorder
     heartbeat: Heartbeat
+    reporter: FailureReporter
 
 
 @contextmanager
@@ -50,7 +51,7 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
             recorder.say(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
-        yield Recording(recorder, heartbeat)
+        yield Recording(recorder, heartbeat, reporter)
 
 
 def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
