@@ -105,6 +105,10 @@ class RunFolder:
         return self.path / "report"
 
     @property
+    def profile(self) -> Path:
+        return self.path / "profile"
+
+    @property
     def state(self) -> Path:
         return self.path / "state"
 

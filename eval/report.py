@@ -26,6 +26,7 @@ from eval.reporting.comparison import run_row
 from eval.reporting.key_figures import differences, key_figures
 from eval.reporting.page import page
 from eval.reporting.run_data import RunData, load_runs, tell_complaints
+from eval.reporting.step_profiles import profile_picture
 from eval.shared.arguments import add_json
 
 
@@ -71,13 +72,17 @@ def draw_all(runs: Sequence[RunData]) -> dict[str, bytes]:
     if hellaswag:
         pictures["hellaswag.png"] = hellaswag
     pictures["time.png"] = figures.time_picture(runs)
+    if (profiles := profile_picture(runs)) is not None:
+        pictures["profile.png"] = profiles
     return pictures
 
 
 def as_json(runs: Sequence[RunData]) -> dict[str, object]:
     return {
         "runs": [
-            key_figures(run).as_json() | {"alive": run.liveness.verdict, "data": run_row(run).data} for run in runs
+            key_figures(run).as_json()
+            | {"alive": run.liveness.verdict, "data": run_row(run).data, "profiles": run.profiles}
+            for run in runs
         ],
         "differences": dict(differences(runs)),
     }

@@ -48,6 +48,9 @@ def test_what_is_counted_is_there(counted: dict[str, Any]) -> None:
     )
     assert set(counted["visited"]) < set(counted["entered"])
     assert {"model/gpt.py: GPT.forward", counted["frames"][-1]} <= set(counted["step_functions"])
+    assert not any(
+        "profiler" in name for name in [*counted["step_functions"], *counted["entered"]]
+    )  # it wasn't asked for
     files = [*counted["visited"], *counted["entered"], *counted["step_files"]]
     assert [file for file in files if not (PROJECT / file).is_file()] == []
     assert not any(Path(file).parts[0] == "tests" for file in files)

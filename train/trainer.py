@@ -4,7 +4,7 @@ import gc
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -27,6 +27,9 @@ from train.run.state import RunState
 from train.settings.sections import Config
 from train.stopping.deadline import StopMargin
 from train.stopping.stop_requests import StopRequest, kind, reason, remove_stop_file
+
+if TYPE_CHECKING:
+    from train.profiler.step_profiler import StepProfiler  # imported by runs that profile
 
 COLLECT_STEPS = 1000  # steps from one garbage collection to the next
 STATE_SECONDS = 10.0  # how often `state` is renewed between saves
@@ -88,13 +91,19 @@ class Trainer:
         gc.collect()
         gc.disable()  # a collection in the middle of a step would make the other ranks wait
         batches = self.loader.steps(progress.sequences)
+        if (profiler := self._step_profiler(progress)) is not None:
+            batches = profiler.watched(batches)
         try:
             if (stop_code := self._measure_after_save(progress, missing)) != 0:
                 return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
             while progress.step < last_step:
+                if profiler is not None:
+                    profiler.before(progress.step + 1)
                 with self.margin.timing("step"):
                     progress = self._step(progress, batches)
                 stop_code = self._agree(progress)
+                if profiler is not None:
+                    profiler.after(progress.step)
                 last = progress.step == last_step
                 due = due_after(progress.step, self.evaluations, last=last)
                 self._measure_before_save(progress, due)
@@ -163,6 +172,14 @@ class Trainer:
         if time.monotonic() - self._state_written > STATE_SECONDS:
             self._write_state(progress, "training")
         return progress
+
+    def _step_profiler(self, progress: Progress) -> "StepProfiler | None":
+        """What profiles the steps that section `profile` names; None where it names none that is to come."""
+        if not self.config.profile.first:
+            return None
+        from train.profiler.step_profiler import build_step_profiler
+
+        return build_step_profiler(self.config, progress.step + 1, self.folder, self.ranks, self.recorder, self.model)
 
     def _save(self, progress: Progress, *, final: bool) -> None:
         self.heartbeat.phase = "saving"

@@ -10,6 +10,7 @@ from eval.reporting import page_sections as sections
 from eval.reporting.html_parts import table, text
 from eval.reporting.key_figures import KeyFigures, differences, key_figures
 from eval.reporting.run_data import RunData, format_time
+from eval.reporting.step_profiles import profile_tables
 
 
 def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> str:
@@ -26,6 +27,7 @@ def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> st
         ("Learning rate, gradients, speed, memory", "steps", _show(pictures, "step-") + sections.steps_note(runs)),
         ("HellaSwag and published models", "hellaswag", _show(pictures, "hellaswag") + sections.comparison(runs)),
         ("Where the time went", "time", _show(pictures, "time") + sections.time_table(figures)),
+        ("Where the profiled steps went", "profile", _show(pictures, "profile") + profile_tables(runs)),
         ("Starts and restarts", "starts", sections.starts(runs)),
         ("Samples by step", "samples", sections.samples(runs)),
         ("Configuration", "configuration", _differences(runs) + sections.configurations(runs)),

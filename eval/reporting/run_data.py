@@ -21,6 +21,7 @@ from common.metrics_table import MetricsTable, Values
 from common.plain_text import printable
 from common.run_files import Score, leniently, read_configuration, read_samples, read_score, read_starts, read_table
 from common.run_folder import RunFolder
+from common.step_profile import StepProfile, read_step_profiles
 from model.config import ModelConfig
 from model.counts import flops_per_token, parameter_count
 
@@ -41,6 +42,7 @@ class RunData:
     liveness: Liveness  # when the folder was read
     samples: list[dict[str, Any]]
     hellaswag: Score  # what eval/hellaswag.py wrote to report/hellaswag.json
+    profiles: list[StepProfile] = field(default_factory=list)  # by step
     complaints: list[str] = field(default_factory=list)  # of files that are there and can't be read
 
     @cached_property
@@ -155,6 +157,7 @@ def load_run(path: Path, name: str | None = None, table: MetricsTable | None = N
         look_at(folder, time.time()),
         leniently(lambda: read_samples(folder), complaints) or [],
         leniently(lambda: read_score(folder), complaints) or Score(),
+        leniently(lambda: read_step_profiles(folder), complaints) or [],
         complaints,
     )
 

@@ -20,7 +20,7 @@ INSIDE_TRAIN = (
     ("objectives",),
     ("optimization", "stopping"),
     ("run",),
-    ("evaluations", "checkpoints"),
+    ("evaluations", "checkpoints", "profiler"),
     ("trainer", "startup"),
     ("assemble", "restore"),
     ("pretrain",),

@@ -4,8 +4,8 @@
     data        what the run reads                    checkpoint  when to save, what to keep
     batch       tokens of a step, micro-batch         eval        validation, HellaSwag, samples
     optim       the optimizer                         log         log lines, wandb
-    schedule    learning rate over the run            run         name, seed, length, device, deadline
-    lora        adapters: train/finetune.py only
+    schedule    learning rate over the run            profile     which steps to profile
+    lora        adapters: train/finetune.py only      run         name, seed, length, device, deadline
 
 Each section checks itself; what needs two sections is checked by `Config`, what needs the data or the machine in
 `train.startup`. Nothing here imports torch. docs/options.md is made from these docstrings.
@@ -19,6 +19,7 @@ from model.config import ModelConfig, preset_config
 from model.lora_config import TARGETS, LoraConfig, adapter_count
 
 ScheduleKind = Literal["cosine", "wsd", "constant"]
+MOST_PROFILED_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,26 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class ProfileConfig:
+    """PyTorch's profiler over a few steps: traces, and a table of where the time went, in the run's `profile/`.
+
+    Args:
+        first: the first step to profile, counted from the start of the run; 0 profiles none. A resumed run leaves out
+            those that are already done.
+        steps: how many steps to profile, at most 20: each adds megabytes to the traces.
+    """
+
+    first: int = 0
+    steps: int = 3
+
+    def __post_init__(self) -> None:
+        if self.first < 0:
+            raise ValueError(f"profile.first is {self.first}: give a step, or 0 to profile none")
+        if not 1 <= self.steps <= MOST_PROFILED_STEPS:
+            raise ValueError(f"profile.steps is {self.steps}: give 1 to {MOST_PROFILED_STEPS}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """The run.
 
@@ -353,6 +374,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -360,6 +382,11 @@ class Config:
             raise ValueError(
                 f"data.stride {self.data.stride} would leave out the tokens between windows of model.block_size "
                 f"{self.model.block_size}: give at most that"
+            )
+        if self.profile.first > self.run.max_steps:
+            raise ValueError(
+                f"profile.first is {self.profile.first}, the run ends at run.max_steps {self.run.max_steps}: "
+                "give an earlier step"
             )
 
     def adapters(self) -> LoraConfig | None:
