@@ -1,11 +1,13 @@
-"""What README.md and docs/ name is there: links, headings, files, modules."""
+"""What README.md and docs/ name is there: links, headings, files, modules, messages."""
 
+import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.source_code import PROJECT, ROOMS
+from tests.helpers.source_code import PROJECT, ROOMS, product_code
 from train.settings.command_line import field_names
 from train.settings.sections import FinetuneConfig
 
@@ -13,6 +15,9 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 LINKING = [*PAGES, PROJECT / "CHANGELOG.md", *sorted((PROJECT / "records").glob("*/README.md"))]
 TOP_FOLDERS = (*ROOMS, "records", "tests")
 NOT_OURS = {"slurm/site.sh", "site.sh", "tasks/my_task.yaml", "slurm.jsonl"}  # what a site, a user or a run writes
+
+
+OTHERS_WORDS = ("network addresses of", "cannot be retrieved")  # torchrun's
 
 
 def links(page: str) -> list[str]:
@@ -80,6 +85,51 @@ def test_files_and_modules_that_a_page_names_are_there(path: Path) -> None:
     page = path.read_text(encoding="utf-8")
     assert sorted(name for name in named_paths(page) if not is_there(name)) == []
     assert sorted(name for name in dotted_names(page) if not is_module_or_option(name)) == []
+
+
+def quoted_messages(page: str) -> list[str]:
+    """Messages at the start of a row or a bullet under "When something is wrong"."""
+    section = "".join(
+        re.findall(r"^## When something is wrong\n(.*?)(?=^## |\Z)", page, flags=re.MULTILINE | re.DOTALL)
+    )
+    starts = re.findall(r"^(?:\| |- )(`[^`|]+`(?:, `[^`|]+`)*)", section, flags=re.MULTILINE)
+    return [message for start in starts for message in re.findall(r"`([^`]{12,})`", start)]
+
+
+def fragments(message: str) -> list[str]:
+    """The words of a message between what differs each time: …, names in capitals, anything with a digit."""
+    parts = re.split(r"…|\b[A-Z_:]+\b|\[k\]|\S*\d\S*|^error: |^failed: |^warning: ", message)
+    return [part.strip(" :,()") for part in parts if len(part.strip(" :,()")) > 5]
+
+
+@cache
+def all_messages() -> str:
+    """Every text in the project's Python files, and its shell scripts."""
+    nodes = [node for _, tree in product_code() for node in ast.walk(tree)]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    scripts = [path.read_text(encoding="utf-8") for path in sorted((PROJECT / "slurm").glob("*.sh"))]
+    return "\n".join([*texts, *scripts])
+
+
+def is_printed(part: str) -> bool:
+    """As one text, or as two that are put together."""
+    words = part.split(" ")
+    halves = [(" ".join(words[:count]), " ".join(words[count:])) for count in range(len(words))]
+    return any(all(half.strip(" ,") in all_messages() for half in both) for both in halves)
+
+
+@pytest.mark.parametrize("name", ["training", "stopping", "cluster"])
+def test_the_messages_that_a_page_explains_are_printed(name: str) -> None:
+    messages = quoted_messages((PROJECT / "docs" / f"{name}.md").read_text(encoding="utf-8"))
+    assert len(messages) >= 4
+    missing = [part for message in messages for part in fragments(message) if not is_printed(part)]
+    assert [part for part in missing if part not in OTHERS_WORDS] == []
+
+
+def test_a_message_that_nobody_prints_is_found() -> None:
+    page = "## When something is wrong\n\n| `the weights of ranks [k] diverge` | … |\n\n## Next\n"
+    (message,) = quoted_messages(page)
+    assert [is_printed(part) for part in fragments(message)] == [True, False]
 
 
 def test_the_pages_do_link_and_name_files() -> None:
