@@ -49,6 +49,8 @@ BAD_VALUES = {
     "eval/perplexity.py no-run": "no-run is not a folder",
     "eval/perplexity.py eval --data=no-data": "no-data",
     "eval/perplexity.py no-run --dtype=fp8": "fp8",
+    "train/benchmarks/bench_step.py --micro-batch=0": "above zero",
+    "train/benchmarks/bench_step.py --model.n_head=5": "does not divide",
     "train/finetune.py no-run": "no-run is not a folder",
     "train/pretrain.py --data.path=no-data": "there is no token set in",
     "train/pretrain.py --optim.lr=x": "optim.lr is x",

@@ -31,7 +31,7 @@ BESIDE = {
     "launching": {"stopping"},
     "launch": {"launching"},
     "sync_wandb": {"run"},
-    "benchmarks": {"settings", "batches", "progress", "optimization", "checkpoints"},
+    "benchmarks": {"settings", "batches", "progress", "objectives", "optimization", "checkpoints", "startup"},
 }
 # The commands that README.md and docs/ show.
 ENTRIES = [
@@ -45,6 +45,7 @@ ENTRIES = [
     "slurm/774m.sh", "slurm/1p3b.sh", "setup/environment.py", "setup/pin_packages.py", "docs/write_options.py",
     "tests/chaos/run.py", "tests/fuzz/campaign.py", "tests/same_run.py", "tests/count_rooms.py",
     "records/2026-11-22-tiny-shakespeare/regenerate.py", "eval/benchmarks/bench_hellaswag.py",
+    "train/benchmarks/bench_step.py",
 ]  # fmt: skip
 
 CODE = list(product_code())

@@ -167,7 +167,7 @@ def is_worker(process: psutil.Process) -> bool:
 
 def test_ratios_are_medians_of_paired_turns() -> None:
     def row(name: str, *turns: float, peak: int) -> Row:
-        step = {"processor_seconds": 1.0, "device_seconds": None, "loss": None}
+        step: dict[str, float | None] = {"processor_seconds": 1.0, "device_seconds": None, "loss": None}
         return Row(name, peak_bytes=peak, turns=[[step | {"seconds": seconds}] for seconds in turns])
 
     rows = {
@@ -187,7 +187,7 @@ def test_ratios_are_medians_of_paired_turns() -> None:
 
 def test_seconds_of_a_gpu() -> None:
     """By made-up events: idle time, MFU on a known device, seconds to compile."""
-    step = {"processor_seconds": 1.0, "loss": 2.5}
+    step: dict[str, float | None] = {"processor_seconds": 1.0, "loss": 2.5}
     steps: list[dict[str, float | None]] = [step | {"seconds": s, "device_seconds": s - 0.5} for s in (2.0, 2.0, 4.0)]
     row = Row("longhaul", compiled=True, machine={"device": "NVIDIA H100 80GB HBM3"}, turns=[steps])
     row.warm_up_seconds, row.peak_bytes, case = [32.0], 1, case_of()
