@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Literal
 
 import psutil
@@ -11,6 +12,7 @@ import torch
 from common.environment import whole_number
 from common.errors import UserError
 from common.host_limits import allowed_cores, available_memory_bytes
+from model.rank_environment import given_gpus
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"  # which torch reads when it first compiles
@@ -21,9 +23,11 @@ MOST_THREADS = 4096  # more than any machine has cores: a mistake, for which Ope
 def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: int = 1) -> torch.device:
     """The device of a local rank. `auto`: a GPU where there is one, else Apple's for a single process, else the CPU.
 
-    Raises UserError where the choice can't be had.
+    Raises UserError where the choice can't be had, or `auto` would take the CPU in a job that was given GPUs.
     """
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = visible_gpus()
+    if choice == "auto" and gpus == 0 and (lost := lost_gpus(os.environ)):
+        raise UserError(lost)
     if choice == "cuda" and gpus == 0:
         raise UserError(
             "run.device is cuda, but PyTorch sees no GPU here: use --run.device cpu, or a CUDA build of torch"
@@ -39,6 +43,26 @@ def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: i
     if choice == "mps" or (choice == "auto" and local_world_size == 1 and torch.backends.mps.is_available()):
         return torch.device("mps")
     return torch.device("cpu")
+
+
+def visible_gpus() -> int:
+    """GPUs that PyTorch sees here."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def lost_gpus(environment: Mapping[str, str]) -> str:
+    """What is wrong on a node of a job that sees fewer GPUs than Slurm has given it; "" where all is well."""
+    given, by = given_gpus(environment)
+    seen = visible_gpus()
+    if seen >= given:
+        return ""
+    host = socket.gethostname()
+    which = "no GPU" if seen == 0 else f"{seen} of the {given} GPUs"
+    return (
+        f"PyTorch sees {which} on {host} that Slurm has given this job ({by}): look at nvidia-smi or rocm-smi there, "
+        f"leave the node out (--exclude={host}), install a torch build for GPUs if it has none, or compute on the CPU "
+        "with --run.device cpu (in eval: --device cpu)"
+    )
 
 
 def _bound_by_launcher(local_world_size: int) -> bool:

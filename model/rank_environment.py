@@ -11,6 +11,7 @@ from common.errors import UserError
 
 OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 PORTS = range(65536)
+VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 TO_TRAIN_ALONE = f"for one process: unset {' '.join(OF_A_RANK)}; for several, start them with train/launch.py"
 TO_START_ANEW = "leave Slurm's variables as srun sets them, or unset SLURM_STEP_ID for one process"
 
@@ -86,6 +87,51 @@ def meeting_address(environment: Mapping[str, str]) -> tuple[str, int]:
 def launcher_is_known(environment: Mapping[str, str]) -> bool:
     """Whether torchrun or srun has started this rank. Without either its variables may be a shell's leftovers."""
     return "TORCHELASTIC_RUN_ID" in environment or _of_slurm(environment, "SLURM_STEP_NUM_TASKS", 1) > 1
+
+
+def given_gpus(environment: Mapping[str, str]) -> tuple[int, str]:
+    """How many GPUs of this node Slurm has given to the job, and the variable that tells; (0, "") where it gave none.
+
+    No more count than CUDA_VISIBLE_DEVICES and its like list, which Slurm sets, for each task where it binds them.
+    """
+    if not environment.get("SLURM_JOB_ID"):
+        return 0, ""
+    listed = [number for name in VISIBLE_DEVICES if (number := _devices_listed(environment.get(name, "")))]
+    for name, count in (
+        ("SLURM_GPUS_ON_NODE", _devices_counted),
+        ("SLURM_GPUS_PER_NODE", _devices_counted),
+        ("SLURM_STEP_GPUS", _devices_listed),
+        ("SLURM_JOB_GPUS", _devices_listed),
+        ("CUDA_VISIBLE_DEVICES", _devices_listed),
+    ):
+        value = environment.get(name, "").strip()
+        if value:
+            found = min([count(value), *listed])
+            return (found, f"{name}={value}") if found else (0, "")
+    return 0, ""
+
+
+def _devices_counted(value: str) -> int:
+    """Of `8`, `a100:8` or `a100:4,v100:2`; 0 of anything else."""
+    parts = [part.rpartition(":")[2] for part in value.split(",")]
+    return sum(int(part) for part in parts if re.fullmatch(r"\d{1,4}", part, re.ASCII))
+
+
+def _devices_listed(value: str) -> int:
+    """Of `0,1`, `0-3` or names; 0 of what Slurm and people write for none (`NoDevFiles`, `-1`).
+
+    Of a card's slices (MIG) a process sees one, whatever it is given.
+    """
+    if "MIG-" in value:
+        return 1
+    count = 0
+    for part in value.split(","):
+        span = re.fullmatch(r"(\d{1,4})-(\d{1,4})", part.strip(), re.ASCII)
+        if span:
+            count += max(0, int(span[2]) - int(span[1]) + 1)
+        elif re.match(r"\d|GPU-", part.strip()):
+            count += 1
+    return count
 
 
 def _count(environment: Mapping[str, str], name: str, default: int | None = None, **bounds: int) -> int:

@@ -52,6 +52,7 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
         secret=secrets.token_hex(SECRET_BYTES),
         # a job that comes back goes on, whatever its first start began from
         resume="auto" if start.restart_count > 0 and list_checkpoints(folder.checkpoints) else "",
+        device=config.run.device,
     )
 
 

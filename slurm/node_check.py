@@ -1,4 +1,4 @@
-"""Before the trainers start, on every node at once: can all reach the head, and do all see the same files?
+"""Before the trainers start, on every node at once: can all reach the head, and do all see GPUs and the same files?
 
 The head listens where the ranks will meet. Every other node calls it and says what it finds in the run's folder and
 in the data's. A node that stays silent is named. Whoever else calls is not believed: the head begins with a number that
@@ -8,14 +8,17 @@ it has drawn, and each node proves with it, and with what it says, that it knows
 import hashlib
 import hmac
 import json
+import os
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from common.addresses import listen_at
 from common.errors import UserError
 from data_prep.token_sets.token_set import TokenSet
+from model.rank_environment import given_gpus
 from slurm.start_info import Beginning, read_mark
 
 PATIENCE_SECONDS = 30.0  # a network file system may show a new file this late
@@ -46,12 +49,14 @@ def complaint(beginning: Beginning, patience_seconds: float) -> str:
     return ""
 
 
-def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float) -> None:
+def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float, wrong: str = "") -> None:
     """The head's part: hear every other node.
+
+    Args: wrong: what is wrong with the head itself.
 
     Raises UserError naming the nodes that did not come, or what a node complains of.
     """
-    missing, complaints = set(nodes[1:]), []
+    missing, complaints = set(nodes[1:]), [f"{nodes[0]} {wrong}"] if wrong else []
     until = time.monotonic() + patience_seconds
     with listen_at(beginning.head, beginning.port, backlog=len(nodes)) as server:
         while missing and (left := until - time.monotonic()) > 0:
@@ -66,7 +71,7 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
             missing.discard(node)
             if wrong:
                 complaints.append(f"{node} {wrong}")
-    if missing:
+    if missing and not complaints:
         names = ",".join(sorted(missing))
         raise UserError(
             f"{names} did not reach the first node {nodes[0]} at {beginning.head}:{beginning.port} within "
@@ -76,9 +81,12 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
         raise UserError("; ".join(complaints))
 
 
-def call_head(beginning: Beginning, node: str, patience_seconds: float) -> None:
-    """Another node's part. Raises UserError where the head can't be reached, or something is wrong here."""
-    wrong = complaint(beginning, patience_seconds / 2)  # the head waits no longer than this node does
+def call_head(beginning: Beginning, node: str, patience_seconds: float, wrong: str = "") -> None:
+    """Another node's part. Raises UserError where the head can't be reached, or something is wrong here.
+
+    Args: wrong: what is already known to be.
+    """
+    wrong = wrong or complaint(beginning, patience_seconds / 2)  # the head waits no longer than this node does
     until = time.monotonic() + patience_seconds
     while True:
         try:
@@ -136,7 +144,21 @@ def check_nodes(beginning: Beginning, nodes: list[str], number: int, patience_se
 
     Raises UserError on the first node, and on the node that is wrong.
     """
+    without = missing_gpus(beginning, os.environ)
     if number == 0:
-        wait_for_all(beginning, nodes, patience_seconds)
+        wait_for_all(beginning, nodes, patience_seconds, without)
     else:
-        call_head(beginning, nodes[number], patience_seconds)
+        call_head(beginning, nodes[number], patience_seconds, without)
+
+
+def missing_gpus(beginning: Beginning, environment: Mapping[str, str]) -> str:
+    """What is wrong with this node's GPUs; "" where all is well, or none are wanted.
+
+    Only where Slurm has given some is PyTorch asked, which takes seconds to load.
+    """
+    if beginning.device == "cpu" or not given_gpus(environment)[0]:
+        return ""
+    from model.devices import lost_gpus
+
+    lost = lost_gpus(environment)
+    return f"can't train: {lost}" if lost else ""

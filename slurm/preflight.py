@@ -1,6 +1,6 @@
 """Check a job's nodes before its trainers start, on all of them at once; slurm/job.sh runs this.
 
-Can all reach the head, and do all see the same files (`slurm/node_check.py`)?
+Can all reach the head, and do all see their GPUs and the same files (`slurm/node_check.py`)?
 """
 
 import json

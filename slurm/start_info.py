@@ -19,6 +19,7 @@ class Beginning:
         secret: known to the job's own processes alone. It travels in environments and in a file that only the user can
             read, never in a command line, which all users of a node can.
         resume: what --resume must say in place of the first start's; "" leaves it.
+        device: the configuration's run.device.
     """
 
     run_folder: str
@@ -29,6 +30,7 @@ class Beginning:
     meeting_id: str
     secret: str
     resume: str
+    device: str = "auto"
 
 
 def mark_path(run_folder: Path, meeting_id: str) -> Path:

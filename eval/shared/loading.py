@@ -68,4 +68,6 @@ def device_for(choice: DeviceChoice) -> torch.device:
     try:
         return choose_device(choice)
     except UserError:
+        if choice == "auto":
+            raise
         raise UserError(f"PyTorch has no {choice} here: use --device cpu") from None

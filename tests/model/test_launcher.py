@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import UserError
-from model.rank_environment import Place, export_place, find_place
+from model.rank_environment import Place, export_place, find_place, given_gpus
 
 STEP = {  # of the task with number 3 of `srun -N 2 --ntasks-per-node=2`
     "SLURM_STEP_ID": "0",
@@ -100,3 +100,27 @@ def test_libraries_find_torchrun_s_variables():
         "LOCAL_WORLD_SIZE": "2",
     }
     assert find_place(environment) == find_place(STEP)
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "by"),
+    [
+        ({"SLURM_GPUS_ON_NODE": "8"}, 8, "SLURM_GPUS_ON_NODE=8"),
+        ({"SLURM_GPUS_PER_NODE": "a100:4", "SLURM_JOB_GPUS": "0,1"}, 4, "SLURM_GPUS_PER_NODE=a100:4"),
+        ({"SLURM_GPUS_PER_NODE": "a100:4,v100:2"}, 6, "SLURM_GPUS_PER_NODE=a100:4,v100:2"),
+        ({"SLURM_JOB_GPUS": "0-3,6"}, 5, "SLURM_JOB_GPUS=0-3,6"),
+        ({"SLURM_STEP_GPUS": "2"}, 1, "SLURM_STEP_GPUS=2"),
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, 2, "CUDA_VISIBLE_DEVICES=0,1"),  # all that older ones set
+        ({"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": "3"}, 1, "SLURM_GPUS_ON_NODE=8"),  # bound, or shortened
+        ({"SLURM_GPUS_ON_NODE": "8", "ROCR_VISIBLE_DEVICES": "0,1"}, 2, "SLURM_GPUS_ON_NODE=8"),
+        ({"SLURM_GPUS_ON_NODE": "2", "CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2"}, 1, "SLURM_GPUS_ON_NODE=2"),
+        ({"SLURM_GPUS_ON_NODE": "8", "CUDA_VISIBLE_DEVICES": ""}, 8, "SLURM_GPUS_ON_NODE=8"),
+        ({"SLURM_GPUS_PER_NODE": "0"}, 0, ""),  # --gpus-per-node=0
+        ({"SLURM_GPUS_ON_NODE": "0", "SLURM_JOB_GPUS": "1"}, 0, ""),  # of the job's nodes, another has them
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 0, ""),
+        ({}, 0, ""),
+    ],
+)
+def test_the_gpus_that_slurm_has_given(environment: dict[str, str], gpus: int, by: str):
+    assert given_gpus(environment | {"SLURM_JOB_ID": "7"}) == (gpus, by)
+    assert given_gpus(environment) == (0, "")

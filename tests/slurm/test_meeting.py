@@ -105,6 +105,27 @@ def test_a_node_with_another_run_folder_is_named(beginning: Beginning, tmp_path:
     assert said[1] == ""
 
 
+def test_a_node_whose_gpus_have_gone_is_named(beginning: Beginning, monkeypatch):
+    """None of these nodes has one, whatever Slurm says; where the CPU is asked for, nobody looks."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "8")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    on_cpu = replace(beginning, device="cpu")
+    words = "n1 can't train: PyTorch sees no GPU on "
+    said = check([on_cpu, beginning])
+    assert said[0].startswith(words) and said[1].startswith(words)
+    assert "SLURM_GPUS_ON_NODE=8" in said[0] and "--exclude=" in said[0]
+    leave_mark(on_cpu)
+    assert check([on_cpu, on_cpu]) == ["", ""]
+    said = check([beginning, on_cpu])
+    assert said[0].startswith("n0 can't train: PyTorch sees no GPU on ") and said[1] == ""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
+    said = check([beginning, on_cpu])
+    assert said[0].startswith("n0 can't train: PyTorch sees 7 of the 8 GPUs on ")
+
+
 def test_a_node_with_other_shards_is_named(beginning: Beginning, tmp_path: Path):
     make_token_set(tmp_path / "other", train_tokens=2000, val_tokens=500, seed=1)
     leave_mark(replace(beginning, data_folder=str(tmp_path / "other")))

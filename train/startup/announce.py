@@ -1,5 +1,6 @@
 """What a run says at its start: what it is about to do, and with what."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from common.run_folder import RunFolder
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
 from model.counts import flops_per_token, parameter_count
+from model.rank_environment import given_gpus
 from model.ranks import Ranks
 from train.batches.plan import BatchPlan
 from train.optimization.schedule import Course
@@ -30,7 +32,10 @@ def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any
 
 
 def describe_unused_gpus(ranks: Ranks) -> list[str]:
-    """A warning where one process leaves other GPUs of its machine idle."""
+    """A warning where one process leaves other GPUs of its machine idle, or a CPU those of its job."""
+    given, by = given_gpus(os.environ)
+    if ranks.device.type == "cpu" and given:
+        return [f"WARNING: on the CPU, as run.device says, though Slurm has given this job GPUs ({by})"]
     gpus = torch.cuda.device_count() if ranks.device.type == "cuda" and ranks.world_size == 1 else 1
     if gpus == 1:
         return []

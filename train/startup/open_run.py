@@ -1,16 +1,19 @@
 """The first phase of a start: meet the other ranks, take the data, listen to signals, lock the run's folder."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
+from common.errors import UserError
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
-from model.devices import share_threads
+from model.devices import share_threads, visible_gpus
 from model.lora_config import LoraConfig
 from model.ranks import Ranks, agreed, start_ranks
 from train.batches.local_copy import stage
 from train.run.lock import RunLock
+from train.run.provenance import read_starts
 from train.settings.sections import RunConfig
 from train.startup.from_checkpoint import FromCheckpoint
 from train.startup.initial_weights import FromScratch
@@ -50,6 +53,7 @@ def open_run(request: Request) -> Iterator[OpenRun]:
         config, folder = request.config, request.folder
 
         # Meet the other ranks
+        refuse_lost_gpus(folder, config.run)
         ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
         threads = share_threads(ranks.local_world_size)
 
@@ -73,6 +77,20 @@ def open_run(request: Request) -> Iterator[OpenRun]:
             request = replace(request, tokens=tokens, weights=weights)
             yield OpenRun(request, ranks, threads, stop, lock, margin, deadline, in_place)
             ranks.close()
+
+
+def refuse_lost_gpus(folder: RunFolder, config: RunConfig) -> None:
+    """Raises UserError where a run that was trained on GPUs would be resumed on a CPU that nobody has asked for."""
+    if config.device != "auto" or visible_gpus():
+        return
+    *_, last = [{}, *read_starts(folder.provenance)]
+    ranks = last.get("ranks")
+    devices = [rank.get("device") for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
+    if any(str(device).startswith("cuda") for device in devices):
+        raise UserError(
+            f"{folder.path} was trained on GPUs at its last start, and PyTorch sees none on {socket.gethostname()}: "
+            "look at nvidia-smi or rocm-smi there, or give --run.device cpu to resume on the CPU"
+        )
 
 
 @contextmanager
