@@ -49,6 +49,7 @@ class Signs:
     status: str | None  # of `state`; None where there is none, or it can't be read
     reason: str
     trouble: str  # what it can't write at present
+    suspect: str  # the rank that it waits for
     job_id: str | None
     process: Process  # of the first rank, which holds the lock, as far as this machine can tell
     pid: int | None
@@ -112,6 +113,8 @@ def _judge(signs: Signs, now: float, job_state: str | None) -> tuple[Verdict, st
         return "unknown", "no state that can be read"
     now = max(now, signs.sign or now)  # the trainer's clock may be ahead
     doing = signs.phase or signs.reason
+    if signs.suspect:
+        return "silent", f"waits for {signs.suspect}"
     if signs.progress is not None and now - signs.progress <= signs.patience_seconds:
         return "running", doing
     if signs.process == "alive" or (signs.sign is not None and now - signs.sign <= SIGN_SECONDS):
@@ -137,6 +140,7 @@ def read_signs(folder: RunFolder) -> Signs:
         status=_text(state, "status"),
         reason=_text(state, "reason") or "",
         trouble=_text(state, "trouble") or "",
+        suspect=_text(state, "suspect") or "",
         job_id=_text(state, "job_id"),
         process="unknown" if identity is None else _process(identity),
         pid=identity.pid if identity else None,

@@ -20,7 +20,7 @@ from common.regular_file import what_stands_at
 
 Status = Literal["running", "preempted", "done", "failed"]
 Stop = Literal["signal", "file", "deadline", "launcher"]
-Failure = Literal["exception", "storage", "lost_rank"]
+Failure = Literal["exception", "storage", "lost_rank", "hung"]
 
 
 def restart_count() -> int:
@@ -37,6 +37,7 @@ class State(TypedDict, total=False):
     stop: str
     failure: str
     trouble: str
+    suspect: str
     step: Count
     tokens: Count
     started_step: Count
@@ -130,6 +131,10 @@ class RunFolder:
         """The heartbeat of one rank: where it is, and how much memory it holds."""
         return self.path / "ranks" / f"rank-{rank:05d}.json"
 
+    def stacks_file(self, rank: int) -> Path:
+        """Where each thread of a rank stood when the rank hung."""
+        return self.path / "ranks" / f"rank-{rank:05d}.stacks"
+
     def read_state(self) -> dict[str, Any] | None:
         """The `state`, or None for a run that has none yet.
 
@@ -174,6 +179,7 @@ class RunFolder:
         stop: Stop | None = None,
         failure: Failure | None = None,
         trouble: str = "",
+        suspect: str = "",
         wanted: Callable[[], bool] = lambda: True,
     ) -> bool:
         """Replace the `state` in one step; return whether it was.
@@ -185,8 +191,9 @@ class RunFolder:
             world_size: number of ranks.
             stop: what asked a `preempted` run to stop.
             failure: whether a `failed` run met an error of its own (the same command meets it again), could not write
-                what it has to, or lost a process or a machine (the same command may go on in these cases).
+                what it has to, lost a process or a machine, or hung (the same command may go on in these cases).
             trouble: what a `running` run can't write at present.
+            suspect: the rank that a `running` run waits for.
             wanted: asked at the last moment; False leaves the `state` as it is.
         """
         state = {
@@ -195,6 +202,7 @@ class RunFolder:
             **({"stop": stop} if stop else {}),
             **({"failure": failure} if failure else {}),
             **({"trouble": trouble} if trouble else {}),
+            **({"suspect": suspect} if suspect else {}),
             "step": step,
             "tokens": tokens,
             "started_step": started_step,
@@ -206,3 +214,13 @@ class RunFolder:
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
         return write_json_whole(self.state, state, wanted)
+
+    def name_suspect(self, suspect: str) -> None:
+        """Write into a `running` run's `state` whom it waits for, and leave the rest as it is; "": for nobody.
+
+        Raises OSError, and UserError where there is none that can be read.
+        """
+        state = self.read_state()
+        if state is not None and state.get("status") == "running" and state.get("suspect", "") != suspect:
+            others = {key: value for key, value in state.items() if key != "suspect"}
+            write_json_whole(self.state, others | ({"suspect": suspect} if suspect else {}))

@@ -31,7 +31,10 @@ QUIET_SECONDS = 2.0  # of waiting for other ranks
 
 @dataclass
 class Ranks:
-    """One process among `world_size`. Without a launcher: rank 0 of 1, and no process group at all."""
+    """One process among `world_size`. Without a launcher: rank 0 of 1, and no process group at all.
+
+    on_meeting: called whenever this rank is about to wait for the others, which all ranks do equally often.
+    """
 
     rank: int
     world_size: int
@@ -40,6 +43,7 @@ class Ranks:
     device: torch.device
     _group: Any = field(default=None, repr=False)
     _connected_here: bool = True
+    on_meeting: Callable[[], None] = field(default=lambda: None, repr=False)
 
     @property
     def is_first(self) -> bool:
@@ -49,6 +53,7 @@ class Ranks:
         """Sum each number over all ranks, in float64."""
         if self.world_size == 1:
             return values
+        self.on_meeting()
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total, op=dist.ReduceOp.SUM, group=self._group)
         return total.tolist()
@@ -56,6 +61,7 @@ class Ranks:
     def sum_tensor(self, values: Tensor) -> Tensor:
         """Sum a tensor over all ranks where it lies, in place, without waiting for the device; returns it."""
         if self.world_size > 1:
+            self.on_meeting()
             dist.all_reduce(values, op=dist.ReduceOp.SUM)
         return values
 
@@ -63,6 +69,7 @@ class Ranks:
         """The maximum of each flag over all ranks: what one rank raises, all see, at the same call."""
         if self.world_size == 1:
             return flags
+        self.on_meeting()
         agreed = torch.tensor(flags, dtype=torch.int64)
         dist.all_reduce(agreed, op=dist.ReduceOp.MAX, group=self._group)
         return agreed.tolist()
@@ -88,6 +95,7 @@ class Ranks:
         """Rank 0's value, on all ranks. Args: as `model.messages.encode` takes them; other ranks' value is not read."""
         if self.world_size == 1:
             return value
+        self.on_meeting()
         message = _bytes_tensor(encode(value, kinds)) if self.is_first else torch.empty(0, dtype=torch.uint8)
         size = torch.tensor([len(message)])
         dist.broadcast(size, src=0, group=self._group)
@@ -98,12 +106,14 @@ class Ranks:
 
     def _all_gathered(self, mine: Tensor) -> list[Tensor]:
         """Every rank's tensor, of the same shape everywhere."""
+        self.on_meeting()
         received = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(received, mine, group=self._group)
         return received
 
     def barrier(self) -> None:
         if self.world_size > 1:
+            self.on_meeting()
             dist.barrier(group=self._group)
 
     def close(self) -> None:

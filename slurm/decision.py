@@ -67,7 +67,7 @@ def decide(facts: Facts) -> Decision:
             return Decision("finished", "all steps are done")
         if status == "preempted" and state.get("stop") == "file":
             return Decision("stopped", "asked to by the STOP file")
-        if status == "failed" and state.get("failure") not in ("lost_rank", "storage"):
+        if status == "failed" and state.get("failure") not in ("lost_rank", "storage", "hung"):
             return Decision("failed", f"not requeued, the same would happen again: {state.get('reason')}")
     elif status == "done" and facts.exit_status == 0:
         return Decision("finished", "all steps were done before")

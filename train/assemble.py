@@ -29,7 +29,10 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     seed, clip, peak = config.run.seed, config.optim.grad_clip, None
     optimizer = build_optimizer(model, config.optim)
     parallel, objective = Parallel(model, ranks), LanguageModelling()
-    stepper = Stepper(parallel, optimizer, ranks, plan.batch, objective, dtype=plan.dtype, grad_clip=clip, seed=seed)
+    on_act = recording.acts.start
+    stepper = Stepper(
+        parallel, optimizer, ranks, plan.batch, objective, dtype=plan.dtype, grad_clip=clip, seed=seed, on_act=on_act
+    )
 
     # Batches, and what happens between steps
     loader = open_loader(
@@ -70,7 +73,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         recorder=recorder,
         stop=run.stop,
         state=plan.state,
-        heartbeat=recording.heartbeat,
+        acts=recording.acts,
         margin=run.margin,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,

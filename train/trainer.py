@@ -20,7 +20,7 @@ from train.optimization.optimizer import set_learning_rate
 from train.optimization.schedule import Course
 from train.optimization.step import Stepper, Verdict
 from train.progress import Progress
-from train.run.heartbeat import Heartbeat
+from train.run.acts import Acts
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.state import RunState
@@ -62,7 +62,7 @@ class Trainer:
     recorder: Recorder
     stop: StopRequest
     state: RunState
-    heartbeat: Heartbeat
+    acts: Acts
     margin: StopMargin
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
@@ -81,7 +81,7 @@ class Trainer:
         last_step = self.config.run.max_steps
         start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
         self.recorder.note(start | self.start_facts)
-        self.heartbeat.step = progress.step
+        self.acts.enter("warming up", step=progress.step)
         self._warm_up()
         if (stop_code := self._agree(progress)) != 0:
             return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
@@ -130,13 +130,13 @@ class Trainer:
     def _step(self, progress: Progress, batches: Generator[StepBatch]) -> Progress:
         """One optimizer step and its record."""
         # Wait for the batch
-        started = time.monotonic()
+        started, step = time.monotonic(), progress.step + 1
+        self.acts.enter("training", step=step)
+        self.acts.start("waiting for data")
         batch = next(batches)
         waited = time.monotonic() - started
 
         # Learn from it
-        step = progress.step + 1
-        self.heartbeat.step, self.heartbeat.phase = step, "training"
         lr = self.course.rate(step)
         set_learning_rate(self.optimizer, lr)
         result = self.stepper(batch, step)
@@ -182,7 +182,7 @@ class Trainer:
         return build_step_profiler(self.config, progress.step + 1, self.folder, self.ranks, self.recorder, self.model)
 
     def _save(self, progress: Progress, *, final: bool) -> None:
-        self.heartbeat.phase = "saving"
+        self.acts.enter("saving")
         with self.margin.timing("snapshot"):
             published = self.keeper.save(progress, final=final)
         if published:
@@ -211,7 +211,7 @@ class Trainer:
         return 0
 
     def _measure(self, evaluation: Evaluation, progress: Progress, due: Due) -> None:
-        self.heartbeat.phase = evaluation.phase
+        self.acts.enter(evaluation.phase)
         with self.margin.timing(evaluation.name):
             evaluation.measure(progress, due[evaluation.name])
 
@@ -222,6 +222,7 @@ class Trainer:
         and the run may not continue without them, or if its record can't be kept; ReplicasDiffer if only some ranks
         have learned from the last step.
         """
+        self.acts.start("agreement")
         verdict = int(self._verdict)
         flags = [self.stop.code(), int(self.state.lock.lost), int(self.recorder.lost), verdict, -verdict]
         agreed_flags = self.ranks.agree([*flags, *self.keeper.flags()])

@@ -24,6 +24,7 @@ from slurm.status import read_status, table
 from tests.helpers.recorded_runs import recorded_run
 from tests.helpers.training import PROJECT
 from train.run import heartbeat
+from train.run.acts import Acts
 from train.run.heartbeat import Heartbeat
 
 NOW = 1_700_000_000.0
@@ -31,6 +32,7 @@ SIGNS = Signs(
     status="running",
     reason="training",
     trouble="",
+    suspect="",
     job_id="7",
     process="unknown",
     pid=12,
@@ -54,6 +56,8 @@ SIGNS = Signs(
         ({"progress": None}, "silent: no progress yet (validating)"),
         ({"process": "alive", "progress": NOW - 300, "sign": NOW - 300, "phase": None},
          "silent: no progress for 5 min 00 s (training)"),
+        ({"suspect": "rank 3 on node7, in backward"}, "silent: waits for rank 3 on node7, in backward"),
+        ({"suspect": "rank 3 on node7", "process": "gone"}, "gone: its process 12 on node7 is gone"),
         ({"trouble": "step 9: no room"}, "running: validating; NOT SAVED: step 9: no room"),
         ({"process": "gone"}, "gone: its process 12 on node7 is gone"),
         (
@@ -199,13 +203,14 @@ def test_a_heart_that_beats_makes_no_progress(tmp_path: Path, monkeypatch: pytes
                 return beat
         raise AssertionError("no beat came")
 
-    with closing(Heartbeat(folder, 0)) as heart:
+    acts = Acts()
+    with closing(Heartbeat(folder, 0, acts)):
         first = beat_after(0.0)
         later = beat_after(first["time"])
         assert later["progressed"] == first["progressed"] <= first["time"]
-        heart.phase = "training"
+        acts.enter("training")
         changed = time.time()
         assert beat_after(changed + 0.05)["progressed"] >= changed - 0.05
-        heart.step = 1
+        acts.enter("training", step=1)
         changed = time.time()
         assert beat_after(changed + 0.05)["progressed"] >= changed - 0.05

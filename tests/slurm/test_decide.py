@@ -52,6 +52,8 @@ def facts(status: str | None = None, *, own: bool = True, **changes: Any) -> Fac
         (facts("failed", failure="exception", asked=True), "failed"),
         # a loss
         (facts("failed", failure="lost_rank"), "requeue"),
+        (facts("failed", failure="hung"), "requeue"),
+        (facts("failed", failure="hung", steps_trained=0), "failed"),
         (facts("failed", failure="storage"), "requeue"),  # a file system that was away
         (facts("running"), "requeue"),
         (facts("preempted", stop="launcher"), "requeue"),

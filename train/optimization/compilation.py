@@ -5,6 +5,8 @@ block; and activation checkpointing wraps compiled blocks from outside. `Module.
 stay as they are.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -24,6 +26,14 @@ def compile_blocks(model: GPT) -> None:
     for block in model.h:
         assert isinstance(block, nn.Module)
         block.compile()
+
+
+def report_compilations(started: Callable[[], None], ended: Callable[[], None]) -> None:
+    """Call these around every compilation of this process from now on, later ones for new shapes among them."""
+    from torch._dynamo.callback import callback_handler
+
+    callback_handler.register_start_callback(lambda _: started())
+    callback_handler.register_end_callback(lambda _: ended())
 
 
 def trial_compilation(device: torch.device) -> str | None:

@@ -4,9 +4,11 @@ Everybody else holds the plain model: its parameters are the ones trained, and t
 """
 
 import contextlib
+from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from model.ranks import Ranks
@@ -40,6 +42,16 @@ class Parallel:
         error.
         """
         return contextlib.nullcontext() if self._ddp is None or last else self._ddp.no_sync()
+
+    def backward(self, loss: Tensor, on_reduction: Callable[[], None]) -> None:
+        """Gradients of a loss ().
+
+        Args:
+            on_reduction: called when this rank's own gradients are done, and it may have to wait for other ranks.
+        """
+        # The engine calls what was queued first first, and DDP queues its wait at the first parameter's gradient.
+        loss.register_hook(lambda _: Variable._execution_engine.queue_callback(on_reduction))
+        loss.backward()
 
     def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget the gradients. Under DDP they are views into its buckets and stay in place."""

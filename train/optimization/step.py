@@ -1,7 +1,7 @@
 """One optimizer step, from a batch to changed weights. docs/one-step.md reads it line by line."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -65,7 +65,9 @@ class Stepper:
         grad_clip: float,
         seed: int,
         limits: Limits = Limits(),
+        on_act: Callable[[str], None] = lambda act: None,
     ) -> None:
+        """Args: on_act: called at the start of each part of a step, which a rank that hangs is named by."""
         self._parallel = parallel
         self._optimizer = optimizer
         self._ranks = ranks
@@ -75,6 +77,7 @@ class Stepper:
         self._grad_clip = grad_clip or math.inf
         self._seed = seed
         self._limits = limits
+        self._on_act = on_act
         self._parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == "fp16")
         self._summed = torch.float32 if ranks.device.type == "mps" else torch.float64  # which MPS lacks
@@ -89,6 +92,7 @@ class Stepper:
         scale has been halved down to 1.
         """
         # Count the targets of all ranks, before the first backward: their number weighs every loss.
+        self._on_act("count of targets")
         (target_count,) = self._ranks.sum([float(self.objective.target_count(batch))])
 
         # Accumulate the gradient of the mean over all targets. (DDP averages over ranks, hence their number.)
@@ -109,6 +113,7 @@ class Stepper:
         report = torch.stack([loss, norm.to(self._summed), self._refused.to(self._summed)])  # (3,)
 
         # Update, unless refused. Where the optimizer learns that on the device, the host waits once: for the report.
+        self._on_act("update")
         result = None if self._on_device else self._read(report, batch, step, loss_sum)
         if result is None or result.verdict is Verdict.LEARNED:
             with self._refusing():
@@ -136,9 +141,11 @@ class Stepper:
     def _backward(self, batch: MicroBatch, weight: Tensor, *, last: bool) -> Tensor:
         """Forward and backward of one micro-batch, times `weight` (); return its summed loss (), detached."""
         with self._parallel.backward_of(last=last):
+            self._on_act("forward")
             with autocast(self._dtype, self._ranks.device):
                 loss = self.objective.loss(self._parallel.replica, batch)  # ()
-            (loss * weight).backward()
+            self._on_act("backward")
+            self._parallel.backward(loss * weight, on_reduction=lambda: self._on_act("reduction"))
         return loss.detach()
 
     @contextmanager

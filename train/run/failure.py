@@ -81,6 +81,18 @@ class FailureReporter:
                 self._report("lost_rank", reason, certain=certain)
             raise SystemExit(1) from error
 
+    def report_hang(self, reason: str) -> None:
+        """Report that the run has hung, from whichever rank knows."""
+        self._report("hung", reason)
+
+    def tell(self, text: str) -> None:
+        """A line for people in the run's log and on a terminal, from any rank."""
+        if self.ranks.is_first:
+            self.recorder.say(text)
+        else:
+            self._append_to_log(text)
+            self._say_on_terminal(text)
+
     def _report(self, failure: Failure, reason: str, *, certain: bool = True, alike: bool = False) -> None:
         """Write down a failure; `alike`: one that all ranks meet, so that one rank's words are enough."""
         reason = " ".join(reason.split())

@@ -5,7 +5,7 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -14,24 +14,30 @@ from common.periodic import Periodic
 from common.processes import ProcessIdentity, resident_bytes
 from common.rewritten_file import RewrittenFile, read_record
 from common.run_folder import RunFolder
+from train.run.acts import Acts
 
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 3 * BEAT_SECONDS  # without a beat a process is frozen, or stuck in the kernel
 
 
 class Heartbeat:
-    """Writes this rank's file every few seconds from a thread of its own."""
+    """Writes this rank's file every few seconds from a thread of its own.
 
-    def __init__(self, folder: RunFolder, rank: int) -> None:
-        self.step = 0
-        self.phase = "starting"
+    Attributes:
+        acts: what the rank does, which the file says.
+        token: of the run's lock, which tells beats of this start from an earlier one's.
+    """
+
+    def __init__(self, folder: RunFolder, rank: int, acts: Acts, *, token: str = "") -> None:
+        self.acts = acts
+        self.token = token
         self._rank = rank
         self._identity = asdict(ProcessIdentity.of_this_process())
         path = folder.rank_file(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = RewrittenFile(path)
-        self._seen: tuple[int, str] | None = None  # step and phase at the last beat
-        self._progressed = 0.0  # when those were others for the last time: a beat by itself is no progress
+        self._seen: int | None = None  # progress at the last beat
+        self._progressed = 0.0  # when that was another for the last time: a beat by itself is no progress
         self._beat()
         self._thread = Periodic("heartbeat", BEAT_SECONDS, self._beat)
 
@@ -40,12 +46,14 @@ class Heartbeat:
         self._file.close()
 
     def _beat(self) -> None:
-        now, seen = time.time(), (self.step, self.phase)
-        if seen != self._seen:
-            self._seen, self._progressed = seen, now
-        record = {"rank": self._rank, "step": self.step, "phase": self.phase, "rss_gib": resident_bytes() / 2**30}
+        now, acts, progress = time.time(), self.acts, self.acts.progress
+        if progress != self._seen:
+            self._seen, self._progressed = progress, now
+        record = {"rank": self._rank, "step": acts.step, "phase": acts.phase, "act": acts.act, "acts": acts.count}
+        record |= {"token": self.token, "rss_gib": resident_bytes() / 2**30}
         with contextlib.suppress(OSError):  # a full disk or a server that is away: the next one may succeed
             self._file.write(record | self._identity | {"progressed": self._progressed, "time": now})
+            self._file.sync()  # for readers on other machines
 
 
 @keep_others
@@ -55,6 +63,9 @@ class Beat(TypedDict):
     rank: Count
     step: Count
     phase: str
+    act: NotRequired[str]  # older versions had none
+    acts: NotRequired[Count]
+    token: NotRequired[str]
     rss_gib: Finite
     progressed: Finite
     time: Finite

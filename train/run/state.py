@@ -53,6 +53,12 @@ class RunState:
         if self.said().get("status") != "done":
             self.write("done", "all steps done", self.start)
 
+    def name_suspect(self, suspect: str) -> None:
+        """Write into the `state` of a running run whom it waits for; "": nobody. Where that fails the log has it."""
+        with contextlib.suppress(OSError, UserError):
+            if self.lock.still_mine():
+                self.folder.name_suspect(suspect)
+
     def write_failure(self, failure: Failure, reason: str, *, certain: bool = True) -> bool:
         """Record a failure and where the run would go on; return whether this was the word that counts.
 
@@ -116,5 +122,5 @@ class RunState:
 
 
 UNCERTAIN = "a rank vanished"
-WEIGHT = {"exception": 2, "storage": 1, "lost_rank": 0}  # whose word counts more
+WEIGHT = {"exception": 3, "storage": 2, "hung": 1, "lost_rank": 0}  # whose word counts more
 SETTLE_SECONDS = 1.0  # how long another rank may take from its last look at `state` to replacing it

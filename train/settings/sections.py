@@ -319,6 +319,10 @@ class RunConfig:
         deterministic: the same bits on every run on CUDA too, compiled or not, without TensorFloat-32, at some cost in
             speed.
         collective_timeout_seconds: how long a rank waits for the others before the run is given up.
+        hang_seconds: after so long without progress the rank that the others wait for is named; null: 60, or 5 times
+            the longest step, validation or save so far, and 1,800 for the first of each kind and for compilations. A
+            rank that has stopped altogether is named within a minute in any case.
+        hang_limit_seconds: without any progress for so long the run ends itself, with each rank's stacks in ranks/.
         deadline: save and stop in time for this moment: an ISO time such as 2026-05-01T06:00 (local, or with its
             offset), slurm (the end of the job as scontrol gives it, asked for every minute; SLURM_JOB_END_TIME where it
             never answers), auto (slurm inside a Slurm job, else none) or null.
@@ -338,6 +342,8 @@ class RunConfig:
     compile: bool | Literal["auto"] = "auto"
     deterministic: bool = False
     collective_timeout_seconds: float = 1800.0
+    hang_seconds: float | None = None
+    hang_limit_seconds: float = 600.0
     deadline: str | None = "auto"
     deadline_margin_seconds: float = 60.0
     lock_patience_seconds: float = 60.0
@@ -357,6 +363,12 @@ class RunConfig:
                 ) from None
         if self.deadline_margin_seconds < 0:
             raise ValueError("run.deadline_margin_seconds must not be negative")
+        if self.hang_seconds is not None and self.hang_seconds < 1:
+            raise ValueError(f"run.hang_seconds is {self.hang_seconds}: give 1 or more, or null")
+        if self.hang_limit_seconds < (self.hang_seconds or 1):
+            raise ValueError(
+                f"run.hang_limit_seconds is {self.hang_limit_seconds}: give at least {self.hang_seconds or 1}"
+            )
         if self.collective_timeout_seconds <= 0 or self.lock_patience_seconds <= 0:
             raise ValueError("run.collective_timeout_seconds and run.lock_patience_seconds must be positive")
 

@@ -5,7 +5,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from model.ranks import agreed
+from train.optimization.compilation import report_compilations
+from train.run.acts import Acts
 from train.run.failure import FailureReporter
+from train.run.hang_watch import HangWatch
 from train.run.heartbeat import Heartbeat
 from train.run.recorder import Recorder
 from train.run.wandb_mirror import WandbMirror
@@ -28,7 +31,7 @@ class Recording:
     """What a run's record is written with."""
 
     recorder: Recorder
-    heartbeat: Heartbeat
+    acts: Acts
     reporter: FailureReporter
 
 
@@ -45,13 +48,21 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
     reporter = FailureReporter(
         folder, ranks, plan.state, recorder, memory_advice(config, plan.batch, ranks.device.type)
     )
-    with reporter.reporting(), closing(Heartbeat(folder, ranks.rank)) as heartbeat:
+    acts, limit = Acts(config.run.hang_seconds), config.run.hang_limit_seconds
+    ranks.on_meeting = acts.meet
+    if config.run.compile:
+        report_compilations(acts.compiling, acts.compiled)
+    with (
+        reporter.reporting(),
+        closing(Heartbeat(folder, ranks.rank, acts, token=run.lock.token)) as heartbeat,
+        closing(HangWatch(folder, ranks, heartbeat, reporter, limit_seconds=limit)),
+    ):
         run.deadline.report = recorder.say
         for line in describe_start(run, plan):
             recorder.say(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
-        yield Recording(recorder, heartbeat, reporter)
+        yield Recording(recorder, acts, reporter)
 
 
 def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
