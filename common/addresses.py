@@ -1,4 +1,4 @@
-"""Listening on this machine: at the one address that others call, not at all that it has."""
+"""Listening on this machine: only at the address that others connect to, not at all of its addresses."""
 
 import ipaddress
 import socket
@@ -9,7 +9,7 @@ LOOPBACK = "127.0.0.1"
 
 
 def own_address(host: str) -> str | None:
-    """The address of this machine that `host` stands for, which others can call it at.
+    """The address of this machine that `host` stands for, at which others can reach it.
 
     None where it stands for none: for another machine, for a virtual address in front of this one, for nothing; or, as
     a machine's own name often does on the machine itself, for loopback, where nobody else is heard.
@@ -54,7 +54,7 @@ def is_loopback(address: str) -> bool:
 
 
 def loopback_interface() -> str:
-    """The name of the network interface that leads to this machine alone."""
+    """The name of the loopback interface."""
     for name, addresses in psutil.net_if_addrs().items():
         if any(entry.address == LOOPBACK for entry in addresses):
             return str(name)

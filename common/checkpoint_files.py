@@ -1,4 +1,4 @@
-"""Finding and verifying checkpoints by their files alone: no torch, no second truth beside the folders.
+"""Finding and verifying checkpoints only by their files: no torch, no second truth beside the folders.
 
 A checkpoint is a folder `step-00001000` whose `checkpoint.json` lists every other file with its size and SHA-256, and
 holds a SHA-256 of its own contents. It is good when all of that holds. The newest good one is found by looking.
@@ -51,7 +51,7 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
 
 
 def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
-    """The contents of `checkpoint.json`, with all that this version does not know.
+    """The contents of `checkpoint.json`, keys that this version does not know included.
 
     Raises BadCheckpoint if it is missing, no JSON, not what was written, of a format this version does not know, or not
     of that format's shape.
@@ -121,29 +121,28 @@ def _check_size(path: Path, expected: FileEntry) -> None:
     except OSError as error:
         raise BadCheckpoint(f"{path} can't be read: {error.strerror}", error) from None
     if not stat.S_ISREG(found.st_mode):
-        kind = KINDS.get(stat.S_IFMT(found.st_mode), "no regular file")
+        kind = KINDS.get(stat.S_IFMT(found.st_mode), "not a regular file")
         raise BadCheckpoint(f"{path} can't be read: it is {kind}, not a file")
     if found.st_size != expected["bytes"]:
         raise BadCheckpoint(f"{path} has {found.st_size} bytes instead of {expected['bytes']}")
 
 
 def _verify_base(checkpoint: Path, manifest: CheckpointManifest, *, hashes: bool) -> None:
-    """Raises BadCheckpoint where the weights that adapters were trained beside are not there, or are others."""
+    """Raises BadCheckpoint where the base that adapters were trained on is missing or another one."""
     base = base_folder(checkpoint, manifest)
     if not os.path.exists(base / CHECKPOINT_MANIFEST):
         raise BadCheckpoint(
-            f"{checkpoint} holds only adapters and {base}, beside which they work, is missing: copy the run's folder "
-            "whole"
+            f"{checkpoint} holds only adapters, and their base {base} is missing: copy the run's folder whole"
         )
     if _sha256(base / CHECKPOINT_MANIFEST) != manifest["base"]["sha256"]:
-        raise BadCheckpoint(f"{base} is another base than the one the adapters of {checkpoint} were trained on")
+        raise BadCheckpoint(f"{base} is not the base that the adapters of {checkpoint} were trained on")
     if read_checkpoint_manifest(base).get("lora") is not None:
-        raise BadCheckpoint(f"{base} holds only adapters itself, beside which no others work")
+        raise BadCheckpoint(f"{base} holds only adapters, so it can't be a base")
     verify_checkpoint(base, hashes=hashes)
 
 
 def _sha256(path: Path) -> str:
-    """Raises BadCheckpoint for what a disk can't read, or a run has deleted in the meantime."""
+    """Raises BadCheckpoint where the disk can't read a file, or the run has deleted it in the meantime."""
     try:
         return sha256_file(path)
     except OSError as error:
@@ -151,7 +150,7 @@ def _sha256(path: Path) -> str:
 
 
 def base_folder(checkpoint: Path, manifest: CheckpointManifest) -> Path:
-    """The weights that a checkpoint's adapters were trained beside: a checkpoint of its own in the same run."""
+    """The base that a checkpoint's adapters were trained on: a checkpoint of its own in the same run."""
     return checkpoint.resolve().parent / manifest["base"]["folder"]
 
 

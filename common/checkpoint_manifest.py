@@ -1,6 +1,6 @@
 """What `checkpoint.json` holds, as declared types.
 
-Format 1 is what all versions have written. Format 2 differs in that it names the optimizer, which is AdamW in format 1:
+All versions have written format 1. Format 2 differs in that it names the optimizer, which is AdamW in format 1:
 it is written for others only, so that older versions read all that they can resume from.
 """
 
@@ -19,7 +19,7 @@ LOSS_SCALE = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_g
 
 def _plain_name(name: str) -> str:
     if not is_plain_name(name):
-        raise ValueError("it is no plain name of a file in the checkpoint's folder")
+        raise ValueError("it is not a plain name of a file in the checkpoint's folder")
     return name
 
 
@@ -31,7 +31,7 @@ def _length(value: int | float) -> int | float:
 
 def _loss_scale(values: dict[str, float]) -> dict[str, float]:
     if values and (LOSS_SCALE - values.keys() or values["scale"] <= 0):
-        raise ValueError("it is no loss scale")
+        raise ValueError("it is not a loss scale")
     return values
 
 
@@ -124,7 +124,7 @@ class RecordedConfig(TypedDict):
 
 @keep_others
 class RecordedReading(TypedDict):
-    """What `sequences` is a position in (`train.startup.position`)."""
+    """The order in which `sequences` is a position (`train.startup.position`)."""
 
     data_identity: Sha256 | None
     block_size: Positive
@@ -148,7 +148,7 @@ class RecordedLora(TypedDict):
 
 @keep_others
 class RecordedBase(TypedDict):
-    """What a fine-tuning began with; `folder` (beside the checkpoint) and its manifest's hash where it has adapters."""
+    """What a fine-tuning started from; `folder` (beside the checkpoint) and manifest hash where it has adapters."""
 
     identity: Sha256
     folder: NotRequired[Name]
@@ -157,7 +157,7 @@ class RecordedBase(TypedDict):
 
 @keep_others
 class CheckpointManifest(TypedDict):
-    """A checkpoint, as it tells of itself. What is not required, only some have: imported ones, say, no `config`."""
+    """A checkpoint's description of itself. What is not required, only some have: imported ones have no `config`."""
 
     format_version: int
     version: NotRequired[str]  # of the Longhaul that saved or imported it; from 0.2.0 on
@@ -188,15 +188,15 @@ class CheckpointManifest(TypedDict):
 
 
 def contradiction(manifest: CheckpointManifest) -> str:
-    """What of a manifest can't be true together, in words; "" where nothing is."""
+    """Which fields of a manifest contradict each other, in words; "" where none do."""
     if manifest.get("lora") is not None and not {"folder", "sha256"} <= manifest.get("base", {}).keys():
-        return "base: folder or sha256 is missing, which adapters need"
+        return "base: folder or sha256 is missing, and adapters need both"
     if manifest.get("warm_up", {"start": 0})["start"] > manifest["step"]:
         return f"warm_up.start: it is after step {manifest['step']}"
     if manifest.get("scaler") and "world_size" not in manifest:
-        return "world_size: it is missing, which scaler needs"
+        return "world_size: it is missing, and scaler needs it"
     if manifest["format_version"] == 2 and "optimizer" not in manifest:
-        return "optimizer: it is missing, which format 2 needs"
+        return "optimizer: it is missing, and format 2 needs it"
     return ""
 
 

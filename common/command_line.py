@@ -1,4 +1,4 @@
-"""The command line of every entry script: help as its module says it, a mistake in one line."""
+"""The command line of every entry script: help from its module's docstring, a mistake in one line."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,7 @@ VERSION_HELP = "print Longhaul's version and exit"
 class CommandParser(argparse.ArgumentParser):
     """argparse's, but a mistake is a UserError, one line, where argparse prints a page of usage first.
 
-    An argument of type Path is expanded (`expand_path`). Options are written out: a beginning of one would be another
+    An argument of type Path is expanded (`expand_path`). Options are written out: an abbreviation might mean another
     option's, too, once that is added.
     """
 

@@ -10,7 +10,7 @@ _NAME = (
     r"(?:[\w.-]{0,60}(?:password|passwd|secret|credential|api[_-]?key|access[_-]?key|private[_-]?key)s?"
     rf"|(?:[\w.-]{{0,60}}{_OF_TOKENS}[_-])?token)"
 )
-# what is no credential though its name sounds like one: a number, a constant, a path or an expression
+# not a credential though its name sounds like one: a number, a constant, a path or an expression
 _PLAIN = r"(?:\d+\b|none\b|null\b|true\b|false\b|self\b)"
 _PATTERNS = (
     # https://user:password@host, https://token@host

@@ -35,4 +35,4 @@ def whole_number(
     shown = repr(text if len(text) <= 40 else f"{text[:40]}…") if text else "empty"
     bounds = f"from {lowest} to {highest}" if highest < HIGHEST else f"of {lowest} or more"
     advice = advice or ("unset it, or give one" if default is not None else "give one")
-    raise UserError(f"{name} is {shown} in the environment, no whole number {bounds}: {advice}")
+    raise UserError(f"{name} is {shown} in the environment, not a whole number {bounds}: {advice}")

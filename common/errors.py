@@ -18,14 +18,14 @@ INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells count
 
 
 class UserError(Exception):
-    """Something the user can put right. The message is one line and says what to do."""
+    """Something the user can fix. The message is one line: what is wrong, then what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 class OfThisProcess(UserError):
-    """What one rank may meet alone, so that each reports its own."""
+    """An error that may happen on one rank only, so each rank reports its own."""
 
 
 class OutOfMemory(OfThisProcess):
@@ -49,7 +49,7 @@ def advising_on_memory(advice: str) -> Iterator[None]:
 
 @contextmanager
 def _naming_files() -> Iterator[None]:
-    """Raises OfThisProcess for an error of the file system that nobody has met with words of their own."""
+    """Raises OfThisProcess for an error of the file system that no code has reported in its own words."""
     try:
         yield
     except OSError as error:

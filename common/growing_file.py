@@ -1,4 +1,4 @@
-"""A file of lines that is still being appended to, read on from where the last look ended: every byte once."""
+"""A file of lines that is still being appended to, read from where the last read ended: every byte once."""
 
 import os
 import stat
@@ -8,18 +8,18 @@ from pathlib import Path
 from common.regular_file import open_regular
 
 BLOCK_BYTES = 1 << 20
-LINE_BYTES = 16 << 20  # a longer line is none of ours: it is passed over, and not kept in memory
+LINE_BYTES = 16 << 20  # a longer line is not ours: it is skipped, and not kept in memory
 MOST_BYTES = 16 << 30  # of a file; fifty million steps have less, and all of it has to be read
 
 
 class GrowingFile:
-    """Whole lines of one file. The beginning of a line that has no end yet is kept (`LINE_BYTES` at most)."""
+    """Whole lines of one file. The start of a line that has no end yet is kept (`LINE_BYTES` at most)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._position = 0  # of the first byte that has not been read
         self._begun = bytearray()  # a line without its end
-        self._too_long = False  # the line being read is passed over
+        self._too_long = False  # the line being read is skipped
 
     def was_replaced(self) -> bool:
         """Whether the file is shorter than what was read of it: another one has taken its place."""
@@ -29,7 +29,7 @@ class GrowingFile:
     def blocks(self) -> Iterator[bytes]:
         """Whole lines that have been appended since, about a mebibyte at a time; nothing where there is no file.
 
-        Raises OSError for what can't be read, is no file, or is larger than any run's.
+        Raises OSError for what can't be read, is not a file, or is larger than any run's.
         """
         size = self._size()
         if size is not None and size <= self._position:
@@ -42,7 +42,7 @@ class GrowingFile:
                     yield lines
 
     def _whole_lines(self, block: bytes) -> bytes:
-        """The lines that end in a block, the begun one before them; what follows them is begun."""
+        """The lines that end in a block, the kept start of the first included; what follows the last is kept."""
         first, last = block.find(b"\n") + 1, block.rfind(b"\n") + 1
         if first == 0:
             self._begin(block)
@@ -62,7 +62,7 @@ class GrowingFile:
             self._begun += part
 
     def _size(self) -> int | None:
-        """0 where there is no file; None for what is none, and has no size."""
+        """The file's size in bytes: 0 where there is none, None for what is not a file and so has no size."""
         try:
             found = os.stat(self.path)
         except FileNotFoundError:

@@ -15,7 +15,7 @@ _V2_FILES = (("memory.max", "memory.high"), "memory.current", "")  # above high 
 def allowed_cores() -> int:
     """Cores that this process may run on: Slurm, containers and taskset give less than the machine has.
 
-    What OMP_NUM_THREADS says of threads does not count here: it is no word on cores.
+    OMP_NUM_THREADS does not count here: it is about threads, not cores.
     """
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -1,7 +1,7 @@
-"""JSON that we or others wrote, read as a declared type: what doesn't fit is a sentence with the file's and key's name.
+"""JSON that we or others wrote, read as a declared type: what doesn't fit is an error that names the file and the key.
 
 A shape is any type that pydantic knows: `dict[str, Any]`, a TypedDict (of typing_extensions, which pydantic asks for
-before Python 3.12), a dataclass, in each other as deep as wanted. Nothing is converted: "5" is no number, 5.0 no whole
+before Python 3.12), a dataclass, nested as deep as wanted. Nothing is converted: "5" is not a number, 5.0 not a whole
 one (5 is a float, though). Keys that a shape does not name are dropped; a TypedDict under `@keep_others` keeps them.
 """
 
@@ -24,18 +24,18 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Shape = TypeVar("Shape")
 _ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # by shape: making one takes milliseconds
-_LONE_SURROGATE = ("surrogate in hex escape", "unexpected end of hex escape")  # of pydantic's words for it
+_LONE_SURROGATE = ("surrogate in hex escape", "unexpected end of hex escape")  # in pydantic's messages
 _TO_STAND_IN = 0x10F800 - 0xD800  # the last of Unicode's characters for private use
 _WORDS = {
     "missing": "it is missing",
-    "int_type": "it is no whole number",
-    "float_type": "it is no number",
+    "int_type": "it is not a whole number",
+    "float_type": "it is not a number",
     "bool_type": "it is neither true nor false",
-    "string_type": "it is no text",
-    "list_type": "it is no list",
-    "tuple_type": "it is no list",
-    "dict_type": "it is no object",
-    "dataclass_type": "it is no object",
+    "string_type": "it is not text",
+    "list_type": "it is not a list",
+    "tuple_type": "it is not a list",
+    "dict_type": "it is not an object",
+    "dataclass_type": "it is not an object",
     "none_required": "it is not null",
 }
 
@@ -47,8 +47,8 @@ class BadJson(ValueError):
 def read_json(path: Path | str, shape: type[Shape], *, most_bytes: int = MOST_BYTES) -> Shape:
     """The contents of a JSON file as `shape`.
 
-    Raises OSError (NotAFile for a pipe, device or folder) where it can't be read, and BadJson where it is too large, no
-    JSON, or of another shape.
+    Raises OSError (NotAFile for a pipe, device or folder) where it can't be read, and BadJson where it is too large,
+    not JSON, or of another shape.
     """
     try:
         return parse_json(read_at_most(path, most_bytes), shape)
@@ -100,18 +100,18 @@ def _adapter(shape: type[Shape]) -> TypeAdapter[Shape]:
 
 
 def _with_stand_ins(content: bytes) -> bytes:
-    """The same JSON with a private character for every lone surrogate: Python writes so the bytes of names that are no
-    text, and pydantic reads no such.
+    """The same JSON with a private character for every lone surrogate: Python writes undecodable bytes of names
+    so, and pydantic refuses them.
     """
     try:
         text = json.dumps(json.loads(content), ensure_ascii=False)
     except (ValueError, RecursionError) as error:
-        raise BadJson(f"it is no JSON: {error}") from None
+        raise BadJson(f"it is not JSON: {error}") from None
     return "".join(chr(ord(c) + _TO_STAND_IN) if "\ud800" <= c <= "\udfff" else c for c in text).encode()
 
 
 def _without_stand_ins(value: Any) -> Any:
-    """A value of any shape with the surrogates in their places again."""
+    """A value of any shape with the surrogates put back."""
     if isinstance(value, str):
         return "".join(chr(ord(c) - _TO_STAND_IN) if ord(c) >= 0xD800 + _TO_STAND_IN else c for c in value)
     if isinstance(value, dict):
@@ -129,7 +129,7 @@ def _in_words(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "json_invalid":
-        return f"it is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
+        return f"it is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}"
     message = str(first["ctx"]["error"]) if first["type"] == "value_error" else first["msg"]
     words = _WORDS.get(first["type"]) or f"{message[:1].lower()}{message[1:]}"
     return f"{place}: {words}" if place else words

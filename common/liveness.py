@@ -1,7 +1,7 @@
-"""Whether a run gets on, as far as its folder and this machine can tell: the one judgement that all views share.
+"""Whether a run makes progress, as far as its folder and this machine show: the one judgement that all views share.
 
 What counts is progress (records, another step or phase), not a beat: a rank's heartbeat comes from a thread of its own,
-which goes on beating when training hangs. What can't be read is unknown, never guilty.
+which keeps beating when training hangs. What can't be read is unknown, never guilty.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ Verdict = Literal["running", "silent", "gone", "unknown", "ended"]
 Process = Literal["alive", "gone", "unknown"]
 
 ENDED = ("done", "failed", "preempted")
-SILENT_SECONDS = 120.0  # without progress that a run is silent after, unless its pieces of work take long
+SILENT_SECONDS = 120.0  # without progress after which a run counts as silent, unless its pieces of work take long
 SILENT_STEPS = 20.0  # times a step's usual time
 SILENT_PIECES = 3.0  # times the longest of its latest validations and the like
-SIGN_SECONDS = 60.0  # after its last sign that a process which can't be seen from here may be gone
+SIGN_SECONDS = 60.0  # after its last sign of life, when a process that can't be seen from here may be gone
 OWN_SECONDS = ("val_seconds", "hellaswag_seconds", "save_blocked_seconds")
 OVER = {  # Slurm's states of a job without processes
     "BOOT_FAIL",
@@ -62,7 +62,7 @@ class Signs:
 
 @dataclass(frozen=True)
 class Liveness:
-    """The judgement: the verdict, why in a few words, and the run's own word for its status."""
+    """The judgement: the verdict, the reason in a few words, and the status that the run recorded."""
 
     verdict: Verdict
     why: str
@@ -110,7 +110,7 @@ def _judge(signs: Signs, now: float, job_state: str | None) -> tuple[Verdict, st
     if job_state in OVER:
         return "gone", f"its job {signs.job_id} is {job_state}"
     if signs.status is None and signs.process == "unknown" and signs.sign is None:
-        return "unknown", "no state that can be read"
+        return "unknown", "no readable state"
     now = max(now, signs.sign or now)  # the trainer's clock may be ahead
     doing = signs.phase or signs.reason
     if signs.suspect:
@@ -159,7 +159,7 @@ def _process(identity: ProcessIdentity) -> Process:
 
 
 def _patience(records: list[dict[str, Any]]) -> float:
-    """How long nothing may come, after what the latest pieces of work took."""
+    """Seconds that a run may go without progress, judged by what its latest pieces of work took."""
     steps = [s for record in records if record_kind(record) == "train" for s in _numbers(record, "step_seconds")]
     pieces = [s for record in records for key in OWN_SECONDS for s in _numbers(record, key)]
     usual = sum(steps) / len(steps) if steps else 0.0
@@ -174,7 +174,7 @@ def _read_state(folder: RunFolder) -> dict[str, Any]:
 
 
 def _identity(record: dict[str, Any]) -> ProcessIdentity | None:
-    """The process that a record names; None for a record that names none in our way."""
+    """The process that a record names; None for a record that does not name one in our format."""
     try:
         return ProcessIdentity.from_record(record)
     except KeyError:

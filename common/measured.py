@@ -1,4 +1,4 @@
-"""What an evaluation's figure was measured on stands beside it: figures compare only where that is the same."""
+"""What an evaluation's figure was measured on is recorded with it: figures compare only where that is the same."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -43,7 +43,7 @@ def validation_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_validation(record: Mapping[str, Any]) -> str:
-    """What a validation loss was measured on, as people read it; empty where the record does not say."""
+    """What a validation loss was measured on, as people read it; empty where it is not recorded."""
     parts = []
     if record.get("val_tokens") is not None:
         parts.append(f"{record['val_tokens']:,} tokens")

@@ -20,7 +20,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def what_was_asked(error: BaseException) -> str:
-    """What such an error tells of the memory, in a few words; "" where it tells nothing."""
+    """The amounts of memory that such an error mentions, in a few words; "" where it mentions none."""
     from common.progress import format_bytes  # here, as every command imports this module
 
     asked, device = _ASKED.search(str(error)), _DEVICE.search(str(error))

@@ -1,10 +1,10 @@
-"""What the values of a run's records are: counts, numbers, texts. What is none is null, as what is not finite is."""
+"""The types of a run's records: counts, numbers, texts. A value of another type is read as null, as NaN and inf are."""
 
 from dataclasses import dataclass
 from typing import Any
 
 MOST_COUNT = (1 << 63) - 1
-LARGEST = 1e50  # no float32 reaches it; pictures and sums of such numbers stay finite
+LARGEST = 1e50  # no float32 reaches it; plots and sums of such numbers stay finite
 LAST_TIME = 1e11  # seconds since the epoch: the year 5138
 
 
@@ -17,7 +17,7 @@ class Field:
     high: float | None = None
 
     def has(self, value: Any) -> bool:
-        """Whether a value is one of these. A truth value is no number, NaN lies within no bounds."""
+        """Whether a value is one of these. A boolean is not a number, NaN lies within no bounds."""
         return type(value) in self.types and (self.low is None or self.high is None or self.low <= value <= self.high)
 
 
@@ -45,7 +45,7 @@ def is_step(value: Any) -> bool:
 
 
 def fits(key: str, value: Any) -> bool:
-    """Whether a value is what its key stands for; any is under a key that is not known here."""
+    """Whether a value has the type of its key; under a key that is not known here every value has."""
     field = FIELDS.get(key)
     return field is None or field.has(value)
 
@@ -53,7 +53,7 @@ def fits(key: str, value: Any) -> bool:
 def mended(record: dict[str, Any]) -> dict[str, Any] | None:
     """The record, with null in the place of every value that is not what its key stands for.
 
-    None where it is no record of a run: it belongs to no step, or says of itself what is no word.
+    None where it is no record of a run: it has no step, or its kind is not a text.
     """
     if not is_step(record.get("step")) or not isinstance(record.get("kind", ""), str):
         return None

@@ -68,7 +68,7 @@ def ends_with_newline(path: Path) -> bool:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Every whole JSON object of a file of lines, in order; torn and foreign lines are passed over.
+    """Every whole JSON object of a file of lines, in order; torn and foreign lines are skipped.
 
     None of a file that is not there. Raises OSError (NotAFile for a pipe, device or folder) where it can't be read.
     """
@@ -94,7 +94,7 @@ def parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _parse_otherwise(line: bytes) -> Any:
-    """What only the standard library reads: texts with bytes that are none, a byte order mark. None for the rest."""
+    """What only the standard library parses: undecodable bytes, a byte order mark. None for the rest."""
     try:
         return json.loads(line)
     except (ValueError, RecursionError):
@@ -157,9 +157,9 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records that hold, by step: lines that a resume superseded are dropped.
+    """The valid records, by step: lines that a resume superseded are dropped.
 
-    Steps only ever grow, so a record of an earlier step tells that the run went back, and everything after that step
+    Steps only ever grow, so a record of an earlier step shows that the run went back, and everything after that step
     is void. A step's training record comes first, so it also voids the step's other records; a repeated validation
     replaces its predecessor. A save is recorded when it is published or has failed, some steps after the one it saved:
     it voids nothing and is put where its step is.

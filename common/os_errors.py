@@ -1,4 +1,4 @@
-"""What a file system or the kernel refuses, in words: what it is, then what to do about this very error."""
+"""Errors of the file system and the kernel in words: what is wrong, then what to do about this very error."""
 
 import errno
 import os
@@ -8,14 +8,14 @@ _ADVICE = {
     "EACCES": "change its owner or its mode (chmod), or those of a folder above it, or name another path",
     "EPERM": "change its owner or its mode (chmod), or name another path",
     "EROFS": "its file system is read-only: name another path",
-    "ENOSPC": "make room, or name a path on another disk",
-    "EDQUOT": "make room within your quota, or name a path on another disk",
+    "ENOSPC": "free some space, or name a path on another disk",
+    "EDQUOT": "free some space within your quota, or name a path on another disk",
     "EFBIG": "raise the limit of a file's size (ulimit -f)",
     "ENAMETOOLONG": "give a shorter name",
-    "ELOOP": "its links lead to one another: mend them",
-    "ENOTDIR": "a file stands where a folder is meant: name another path",
-    "EISDIR": "a folder stands where a file is meant: name another path",
-    "EEXIST": "something else has its name, a file or a link to nowhere: move that away",
+    "ELOOP": "its links form a loop: fix them",
+    "ENOTDIR": "a file is where a folder should be: name another path",
+    "EISDIR": "a folder is where a file should be: name another path",
+    "EEXIST": "a file or a dangling link already has this name: move it away",
     "EMFILE": "raise the limit of open files (ulimit -n)",
     "ENFILE": "the machine has too many open files: end other programs",
 }

@@ -29,7 +29,7 @@ def expand_path(path: str | Path) -> Path:
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]
         if not os.environ.get(name):
-            raise UserError(f"{text}: the variable {name} is not set here: set it, or write the path out")
+            raise UserError(f"{text}: the environment variable {name} is not set: set it, or write the path out")
         return os.environ[name]
 
     expanded = Path(_VARIABLE.sub(value, text))
@@ -37,7 +37,7 @@ def expand_path(path: str | Path) -> Path:
         try:
             expanded = expanded.expanduser()
         except RuntimeError:
-            raise UserError(f"{text}: there is no such user here: write the path out") from None
+            raise UserError(f"{text}: no such user on this machine: write the path out") from None
     return check_path(expanded)
 
 
@@ -46,17 +46,17 @@ def check_path(path: Path) -> Path:
     text = str(path)
     shown = text if len(text) <= 80 else f"{text[:80]}…"
     if "\0" in text:
-        raise UserError(f"{text[:80]!r} has a NUL in it, which no file's name can have: write it without")
+        raise UserError(f"{text[:80]!r} contains a NUL, which no file name can: leave it out")
     if len(path.parts) > MOST_PARTS:
         raise UserError(f"{shown} has {len(path.parts):,} parts: give a path of at most {MOST_PARTS}")
     try:
         size, longest = len(os.fsencode(text)), max(map(len, map(os.fsencode, path.parts)), default=0)
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{shown} has {text[error.start]!r} in it, which no file's name can have in this locale: leave it out"
+            f"{shown} contains {text[error.start]!r}, which no file name in this locale can: leave it out"
         ) from None
     if longest > MOST_NAME_BYTES:
-        raise UserError(f"{shown} has a name of {longest:,} bytes in it: give one of at most {MOST_NAME_BYTES}")
+        raise UserError(f"{shown} contains a name of {longest:,} bytes: give one of at most {MOST_NAME_BYTES}")
     if size > MOST_PATH_BYTES:
         raise UserError(f"{shown} has {size:,} bytes: give a path of at most {MOST_PATH_BYTES:,}")
     return path

@@ -1,4 +1,4 @@
-"""Lines appended to a file on a disk that may fail for a while: what it does not take waits in memory, in order."""
+"""Lines appended to a file on a disk that may fail for a while: what can't be written waits in memory, in order."""
 
 import contextlib
 import io
@@ -105,7 +105,7 @@ class PatientFile:
     def _drop_descriptor(self) -> None:
         if self._file is not None:
             file, self._file = self._file, None
-            with contextlib.suppress(OSError):  # of what it reports late nothing is lost: all since the last good sync
+            with contextlib.suppress(OSError):  # all lines since the last good sync are kept
                 file.close()
 
 

@@ -1,4 +1,4 @@
-"""Something small, again and again, beside the work."""
+"""Something small, repeated in the background."""
 
 import threading
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from collections.abc import Callable
 class Periodic:
     """A daemon thread that calls `action` every `seconds` (and `at_once`), until `stop`.
 
-    `action` must not raise: there is nobody to tell.
+    `action` must not raise: nobody would see it.
     """
 
     def __init__(self, name: str, seconds: float, action: Callable[[], None], *, at_once: bool = False) -> None:
@@ -19,7 +19,7 @@ class Periodic:
         self._thread.start()
 
     def stop(self) -> None:
-        """End it; the action does not run any more once this has returned."""
+        """Stop the thread; the action does not run any more once this has returned."""
         self._ended.set()
         self._thread.join()
 

@@ -1,9 +1,9 @@
-"""Text for people on any terminal, pipe or log: what can't be shown is written otherwise, and ends no program.
+"""Text for people on any terminal, pipe or log: what can't be shown is replaced, and never ends a program.
 
 Windows' cp1252, latin-1 and LC_ALL=C lack characters that texts of this project have (`│`, `…`) and that models
-generate; a file's name may hold bytes that are no text at all. Names, samples, tokens and the contents of files may
+generate; a file's name may hold undecodable bytes. Names, samples, tokens and the contents of files may
 hold control characters, which would move a terminal's cursor, clear it or set its title: they are shown as escapes.
-Standard output and error see to it themselves (`PlainStream`), so that no print can forget it.
+Standard output and error do it themselves (`PlainStream`), so that no print can forget it.
 """
 
 import codecs
@@ -24,7 +24,7 @@ _HIDDEN_BYTES = "\udc80-\udc9f"  # C1 to terminals of eight bits
 _BAR_CODES = re.compile(r"(\r|\x1b\[A)")  # to the line's beginning, and up a line: all that tqdm's bars need
 READABLE = "longhaul.readable"  # an error handler for encoding; accept_any_text makes it known
 LOOKALIKES = {"│": "|", "─": "-", "–": "-", "…": "...", "·": ".", "×": "x", "≥": ">=", "±": "+-", "█": "#", "░": "."}
-FIRST_BYTE, LAST_BYTE = "\udc80", "\udcff"  # what Python makes of bytes of a name that are no text
+FIRST_BYTE, LAST_BYTE = "\udc80", "\udcff"  # what Python makes of undecodable bytes in a name
 
 
 def accept_any_text() -> None:
@@ -56,7 +56,7 @@ class PlainStream(io.TextIOWrapper):
         return super().write(shown(text))
 
     def write_exactly(self, text: str) -> int:
-        """For this program's own control characters, and for what is no terminal's."""
+        """For this program's own control characters, and for output that isn't a terminal."""
         return super().write(text)
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ def others_bars() -> Iterator[None]:
 def shown(text: str) -> str:
     """A text as it is shown: its control characters but tab and newline as escapes such as `\\x1b`.
 
-    Bytes of a name that are no text stay as they are, but for those that eight-bit terminals take for commands.
+    Undecodable bytes of a name stay as they are, but for those that eight-bit terminals take for commands.
     """
     return _HIDDEN.sub(lambda found: _escaped(found[0], _CONTROLS), text)
 
@@ -153,9 +153,9 @@ def _plain(stream: TextIO) -> TextIO:
 
 
 def as_typed(text: str) -> str:
-    """A text from the command line or standard input, where the locale took its UTF-8 for bytes that are no text.
+    """A text from the command line or standard input whose UTF-8 the locale could not decode.
 
-    What is no UTF-8 either becomes U+FFFD.
+    What isn't UTF-8 either becomes U+FFFD.
     """
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -164,12 +164,12 @@ def as_typed(text: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A name for pictures, pages and tables, on one line, its bytes that are no text as escapes such as `\\udcff`."""
+    """A name for pictures, pages and tables, on one line, its undecodable bytes as escapes such as `\\udcff`."""
     return one_line(name).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def print_exactly(text: str) -> None:
-    """A line on standard output for a program: names of files and arguments as the bytes that they came as."""
+    """A line on standard output for a program: names of files and arguments as the bytes they were given as."""
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(text + "\n"))
     sys.stdout.buffer.flush()

@@ -1,4 +1,4 @@
-"""Which process is this, and does another one still live: enough to tell whether the owner of a file is gone."""
+"""Which process is this, and is another one still alive: enough to decide whether the owner of a file is gone."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from typing import Any
 
 import psutil
 
-PROC = Path("/proc")  # Linux alone has it
+PROC = Path("/proc")  # only Linux has it
 HIGHEST_PID = (1 << 31) - 1
 
 
@@ -19,7 +19,7 @@ class ProcessIdentity:
     host: str
     pid: int
     started: float  # in the kernel's own count on Linux, else seconds since the epoch
-    boot: str | None  # of this start of the machine; None where it can't be known
+    boot: str | None  # of the machine's boot; None where it can't be known
     namespace: str | None  # in which the pid counts; None where there are none
 
     @classmethod
@@ -43,7 +43,7 @@ class ProcessIdentity:
         return cls(*values)
 
     def is_here(self) -> bool:
-        """Whether this process can tell if that one lives: same machine, same boot, same count of pids.
+        """Whether this process can see if that one is alive: same machine, same boot, same pid namespace.
 
         A container has another host name after each restart; its boot and its pid namespace, where there are some,
         leave no doubt: as long as a process of that namespace lives, no other namespace has its number.
@@ -53,15 +53,15 @@ class ProcessIdentity:
         return self.namespace is not None or self.host == socket.gethostname()
 
     def is_gone(self) -> bool:
-        """True where it is certain: the process ran here, on this start of the machine, and does no more.
+        """True where it is certain: the process ran here, since the machine's last boot, and has exited.
 
-        False says that it lives, or that nobody can tell from here.
+        False means that it is alive, or that nobody can tell from here.
         """
         return self.is_here() and start_time(self.pid) != self.started
 
 
 def start_time(pid: int) -> float | None:
-    """When a process began, in a count that only serves to compare; None where there is none (or a zombie)."""
+    """When a process started, in a count that only serves to compare; None where there is none (or a zombie)."""
     if PROC.is_dir():
         try:
             fields = (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()
@@ -81,7 +81,7 @@ def resident_bytes() -> int:
 
 
 def boot_id() -> str | None:
-    """Of this start of the machine; None where it can't be known."""
+    """An id of the machine's boot; None where it can't be known."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:

@@ -31,7 +31,7 @@ def progress_bar(total: int | None, unit: str, description: str, *, scale: bool 
 
 
 def format_duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 3 h 07 min, 2 d 4 h; "unknown" for what is no time."""
+    """12.3 s, 4 min 05 s, 3 h 07 min, 2 d 4 h; "unknown" for what isn't a time."""
     if not math.isfinite(seconds):
         return "unknown"
     if seconds < 60:

@@ -24,7 +24,7 @@ from common.paths import MOST_NAME_BYTES, expand_path
 from common.regular_file import open_regular
 
 TEMPORARY_SUFFIX = ".tmp"
-LEFT_SECONDS = 3600.0  # a temporary file that nobody has written to for so long has been left
+LEFT_SECONDS = 3600.0  # temporary files older than this are stale
 _TEMPORARY = re.compile(rf"(.+)\.[0-9a-f]{{8}}{re.escape(TEMPORARY_SUFFIX)}")
 _OPEN_HERE = re.compile(r"(?:/dev/fd|/proc/self/fd)/(\d+)|/dev/(stdin|stdout|stderr)")
 
@@ -68,7 +68,7 @@ def _fsync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     finally:
-        with contextlib.suppress(OSError):  # what is to be known of the bytes, fsync has said
+        with contextlib.suppress(OSError):  # fsync has reported what is wrong with the bytes
             os.close(descriptor)
 
 
@@ -77,7 +77,7 @@ def write_whole(
 ) -> bool:
     """Replace a file by `data` in one step; two writers at once leave one of the two, never a mixture.
 
-    A link is followed. What is no regular file (a device, a pipe, `/dev/stdout`) is written to: it can't be replaced.
+    A link is followed. A device or pipe (`/dev/stdout`) is written to: it can't be replaced.
 
     Args:
         wanted: asked when `data` is on the disk, which may take seconds, right before it would replace the file.
@@ -85,7 +85,7 @@ def write_whole(
 
     Returns whether it did.
     """
-    # a name's bytes that are no text: escaped in a page for people; our JSON and YAML are ASCII
+    # undecodable bytes of a name: escaped in a page for people; our JSON and YAML are ASCII
     content = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     if is_written_through(path):
         if wanted():
@@ -108,7 +108,7 @@ def write_whole(
             return False
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):  # the file system is gone: why comes from above
+        with contextlib.suppress(OSError):  # the file system is gone: the reason comes from the error above
             temporary.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
@@ -116,10 +116,10 @@ def write_whole(
 
 
 def sweep_temporaries(folder: Path, names: Iterable[str], *, older_than_seconds: float = 0.0) -> None:
-    """Delete what `write_whole` left aside of these files of a folder where it was killed.
+    """Delete the temporary files of these files in a folder that a killed `write_whole` left behind.
 
     Args:
-        older_than_seconds: what has been written to since may have a live writer; 0 for a caller that knows of none.
+        older_than_seconds: a younger one may have a live writer; 0 for a caller that knows there is none.
     """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
@@ -143,7 +143,7 @@ def _json_text(value: Any) -> str:
 def write_output(path: Path, data: bytes | str) -> None:
     """`write_whole` for a file that the command line named, and the folders above it.
 
-    Raises UserError where the file system does not take it.
+    Raises UserError where the file system refuses it.
     """
     try:
         if not is_written_through(path):
@@ -167,7 +167,7 @@ def is_written_through(path: Path | str) -> bool:
 
 
 def _followed(path: Path | str) -> Path:
-    """Where links lead to, whether anything is there or not. Raises OSError for links that lead to one another."""
+    """Where links lead to, whether anything is there or not. Raises OSError for links that form a loop."""
     end = Path(os.path.realpath(path))
     if end.is_symlink():
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
@@ -175,7 +175,7 @@ def _followed(path: Path | str) -> Path:
 
 
 def _write_through(path: Path | str, content: bytes) -> None:
-    """Raises OSError where it takes no bytes."""
+    """Write into what can't be replaced. Raises OSError where it takes no bytes."""
     sys.stdout.flush()
     sys.stderr.flush()
     here = _OPEN_HERE.fullmatch(os.path.abspath(path))

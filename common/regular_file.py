@@ -1,4 +1,4 @@
-"""Opening only what is a file: a pipe would be waited for without end, /dev/zero read without end."""
+"""Opening only regular files: a pipe would be waited for without end, /dev/zero read without end."""
 
 import errno
 import io
@@ -18,7 +18,7 @@ KINDS = {
 
 
 class NotAFile(OSError):
-    """What stands under a file's name is something else, or far larger; `strerror` says what."""
+    """What has a file's name is something else, or far larger; `strerror` names it."""
 
 
 def open_regular(path: Path | str, *, most_bytes: int | None = None) -> BinaryIO:
@@ -27,7 +27,7 @@ def open_regular(path: Path | str, *, most_bytes: int | None = None) -> BinaryIO
     Raises NotAFile for a folder, pipe, device or socket, or a file that has more than `most_bytes`, and OSError as
     `open` does.
     """
-    # O_NONBLOCK: opening a pipe would wait for its writer; for regular files it means nothing
+    # O_NONBLOCK: opening a pipe would wait for its writer; for regular files it has no effect
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
@@ -65,7 +65,7 @@ def append_to_regular(path: Path | str) -> io.FileIO:
 
 
 def what_stands_at(path: Path | str) -> str:
-    """What a path leads to, in words; "" for nothing, or where nobody can tell."""
+    """What a path leads to, in words; "" for nothing, or where it can't be known."""
     try:
         return _kind_of(os.stat(path).st_mode)
     except OSError as error:
@@ -75,13 +75,13 @@ def what_stands_at(path: Path | str) -> str:
 
 
 def _kind_of(mode: int) -> str:
-    return KINDS.get(stat.S_IFMT(mode), "no regular file")
+    return KINDS.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def read_at_most(path: Path | str, most_bytes: int) -> bytes:
     """The bytes of a regular file that has no more than `most_bytes`.
 
-    Raises NotAFile, OSError, and OverflowError (with words) for a larger file, of which nothing is kept.
+    Raises NotAFile, OSError, and OverflowError (with a message) for a larger file, of which nothing is kept.
     """
     with open_regular(path) as file:
         content = file.read(most_bytes + 1)

@@ -1,7 +1,7 @@
 """A small JSON record that is rewritten in place every few seconds: a heartbeat, a lock's renewal.
 
 Nothing is renamed and nothing synced, so it costs next to nothing even on a shared file system, and a writer whose file
-was moved away goes on writing to what it once opened, never to its successor.
+was moved away keeps writing to the file it opened, never to its successor.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ class RewrittenFile:
         if len(data) >= RECORD_BYTES:
             longest = max(record, key=lambda name: len(str(record[name])))
             raise UserError(
-                f"the {longest} of this process has {len(str(record[longest])):,} characters, which does not fit into "
+                f"the {longest} of this process has {len(str(record[longest])):,} characters, too long for "
                 f"a record of {RECORD_BYTES:,} bytes: is it what the system or Slurm gave?"
             )
         os.lseek(self._descriptor, 0, os.SEEK_SET)
@@ -42,13 +42,13 @@ class RewrittenFile:
         os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Done with it. What a file system has to complain of then is of no use to anybody."""
+        """Close it. An error of the file system at this point is of no use to anybody."""
         with contextlib.suppress(OSError):
             os.close(self._descriptor)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """The record, or None for one that is not there, or torn, or no record at all."""
+    """The record, or None for one that is missing, torn, or not a record at all."""
     try:
         return read_json(path, dict[str, Any], most_bytes=MOST_BYTES)
     except (OSError, BadJson):

@@ -1,7 +1,7 @@
-"""What a run's folder holds beside state and metrics, each file read as what it must be.
+"""What a run's folder holds beside state and metrics, each file read as its declared type.
 
-Where nothing stands under a file's name there is nothing to read. What is there and can't be read, or is something
-else, is a UserError in one line with the file's name: who shows a run leaves that file out and passes the line on.
+A missing file has nothing to read. One that is there and can't be read, or is something
+else, is a UserError in one line with the file's name: views of a run leave that file out and pass the line on.
 """
 
 import json
@@ -46,7 +46,7 @@ def read_configuration(folder: RunFolder) -> dict[str, Any]:
 
 
 def read_configuration_as(folder: RunFolder, shape: type[Shape]) -> Shape:
-    """The part of a run's resolved configuration that `shape` names. Raises UserError where that isn't all there."""
+    """The part of a run's resolved configuration that `shape` names. Raises UserError where part of it is missing."""
     try:
         return _yaml_as(folder.config, shape)
     except FileNotFoundError:
@@ -54,13 +54,13 @@ def read_configuration_as(folder: RunFolder, shape: type[Shape]) -> Shape:
     except OSError as error:
         raise UserError(unreadable(folder.config, error)) from None
     except BadJson as error:
-        raise UserError(f"{folder.config} is no configuration of a run ({error}): put it back") from None
+        raise UserError(f"{folder.config} is not a run's configuration ({error}): put it back") from None
 
 
 def read_starts(provenance: Path) -> list[dict[str, Any]]:
     """What a `provenance.json` lists of each start, oldest first. Raises UserError.
 
-    A text that is none, or is no part of a path, is left out.
+    A value that is not text, or can't be part of a path, is left out.
     """
     nothing: _Provenance = {"starts": []}
     read = partial(read_json, shape=_Provenance, most_bytes=PROVENANCE_BYTES)
@@ -68,7 +68,7 @@ def read_starts(provenance: Path) -> list[dict[str, Any]]:
 
 
 def read_samples(folder: RunFolder) -> list[dict[str, Any]]:
-    """What the model wrote, in the order of the file: `step`, `prompt`, `text`, `time`. Raises UserError."""
+    """What the model generated, in the order of the file: `step`, `prompt`, `text`, `time`. Raises UserError."""
     return _read(folder.samples, read_records, [])
 
 
@@ -84,7 +84,7 @@ def read_table(folder: RunFolder) -> MetricsTable:
 
 
 def leniently(read: Callable[[], Found], complaints: list[str]) -> Found | None:
-    """What is read; None and one complaint more where that is refused with a UserError."""
+    """What `read` returns; None and one complaint more where it raises a UserError."""
     try:
         return read()
     except UserError as error:
@@ -93,7 +93,7 @@ def leniently(read: Callable[[], Found], complaints: list[str]) -> Found | None:
 
 
 def unreadable(path: Path, error: OSError) -> str:
-    """The sentence for a file that the system does not give."""
+    """The message for a file that the system can't read."""
     return refusal("read", error, path, otherwise="move it away")
 
 

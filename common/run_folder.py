@@ -1,4 +1,4 @@
-"""The folder of a run, and its `state`: what Slurm, status and reports read to know where a run stands."""
+"""The folder of a run, and its `state`: what Slurm, status and reports read to know how far a run is."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ def restart_count() -> int:
 
 @keep_others
 class State(TypedDict, total=False):
-    """What `state` holds, as far as somebody reads it; `write_state` says what it means."""
+    """The keys of `state` that are read; `write_state` describes them."""
 
     status: str
     reason: str
@@ -62,7 +62,7 @@ class RunFolder:
         A relative root is looked for in the working directory, and then in the project: a run that was started there is
         found from any folder. Where neither has the run it is a new one, in the working directory.
 
-        Raises UserError where the root can't be expanded, or the folder's name is no UTF-8 text: no checkpoint in it
+        Raises UserError where the root can't be expanded, or the folder's name is not UTF-8 text: no checkpoint in it
         could be opened again.
         """
         here = check_path(expand_path(root) / name)
@@ -74,7 +74,7 @@ class RunFolder:
         try:
             os.fsencode(found).decode()  # its bytes, which the locale may take for no text
         except UnicodeDecodeError:
-            raise UserError(f"{found} is no UTF-8 text: give a --run.root and --run.name that are") from None
+            raise UserError(f"{found} is not UTF-8 text: give a --run.root and --run.name that are") from None
         return cls(found)
 
     @property
@@ -114,17 +114,17 @@ class RunFolder:
         return self.path / "state"
 
     def published_names(self) -> list[str]:
-        """Of the files that only the lock's owner replaces as a whole."""
+        """Names of the files that only the lock's owner replaces as a whole."""
         return [path.name for path in (self.config, self.provenance, self.state)]
 
     @property
     def stop_file(self) -> Path:
-        """Its appearance asks the run to save and stop at the next step."""
+        """Creating it requests that the run save and stop at the next step."""
         return self.path / "STOP"
 
     @property
     def lock(self) -> Path:
-        """Whose run this is at the moment."""
+        """Names the process that owns the run at the moment."""
         return self.path / "lock"
 
     def rank_file(self, rank: int) -> Path:
@@ -138,7 +138,7 @@ class RunFolder:
     def read_state(self) -> dict[str, Any] | None:
         """The `state`, or None for a run that has none yet.
 
-        Raises UserError if something is there that can't be read, or is none.
+        Raises UserError if it can't be read, or is damaged.
         """
         try:
             return {**read_json(self.state, State)}
@@ -150,10 +150,10 @@ class RunFolder:
             raise UserError(f"{self.state} is damaged ({error}): move it away and start again") from None
 
     def refuse_what_is_no_file(self) -> None:
-        """Look at what a trainer writes to, before anything is written.
+        """Check what a trainer writes to, before anything is written.
 
-        Raises UserError naming what is no file and stands where one is written (a pipe would be waited for without
-        end), or no folder where one is.
+        Raises UserError naming what isn't a file where one is written (a pipe would be waited for without
+        end), or isn't a folder where one is.
         """
         ranks = self.rank_file(0).parent
         files = [self.config, self.provenance, self.metrics, self.log, self.samples, self.state]
@@ -165,7 +165,7 @@ class RunFolder:
         ):
             for path in paths:
                 if (what := what_stands_at(path)) not in free:
-                    raise UserError(f"{path} is {what}, where the run has {wanted}: move it away")
+                    raise UserError(f"{path} is {what}, but the run needs {wanted} there: move it away")
 
     def write_state(
         self,
@@ -187,9 +187,9 @@ class RunFolder:
         Args:
             reason: why the run has this status, in a few words.
             step: optimizer steps done. tokens: training tokens consumed.
-            started_step: the step at which this start of the trainer began; a `step` beyond it is progress.
+            started_step: the step at which this launch of the trainer started; a `step` beyond it is progress.
             world_size: number of ranks.
-            stop: what asked a `preempted` run to stop.
+            stop: what requested that a `preempted` run stop.
             failure: whether a `failed` run met an error of its own (the same command meets it again), could not write
                 what it has to, lost a process or a machine, or hung (the same command may go on in these cases).
             trouble: what a `running` run can't write at present.

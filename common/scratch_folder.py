@@ -1,4 +1,4 @@
-"""A temporary folder that a killed process does not leave behind for ever: who next needs such a folder sweeps."""
+"""A temporary folder that a killed process does not leave behind for ever: the next process that needs one sweeps."""
 
 import contextlib
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
-    """A new folder among the temporary files, deleted after the block; first go those whose makers are dead.
+    """A new folder among the temporary files, deleted after the block; those whose makers are dead are deleted first.
 
-    A lock on the folder tells that its maker lives, in another container too, whose process ids mean nothing here.
+    A lock on the folder shows that its maker is alive, in another container too, whose process ids mean nothing here.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         _delete_if_left(left)
@@ -47,6 +47,6 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def _delete_if_left(folder: Path) -> None:
-    with contextlib.suppress(OSError), _locked(folder) as nobody_has_it:  # another user's, or gone by now
+    with contextlib.suppress(OSError), _locked(folder) as nobody_has_it:  # another user's, or already gone
         if nobody_has_it:
             shutil.rmtree(folder, ignore_errors=True)

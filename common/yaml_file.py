@@ -1,4 +1,4 @@
-"""YAML that people wrote, or damaged: what can't be read is a sentence, whatever a bomb of aliases would become."""
+"""YAML that people wrote, or damaged: what can't be read is an error in one line, a bomb of aliases included."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,7 +59,7 @@ def compose(loader: yaml.SafeLoader, most_nodes: int = MOST_NODES) -> yaml.Node 
     try:
         node = loader.get_single_node()
         if node is not None and _size(node, {}) > most_nodes:
-            raise BadYaml(f"with its aliases written out it has more than {most_nodes:,} values")
+            raise BadYaml(f"with its aliases expanded it has more than {most_nodes:,} values")
     except yaml.YAMLError as error:
         raise BadYaml(str(error)) from None
     except RecursionError:
@@ -81,7 +81,7 @@ def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
     """How many nodes a node is with its aliases written out. Raises BadYaml for one that is within itself."""
     size = known.get(id(node), 0)
     if size is None:
-        raise BadYaml(f"something at line {node.start_mark.line + 1} is within itself")
+        raise BadYaml(f"the value at line {node.start_mark.line + 1} contains itself")
     if size == 0:
         known[id(node)] = None
         inside: Iterable[yaml.Node] = ()

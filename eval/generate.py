@@ -104,7 +104,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         except OSError as error:
             raise UserError(refusal("read", error, arguments.prompt_file, otherwise="name another file")) from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{arguments.prompt_file} is no UTF-8 text ({error}): save it as such") from None
+            raise UserError(f"{arguments.prompt_file} is not UTF-8 text ({error}): save it as such") from None
     if not prompts:
         raise UserError('nothing to go on from: give --prompt "…", --prompt-file FILE or --interactive')
     return prompts

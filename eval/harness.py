@@ -39,7 +39,7 @@ def main() -> int:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
     if arguments.include_path is not None and not arguments.include_path.is_dir():
-        raise UserError(f"--include-path {arguments.include_path} is no folder")
+        raise UserError(f"--include-path {arguments.include_path} is not a folder")
     require_run(arguments.run)
     from eval.hugging_face.harness_tasks import evaluate  # here, as it imports torch
 

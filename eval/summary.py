@@ -120,7 +120,7 @@ def main() -> int:
 def summarise(folder: RunFolder) -> Summary:
     """Read a run's figures. Raises UserError where there is no run, or it has not come to a validation yet."""
     if not os.path.lexists(folder.metrics):
-        raise UserError(f"{folder.path} is no run's folder: it has no {folder.metrics.name}")
+        raise UserError(f"{folder.path} is not a run's folder: it has no {folder.metrics.name}")
     try:
         records = read_metrics(folder.metrics)
     except OSError as error:

@@ -47,7 +47,7 @@ def main() -> int:
     folder = RunFolder(arguments.run)
     if not any(os.path.lexists(path) for path in (folder.metrics, folder.state, folder.config)):
         raise UserError(
-            f"{folder.path} is no run's folder: it has neither {folder.config.name} nor {folder.metrics.name}"
+            f"{folder.path} is not a run's folder: it has neither {folder.config.name} nor {folder.metrics.name}"
         )
     run = LiveRun(folder, MetricsTable(folder.metrics))
     live = hasattr(signal, "SIGWINCH")  # not on Windows

@@ -70,7 +70,7 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of several safetensors files, on the CPU.
 
     Raises:
-        UserError: a file is no whole safetensors file, or repeats another's tensors.
+        UserError: a file is not a whole safetensors file, or repeats another's tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in paths:
@@ -105,7 +105,7 @@ def read_shapes(paths: Iterable[Path], kinds: Callable[[str], tuple[str, ...]] =
 
 @contextlib.contextmanager
 def reading_tensors(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a safetensors file as a UserError; what is no regular file is not even tried."""
+    """Whatever is wrong with a safetensors file as a UserError; what is not a regular file is not even tried."""
     try:
         open_regular(path).close()
         yield

@@ -174,7 +174,7 @@ def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
         raise UserError(f"no runs in {root}: give folders of runs, or --root")
     for path in paths:
         if not os.path.isdir(path):
-            raise UserError(f"{path} is no run's folder: give the folder of one, such as runs/demo")
+            raise UserError(f"{path} is not a run's folder: give the folder of one, such as runs/demo")
     return [RunFolder(path) for path in paths]
 
 

@@ -43,7 +43,7 @@ def main() -> int:
 
 
 def split_base(arguments: list[str]) -> tuple[str, list[str]]:
-    """The first argument and the others. Raises UserError where it is no folder's name."""
+    """The first argument and the others. Raises UserError where it is not a folder's name."""
     if questions := [argument for argument in arguments if argument in QUESTIONS]:
         return "", questions[:1]
     if not arguments or arguments[0].startswith("-"):

@@ -156,7 +156,7 @@ def _remove_leftovers(folder: Path) -> None:
 def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> Manifest:
     with _opened(command, _begun(arguments, command)) as opened:
         if not _say_plan(arguments, command, opened, workers):
-            print("warning: that may not fit; should the disk fill up, make room and run the same command again")
+            print("warning: that may not fit; should the disk fill up, free some space and run the same command again")
         if workers:
             warm_up(arguments.start_method)
         tokenizer = command.load_tokenizer(opened.files)

@@ -132,7 +132,7 @@ def fingerprint(path: Path) -> dict[str, str]:
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
             if file.read(4) != b"PAR1":  # a download that broke off: to be known now, not when its turn comes
-                raise UserError(f"{path} is no whole parquet file: fetch it again, or take it away")
+                raise UserError(f"{path} is not a whole parquet file: fetch it again, or take it away")
             file.seek(-8 - length, os.SEEK_END)
             digest = hashlib.sha256()
             while block := file.read(min(length, STREAM_BYTES)):
@@ -141,5 +141,5 @@ def fingerprint(path: Path) -> dict[str, str]:
             return {"footer_sha256": digest.hexdigest()}
     except OSError as error:
         if error.errno == errno.EINVAL:  # too short for what is looked for at its end
-            raise UserError(f"{path} is no whole parquet file: fetch it again, or take it away") from None
+            raise UserError(f"{path} is not a whole parquet file: fetch it again, or take it away") from None
         raise UserError(refusal("read", error, path)) from None

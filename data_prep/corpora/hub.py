@@ -134,7 +134,7 @@ def config_patterns(card: dict[str, Any], config: str, where: str, *, all_splits
         listed = parse_json(json.dumps(card.get("configs") or [], default=str).encode(), list[CardConfig])
     except (BadJson, RecursionError, TypeError) as error:  # TypeError: of a key that is a date
         raise UserError(
-            f"{where} is no data set's card that can be read (configs.{error}): give --source a folder without one"
+            f"{where} is not a data set's card that can be read (configs.{error}): give --source a folder without one"
         ) from None
     configs = {str(entry["config_name"]): entry for entry in listed}
     if config not in configs:
@@ -173,7 +173,9 @@ class HubFiles:
 
     def __init__(self, source: HubSource, folder: Path, *, keep: bool) -> None:
         if outside := [file.name for file in source.files if not is_inner_path(file.name)]:
-            raise UserError(f"{source.repo} lists {outside[0]!r}, which is no name inside a folder: give another set")
+            raise UserError(
+                f"{source.repo} lists {outside[0]!r}, which is not a name inside a folder: give another set"
+            )
         self.listed = source.files
         self._source, self._folder, self._keep = source, folder, keep
         self._stop = threading.Event()

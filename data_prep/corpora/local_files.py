@@ -70,7 +70,7 @@ def find_files(paths: Sequence[Path], field: str, *, all_splits: bool = False) -
                 raise UserError(f"{path} can't be read: it is {problem}")
             walk.take(path)
         else:
-            raise UserError(f"{path} is no regular file" if path.exists() else f"there is no file or folder {path}")
+            raise UserError(f"{path} is not a regular file" if path.exists() else f"there is no file or folder {path}")
     walk.follow_links()
     found: list[Path] = []
     for file in walk.each_once():
@@ -95,7 +95,7 @@ def local_parquet(folder: Path, config: str, *, all_splits: bool = False) -> Loc
     Raises UserError where there are none, or what to train on can't be told.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: --source names one with parquet files")
+        raise UserError(f"{folder} is not a folder: --source names one with parquet files")
     walk = Walk(suffixes={".parquet"})
     walk.below(folder)
     walk.follow_links()
@@ -124,7 +124,7 @@ def _patterns_of_card(readme: Path, config: str, all_splits: bool) -> list[str] 
         parts = text.split("---\n", 2)
         card = parse_yaml(parts[1], most_nodes=CARD_NODES) if len(parts) == 3 and not parts[0] else None
     except (OSError, OverflowError, BadYaml) as error:
-        raise UserError(f"{readme} is no data set's card that can be read ({error}): take it away") from None
+        raise UserError(f"{readme} is not a data set's card that can be read ({error}): take it away") from None
     if not isinstance(card, dict) or not card.get("configs"):
         return None
     return config_patterns(card, config, str(readme), all_splits=all_splits)

@@ -174,7 +174,7 @@ def check_carried(description: Mapping[str, Any]) -> None:
     )
     if model.get("type", "BPE") != "BPE" or not (is_byte_level(description) or sentence_piece):
         raise UserError(
-            "tokenizer.json is no byte-level BPE and none that spells in bytes what it has no token for "
+            "tokenizer.json is not a byte-level BPE and none that spells in bytes what it has no token for "
             "(byte_fallback): Longhaul can't carry it along"
         )
     if model.get("dropout"):
@@ -196,7 +196,7 @@ def _check_harmless(description: Mapping[str, Any]) -> None:
     for step, inner in (("normalizer", "normalizers"), ("decoder", "decoders")):
         if math.prod(map(_growth, _parts(description.get(step), inner))) > MOST_GROWTH:
             raise UserError(
-                f"tokenizer.json's {step} makes texts over {MOST_GROWTH:,} times as long: it is no tokenizer's"
+                f"tokenizer.json's {step} makes texts over {MOST_GROWTH:,} times as long: it can't be a tokenizer's"
             )
 
 

@@ -33,7 +33,7 @@ def unpack(packed: Any) -> str:
     try:
         text = unpacking.decompress(base64.b64decode(packed), MOST_BYTES)
         if unpacking.unconsumed_tail:
-            raise UserError(f"the carried tokenizer.json has more than {MOST_BYTES:,} bytes: it is no tokenizer's")
+            raise UserError(f"the carried tokenizer.json has more than {MOST_BYTES:,} bytes: it can't be a tokenizer's")
         if not unpacking.eof:
             raise ValueError("it breaks off")
         return text.decode()
@@ -47,11 +47,11 @@ def parse(text: str) -> dict[str, Any]:
     try:
         description = json.loads(text)
     except RecursionError:
-        raise UserError("tokenizer.json is nested too deeply: it is no tokenizer's") from None
+        raise UserError("tokenizer.json is nested too deeply: it can't be a tokenizer's") from None
     except ValueError as error:
         raise UserError(f"tokenizer.json is damaged ({error}): {COPY_AGAIN}") from None
     if not isinstance(description, dict):
-        raise UserError("tokenizer.json holds no object: it is no tokenizer's")
+        raise UserError("tokenizer.json holds no object: it can't be a tokenizer's")
     return description
 
 
@@ -59,7 +59,7 @@ def check_extent(text: str) -> None:
     """Raises UserError for a text that takes more memory, parsed, than any tokenizer's."""
     values = sum(text.count(sign) for sign in ",[{")  # at most
     if len(text) > MOST_BYTES or values > MOST_VALUES:
-        raise UserError(f"tokenizer.json has {len(text):,} characters and {values:,} values: it is no tokenizer's")
+        raise UserError(f"tokenizer.json has {len(text):,} characters and {values:,} values: it can't be a tokenizer's")
 
 
 def vocabulary_size(ids: Iterable[int], count: int) -> int:

@@ -119,7 +119,7 @@ def _read_json_lines(lines: list[str], path: Path) -> tuple[Example, ...]:
         try:
             examples.append(_official_example(parse_json(line.encode(), Row)))
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is no HellaSwag example: {error}") from None
+            raise UserError(f"{path}, line {number} is not a HellaSwag example: {error}") from None
     return tuple(examples)
 
 

@@ -55,11 +55,11 @@ def find_model(name: str, revision: str | None = None) -> Path:
     except errors.HFValidationError:
         raise impossible from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"{name} is no folder, and no model on the hub (or a token is needed: HF_TOKEN)") from None
+        raise UserError(f"{name} is not a folder, and no model on the hub (or a token is needed: HF_TOKEN)") from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{name} is no folder, and the hub can't be reached ({type(error).__name__}: {reason}): run "
+            f"{name} is not a folder, and the hub can't be reached ({type(error).__name__}: {reason}): run "
             f"'hf download {name} --local-dir DIR' where there is a network, and give DIR"
         ) from None
     return folder

@@ -30,7 +30,7 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
             raise OutOfMemory(error, f"for {path}: take a machine with more, or {AGAIN}") from None
         raise UserError(f"{path} can't be read as PyTorch weights ({_why(error)}): {AGAIN}") from None
     if not isinstance(content, dict) or not all(_is_plain(item) for item in content.items()):
-        raise UserError(f"{path} holds more than tensors by name: it is no file of weights")
+        raise UserError(f"{path} holds more than tensors by name: it is not a file of weights")
     named = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
     if named > 2 * size:  # tied tables are there once and named twice
         raise UserError(

@@ -119,7 +119,9 @@ def token_ids(description: TokenizerDescription) -> dict[str, int]:
     """The ids of a tokenizer.json by what stands for them. Raises UserError where it has no such."""
     vocabulary = (description.get("model") or {}).get("vocab")
     if not isinstance(vocabulary, dict):
-        raise UserError("tokenizer.json is no byte-level BPE, and none of another kind: it has no vocabulary by name")
+        raise UserError(
+            "tokenizer.json is not a byte-level BPE, and none of another kind: it has no vocabulary by name"
+        )
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
     ids: dict[str, int] = vocabulary | added
     if wrong := [name for name, i in ids.items() if type(i) is not int or not 0 <= i < MOST_IDS]:
@@ -251,7 +253,7 @@ def _added(folder: Path, settings: TokenizerSettings) -> dict[str, int]:
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
         if not (number.isdecimal() and len(number) < 20):
             path = folder / "tokenizer_config.json"
-            raise UserError(f"{path} is damaged (added_tokens_decoder: {number[:40]!r} is no id): {AGAIN}")
+            raise UserError(f"{path} is damaged (added_tokens_decoder: {number[:40]!r} is not an id): {AGAIN}")
         added[token["content"]] = int(number)
     if stands(path := folder / "added_tokens.json"):
         added |= read_described(path, dict[str, int])

@@ -184,7 +184,7 @@ def _table_with_steps(folder: RunFolder) -> MetricsTable:
     """Raises UserError for a folder that is no run or has no training step yet, or whose metrics can't be read."""
     table = read_table(folder)
     if len(table) == 0 and not folder.metrics.exists():
-        raise UserError(f"{folder.path} is no run's folder: it has no {folder.metrics.name}")
+        raise UserError(f"{folder.path} is not a run's folder: it has no {folder.metrics.name}")
     if len(table) == 0:
         raise UserError(f"{folder.metrics} has no training steps yet: try again when the run has begun")
     return table

@@ -144,17 +144,17 @@ def test_every_flipped_bit_of_a_manifest_is_noticed_or_means_nothing(tmp_path: P
 
 
 WRONG: dict[str, dict[str, Any]] = {  # each written with the hash of itself, as only somebody who means it does
-    "sequences: it is no whole number": {"sequences": {}},
-    "step: it is no whole number": {"step": "5"},
+    "sequences: it is not a whole number": {"sequences": {}},
+    "step: it is not a whole number": {"step": "5"},
     "tokens: .*greater than or equal to 0": {"tokens": -1},
     "step: .*less than": {"step": 1 << 63},
     "files: it is missing": {"files": None},
     "files.x.sha256: it is missing": {"files": {"x": {"bytes": 1}}},
-    "files.../x.*: it is no plain name": {"files": {"../x": {"bytes": 0, "sha256": "0" * 64}}},
-    "model: it is no object": {"model": [1]},
+    "files.../x.*: it is not a plain name": {"files": {"../x": {"bytes": 0, "sha256": "0" * 64}}},
+    "model: it is not an object": {"model": [1]},
     "tokenizer.kind: it is missing": {"tokenizer": {}},
     "data_identity: .*pattern": {"data_identity": "../x"},
-    "config.run: it is no object": {"config": {**as_dict(Config()), "run": []}},
+    "config.run: it is not an object": {"config": {**as_dict(Config()), "run": []}},
     "config.schedule.warmup.*: it is neither whole steps": {
         "config": {**as_dict(Config()), "schedule": {**as_dict(Config())["schedule"], "warmup": 1.5}}
     },
@@ -162,13 +162,13 @@ WRONG: dict[str, dict[str, Any]] = {  # each written with the hash of itself, as
         "position_in": {"data_identity": None, "block_size": 16, "stride": 0, "seed": 1}
     },
     "warm_up.start: it is after step 7": {"warm_up": {"start": 8, "steps": 1}},
-    "scaler: it is no loss scale": {"scaler": {"scale": 2.0}},
+    "scaler: it is not a loss scale": {"scaler": {"scale": 2.0}},
     "world_size: it is missing": {"scaler": dict.fromkeys(LOSS_SCALE, 1.0)},
     "lora.rank: .*greater than 0": {"lora": {"rank": 0, "alpha": 1.0, "dropout": 0.0, "targets": ["c_fc"]}},
     "base: folder or sha256": {"lora": {"rank": 1, "alpha": 1.0, "dropout": 0.0, "targets": ["c_fc"]}},
-    "base.folder: it is no plain name": {"base": {"identity": "0" * 64, "folder": "../one", "sha256": "0" * 64}},
-    "val_tokens: it is no whole number": {"val_tokens": [640]},
-    "version: it is no text": {"version": 2},
+    "base.folder: it is not a plain name": {"base": {"identity": "0" * 64, "folder": "../one", "sha256": "0" * 64}},
+    "val_tokens: it is not a whole number": {"val_tokens": [640]},
+    "version: it is not text": {"version": 2},
 }
 
 

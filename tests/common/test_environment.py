@@ -17,21 +17,21 @@ def test_what_is_no_count_is_one_sentence(text: str) -> None:
         whole_number("TASKS", 1, environment={"TASKS": text})
     words = str(refusal.value)
     assert words.startswith("TASKS is '")
-    assert words.endswith("no whole number of 0 or more: unset it, or give one")
+    assert words.endswith("not a whole number of 0 or more: unset it, or give one")
     assert len(words) < 200
 
 
 def test_an_empty_one_counts_as_not_set() -> None:
     assert whole_number("TASKS", 3, environment={"TASKS": " "}) == 3
     assert whole_number("TASKS", 3, environment={}) == 3
-    with pytest.raises(UserError, match="TASKS is empty in the environment, no whole number of 0 or more: give one"):
+    with pytest.raises(UserError, match="TASKS is empty in the environment, not a whole number of 0 or more: give one"):
         whole_number("TASKS", environment={"TASKS": ""})
 
 
 def test_numbers_and_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TASKS", " 007 ")
     assert whole_number("TASKS", lowest=7, highest=7) == 7
-    with pytest.raises(UserError, match="TASKS is '007' in the environment, no whole number from 1 to 6: ask srun"):
+    with pytest.raises(UserError, match="TASKS is '007' in the environment, not a whole number from 1 to 6: ask srun"):
         whole_number("TASKS", lowest=1, highest=6, advice="ask srun")
 
 

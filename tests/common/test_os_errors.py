@@ -20,7 +20,7 @@ def refused(code: int) -> OSError:
 def test_advice_is_of_the_error(code: int) -> None:
     line = refusal("written", refused(code), otherwise="not this one")
     assert line == f"a/b can't be written ({os.strerror(code)}): {ADVICE[code]}"
-    assert ("room" in line) == (code in (errno.ENOSPC, errno.EDQUOT))
+    assert ("space" in line) == (code in (errno.ENOSPC, errno.EDQUOT))
     assert ("chmod" in line) == (code in (errno.EACCES, errno.EPERM))
 
 
@@ -55,11 +55,11 @@ def test_what_may_be_a_fault_of_the_program_keeps_its_traceback(error: OSError) 
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("a" * (MOST_NAME_BYTES + 1), "has a name of 256 bytes in it: give one of at most 255"),
-        ("é" * 128, "has a name of 256 bytes in it"),
+        ("a" * (MOST_NAME_BYTES + 1), "contains a name of 256 bytes: give one of at most 255"),
+        ("é" * 128, "contains a name of 256 bytes"),
         ("ab/" * 200 + "c" * 250 + ("/" + "d" * 250) * 14, "bytes: give a path of at most 3,800"),
-        ("a/b\0c", r"'a/b\\x00c' has a NUL in it"),
-        ("a\ud800", r"has '\\ud800' in it, which no file's name can have"),
+        ("a/b\0c", r"'a/b\\x00c' contains a NUL"),
+        ("a\ud800", r"contains '\\ud800', which no file name in this locale can"),
     ],
 )
 def test_paths_that_no_file_can_have(path: str, words: str) -> None:

@@ -43,9 +43,9 @@ def test_home_and_variables_are_replaced_as_a_shell_would(tmp_path: Path, monkey
     monkeypatch.delenv("JOB")
     monkeypatch.setenv("EMPTY", "")
     for text, name in (("/x/${JOB}", "JOB"), ("$EMPTY/x", "EMPTY")):
-        with pytest.raises(UserError, match=f"the variable {name} is not set here"):
+        with pytest.raises(UserError, match=f"the environment variable {name} is not set"):
             expand_path(text)
-    with pytest.raises(UserError, match="there is no such user here"):
+    with pytest.raises(UserError, match="no such user on this machine"):
         expand_path("~nobody-of-this-name/x")
     with pytest.raises(UserError, match="has 5,000 parts: give a path of at most 300"):
         expand_path("a/" * 5_000)
@@ -61,7 +61,7 @@ def test_path_arguments_of_all_commands_are_expanded(tmp_path: Path, monkeypatch
     assert (found.data, found.json) == (tmp_path / "x", tmp_path / "figures" / "x.json")
     assert found.runs == [tmp_path / "a", tmp_path / "b"]
     assert not (tmp_path / "figures").exists(), "nothing is made before the work"
-    with pytest.raises(UserError, match="the variable NO_SUCH_DISK is not set here"):
+    with pytest.raises(UserError, match="the environment variable NO_SUCH_DISK is not set"):
         parser.parse_args(["--data=$NO_SUCH_DISK/x"])
 
 
@@ -88,5 +88,5 @@ def test_a_run_of_the_project_is_found_from_any_folder(tmp_path: Path, monkeypat
 
 
 def test_a_run_whose_checkpoints_could_not_be_opened_again_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no UTF-8 text"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         RunFolder.find(os.fsdecode(bytes(tmp_path) + b"/\xff"), "name")

@@ -225,7 +225,9 @@ def test_standard_output_gets_a_result_between_what_is_printed(tmp_path: Path, n
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 def test_an_output_that_finds_no_room_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match=r"/dev/full can't be written \(No space left on device\): make room, or name"):
+    with pytest.raises(
+        UserError, match=r"/dev/full can't be written \(No space left on device\): free some space, or name"
+    ):
         write_json_output(Path("/dev/full"), {"a": 1})
     write_json_output(tmp_path / "there.json", {"a": float("nan")})
     assert json.loads((tmp_path / "there.json").read_text(encoding="utf-8")) == {"a": None}

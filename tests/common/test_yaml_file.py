@@ -9,8 +9,8 @@ from common.yaml_file import BadYaml, read_yaml
 from tests.fuzz.yaml_files import BOMB
 
 WRONG = {
-    "a: &a {b: *a}\n": "something at line 1 is within itself",
-    "a: &a [1, *a]\n": "something at line 1 is within itself",
+    "a: &a {b: *a}\n": "the value at line 1 contains itself",
+    "a: &a [1, *a]\n": "the value at line 1 contains itself",
     BOMB: "with its aliases written out it has more than 100,000 values",
     "a: " + "[" * 5_000: "it is nested too deeply",
     "a: \0": "special characters are not allowed",

@@ -234,7 +234,7 @@ def test_no_room_for_the_figures_is_one_line(source, undisturbed, tmp_path):
         fill(disk)
         done = run(undisturbed, *small(source), "--json", disk / "figures.json")
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-    assert f"{tmp_path}/disk/figures.json can't be written (No space left on device): make room" in done.stderr
+    assert f"{tmp_path}/disk/figures.json can't be written (No space left on device): free some space" in done.stderr
 
 
 def test_a_complete_set_is_left_alone_and_other_settings_are_refused(source, undisturbed):
@@ -458,7 +458,7 @@ def test_a_download_of_another_revision_is_not_taken_for_this_one(hub, undisturb
 
 @pytest.mark.parametrize("name", ["../evil.parquet", "/evil.parquet", "a/../../evil.parquet", "a\\..\\evil.parquet"])
 def test_a_hub_that_lists_files_of_other_folders_is_not_believed(name, tmp_path):
-    with pytest.raises(UserError, match="which is no name inside a folder"):
+    with pytest.raises(UserError, match="which is not a name inside a folder"):
         HubFiles(HubSource(REPO, "x", REVISION, (InputFile(name, 1, {}),)), tmp_path / "download", keep=False)
 
 
@@ -532,5 +532,5 @@ def test_a_copy_of_the_repository_is_read_by_configuration(source, tmp_path):
         (copy / "README.md").write_bytes(b"---\n" + broken + b"---\n")
         done = run(tmp_path / "other", "--source", copy, "--dry-run")
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-        assert "README.md is no data set's card" in done.stderr
+        assert "README.md is not a data set's card" in done.stderr
     assert pq.ParquetFile(copy / "sample" / "10BT" / "0.parquet").metadata.num_rows == 50

@@ -43,19 +43,19 @@ def rewritten(path: Path, edit: Edit) -> None:
 
 
 MANIFESTS: dict[str, tuple[Edit, str]] = {
-    "tokenizer a list": (lambda m: m.update(tokenizer=[]), "tokenizer: it is no object"),
+    "tokenizer a list": (lambda m: m.update(tokenizer=[]), "tokenizer: it is not an object"),
     "no tokenizer": (lambda m: m.pop("tokenizer"), "tokenizer: it is missing"),
     "no sha256": (lambda m: m["tokenizer"].pop("sha256"), r"tokenizer\.sha256: it is missing"),
-    "vocabulary a text": (lambda m: m["tokenizer"].update(vocab_size="257"), "vocab_size: it is no whole number"),
+    "vocabulary a text": (lambda m: m["tokenizer"].update(vocab_size="257"), "vocab_size: it is not a whole number"),
     "vocabulary huge": (lambda m: m["tokenizer"].update(vocab_size=1 << 40), "32 bits"),
-    "end a text": (lambda m: m["tokenizer"].update(end_of_text_id="256"), "end_of_text_id: it is no whole number"),
-    "source a number": (lambda m: m.update(source=3), "source: it is no object"),
-    "source's name": (lambda m: m["source"].update(name=[]), r"source\.name: it is no text"),
-    "skipped a number": (lambda m: m["source"].update(skipped=3), r"source\.skipped: it is no list"),
+    "end a text": (lambda m: m["tokenizer"].update(end_of_text_id="256"), "end_of_text_id: it is not a whole number"),
+    "source a number": (lambda m: m.update(source=3), "source: it is not an object"),
+    "source's name": (lambda m: m["source"].update(name=[]), r"source\.name: it is not text"),
+    "skipped a number": (lambda m: m["source"].update(skipped=3), r"source\.skipped: it is not a list"),
     "files without names": (lambda m: m["source"].update(files=[{}]), r"source\.files\.0\.name: it is missing"),
-    "versions": (lambda m: m.update(versions={"python": 3}), r"versions\.python: it is no text"),
-    "splits a list": (lambda m: m.update(splits=[]), "splits: it is no object"),
-    "a split an object": (lambda m: m["splits"].update(val={}), r"splits\.val: it is no list"),
+    "versions": (lambda m: m.update(versions={"python": 3}), r"versions\.python: it is not text"),
+    "splits a list": (lambda m: m.update(splits=[]), "splits: it is not an object"),
+    "a split an object": (lambda m: m["splits"].update(val={}), r"splits\.val: it is not a list"),
     "a shard without tokens": (lambda m: m["splits"]["val"][0].pop("tokens"), r"val\.0\.tokens: it is missing"),
     "tokens beyond 64 bits": (lambda m: m["splits"]["val"][0].update(tokens=10**30), r"val\.0\.tokens: "),
     "a name with a NUL": (lambda m: m["splits"]["val"][0].update(file="a\0.bin"), "is no shard's name"),
@@ -139,11 +139,11 @@ JOURNALS: dict[str, tuple[Edit, str]] = {
     "done a text": (lambda j: j["splits"]["val"].update(done="no"), "done: it is neither true nor false"),
     "no split": (lambda j: j["splits"].pop("val"), r"splits\.val: it is missing"),
     "another shard's name": (lambda j: j["splits"]["train"]["shards"][0].update(file="train-00001.bin"), "train-00001"),
-    "files a number": (lambda j: j["plan"]["source"].update(files=3), r"source\.files: it is no list"),
-    "a file a text": (lambda j: j["plan"]["source"].update(files=["a"]), r"source\.files\.0: it is no object"),
+    "files a number": (lambda j: j["plan"]["source"].update(files=3), r"source\.files: it is not a list"),
+    "a file a text": (lambda j: j["plan"]["source"].update(files=["a"]), r"source\.files\.0: it is not an object"),
     "no settings": (lambda j: j["plan"]["source"].pop("settings"), r"source\.settings: it is missing"),
     "scope a text": (lambda j: j["plan"]["source"]["settings"].update(validation_files="1"), "validation_files: "),
-    "tokenizer a text": (lambda j: j["plan"].update(tokenizer="byte"), r"plan\.tokenizer: it is no object"),
+    "tokenizer a text": (lambda j: j["plan"].update(tokenizer="byte"), r"plan\.tokenizer: it is not an object"),
     "skipped pairs": (lambda j: j.update(skipped=[[1, 2]]), r"skipped\.0\.0"),
     "skipped without a file": (lambda j: j.update(skipped=[[[0, 0, 0], {}]]), r"skipped\.0\.1\.file: it is missing"),
     "deep": (lambda j: j.update(plan="DEEP"), "no JSON: recursion limit"),
@@ -269,7 +269,7 @@ CARDS = {
 def test_a_card_of_another_shape_is_named(tmp_path: Path, name: str) -> None:
     write_parquet(tmp_path / "d.parquet", ["words"])
     (tmp_path / "README.md").write_text(f"---\n{CARDS[name]}---\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"README\.md is no data set's card that can be read"):
+    with pytest.raises(UserError, match=r"README\.md is not a data set's card that can be read"):
         local_parquet(tmp_path, "default")
 
 

@@ -136,7 +136,11 @@ def test_what_is_passed_over_is_told_with_its_reason(tmp_path):
         "1 the same file under another name: d.txt",
     ]
     assert taken(find_files([folder / "._a.txt"], "text")) == ["._a.txt"]  # what is named is meant
-    for named, words in (("pipe.jsonl", "no regular file"), ("list.json", "jq -c"), ("meta.json", "no field 'text'")):
+    for named, words in (
+        ("pipe.jsonl", "not a regular file"),
+        ("list.json", "jq -c"),
+        ("meta.json", "no field 'text'"),
+    ):
         with pytest.raises(UserError, match=words):
             find_files([folder / named], "text")
     os.mkfifo(folder / "pipe.parquet")

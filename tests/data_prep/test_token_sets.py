@@ -142,15 +142,18 @@ def list_twice(folder: Path, split: str) -> None:
 UNTRUE = {
     "twice in a split": (lambda folder: list_twice(folder, "train"), "train-00000.bin is listed twice"),
     "in two splits": (lambda folder: list_twice(folder, "val"), "train-00000.bin is listed twice"),
-    "val_sha256 no hash": (lambda folder: edit_manifest(folder, val_sha256=[]), "val_sha256: it is no text"),
+    "val_sha256 no hash": (lambda folder: edit_manifest(folder, val_sha256=[]), "val_sha256: it is not text"),
     "sha256 no hash": (
         lambda folder: edit_shard(folder, "train", 1, sha256=None),
-        r"splits\.train\.1\.sha256: it is no text",
+        r"splits\.train\.1\.sha256: it is not text",
     ),
     "elsewhere": (lambda folder: edit_shard(folder, "train", 1, file="../x.bin"), "'../x.bin' is no shard's name"),
     "negative": (lambda folder: edit_shard(folder, "train", 1, tokens=-1), r"train\.1\.tokens: .*greater than 0"),
-    "a text": (lambda folder: edit_shard(folder, "val", 0, documents="7"), r"val\.0\.documents: it is no whole number"),
-    "true": (lambda folder: edit_shard(folder, "val", 0, bytes=True), r"val\.0\.bytes: it is no whole number"),
+    "a text": (
+        lambda folder: edit_shard(folder, "val", 0, documents="7"),
+        r"val\.0\.documents: it is not a whole number",
+    ),
+    "true": (lambda folder: edit_shard(folder, "val", 0, bytes=True), r"val\.0\.bytes: it is not a whole number"),
     "other dtype": (
         lambda folder: edit_manifest(folder, dtype="float16"),
         "dtype is 'float16' for a vocabulary of 257",

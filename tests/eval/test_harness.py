@@ -111,7 +111,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     cases = {
         ("--tasks", "no_such_task"): "lm-eval knows no task no_such_task",
         ("--tasks", "piqa", "--limit", "0"): "--limit is 0",
-        ("--tasks", "piqa", "--include-path", str(tmp_path / "none")): "is no folder",
+        ("--tasks", "piqa", "--include-path", str(tmp_path / "none")): "is not a folder",
     }
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, "1")  # the script sets them: put back afterwards

@@ -234,16 +234,16 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     cases = {
         (): "run 'python data_prep/prepare_offline.py'",
         ("--data", tmp_path / "none.jsonl"): "there is no file",
-        ("--data", write_official(tmp_path / "a.jsonl", [good[0], {"ctx": "x"}])): "line 2 is no HellaSwag example",
+        ("--data", write_official(tmp_path / "a.jsonl", [good[0], {"ctx": "x"}])): "line 2 is not a HellaSwag example",
         ("--data", write_official(tmp_path / "b.jsonl", [{**good[0], "label": ""}])): "line 1 is no HellaSwag",
         ("--data", write_official(tmp_path / "h.jsonl", [{**good[0], "label": 1e999}])): "line 1 is no HellaSwag",
         ("--data", write_official(tmp_path / "c.jsonl", good), "--limit", 0): "--limit is 0",
     }
     cases["--data", tmp_path / "c.jsonl", "--json", tmp_path / "c.jsonl" / "out.json"] = "out.json can't be written"
     cases["--data", write_official(tmp_path / "h.jsonl", [{**good[0], "endings": [1, 2, 3, 4]}])] = (
-        "endings.0: it is no text"
+        "endings.0: it is not text"
     )
-    cases["--data", write_official(tmp_path / "i.jsonl", [{**good[0], "ctx_b": None}])] = "ctx_b: it is no text"
+    cases["--data", write_official(tmp_path / "i.jsonl", [{**good[0], "ctx_b": None}])] = "ctx_b: it is not text"
     monkeypatch.setattr(hellaswag_examples, "MOST_BYTES", 100_000)
     (tmp_path / "j.jsonl.bz2").write_bytes(bz2.compress(bytes(100_001)))
     cases["--data", tmp_path / "j.jsonl.bz2"] = "has more than 100,000 bytes"

@@ -165,14 +165,14 @@ def test_descriptions_that_broke_off_are_one_line(tmp_path: Path, monkeypatch: p
     llama_folder(source)
     whole = json.loads((source / "config.json").read_text())
     for values, message in (
-        (whole | {"num_hidden_layers": "1"}, "config.json is damaged (num_hidden_layers: it is no whole number)"),
-        ([whole], "config.json is damaged (it is no object)"),
+        (whole | {"num_hidden_layers": "1"}, "config.json is damaged (num_hidden_layers: it is not a whole number)"),
+        ([whole], "config.json is damaged (it is not an object)"),
     ):
         (source / "config.json").write_text(json.dumps(values))
         assert message in refused(monkeypatch, source, tmp_path / "in")
     (source / "config.json").write_text(json.dumps(whole))
     (source / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
-    assert "tokenizer.json is damaged (it is no JSON: " in refused(monkeypatch, source, tmp_path / "in")
+    assert "tokenizer.json is damaged (it is not JSON: " in refused(monkeypatch, source, tmp_path / "in")
     (source / "tokenizer.json").write_text("{}")
     assert "no byte-level BPE" in refused(monkeypatch, source, tmp_path / "in")
     assert "neither a folder nor" in refused(monkeypatch, "exports--demo", tmp_path / "in")
@@ -196,7 +196,7 @@ def test_a_name_is_fetched_from_the_hub_once_and_then_needs_no_network(tmp_path:
         missing = run_by_path("eval/import_hf.py", "o/other", tmp_path / "x", HF_ENDPOINT=server.url, **home)
     check_equal(tmp_path / "in", theirs)
     assert missing.returncode == 2
-    assert missing.stderr.startswith("error: o/other is no folder")
+    assert missing.stderr.startswith("error: o/other is not a folder")
     assert not (tmp_path / "home").exists()
     again = run_by_path("eval/import_hf.py", "o/gpt2", tmp_path / "again", HF_HUB_OFFLINE="1", **home)
     assert again.returncode == 0, again.stderr

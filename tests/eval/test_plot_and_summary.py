@@ -126,7 +126,10 @@ def test_the_commands_that_summary_proposes_can_be_typed_where_a_path_has_spaces
 
 def test_summary_of_no_run_is_one_line(tmp_path: Path) -> None:
     result = run_script("summary.py", "runs/none", cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (2, "error: runs/none is no run's folder: it has no metrics.jsonl\n")
+    assert (result.returncode, result.stderr) == (
+        2,
+        "error: runs/none is not a run's folder: it has no metrics.jsonl\n",
+    )
 
 
 @pytest.mark.parametrize(("short_of_entropy", "status"), [(0.99, 1), (1.01, 0)])

@@ -68,8 +68,11 @@ def test_a_batch_script_on_one_node_is_no_task():
         ({name: value for name, value in STEP.items() if name != "MASTER_ADDR"}, "MASTER_ADDR"),
         ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE not set, which no launcher does: for one process: unset RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2"),
-        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first' in the environment, no whole number"),
-        ({"RANK": ""}, "RANK is empty in the environment, no whole number of 0 or more: for one process: unset RANK"),
+        ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first' in the environment, not a whole number"),
+        (
+            {"RANK": ""},
+            "RANK is empty in the environment, not a whole number of 0 or more: for one process: unset RANK",
+        ),
         ({"RANK": "0", "WORLD_SIZE": ""}, "WORLD_SIZE is empty in the environment"),
         (STEP | {"SLURM_PROCID": "-1"}, "SLURM_PROCID is '-1' .*: leave Slurm's variables as srun sets them"),
         (STEP | {"SLURM_LOCALID": ""}, "SLURM_LOCALID is empty"),

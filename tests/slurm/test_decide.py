@@ -120,7 +120,7 @@ def test_a_job_that_slurm_itself_requeues_again_and_again_is_refused(tmp_path, m
     refuse_a_crash_loop(folder, StartId("8", 0))  # submitted anew
     monkeypatch.setenv("LONGHAUL_FRUITLESS_STARTS", "four")
     with pytest.raises(
-        UserError, match=r"^LONGHAUL_FRUITLESS_STARTS is 'four' in the environment, no whole number of 1"
+        UserError, match=r"^LONGHAUL_FRUITLESS_STARTS is 'four' in the environment, not a whole number of 1"
     ):
         refuse_a_crash_loop(folder, StartId("8", 0))
     monkeypatch.delenv("LONGHAUL_FRUITLESS_STARTS")
@@ -170,7 +170,9 @@ def test_a_full_disk_costs_no_decision_and_a_start_is_refused_in_one_line(tmp_pa
         decision = decide_for(folder, "JobId=7 JobState=RUNNING", asked=False, told=False, exit_status=1)
         assert decision.action == "requeue"
         assert "slurm.jsonl can't be written: No space left on device" in capsys.readouterr().err
-        with pytest.raises(UserError, match=r"slurm.jsonl can't be written \(No space left on device\): make room"):
+        with pytest.raises(
+            UserError, match=r"slurm.jsonl can't be written \(No space left on device\): free some space"
+        ):
             begin(
                 ["--config=train/configs/smoke.yaml", f"--run.root={disk}", "--run.name=run", f"--data.path={data}"],
                 ["n1"],

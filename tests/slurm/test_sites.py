@@ -189,7 +189,7 @@ def test_a_line_break_in_a_folder_is_one_line(site: Site, options: list[str], tm
 def test_a_node_s_own_folder_that_the_job_does_not_know_is_named(site: Site, options: list[str]):
     status, said = job(site, *options, "--data.stage_to=$NOT_SET/x")
     assert (status, len(said)) == (2, 1)
-    assert said[0].startswith("error: $NOT_SET/x: the variable NOT_SET is not set here")
+    assert said[0].startswith("error: $NOT_SET/x: the environment variable NOT_SET is not set")
     assert site.started() == []
 
 

@@ -212,7 +212,7 @@ def test_a_start_on_a_full_disk_is_refused_in_one_line_and_leaves_nothing(
         assert RankGroup(1, tmp_path / "store", train_and_tell, arguments, stderr).join() == [2]
         (line,) = stderr.read_text().splitlines()
         assert line.startswith(f"error: {disk / 'full'}")
-        assert "can't be written (No space left on device): make room, or name" in line
+        assert "can't be written (No space left on device): free some space, or name" in line
         assert not [path for path in disk.rglob("*") if "lock" in path.name or path.suffix == ".tmp"]
 
 

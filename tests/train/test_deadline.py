@@ -99,7 +99,7 @@ def test_a_job_named_in_another_encoding_has_its_deadline(tmp_path: Path, monkey
 def test_without_a_limit_or_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert open_deadline("auto", StopMargin(0)).end is None
-    with pytest.raises(UserError, match="this is no Slurm job"):
+    with pytest.raises(UserError, match="this is not a Slurm job"):
         check_deadline("slurm")
     scontrol(tmp_path / "bin", monkeypatch, job("Unknown"))
     check_deadline("slurm")

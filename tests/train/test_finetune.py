@@ -197,7 +197,7 @@ def test_a_base_that_is_damaged_or_finds_no_room_is_one_line(
     run = run_of(tmp_path, "full")
     with small_disk(run.path, 40):
         assert refusal(monkeypatch, command).endswith(
-            "can't be written (No space left on device): make room, or name a path on another disk"
+            "can't be written (No space left on device): free some space, or name a path on another disk"
         )
         assert list(run.checkpoints.iterdir()) == []
     manifest = run.checkpoints / "base" / "checkpoint.json"

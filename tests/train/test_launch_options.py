@@ -66,7 +66,7 @@ def accept(command: list[str], logs: Path) -> None:
         ("--redirects=x {script}", "torchrun refuses its options: x does not match"),
         ("--no-python -m {script}", "--no-python and --module exclude each other"),
         ("--no-python train/pretrain.py", "train/pretrain.py can't be run by itself: leave --no-python out"),
-        ("train/pretran.py --run.name x", "train/pretran.py is no file: give the script to start"),
+        ("train/pretran.py --run.name x", "train/pretran.py is not a file: give the script to start"),
     ],
 )
 def test_a_mistake_in_torchruns_options_is_one_line(tmp_path: Path, options: str, message: str) -> None:

@@ -98,11 +98,11 @@ def be_a_rank(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:
         ),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "b"},
-            "MASTER_PORT is 'b' .*, no whole number",
+            "MASTER_PORT is 'b' .*, not a whole number",
         ),
         (
             {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "99999"},
-            "MASTER_PORT is '99999' in the environment, no whole number from 0 to 65535",
+            "MASTER_PORT is '99999' in the environment, not a whole number from 0 to 65535",
         ),
     ],
 )
@@ -226,7 +226,7 @@ def test_what_is_compiled_is_deterministic_too(tmp_path: Path, wanted: bool) -> 
 @pytest.mark.parametrize("wish", ["0", "many", "-2", "5000", "9" * 30])
 def test_threads_that_are_no_number_are_refused(monkeypatch: pytest.MonkeyPatch, wish: str) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", wish)
-    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{wish}' .*, no whole number from 1 to 4096"):
+    with pytest.raises(UserError, match=f"OMP_NUM_THREADS is '{wish}' .*, not a whole number from 1 to 4096"):
         share_threads(1)
 
 

@@ -130,7 +130,7 @@ def test_a_restart_count_that_is_none_is_refused_before_a_lock_is_there(
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("SLURM_RESTART_COUNT", "")
     monkeypatch.setenv("SLURM_JOB_ID", "7" * 5_000)
-    with pytest.raises(UserError, match="the job_id of this process has 5,000 characters, which does not fit"):
+    with pytest.raises(UserError, match="the job_id of this process has 5,000 characters, too long for a record"):
         RunLock(tmp_path / "run", 60).take()
     assert list(tmp_path.iterdir()) == []
     monkeypatch.delenv("SLURM_JOB_ID")

@@ -64,11 +64,11 @@ def test_names_and_links_that_no_run_can_have(tmp_path: Path, data: Path) -> Non
         ("--run.name=" + "n" * 256, "has a name of 256 bytes in it: give one of at most 255"),
         ("--run.root=" + "r" * 300, "has a name of 300 bytes in it"),
         (f"--run.root={'r/' * 200}{('s' * 250 + '/') * 15}", "give a path of at most 3,800"),
-        (f"--config={nul}", "has a NUL in it, which no file's name can have"),
+        (f"--config={nul}", "contains a NUL, which no file name can"),
         ("--run.name=linked", "checkpoints is a link to nothing, where the run has a folder: move it away"),
-        (f"--run.root={tmp_path / 'file'}", "mine can't be made (Not a directory): a file stands where a folder is"),
+        (f"--run.root={tmp_path / 'file'}", "mine can't be made (Not a directory): a file is where a folder should be"),
     ):
         given = [word for word in arguments if not (option.startswith("--config") and word.startswith("--run.name"))]
         line = refusal_of(tmp_path, [*given, option])
         assert words in line, line
-        assert "make room" not in line
+        assert "free some space" not in line

@@ -141,7 +141,7 @@ def test_each_node_has_its_own_folder_by_a_variable_which_stays_in_the_configura
     arguments = [*tiny_arguments(tmp_path, tmp_path, "named"), *given, "--checkpoint.every_steps=0"]
     done = train_by_path(*arguments, cwd=tmp_path, HOME=str(home), NODE_DISK="")
     assert (done.returncode, done.stderr) == (
-        2, "error: $NODE_DISK/x: the variable NODE_DISK is not set here: set it, or write the path out\n"
+        2, "error: $NODE_DISK/x: the environment variable NODE_DISK is not set: set it, or write the path out\n"
     )  # fmt: skip
     for disk in ("one", "two"):  # a job that is requeued on another node, with the configuration that the run has kept
         done = train_by_path(*arguments, cwd=tmp_path, HOME=str(home), NODE_DISK=str(tmp_path / disk))

@@ -1,4 +1,4 @@
-"""Saving in the course of a run: when a save is settled, what a failed one means, and what goes to make room."""
+"""Saving during a run: when a save is finished, what a failed one means, and which checkpoints are deleted."""
 
 import threading
 import time

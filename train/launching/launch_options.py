@@ -156,4 +156,4 @@ def _check_script(options: argparse.Namespace) -> None:
     if options.no_python and shutil.which(script) is None:
         raise UserError(f"{script} can't be run by itself: leave --no-python out")
     if not (options.module or options.no_python or Path(script).is_file()):
-        raise UserError(f"{script} is no file: give the script to start, such as train/pretrain.py")
+        raise UserError(f"{script} is not a file: give the script to start, such as train/pretrain.py")

@@ -291,7 +291,7 @@ def _begun_with(folder: RunFolder) -> FromCheckpoint | None:
         except BadCheckpoint:
             continue
         if "base" not in manifest:
-            raise UserError(f"{folder.path} is no run of finetune.py: give another --run.name")
+            raise UserError(f"{folder.path} is not a run of finetune.py: give another --run.name")
         return FromCheckpoint(path, manifest, manifest["base"]["identity"])
     return None
 

@@ -94,7 +94,7 @@ def check_deadline(choice: str | None) -> None:
     """Raises UserError where `run.deadline` is slurm and there is no job, or nothing tells its end."""
     if choice == "slurm":
         if "SLURM_JOB_ID" not in os.environ:
-            raise UserError("run.deadline is slurm, but this is no Slurm job (no SLURM_JOB_ID): use auto or a time")
+            raise UserError("run.deadline is slurm, but this is not a Slurm job (no SLURM_JOB_ID): use auto or a time")
         if end_by_environment() is None:
             slurm_end(os.environ["SLURM_JOB_ID"])
 
