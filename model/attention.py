@@ -1,4 +1,5 @@
-"""Self-attention: multi-head, grouped-query or multi-query, with rotary positions, QK-norm and a window by choice.
+"""Self-attention: multi-head, grouped-query or multi-query, optionally with rotary positions, QK-norm and a sliding
+window.
 
 B batch, T sequence, C width, H heads, K key/value heads, D head size.
 """
@@ -21,8 +22,8 @@ class AttentionContext:
 
     Attributes:
         rotary: angles of the positions, or None where positions are learned.
-        visibility: by window, who sees whom.
-        cache: where keys and values are kept and found, or None.
+        visibility: for each window, which keys each query sees.
+        cache: keys and values of earlier tokens, or None.
     """
 
     rotary: Rotary | None

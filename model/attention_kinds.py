@@ -56,7 +56,7 @@ class AttentionKind:
         return getattr(import_module(self.module), self.name)
 
     def why_not(self, config: Sizes) -> str:
-        """What of a configuration this kind can't work with, in words; "" where nothing is."""
+        """What this kind can't work with in a configuration, in words; "" where it can."""
         return ""
 
     def score_size(self, config: Sizes) -> int:
@@ -68,7 +68,7 @@ class AttentionKind:
         return config.n_head
 
     def parameters(self, config: Sizes) -> int:
-        """Trained numbers of one layer's attention."""
+        """Number of parameters of one layer's attention."""
         stacked = (config.n_head + 2 * config.kv_heads) * config.head_size  # q, k and v
         biases = stacked + config.n_embd if config.bias else 0
         norms = 2 * self.score_size(config) if config.qk_norm else 0
@@ -79,7 +79,7 @@ class AttentionKind:
         return 2 * (config.n_head + self.maps(config)) * config.head_size
 
     def kept_per_token(self, config: Sizes, *, in_blocks: bool) -> int:
-        """Numbers that a layer keeps per token for its backward, in the dtype of matrix products.
+        """Elements that a layer keeps per token for its backward, in the dtype of matrix products.
 
         Args:
             in_blocks: a window is attended block by block.
@@ -88,7 +88,7 @@ class AttentionKind:
         kept = width + 2 * values + width  # q, k, v and what c_proj takes
         if config.position == "rope" or config.qk_norm:
             kept += width + values  # queries and keys as the product takes them, beside the projected ones
-        return kept + (width + 2 * values if in_blocks else 0)  # block by block each key and value is there twice
+        return kept + (width + 2 * values if in_blocks else 0)  # block by block each key and value is held twice
 
 
 class DifferentialKind(AttentionKind):
@@ -97,7 +97,7 @@ class DifferentialKind(AttentionKind):
     def why_not(self, config: Sizes) -> str:
         if config.head_size % 2 == 0:
             return ""
-        return f"differential attention halves each head, but the head size n_embd/n_head is {config.head_size}"
+        return f"the head size n_embd/n_head is {config.head_size}, and differential attention halves it: make it even"
 
     def score_size(self, config: Sizes) -> int:
         return config.head_size // 2

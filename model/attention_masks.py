@@ -1,4 +1,4 @@
-"""Who may look at whom, worked out once per forward, and the attention that makes use of it.
+"""Which keys each query may see, computed once per forward, and the attention that uses it.
 
 Three ways on every device, exact and equal: everything before a query (no mask, the fused causal kernel), a dense mask,
 and block-local attention for a sliding window, which skips what the window cannot reach. On CUDA a window or documents
@@ -26,7 +26,7 @@ LARGEST_WIDENED = 4096
 
 @dataclass(frozen=True)
 class Visibility:
-    """What each query may see. Without a mask: every key up to its own (`causal`), or simply every key.
+    """What each query may see. Without a mask: every key up to its own (`causal`), or every key.
 
     Attributes:
         causal: query i sees keys up to i.
@@ -49,7 +49,7 @@ def see_before(
     *,
     flex: bool = False,
 ) -> Visibility:
-    """Each token sees itself and what stands before it, inside the window and inside its document.
+    """Each token sees itself and the tokens before it, inside the window and inside its document.
 
     Args:
         length: T.
@@ -112,7 +112,7 @@ def attend(
     Args:
         q: (B, H, T, D).
         k, v: (B, K, S, D); each key/value head serves H/K neighbouring query heads.
-        visibility: what `see_before` or the cache worked out.
+        visibility: from `see_before` or the cache.
         dropout: probability of dropping an attention weight.
         scale: None: 1/sqrt(D).
 
@@ -120,7 +120,7 @@ def attend(
         (B, H, T, D).
     """
     if visibility.flex is not None:
-        assert dropout == 0, "FlexAttention knows no dropout"
+        assert dropout == 0, "FlexAttention has no dropout"
         return flex_attend(q, k, v, visibility.flex, scale)
     grouped = q.shape[1] != k.shape[1]
     if visibility.block is not None:

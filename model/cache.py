@@ -5,7 +5,7 @@
     cache = cache.select(torch.tensor([0, 0, 0, 1]))     # three samples of the first prompt, one of the second
     logits = model.next_logits(tokens, cache)            # decode: (B, 1) tokens
 
-A sliding-window layer keeps W slots and writes position p into slot p mod W, so that it never runs out of room.
+A sliding-window layer keeps W slots and writes position p into slot p mod W, so that it never fills up.
 
 B batch, T new tokens, S slots, K key/value heads, D head size.
 """
@@ -25,7 +25,7 @@ class KVCache:
 
     Attributes:
         batch: B.
-        capacity: tokens a row can hold; layers whose window is no longer go on for ever.
+        capacity: tokens a row can hold; layers whose window is no longer than that never fill up.
         longest: tokens in the longest row.
         lengths: (B,) tokens in each row, or None while all rows are `longest` long.
     """
@@ -41,7 +41,7 @@ class KVCache:
         self._values: list[Tensor | None] = [None] * config.n_layer
 
     def select(self, rows: Tensor) -> "KVCache":
-        """A cache of its own with these rows, in this order; a row may come several times, to be continued apart.
+        """A new cache with these rows, in this order; a row may occur several times, to be continued independently.
 
         Args:
             rows: (B',) int64 row numbers.
@@ -72,10 +72,11 @@ class KVCache:
 
 
 class CacheStep:
-    """One forward's dealings with a cache: where the new tokens stand, what they see, and where they are written.
+    """One forward's use of a cache: the positions of the new tokens, what they see, and where they are written.
 
-    Three cases. An empty cache: the new tokens see each other as without a cache, through the same fast kernels, and
-    padding at the right end is behind everyone. One token: it is written, then sees all slots in use. Several tokens
+    Three cases. An empty cache: the new tokens see each other as without a cache, through the same fast kernels;
+    padding is at the right end, where no real token sees it. One token: it is written, then sees all slots in use.
+    Several tokens
     after others: old slots and new tokens side by side under a mask.
 
     Args:
@@ -108,7 +109,7 @@ class CacheStep:
         self._takes: dict[int, tuple[Tensor, Tensor]] = {}
 
     def visibility(self, window: int | None) -> Visibility:
-        """What the new tokens see of what `update` returns, in a layer with this window."""
+        """Which of the keys that `update` returns the new tokens see, in a layer with this window."""
         device = self._start.device
         if self.cache.longest == 0:
             return see_before(self.length, window, None, device)

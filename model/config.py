@@ -1,4 +1,4 @@
-"""What a GPT is made of: one frozen dataclass, and the sizes people train.
+"""The configuration of a GPT: one frozen dataclass, and the sizes people train.
 
 Every option names the paper it comes from. A combination that cannot work is refused here, in one line.
 """
@@ -22,7 +22,7 @@ else:
     AttentionName = Literal[tuple(ATTENTION_KINDS)]
 
 SWIGLU_MULTIPLE = 64
-MOST = 1 << 31  # of any size: beyond all that is trained, and no number that a damaged file may hold
+MOST = 1 << 31  # of any size: beyond all that is trained, and below what a damaged file may hold
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class ModelConfig:
         norm_eps: added to the variance inside the norms.
         position: learned (GPT-2) or rope (Su et al. 2021, arXiv:2104.09864).
         rope_base: RoPE's longest wavelength is about 2·pi times this.
-        rope_scaling: how a model that was trained on short sequences was taught longer ones: linear divides every
+        rope_scaling: how a model that was trained on short sequences was extended to longer ones: linear divides every
             frequency by rope_factor (Chen et al. 2023, arXiv:2306.15595); llama3 only the low ones (Llama 3.1,
-            Grattafiori et al. 2024, arXiv:2407.21783). For imported models, which keep it while they are trained on.
+            Grattafiori et al. 2024, arXiv:2407.21783). For imported models, which keep it in further training.
         rope_factor: by how much rope_scaling lengthens.
         rope_low_factor: llama3: wavelengths beyond rope_original_length over this are divided by rope_factor.
         rope_high_factor: llama3: wavelengths below rope_original_length over this stay; between, from one to the other.
@@ -95,17 +95,17 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         sizes = ("vocab_size", "vocab_multiple", "block_size", "n_layer", "n_head", "n_embd")
         for name in sizes:
-            _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
+            _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}: use 1 or more")
         for name in (*sizes, "n_kv_head", "mlp_hidden", "window", "rope_original_length"):
             size = getattr(self, name)
-            _require(size is None or size < MOST, f"model.{name} is {size}; it must be below {MOST:,}")
+            _require(size is None or size < MOST, f"model.{name} is {size}: use less than {MOST:,}")
         _require(
-            self.mlp_hidden is None or self.mlp_hidden >= 1, f"model.mlp_hidden is {self.mlp_hidden}; it must be ≥ 1"
+            self.mlp_hidden is None or self.mlp_hidden >= 1, f"model.mlp_hidden is {self.mlp_hidden}: use 1 or more"
         )
-        _require(0.0 <= self.dropout < 1.0, f"model.dropout is {self.dropout}; it must be at least 0 and below 1")
+        _require(0.0 <= self.dropout < 1.0, f"model.dropout is {self.dropout}: use at least 0 and less than 1")
         for name in ("norm_eps", "rope_base"):
             value = getattr(self, name)
-            _require(0 < value < math.inf, f"model.{name} is {value}; it must be above 0, and finite")
+            _require(0 < value < math.inf, f"model.{name} is {value}: use a finite number above 0")
         self._check_rope_scaling()
         _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
         _require_one_of("position", self.position, ("learned", "rope"))
@@ -116,42 +116,42 @@ class ModelConfig:
         _require_one_of("rope_scaling", self.rope_scaling, ("none", "linear", "llama3"))
         if self.rope_scaling == "none":
             return
-        _require(self.position == "rope", f"model.rope_scaling {self.rope_scaling} needs model.position rope")
-        _require(1 <= self.rope_factor < math.inf, f"model.rope_factor is {self.rope_factor}; it must be at least 1")
+        _require(self.position == "rope", f"model.rope_scaling is {self.rope_scaling}: set model.position to rope, too")
+        _require(1 <= self.rope_factor < math.inf, f"model.rope_factor is {self.rope_factor}: use 1 or more")
         if self.rope_scaling == "llama3":
             low, high = self.rope_low_factor, self.rope_high_factor
             _require(
                 0 < low < high < math.inf,
-                f"model.rope_low_factor {low} must be above 0 and below model.rope_high_factor {high}",
+                f"model.rope_low_factor is {low}: use more than 0 and less than model.rope_high_factor {high}",
             )
             length = self.rope_original_length
-            _require(length >= 1, f"model.rope_original_length is {length}; it must be at least 1")
+            _require(length >= 1, f"model.rope_original_length is {length}: use 1 or more")
 
     def _check_attention(self) -> None:
         _require(
             self.n_embd % self.n_head == 0,
-            f"model.n_embd {self.n_embd} does not divide into model.n_head {self.n_head} heads; "
-            f"try {_nearest_divisor(self.n_embd, self.n_head)} heads",
+            f"model.n_embd is {self.n_embd}, not a multiple of model.n_head {self.n_head}: "
+            f"use {_nearest_divisor(self.n_embd, self.n_head)} heads",
         )
         _require(
             self.kv_heads >= 1 and self.n_head % self.kv_heads == 0,
-            f"model.n_head {self.n_head} does not divide into groups for model.n_kv_head {self.kv_heads}; "
-            f"try {_nearest_divisor(self.n_head, self.kv_heads)}",
+            f"model.n_head is {self.n_head}, not a multiple of model.n_kv_head {self.kv_heads}: "
+            f"use {_nearest_divisor(self.n_head, self.kv_heads)} key and value heads",
         )
         why_not = ATTENTION_KINDS[self.attention].why_not(self)
         _require(not why_not, why_not)
         if self.position == "rope":
             _require(
                 self.score_size % 2 == 0,
-                f"rope turns pairs of features, but {self.score_size} features of a head are compared; "
+                f"rope rotates pairs of features, but a head has {self.score_size} features to compare: "
                 "choose n_embd and n_head so that it is even",
             )
-        _require(self.window is None or self.window >= 1, f"model.window is {self.window}; it must be at least 1")
+        _require(self.window is None or self.window >= 1, f"model.window is {self.window}: use 1 or more")
         if self.window_pattern is not None:
-            _require(self.window is not None, "model.window_pattern needs model.window, in keys a query sees")
+            _require(self.window is not None, "model.window_pattern is set, but not model.window: set that, too")
             _require(
                 len(self.window_pattern) >= 1 and set(self.window_pattern) <= {"S", "L"},
-                f"model.window_pattern {self.window_pattern!r} may hold only S (sliding) and L (full)",
+                f"model.window_pattern is {self.window_pattern!r}: use only S (sliding) and L (full)",
             )
 
     @property
@@ -202,11 +202,11 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, f"model.{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    _require(value in allowed, f"model.{name} is {value!r}: use one of {', '.join(allowed)}")
 
 
 def _nearest_divisor(n: int, value: int) -> int:
-    """The smaller of two that are as near."""
+    """The divisor of n nearest to `value`; the smaller of two that are equally near."""
     small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
     return min({*small, *(n // d for d in small)}, key=lambda divisor: (abs(divisor - value), divisor))
 
@@ -234,7 +234,7 @@ def preset_config(name: str) -> ModelConfig:
     Raises:
         ValueError: no such preset; the message lists them.
     """
-    _require(name in PRESETS, f"model.preset {name!r} is unknown; the presets are {', '.join(PRESETS)}")
+    _require(name in PRESETS, f"model.preset is {name!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
@@ -246,7 +246,7 @@ def config_from_dict(values: Mapping[str, Any], source: object = "the checkpoint
     """
     unknown = sorted(set(values) - {field.name for field in fields(ModelConfig)})
     if unknown:
-        raise UserError(f"{source}: its model has options this version of Longhaul does not know: {unknown[:3]}")
+        raise UserError(f"{source}: its model has options that this version of Longhaul does not know: {unknown[:3]}")
     try:
         return as_shape(dict(values), ModelConfig)
     except BadJson as error:

@@ -1,4 +1,4 @@
-"""How many parameters and floating-point operations a configuration means, in closed form.
+"""How many parameters and floating-point operations a configuration has, in closed form.
 
 B batch, T sequence, C width, L layers, H heads, K key/value heads, D head size, F hidden width, V vocabulary.
 """
@@ -56,7 +56,7 @@ _OTHERS = {"LAPTOP", "TI", "SUPER", "D", "MIG"}
 
 
 def parameter_count(config: ModelConfig) -> int:
-    """Trained numbers, the vocabulary unpadded, a tied embedding counted once."""
+    """Number of parameters, without vocabulary padding, a tied embedding counted once."""
     tables = config.vocab_size * config.n_embd * (1 if config.tie_weights else 2)
     if config.position == "learned":
         tables += config.block_size * config.n_embd
@@ -67,7 +67,7 @@ def check_parameters(model: "GPT", *, adapters: int | None = None) -> None:
     """Compare a model that has been built with the closed forms, on which its FLOPs, MFU and memory estimate rest.
 
     Args:
-        adapters: how many parameters of adapters are counted on; None where there are none.
+        adapters: how many parameters of adapters to expect; None where there are none.
 
     Raises UserError where they differ.
     """
@@ -79,7 +79,7 @@ def check_parameters(model: "GPT", *, adapters: int | None = None) -> None:
     for what, built, counted in (("", own, parameter_count(config)), (" of adapters", adapted, adapters or 0)):
         if built != counted:
             raise UserError(
-                f"the model has {built:,} parameters{what}, its closed form counts {counted:,}, so that FLOPs, "
+                f"the model has {built:,} parameters{what}, but its closed form counts {counted:,}, so that FLOPs, "
                 "MFU and the memory estimate would be wrong: bring model/counts.py (of attention: "
                 "model/attention_kinds.py; of adapters: model/lora_config.py) up to date with the model"
             )
@@ -109,12 +109,12 @@ def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters:
 
     6N + 12·H·D·S per layer. N holds what takes part in a matrix product once per token: a tied embedding once, the
     head but not the table where they are apart, no learned positions. S is the keys a query may see: the full T
-    (causality is not credited), or the window where it is shorter. Recomputation earns nothing.
+    (causality is not credited), or the window where it is shorter. Recomputed activations are not counted.
 
     Args:
         config: the model.
         length: T; None: the model's block size.
-        adapters: parameters of adapters beside a frozen model, whose N weights then earn 4N: no gradients are computed
+        adapters: parameters of adapters beside a frozen model, whose N weights then count 4N: no gradients are computed
             for them. None: all weights are trained.
     """
     length = config.block_size if length is None else length
@@ -124,7 +124,7 @@ def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters:
     if not config.tie_weights:
         active -= config.vocab_size * config.n_embd
     keys = sum(length if window is None else min(length, window) for window in config.windows)
-    products = 3 * ATTENTION_KINDS[config.attention].products_per_key(config)  # the backward counts twice
+    products = 3 * ATTENTION_KINDS[config.attention].products_per_key(config)  # the backward costs twice the forward
     weights = 6 * active if adapters is None else 4 * active + 6 * adapters
     return weights + products * keys
 

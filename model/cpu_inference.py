@@ -1,4 +1,4 @@
-"""Weights laid out for a CPU's matrix kernels, for writing with a model that is not trained any more.
+"""Weights laid out for a CPU's matrix kernels, for inference with a model that won't be trained further.
 
 A token at a time is bound by reading the weights from memory. oneDNN reads a matrix in its own block layout faster than
 row by row, most of all in bf16.
@@ -14,7 +14,7 @@ PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is kept in oneDNN's layout alone. For inference on a CPU."""
+    """A linear layer whose weight is kept only in oneDNN's layout. For inference on a CPU."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ def can_pack(model: GPT) -> bool:
     try:
         with torch.no_grad():
             return torch.equal(PackedLinear(matrix, None)(x), F.linear(x, matrix))
-    except (RuntimeError, AttributeError, TypeError, NotImplementedError):  # gone, or of other arguments, in this torch
+    except (RuntimeError, AttributeError, TypeError, NotImplementedError):  # missing or changed in this torch
         return False
 
 
@@ -45,7 +45,7 @@ def can_pack(model: GPT) -> bool:
 def pack(model: GPT) -> bool:
     """Pack every linear layer and the head in place; return whether that was possible.
 
-    The results differ by rounding. A packed model has no parameters but embeddings and norms any more: it can write and
+    The results differ by rounding. Only embeddings and norms remain parameters of a packed model: it can generate and
     be evaluated, not be trained or saved. A tied head is packed beside the embedding, whose rows are still looked up.
     """
     if not can_pack(model):

@@ -1,4 +1,4 @@
-"""Which device a rank computes on, its share of the cores, and what of its machine the metrics report."""
+"""Which device a rank computes on, its share of the cores, and the memory that the metrics report."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from model.rank_environment import given_gpus
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 COMPILE_THREADS = "TORCHINDUCTOR_COMPILE_THREADS"  # which torch reads when it first compiles
 MOST_COMPILE_THREADS = 32  # torch's own limit
-MOST_THREADS = 4096  # more than any machine has cores: a mistake, for which OpenMP ends the process
+MOST_THREADS = 4096  # more cores than any machine has: a mistake, at which OpenMP ends the process
 
 
 def choose_device(choice: DeviceChoice, local_rank: int = 0, local_world_size: int = 1) -> torch.device:

@@ -32,8 +32,8 @@ class DifferentialAttention(Attention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
         """(B, H, T, D) and twice (B, K, S, D) to (B, H, T, D)."""
         nothing = torch.zeros_like(q[..., : self.score_size])
-        first = torch.cat((q[..., : self.score_size], nothing), dim=-1)  # sees k1 alone
-        second = torch.cat((nothing, q[..., self.score_size :]), dim=-1)  # sees k2 alone
+        first = torch.cat((q[..., : self.score_size], nothing), dim=-1)  # sees only k1
+        second = torch.cat((nothing, q[..., self.score_size :]), dim=-1)  # sees only k2
         both = torch.stack((first, second), dim=2).flatten(1, 2)  # (B, 2H, T, D), the two maps of a head side by side
         dropout = self.dropout if self.training else 0.0
         out = attend(both, k, v, visibility, dropout=dropout, scale=self.score_size**-0.5).unflatten(1, (-1, 2))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-SMALLEST_FLEX_HEAD = 16  # its kernels' matrix products need as much
+SMALLEST_FLEX_HEAD = 16  # the least that its kernels' matrix products need
 
 
 def flex_mask(length: int, window: int | None, document_ids: Tensor | None, device: torch.device | None) -> BlockMask:
@@ -64,7 +64,7 @@ def _trial(device: torch.device) -> bool:
             flex_attend(x, x, x, flex_mask(128, 32, None, device), None).sum().backward()
     except Exception as error:  # a compiler fails in any way it likes
         warnings.warn(
-            f"FlexAttention does not compile here, windows and documents take the slower paths: {error}", stacklevel=2
+            f"FlexAttention does not compile here: windows and documents take the slower paths ({error})", stacklevel=2
         )
         return False
     return True

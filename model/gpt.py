@@ -48,7 +48,8 @@ class GPT(nn.Module):
             that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
         recompute_norms: while training, recompute each norm together with the projection after it, which then keeps
             no input of its own: two (B, T, C) tensors a block less, for little work.
-        packed_head: the output layer laid out for a CPU's kernels by `model.cpu_inference`, which writing uses.
+        packed_head: the output layer laid out for a CPU's kernels by `model.cpu_inference`, used for generation on a
+            CPU.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -113,11 +114,11 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        """The last norm's output, (B, T, C), which `logits` turns into predictions. Arguments as in `forward`."""
+        """The last norm's output, (B, T, C), from which `logits` computes (B, T, V). Arguments as in `forward`."""
         step = None
         if cache is not None:
-            assert positions is None, "with a cache, positions follow from what it holds"
-            assert document_ids is None, "with a cache, every row is one document"
+            assert positions is None, "with a cache, positions follow from its contents: leave them out"
+            assert document_ids is None, "with a cache, every row is one document: leave document_ids out"
             step = CacheStep(cache, tokens.shape[1], lengths, tokens.device)
             positions = step.positions
         elif positions is None:
@@ -133,7 +134,7 @@ class GPT(nn.Module):
         return self.ln_f(x)
 
     def next_logits(self, tokens: Tensor, cache: KVCache, lengths: Tensor | None = None) -> Tensor:
-        """Predictions for the token after each row's last: (B, V), the padding ids at -inf.
+        """Logits for the token after each row's last: (B, V), the padding ids at -inf.
 
         Args:
             tokens: (B, T) int64: prompts, or (B, 1) the tokens just chosen.
@@ -177,8 +178,8 @@ class GPT(nn.Module):
         end = tokens.shape[1] + (0 if cache is None else cache.longest)
         if end > self.config.block_size:
             raise UserError(
-                f"{end} tokens are more than the {self.config.block_size} learned positions of this model: "
-                "give it fewer, or slide the context"
+                f"the text has {end} tokens, more than the {self.config.block_size} learned positions of this model: "
+                "shorten it, or slide the context"
             )
 
     def _context(

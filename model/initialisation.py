@@ -1,4 +1,4 @@
-"""First weights: the same for a seed on every rank, device and world size, whatever else the model contains."""
+"""Initial weights: the same for a seed on every rank, device and world size, whatever else the model contains."""
 
 import torch
 from torch import Tensor
@@ -43,5 +43,5 @@ def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelCo
 
 
 def parameter_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator that depends on the seed and the parameter's name alone."""
+    """A CPU generator that depends only on the seed and the parameter's name."""
     return torch.Generator().manual_seed(seed_of(f"{seed}:{name}", bits=63))

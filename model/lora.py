@@ -1,6 +1,6 @@
 """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): train a small correction B·A beside each frozen matrix.
 
-B starts at zero, so that an adapted model begins as the model it adapts. R rank.
+B starts at zero, so that an adapted model starts as the model it adapts. R rank.
 """
 
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ class LoraLinear(nn.Linear):
 
     @torch.no_grad()
     def set_merged(self, merged: bool) -> None:
-        """Add the correction to the weight, or take it out again; does nothing where that is so already."""
+        """Add the correction to the weight, or take it out again; does nothing where that is already done."""
         if merged != self.merged:
             self.weight.add_(self.lora_b @ self.lora_a, alpha=self.scale if merged else -self.scale)
             self.merged = merged
@@ -49,20 +49,20 @@ class LoraLinear(nn.Linear):
 def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
     """Freeze the model and put an adapter beside every target, in place. Its outputs do not change.
 
-    A is normal with deviation 1/R, from (seed, name) alone, the same on every rank.
+    A is normal with deviation 1/R, depends only on (seed, name), and is the same on every rank.
 
     Raises:
         ValueError: the model is adapted already, or has none of the targets.
     """
     if any(lora_layers(model)):
-        raise ValueError("the model has adapters already: merge and drop them first")
+        raise ValueError("the model already has adapters: merge and drop them first")
     targets = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and name.split(".")[-1] in config.targets
     ]
     if not targets:
-        raise ValueError(f"the model has none of lora.targets {', '.join(config.targets)}")
+        raise ValueError(f"the model has none of lora.targets {', '.join(config.targets)}: name others")
     model.requires_grad_(False)
     for name, module in targets:
         adapter = LoraLinear(module, config)

@@ -25,12 +25,12 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ValueError(f"lora.rank is {self.rank}; it must be at least 1")
+            raise ValueError(f"lora.rank is {self.rank}: use 1 or more")
         if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"lora.dropout is {self.dropout}; it must be at least 0 and below 1")
+            raise ValueError(f"lora.dropout is {self.dropout}: use at least 0 and less than 1")
         unknown = sorted(set(self.targets) - set(TARGETS))
         if unknown or not self.targets:
-            raise ValueError(f"lora.targets {unknown or '()'} can't be adapted; choose from {', '.join(TARGETS)}")
+            raise ValueError(f"lora.targets {unknown or '()'} can't be adapted: choose from {', '.join(TARGETS)}")
 
 
 def adapter_count(model: ModelConfig, config: LoraConfig) -> int:

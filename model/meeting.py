@@ -1,8 +1,8 @@
-"""Where the ranks of a run find each other: a store of what each has to tell, and at which addresses they listen.
+"""Where the ranks of a run find each other: a store for what they exchange, and the addresses they listen at.
 
-What decides who may take part. Ranks that train/launch.py has started on one machine share a file that only their user
+It decides who may take part. Ranks that train/launch.py has started on one machine share a file that only their user
 can open, and listen at loopback. Across machines whoever reaches the store's port can read and change what is in it
-(docs/cluster.md), but nothing of it is ever run.
+(docs/cluster.md), but none of it is ever executed.
 """
 
 import os
@@ -14,20 +14,20 @@ from torch.distributed import FileStore, PrefixStore, Store, TCPStore  # type: i
 from common.addresses import is_loopback, listen_at, loopback_interface, own_address
 from model.rank_environment import Place, meeting_address
 
-STORE_FILE = "LONGHAUL_STORE"  # in the environment of ranks that are all of one machine: the file that they share
-MEETING_KEY = "LONGHAUL_MEETING_KEY"  # of ranks on several: what their entries in the store begin with
+STORE_FILE = "LONGHAUL_STORE"  # in the environment of ranks that are all on one machine: the file that they share
+MEETING_KEY = "LONGHAUL_MEETING_KEY"  # of ranks on several: the prefix of their entries in the store
 
 
 def stay_on_this_machine(environment: MutableMapping[str, str]) -> None:
-    """Have gloo and NCCL listen at loopback alone, whatever a site has set for runs on many machines."""
+    """Have gloo and NCCL listen only at loopback, whatever a site has set for runs on many machines."""
     environment["GLOO_SOCKET_IFNAME"] = environment["NCCL_SOCKET_IFNAME"] = loopback_interface()
     environment.pop("NCCL_SOCKET_FAMILY", None)  # NCCL passes over loopback in version 6
 
 
 def open_store(environment: MutableMapping[str, str], place: Place, timeout: timedelta) -> Store | None:
-    """The store of this run's ranks; None where plain torchrun or srun has started them: torch has its own ways then.
+    """The store of this run's ranks; None where plain torchrun or srun has started them: torch then uses its own.
 
-    Raises UserError where MASTER_ADDR and MASTER_PORT are wanted and are none, OSError where the port is taken, and
+    Raises UserError where MASTER_ADDR and MASTER_PORT are needed and missing, OSError where the port is taken, and
     DistError where the store can't be reached.
     """
     if path := environment.get(STORE_FILE):
@@ -47,7 +47,7 @@ def open_store(environment: MutableMapping[str, str], place: Place, timeout: tim
 
 
 def tcp_store(host: str, port: int, members: int | None, timeout: timedelta, *, hosting: bool) -> TCPStore:
-    """A store at HOST:PORT. The one who hosts it listens at that address alone (see `listen_at`).
+    """A store at HOST:PORT. The process that hosts it listens only at that address (see `listen_at`).
 
     Args: members: how many open it, whom the host waits for; None: it waits for nobody.
 
@@ -69,7 +69,7 @@ def tcp_store(host: str, port: int, members: int | None, timeout: timedelta, *, 
 
 
 def describe_meeting(environment: Mapping[str, str]) -> str:
-    """Where the ranks meet, in words. Raises UserError where nothing says so."""
+    """Where the ranks meet, in words. Raises UserError where no variable names it."""
     if path := environment.get(STORE_FILE):
         return path
     host, port = meeting_address(environment)

@@ -1,7 +1,7 @@
 """What a training step keeps in memory on one rank, estimated in closed form.
 
 B micro-batch, T sequence, C width, L layers, H heads, K key/value heads, D head size, F hidden width, V padded
-vocabulary. Counted is what eager mode keeps for the backward; kernels' scratch space and the allocator's rounding are
+vocabulary. What eager mode keeps for the backward is counted; kernels' scratch space and the allocator's rounding are
 not.
 """
 
@@ -55,7 +55,7 @@ def memory_estimate(
         device_type: attention with dropout keeps its weights on a CPU, which has no fused kernel for it.
         compiled: the compiled loss holds a whole micro-batch's logits and their gradient. What the compiler saves
             elsewhere is not credited.
-        adapters: parameters of adapters, where they alone are trained; None: all weights are. What a frozen model's
+        adapters: parameters of adapters, where only they are trained; None: all weights are. What a frozen model's
             blocks keep is taken to be the same.
         optimizer_bytes: what the optimizer keeps of all that is trained.
     """
@@ -114,7 +114,7 @@ def _block_bytes_per_token(
     config: ModelConfig, layer: int, matmul: int, recompute_norms: bool, device_type: str
 ) -> int:
     """Bytes that one block keeps per token for its backward, in eager mode with a fused attention kernel."""
-    # the two norms, and their outputs as the matrix products take them; recomputed, the blocks' two inputs alone
+    # the two norms, and their outputs as the matrix products take them; recomputed, only the blocks' two inputs
     width = config.n_embd
     norms = 2 * width * (FLOAT32 if recompute_norms else FLOAT32 + matmul)
     ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after, too

@@ -1,4 +1,4 @@
-"""What ranks tell each other, as JSON: reading it makes values of a few named kinds, and runs nothing.
+"""What ranks send each other, as JSON: reading it makes values of a few named kinds, and executes nothing.
 
 JSON's own values stand for themselves (floats in the shortest digits that give the same bits; NaN and infinities).
 Every other value is an object with its kind as its only key: {"tuple": […]}, {"dict": [[key, value]]}, {"Path": "…"},
@@ -17,11 +17,11 @@ Kind = type[Any]  # a dataclass, or an exception that takes its message first an
 
 
 def encode(value: Any, kinds: Iterable[Kind] = ()) -> bytes:
-    """The message that `decode` makes an equal value of, types included.
+    """The message from which `decode` makes an equal value, types included.
 
     Args:
         value: None, bool, int, float, str, Path; lists, tuples and dicts of such; a UserError or one of `kinds`.
-        kinds: which others may occur. One that is none of them travels as the nearest of its bases that is.
+        kinds: which others may occur. A value of another kind is sent as the nearest of its bases that is among them.
 
     Raises TypeError for anything else.
     """
@@ -33,7 +33,7 @@ def decode(message: bytes, kinds: Iterable[Kind] = ()) -> Any:
     try:
         return _value(json.loads(message), _by_name(kinds))
     except (TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"no message between ranks: {error!r}") from None
+        raise ValueError(f"not a message between ranks: {error!r}") from None
 
 
 def _by_name(kinds: Iterable[Kind]) -> dict[str, Kind]:
@@ -53,7 +53,7 @@ def _plain(value: Any, kinds: dict[str, Kind]) -> Any:
         return {"dict": [[_plain(key, kinds), _plain(item, kinds)] for key, item in value.items()]}
     name = next((base.__name__ for base in type(value).__mro__ if kinds.get(base.__name__) is base), None)
     if name is None:
-        raise TypeError(f"a {type(value).__name__} does not travel between ranks: make it JSON, or name its kind")
+        raise TypeError(f"a {type(value).__name__} can't be sent between ranks: make it JSON, or name its kind")
     if isinstance(value, Exception):
         carried = vars(value) if type(value) is kinds[name] else {}
         return {name: [str(value), {key: _plain(item, kinds) for key, item in carried.items()}]}

@@ -12,7 +12,8 @@ from model.config import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last dimension (Zhang and Sennrich 2019), computed in float32 or wider.
+    """x / rms(x) · weight over the last dimension, (..., C) to (..., C) (Zhang and Sennrich 2019), computed in float32
+    or wider.
 
     Half-precision input comes back in its own dtype; the weight is applied in the input's dtype, as in Llama.
     """
@@ -31,7 +32,7 @@ class RMSNorm(nn.Module):
 
 
 def _scale(x: Tensor, eps: float) -> Tensor:
-    """1 / rms(x), (..., 1)."""
+    """1 / rms(x): (..., C) to (..., 1)."""
     return torch.rsqrt(_wide(x).square().mean(-1, keepdim=True) + eps)
 
 
@@ -44,7 +45,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 class _RecomputedRMSNorm(torch.autograd.Function):
-    """Keeps its input alone and normalises again in backward; autograd would keep the normalised input as well.
+    """Keeps only its input and normalises again in backward; autograd would keep the normalised input as well.
 
     For n = x·s with s = 1/rms(x) and gradient g of n·w:  dw = Σ g·n,  dx = s·(g·w - n·mean(g·w·n)).
     On a CPU thread, float32, forward and backward, it takes half the time of the formula and of F.rms_norm.
@@ -71,7 +72,7 @@ class _RecomputedRMSNorm(torch.autograd.Function):
 def project_normed(norm: nn.Module, projections: Sequence[nn.Module], x: Tensor, recompute: bool) -> tuple[Tensor, ...]:
     """norm(x) through each of the linear layers: (B, T, C) to (B, T, its outputs) each.
 
-    With `recompute`, backward works norm and projections out again from x. They go together: a norm recomputed by
+    With `recompute`, backward computes norm and projections again from x. They go together: a norm recomputed by
     itself saves nothing, as the projection keeps the norm's output for its own gradient.
     """
 

@@ -1,4 +1,4 @@
-"""Where a token stands: rotary angles, and positions that restart with every document.
+"""Positions of tokens: rotary angles, and positions that restart with every document.
 
 B batch, T sequence, H heads, D head size, R features that are rotated together.
 """
@@ -14,7 +14,7 @@ Rotary = tuple[Tensor, Tensor]  # cosines and sines
 
 
 def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
-    """How far each pair of features turns from one token to the next: (R/2) float32 radians, the fastest first."""
+    """How far each pair of features rotates from one token to the next: (R/2) float32 radians, the fastest first."""
     size = config.score_size  # R
     exponents = torch.arange(0, size, 2, device=device, dtype=torch.float32) / size  # (R/2)
     frequencies = config.rope_base**-exponents  # (R/2)
@@ -26,7 +26,7 @@ def rotary_frequencies(config: ModelConfig, device: torch.device) -> Tensor:
 
 
 def _llama3_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
-    """(R/2) to (R/2): what turns often within the original length stays, what turns seldom is slowed down."""
+    """(R/2) to (R/2): what rotates often within the original length stays, what rotates seldom is slowed down."""
     turns = config.rope_original_length * frequencies / (2 * math.pi)  # (R/2): full turns within the original length
     low, high = config.rope_low_factor, config.rope_high_factor
     kept = ((turns - low) / (high - low)).clamp(0, 1)  # (R/2): 1 where it stays, 0 where it is divided by the factor
@@ -54,14 +54,14 @@ def rotary_angles(positions: Tensor, frequencies: Tensor) -> Rotary:
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Turn feature i with feature i + R/2 by its angle ("rotate half", the pairing that Llama checkpoints use).
+    """Rotate feature i with feature i + R/2 by its angle ("rotate half", the pairing that Llama checkpoints use).
 
     Args:
-        x: (B, T, H, D), where D is R or a multiple of it (each R features are turned on their own).
+        x: (B, T, H, D), where D is R or a multiple of it (each R features are rotated separately).
         rotary: what `rotary_angles` returned.
 
     Returns:
-        The same shape and dtype; the turning itself is done in float32 or wider.
+        The same shape and dtype; the rotation itself is done in float32 or wider.
     """
     cos, sin = rotary
     half = cos.shape[-1]

@@ -13,7 +13,7 @@ TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.flo
 
 
 def resolve_dtype(choice: DtypeChoice, device: torch.device) -> tuple[Dtype, str]:
-    """The format to use and, in a few words, why.
+    """The format to use and, in a few words, the reason.
 
     `auto` takes bf16 only where the hardware multiplies in it: emulated bf16 is several times slower than fp32.
     Raises UserError for fp16 on Apple GPUs, where there is no loss scaling.
@@ -45,12 +45,12 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def non_finite_predictions(dtype: Dtype | torch.dtype) -> str:
-    """What to tell people whose model predicts NaN: the range may be at fault in fp16, and only there."""
+    """The message for a model that predicts NaN: the range may be at fault in fp16, and only there."""
     if dtype in ("fp16", torch.float16):
-        return "the model's predictions are non-finite (NaN or inf): fp16 ends at 65,504, try --dtype bf16 or fp32"
+        return "the model's predictions are non-finite (NaN or inf), and fp16 ends at 65,504: use --dtype bf16 or fp32"
     return (
-        "the model's predictions are non-finite (NaN or inf), which no --dtype mends: its weights have diverged or "
-        "are damaged, take an earlier checkpoint"
+        "the model's predictions are non-finite (NaN or inf), and no --dtype helps: its weights have diverged or "
+        "are damaged, use an earlier checkpoint"
     )
 
 

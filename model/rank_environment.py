@@ -1,4 +1,4 @@
-"""Which process of how many this is, as its launcher says: torchrun, `srun` with one task a rank, or none."""
+"""Which process of how many this is, by its launcher's variables: torchrun, `srun` with one task a rank, or none."""
 
 import os
 import re
@@ -18,7 +18,7 @@ TO_START_ANEW = "leave Slurm's variables as srun sets them, or unset SLURM_STEP_
 
 @dataclass(frozen=True)
 class Place:
-    """One process among those that were started together. Alone: rank 0 of 1."""
+    """One process among those that were started together; rank 0 of 1 without a launcher."""
 
     rank: int = 0
     world_size: int = 1
@@ -41,7 +41,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
         if not 0 <= place.rank < place.world_size:
             raise UserError(
                 f"RANK is {place.rank} and WORLD_SIZE {environment.get('WORLD_SIZE', 'not set')}, which no launcher "
-                f"does: {TO_TRAIN_ALONE}"
+                f"sets: {TO_TRAIN_ALONE}"
             )
     elif "SLURM_STEP_ID" in environment and _of_slurm(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
         place = Place(
@@ -52,8 +52,8 @@ def find_place(environment: Mapping[str, str]) -> Place:
         )
         if not (environment.get("MASTER_ADDR") and environment.get("MASTER_PORT")):
             raise UserError(
-                "srun started this with one task a rank, but MASTER_ADDR and MASTER_PORT don't say where the ranks "
-                "meet: LONGHAUL_LAUNCH=srun sbatch --ntasks-per-node=N slurm/124m.sh sets them"
+                "srun started this with one task a rank, but MASTER_ADDR and MASTER_PORT, where the ranks meet, "
+                "are not set: LONGHAUL_LAUNCH=srun sbatch --ntasks-per-node=N slurm/124m.sh sets them"
             )
     else:
         place = Place()
@@ -73,7 +73,7 @@ def export_place(environment: MutableMapping[str, str], place: Place) -> None:
 def meeting_address(environment: Mapping[str, str]) -> tuple[str, int]:
     """Where the ranks meet: host and port.
 
-    Raises UserError where the variables that say that they are several don't say where.
+    Raises UserError where the variables set several ranks but no address.
     """
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not environment.get(name)]
     if missing:
@@ -135,7 +135,7 @@ def _devices_listed(value: str) -> int:
 
 
 def _count(environment: Mapping[str, str], name: str, default: int | None = None, **bounds: int) -> int:
-    """A variable of torchrun's, whose default is for one that is not set; an empty one is somebody's mistake."""
+    """A variable of torchrun's, whose default is for one that is not set; an empty one is a mistake."""
     if default is not None and name not in environment:
         return default
     return whole_number(name, advice=TO_TRAIN_ALONE, environment=environment, **bounds)
@@ -180,7 +180,7 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
     for part in (environment.get(name) or "1").split(","):
         match = re.fullmatch(r"(\d{1,9})(?:\(x(\d{1,9})\))?", part, re.ASCII)
         if match is None:
-            raise UserError(f"{name} is {environment[name]!r} in the environment, no list of tasks: {TO_START_ANEW}")
+            raise UserError(f"{name} is {environment[name]!r} in the environment, not a list of tasks: {TO_START_ANEW}")
         passed += int(match[2] or 1)
         if node < passed:
             return int(match[1])
@@ -188,7 +188,7 @@ def _tasks_here(environment: Mapping[str, str]) -> int:
 
 
 def place_of_this_process() -> Place:
-    """Find the place by the process's own environment, and export it. Raises UserError as `find_place`."""
+    """Find the place from the process's own environment, and export it. Raises UserError as `find_place`."""
     place = find_place(os.environ)
     export_place(os.environ, place)
     return place

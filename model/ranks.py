@@ -1,4 +1,4 @@
-"""The processes of one run: who am I, on which device, and how do we add up and agree.
+"""The processes of one run: their ranks and devices, and how they add up and agree.
 
 Heavy traffic (gradients) goes over the default process group, NCCL on GPUs. Everything small goes over a second group,
 gloo on the CPU: it neither waits for the GPU's queue nor dies of NCCL's short timeout while a rank writes a file.
@@ -59,14 +59,14 @@ class Ranks:
         return total.tolist()
 
     def sum_tensor(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks where it lies, in place, without waiting for the device; returns it."""
+        """Sum a tensor over all ranks on its own device, in place, without waiting for the device; returns it."""
         if self.world_size > 1:
             self.on_meeting()
             dist.all_reduce(values, op=dist.ReduceOp.SUM)
         return values
 
     def agree(self, flags: list[int]) -> list[int]:
-        """The maximum of each flag over all ranks: what one rank raises, all see, at the same call."""
+        """The maximum of each flag over all ranks: a flag that one rank raises, all see, at the same call."""
         if self.world_size == 1:
             return flags
         self.on_meeting()
@@ -125,7 +125,7 @@ class Ranks:
 
 
 def agreed(ranks: Ranks, decide: Callable[[], Decision], *kinds: Kind) -> Decision:
-    """What rank 0 decides, on all ranks; its UserError too.
+    """Rank 0's decision, on all ranks; its UserError too.
 
     Args:
         kinds: what a decision consists of beside JSON, tuples and paths (`model.messages.encode`); kinds of UserError
@@ -176,14 +176,14 @@ def start_ranks(choice: DeviceChoice = "auto", *, timeout_seconds: float = 1800.
 def _connect(place: Place, device: torch.device, timeout_seconds: float) -> None:
     """Meet the other ranks.
 
-    Raises UserError where nothing says where, or where they don't come and no launcher is known.
+    Raises UserError where no address is set, or where they don't come and no launcher is known.
     """
     point = describe_meeting(os.environ)
     me = f"rank {place.rank} of {place.world_size} on {socket.gethostname()}"
     waiting = threading.Timer(
         QUIET_SECONDS,
         lambda: print(
-            f"{me} waits for the others at {point}, up to {timeout_seconds:g} s, as RANK and WORLD_SIZE tell it to "
+            f"{me} waits for the others at {point}, up to {timeout_seconds:g} s, as RANK and WORLD_SIZE require "
             f"({TO_TRAIN_ALONE})",
             file=sys.stderr, flush=True,
         ),

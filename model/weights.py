@@ -29,7 +29,7 @@ from model.lora_config import LoraConfig, adapter_count
 
 WEIGHTS_PREFIX = "weights-"
 SUFFIX = ".safetensors"
-FLOATS = ("F64", "F32", "F16", "BF16")  # as safetensors names them: what weights and optimizer state are
+FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes of weights and optimizer state
 Shapes = dict[str, tuple[int, ...]]
 _OS_ERROR_CODE = re.compile(r"(?:os error|code:) (\d+)")  # as safetensors' Rust code prints an operating system's error
 
@@ -51,7 +51,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """safetensors' `save_file`, with the permissions that any other new file has there.
+    """safetensors' `save_file`, with the permissions that any other new file gets.
 
     From 0.8 on it writes a temporary file that only its owner may read, whatever the umask, and renames it.
     """
@@ -62,7 +62,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    with contextlib.suppress(PermissionError):  # a file system that knows no permissions
+    with contextlib.suppress(PermissionError):  # a file system without permissions
         os.chmod(path, mode)
 
 
@@ -70,7 +70,7 @@ def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of several safetensors files, on the CPU.
 
     Raises:
-        UserError: a file is not a whole safetensors file, or repeats another's tensors.
+        UserError: a file isn't a whole safetensors file, or repeats another's tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in paths:
@@ -85,10 +85,10 @@ def read_shapes(paths: Iterable[Path], kinds: Callable[[str], tuple[str, ...]] =
     """Names and shapes of the tensors of several safetensors files, by the files' headers: takes no memory for them.
 
     Args:
-        kinds: by name the kinds of numbers that a tensor may be of.
+        kinds: the dtypes that tensors may have, by their names in safetensors.
 
     Raises:
-        UserError: as `read_tensors`, and where a tensor is of another kind.
+        UserError: as `read_tensors`, and where a tensor has another dtype.
     """
     shapes: Shapes = {}
     for path in paths:
@@ -105,7 +105,7 @@ def read_shapes(paths: Iterable[Path], kinds: Callable[[str], tuple[str, ...]] =
 
 @contextlib.contextmanager
 def reading_tensors(path: Path) -> Iterator[None]:
-    """Whatever is wrong with a safetensors file as a UserError; what is not a regular file is not even tried."""
+    """Whatever is wrong with a safetensors file as a UserError; only regular files are opened."""
     try:
         open_regular(path).close()
         yield
@@ -183,11 +183,11 @@ def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_h
 
 @dataclasses.dataclass(frozen=True)
 class FittingCheckpoint:
-    """A checkpoint whose configuration is that of its files.
+    """A checkpoint whose configuration matches its files.
 
     Attributes:
-        weights: the files of the model's own, which are its base's where it has adapters.
-        lora: how these are made. adapters: their files.
+        weights: the files of the model's weights, which are its base's where it has adapters.
+        lora: the adapters' configuration. adapters: their files.
     """
 
     config: ModelConfig
@@ -197,7 +197,7 @@ class FittingCheckpoint:
 
 
 def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingCheckpoint:
-    """Compare a checkpoint's configuration with its files' headers, before any memory is taken for what it promises.
+    """Compare a checkpoint's configuration with its files' headers, before any memory is allocated for it.
 
     Raises:
         UserError: as `load_model`.
@@ -216,7 +216,7 @@ def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingChec
     lora, shapes = _adapters_of(facts, checkpoint), read_shapes(own)
     stored, wanted = _count(shapes), adapter_count(config, lora)
     if stored != wanted:
-        raise UserError(f"{checkpoint} holds {stored:,} parameters of adapters, its rank and targets make {wanted:,}")
+        raise UserError(f"{checkpoint} holds {stored:,} adapter parameters, but its rank and targets make {wanted:,}")
     try:
         add_lora(model, lora, seed=0)
     except ValueError as error:
@@ -226,13 +226,15 @@ def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingChec
 
 
 def weight_files(checkpoint: Path, manifest: CheckpointManifest) -> tuple[Path, ...]:
-    """The files of weights that a manifest lists: in a copy over another checkpoint lie files of both."""
+    """The files of weights that a manifest lists; a copy over another checkpoint leaves files of both."""
     names = sorted(name for name in manifest["files"] if name.startswith(WEIGHTS_PREFIX) and name.endswith(SUFFIX))
     return tuple(checkpoint / name for name in names)
 
 
 def _empty_model(config: ModelConfig, shapes: Shapes, source: object) -> GPT:
-    """A model on the meta device, where it takes no memory. Raises UserError where it is not that of the shapes."""
+    """A model on the meta device, where it takes no memory. Raises UserError where its parameters differ from the
+    shapes.
+    """
     stored, padding = _count(shapes), (config.padded_vocab_size - config.vocab_size) * config.n_embd
     wanted = parameter_count(config) + padding * (1 if config.tie_weights else 2)
     if wanted > 2 * stored or config.n_layer > len(shapes):  # even its layers' objects could be more than memory holds

@@ -140,7 +140,7 @@ def test_predictions_that_are_no_numbers_are_said(sampling):
         with torch.no_grad():
             model.h[0].mlp.c_proj.weight.mul_(3e5)
         if dtype == torch.float16:
-            with pytest.raises(UserError, match="try --dtype bf16 or fp32"):
+            with pytest.raises(UserError, match="use --dtype bf16 or fp32"):
                 written(model.to(dtype), [prompt_of(3)], 4, sampling=sampling)
         else:
             assert written(model.to(dtype), [prompt_of(3)], 4, sampling=sampling)[0].ended == COUNT

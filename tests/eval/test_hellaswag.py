@@ -211,7 +211,7 @@ def test_scores_that_are_no_numbers_are_said(tmp_path: Path) -> None:
         loaded.model.get_parameter("h.0.mlp.c_proj.weight").mul_(3e5)
     examples = read_hellaswag(write_official(tmp_path / "a.jsonl", official_rows(2, words_at_most=3))).examples
     choose_all(loaded.model, examples, loaded.tokenizer, start_ranks("cpu"), dtype="bf16")
-    with pytest.raises(UserError, match="try --dtype bf16 or fp32"):
+    with pytest.raises(UserError, match="use --dtype bf16 or fp32"):
         choose_all(loaded.model, examples, loaded.tokenizer, start_ranks("cpu"), dtype="fp16")
 
 

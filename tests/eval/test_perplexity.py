@@ -107,7 +107,7 @@ def test_a_loss_that_is_no_number_is_an_error_and_one_beyond_exp_has_no_perplexi
     write_checkpoint(tmp_path / "astray" / "run", noise=300.0, **options)
     for name in ("overflowing", "astray"):
         (tmp_path / name / "data").symlink_to(folder / "data")
-    for dtype, advice in (("fp32", "take an earlier checkpoint"), ("fp16", "fp16 ends at 65,504, try --dtype bf16")):
+    for dtype, advice in (("fp32", "use an earlier checkpoint"), ("fp16", "fp16 ends at 65,504: use --dtype bf16")):
         with pytest.raises(UserError, match="non-finite") as error:
             perplexity_of(tmp_path / "overflowing", tmp_path / "no.json", f"--dtype={dtype}")
         assert advice in str(error.value)

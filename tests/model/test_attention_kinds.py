@@ -95,7 +95,7 @@ def test_a_kind_from_outside_is_not_exported(tempered: str) -> None:
 
 
 def test_a_kind_that_is_not_registered_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"model\.attention is 'linear'; it must be one of softmax, differential"):
+    with pytest.raises(ValueError, match=r"model\.attention is 'linear': use one of softmax, differential"):
         small_config(attention="linear")
 
 
@@ -105,7 +105,7 @@ def test_presets_are_built_as_they_are_counted(name: str) -> None:
         model = GPT(PRESETS[name])
     check_parameters(model)
     add_lora(model, LoraConfig(rank=2, targets=("c_attn",)), seed=0)
-    with pytest.raises(UserError, match=r"parameters of adapters, its closed form counts 0"):
+    with pytest.raises(UserError, match=r"parameters of adapters, but its closed form counts 0"):
         check_parameters(model)
     check_parameters(model, adapters=adapter_count(model.config, LoraConfig(rank=2, targets=("c_attn",))))
 
@@ -131,6 +131,6 @@ def test_a_block_that_the_closed_forms_do_not_know_stops_the_run(tmp_path: Path,
     assert state is not None
     assert state["status"] == "failed"
     built = parameter_count(ModelConfig(vocab_size=257, block_size=16, n_layer=2, n_head=2, n_embd=32))
-    assert f"the model has {built:,} parameters, its closed form counts {built - 2:,}" in str(state["reason"])
+    assert f"the model has {built:,} parameters, but its closed form counts {built - 2:,}" in str(state["reason"])
     assert "bring model/counts.py" in str(state["reason"])
     assert not list(run.checkpoints.iterdir())

@@ -28,4 +28,4 @@ def test_it_measures_and_writes(tmp_path):
 def test_it_refuses_in_one_line(tmp_path):
     done = run(tmp_path, "--heads", "3")
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == ["error: --heads 3 does not divide into groups for --kv-heads 4"]
+    assert done.stderr.strip().splitlines() == ["error: --heads is 3, not a multiple of --kv-heads 4: make it one"]

@@ -136,7 +136,7 @@ def test_learned_positions_end_with_a_message():
     model = small_model(position="learned", block_size=8).eval()
     cache = KVCache(model.config, 1, 20)
     model.next_logits(random_tokens(1, 8), cache)
-    with pytest.raises(UserError, match="9 tokens are more than the 8 learned positions"):
+    with pytest.raises(UserError, match="the text has 9 tokens, more than the 8 learned positions"):
         model.next_logits(random_tokens(1, 1), cache)
     with pytest.raises(UserError, match="10 tokens"):
         model(random_tokens(1, 10))

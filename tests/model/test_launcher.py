@@ -66,7 +66,7 @@ def test_a_batch_script_on_one_node_is_no_task():
         (WORKER | {"GROUP_WORLD_SIZE": "1"}, "knows of 1 of 2 nodes"),
         (WORKER | {"SLURM_STEP_NUM_TASKS": "16"}, "needs one task a node"),
         ({name: value for name, value in STEP.items() if name != "MASTER_ADDR"}, "MASTER_ADDR"),
-        ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE not set, which no launcher does: for one process: unset RANK"),
+        ({"RANK": "1"}, "RANK is 1 and WORLD_SIZE not set, which no launcher sets: for one process: unset RANK"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2 and WORLD_SIZE 2"),
         ({"RANK": "first", "WORLD_SIZE": "2"}, "RANK is 'first' in the environment, not a whole number"),
         (
@@ -78,7 +78,7 @@ def test_a_batch_script_on_one_node_is_no_task():
         (STEP | {"SLURM_LOCALID": ""}, "SLURM_LOCALID is empty"),
         (STEP | {"SLURM_STEP_NUM_TASKS": "four"}, "SLURM_STEP_NUM_TASKS is 'four'"),
         (STEP | {"SLURM_STEP_NUM_NODES": "9" * 5000}, "SLURM_STEP_NUM_NODES is '999"),
-        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,x"}, "SLURM_STEP_TASKS_PER_NODE is '2,x' .*, no list of tasks"),
+        (STEP | {"SLURM_STEP_TASKS_PER_NODE": "2,x"}, "SLURM_STEP_TASKS_PER_NODE is '2,x' .*, not a list of tasks"),
         (STEP | {"SLURM_NODEID": "2"}, "SLURM_STEP_TASKS_PER_NODE has 2 nodes and SLURM_NODEID is 2"),
         (STEP | {"SLURM_STEP_TASKS_PER_NODE": "1(x999999999)", "SLURM_NODEID": "999999999"}, "has 999999999 nodes"),
         (WORKER | {"GROUP_WORLD_SIZE": "one"}, "GROUP_WORLD_SIZE is 'one'"),

@@ -1,4 +1,4 @@
-"""Adapters begin as nothing, train alone, merge and come out again."""
+"""Adapters start as nothing, only they are trained, and they merge and come out again."""
 
 import pytest
 import torch

@@ -113,7 +113,7 @@ PROMISES = [
     ({"vocab_multiple": 2**30}, "does not hold this model"),
     ({"mlp_hidden": 2**30}, "does not hold this model"),
     ({"block_size": 170}, r"wpe.weight has shape \(160, 32\) instead of \(170, 32\)"),
-    ({"n_embd": 10**25}, "its model is impossible: model.n_embd is .*must be below"),
+    ({"n_embd": 10**25}, "its model is impossible: model.n_embd is .*use less than"),
     ({"n_embd": "32"}, "its model is impossible: n_embd: it is not a whole number"),
     ({"n_layer": 2.0}, "its model is impossible: n_layer: it is not a whole number"),
     ({"bias": "no"}, "its model is impossible: bias: it is neither true nor false"),
@@ -185,9 +185,9 @@ ADAPTERS = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["c_fc"]}
 @pytest.mark.parametrize(
     ("facts", "message"),
     [
-        ({"rank": 2**40}, "holds 640 parameters of adapters, its rank and targets make"),
-        ({"targets": ["c_attn"]}, "holds 640 parameters of adapters, its rank and targets make 512"),
-        ({"targets": ["c_gate"]}, "holds 640 parameters of adapters, its rank and targets make 0"),
+        ({"rank": 2**40}, "holds 640 adapter parameters, but its rank and targets make"),
+        ({"targets": ["c_attn"]}, "holds 640 adapter parameters, but its rank and targets make 512"),
+        ({"targets": ["c_gate"]}, "holds 640 adapter parameters, but its rank and targets make 0"),
         ({"targets": ["lm_head"]}, "its adapters are impossible: lora.targets"),
         ({"dropout": 1.0}, "its adapters are impossible: lora.dropout"),
         ({"alpha": "4"}, "lora.alpha: it is not a number"),
