@@ -92,7 +92,7 @@ def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
     ):
         with contextlib.closing(documents(source_files(distributions), choose_workers(arguments.workers))) as found:
             texts = list(itertools.islice(found, arguments.max_documents))
-        # in no package's order, so that any part of a split stands for the whole
+        # shuffled across packages, so that any part of a split represents the whole
         for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest()):
             writer = val if chosen_for_validation(text, VALIDATION_ONE_IN) else train
             writer.write(np.concatenate([end, tokenizer.encode(text)]))

@@ -1,7 +1,7 @@
 """Turn FineWeb-Edu into token shards: 10 billion GPT-2 tokens as 100 shards of 100 million, and a fixed validation set.
 
 The source is the Hugging Face hub (a pinned revision) or, with --source, a folder of parquet files as on the hub.
-Stopped in any way, the same command goes on from the last whole shard and ends with the very same bytes, whatever the
+Stopped in any way, the same command resumes from the last whole shard and ends with the very same bytes, whatever the
 number of processes. <|endoftext|> precedes every document. The validation split is the first --val-tokens tokens of
 documents chosen by hash (one in 32) from the source's first file; it is the same for any --max-tokens.
 """
@@ -92,11 +92,11 @@ def open_source(
 
 def main() -> int:
     arguments = parse_arguments()
-    asked: dict[str, Any] = {"repo": "local"}  # a folder's path is not what its data are
+    asked: dict[str, Any] = {"repo": "local"}  # a folder's path does not identify its data
     local = None
     if arguments.source is None:
         if arguments.all_splits:
-            raise UserError("--all-splits goes with --source: of the hub's data sets the train split is read")
+            raise UserError("--all-splits needs --source: of the hub's data sets only the train split is read")
         pinned = REVISION if arguments.repo == REPOSITORY else "main"
         asked = {"repo": arguments.repo, "config": arguments.config, "asked_revision": arguments.revision or pinned}
     elif arguments.source.is_dir():

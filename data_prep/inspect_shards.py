@@ -1,6 +1,6 @@
-"""Look into a token set: how long its documents are, and what they say.
+"""Look into a token set: how long its documents are, and their text.
 
-With --document N the N-th document (from 0) of a split is decoded; with --plot the lengths become a picture.
+With --document N the N-th document (from 0) of a split is decoded; with --plot the lengths are drawn.
 """
 
 import sys
@@ -34,15 +34,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the token set")
     parser.add_argument("--split", choices=["train", "val"], default="train", help="which split (default: train)")
-    parser.add_argument("--document", type=int, metavar="N", help="show this document, the first being 0, as a whole")
-    parser.add_argument("--max-tokens", type=positive_count, help="look only at so many first tokens (default: all)")
+    parser.add_argument("--document", type=int, metavar="N", help="show this whole document (the first is 0)")
+    parser.add_argument("--max-tokens", type=positive_count, help="read only the first N tokens (default: all)")
     parser.add_argument("--plot", type=Path, nargs="?", const="", metavar="PNG", help="draw the lengths")
     parser.add_argument("--json", type=file_to_write, help="also write the statistics to this file")
     return parser.parse_args()
 
 
 def document_starts(stream: TokenStream, begin: int | None, stop: int) -> Ids:
-    """Positions (n,) at which documents begin, int64: those of the id before them, or 0 where there is none."""
+    """Positions (n,) at which documents start, int64: those of the id before them, or 0 where there is none."""
     if begin is None:
         return np.zeros(min(1, stop), dtype=np.int64)
     found = []
@@ -55,7 +55,7 @@ def document_starts(stream: TokenStream, begin: int | None, stop: int) -> Ids:
 
 
 def statistics(lengths: Ids, split: str, tokens: int, text_bytes: int) -> dict[str, Any]:
-    """Figures about documents of `lengths` (n,) tokens, what marks their beginning and end included."""
+    """Figures about documents of `lengths` (n,) tokens, the ids that mark their start and end included."""
     figures: dict[str, Any] = {"split": split, "tokens": tokens, "documents": len(lengths)}
     if len(lengths):
         figures |= {"mean": float(lengths.mean()), "shortest": int(lengths.min()), "longest": int(lengths.max())}
@@ -77,7 +77,7 @@ def print_statistics(figures: dict[str, Any]) -> None:
 def read_document(stream: TokenStream, starts: Ids, number: int, stop: int, tokenizer: Tokenizer) -> tuple[str, int]:
     """Text and length in tokens of a document. Raises UserError where there is no such document."""
     if not 0 <= number < len(starts):
-        raise UserError(f"there is no document {number}: they are numbered 0 … {len(starts) - 1}")
+        raise UserError(f"there is no document {number}: use a number from 0 to {len(starts) - 1}")
     begin = int(starts[number])
     end = int(starts[number + 1]) if number + 1 < len(starts) else stop
     ids = stream.read(begin, end)
@@ -125,7 +125,7 @@ def main() -> int:
         try:
             draw_lengths(lengths, arguments.split, path)
         except (OSError, ValueError) as error:  # no such folder, no such format
-            raise UserError(f"can't draw {path}: {error}") from None
+            raise UserError(f"{path} can't be drawn: {error}") from None
         print(f"\npicture: {path}")
     if arguments.json:
         write_json_output(arguments.json, figures)

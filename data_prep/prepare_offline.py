@@ -1,8 +1,8 @@
 """Put in place what compute nodes without a network need: the tokenizer's files and HellaSwag. Run it on a login node.
 
-HellaSwag is downloaded, GPT-2's vocabulary comes with the project. Both lie in one folder: LONGHAUL_CACHE, or .cache in
-the project; nothing goes into the home folder. --check only says what is there, damaged or missing (exit status 1
-unless all is there). To use another folder, set the variable for this command and for training alike.
+HellaSwag is downloaded, GPT-2's vocabulary comes with the project. Both are kept in one folder: LONGHAUL_CACHE, or
+.cache in the project; nothing goes into the home folder. --check only reports what is there, damaged or missing (exit
+status 1 unless all is there). To use another folder, set the variable for this command and for training alike.
 """
 
 import sys
@@ -44,7 +44,7 @@ class Need:
 
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
-    parser.add_argument("--check", action="store_true", help="fetch nothing, only say what is there")
+    parser.add_argument("--check", action="store_true", help="fetch nothing, only report what is there")
     parser.add_argument("--cache", type=Path, help="the folder (default: LONGHAUL_CACHE, else .cache in the project)")
     parser.add_argument("--hellaswag-url", default=HELLASWAG_URL, help="where hellaswag_val.jsonl is")
     parser.add_argument("--json", type=file_to_write, help="also write the result to this file")
@@ -73,7 +73,7 @@ def main() -> int:
                 need.path.unlink(missing_ok=True)
                 need.fetch()
                 state = need.state()
-            except UserError as error:  # the others may still be had
+            except UserError as error:  # the others may still succeed
                 failure = error
         states[need.name] = state
         print(f"{state:8} {need.name:24} {need.path}", flush=True)
@@ -84,7 +84,7 @@ def main() -> int:
     if any(state != "there" for state in states.values()):
         print("run 'python data_prep/prepare_offline.py' where there is a network, with the same LONGHAUL_CACHE")
         return 1
-    print(f"all is there; compute nodes need: export LONGHAUL_CACHE={cache_folder()}")
+    print(f"all files are there; compute nodes need: export LONGHAUL_CACHE={cache_folder()}")
     return 0
 
 

@@ -60,7 +60,7 @@ def read_text(arguments: argparse.Namespace) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start:,})") from None
     if len(text) < 10:
-        raise UserError(f"{path} is too short to be split")
+        raise UserError(f"{path} is too short to be split: use a longer text")
     return text
 
 

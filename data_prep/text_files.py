@@ -65,22 +65,22 @@ def parse_arguments() -> argparse.Namespace:
 
 def two_or_more(text: str) -> int:
     if (value := positive_count(text)) < 2:
-        raise argparse.ArgumentTypeError(f"{text!r} leaves nothing for training: give 2 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} leaves nothing for training: use 2 or more")
     return value
 
 
 def warn_of_other_encodings(files: Files) -> None:
-    """Say which text files are not UTF-8: training on replacement characters is seldom meant."""
+    """Warn of text files that are not UTF-8: training on replacement characters is seldom intended."""
     texts = [index for index, file in enumerate(files.listed) if kind_of(file.name).content == "text"]
     others = [index for index in texts if not is_utf8(files.path(index))]
     if others:
         name = one_line(files.listed[others[0]].name)
         which = f"{name} is" if len(others) == 1 else f"{len(others)} files, {name} among them, are"
-        print(f"warning: {which} not UTF-8: what can't be read becomes U+FFFD (convert it with iconv)", file=sys.stderr)
+        print(f"warning: {which} not UTF-8, and undecodable bytes become U+FFFD: convert with iconv", file=sys.stderr)
 
 
 def text_bytes(file: InputFile) -> int:
-    """How much text a file holds, about."""
+    """Roughly how much text a file holds, in bytes."""
     return file.bytes * (TEXT_PER_COMPRESSED_BYTE if kind_of(file.name).compression else 1)
 
 
@@ -98,7 +98,7 @@ def collect_symbols(files: Files, field: str, skip_bad: int) -> str:
                         elif not skip_bad:
                             raise fragment.error
                 except ENCODING_ERRORS as error:
-                    raise UserError(f"can't read {path}: {error}") from None
+                    raise UserError(f"{path} can't be read: {error}") from None
             reader.close()
             bar.update()
     return "".join(sorted(symbols))
@@ -107,7 +107,7 @@ def collect_symbols(files: Files, field: str, skip_bad: int) -> str:
 def make_tokenizer(choice: TokenizerChoice, files: Files, field: str, skip_bad: int) -> Tokenizer:
     if choice.spec == "char":
         if not (symbols := collect_symbols(files, field, skip_bad)):
-            raise UserError("there is no text in the files")
+            raise UserError("there is no text in the files: give others")
         return CharTokenizer(symbols, end_of_text=True)
     return load_tokenizer(choice.spec)
 

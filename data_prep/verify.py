@@ -1,6 +1,7 @@
 """Check a token set: every shard's size, SHA-256, token ids, documents and bytes of text; the validation split's hash.
 
-Exit status 0 only if all is well; else 1, with a line for everything that is broken (2 where there is no set to check).
+Exit status 0 only if all is well; else 1, with a line for everything that is broken (2 where there is no set
+to check).
 """
 
 import sys
@@ -56,9 +57,9 @@ class ShardReading:
 def read_shard(
     folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: "tqdm[None]", shard: Shard
 ) -> ShardReading | OSError:
-    """A shard's `ShardReading`, read once, block by block; in place of it the OSError that kept it from being read.
+    """A shard's `ShardReading`, read once, block by block; or the OSError that kept it from being read.
 
-    One that is longer than its tokens are is read no further: of what may be endless the size says enough.
+    A file longer than its tokens is read no further: it may be endless, and its size is enough.
     """
     dtype, begin = manifest.numpy_dtype, document_start(manifest.tokenizer)
     found = ShardReading(text_bytes=None if tokenizer is None else 0)
@@ -74,7 +75,7 @@ def read_shard(
                 if begin is not None:
                     found.documents += int(np.count_nonzero(tokens == begin))
                 if tokenizer is not None and found.text_bytes is not None:
-                    lengths = np.take(tokenizer.piece_bytes, tokens, mode="clip")  # ids outside are told by `largest`
+                    lengths = np.take(tokenizer.piece_bytes, tokens, mode="clip")  # `largest` reports ids outside
                     found.text_bytes += int(lengths.sum(dtype=np.int64))
                 bar.update(len(block))
     except OSError as error:
@@ -84,7 +85,7 @@ def read_shard(
 
 
 def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReading) -> Iterator[str]:
-    """In what a shard differs from what the manifest says of it, in words."""
+    """How a shard differs from its entry in the manifest, in words."""
     shard, vocab_size = manifest.splits[split][index], manifest.tokenizer["vocab_size"]
     if found.size != (size := shard.tokens * manifest.numpy_dtype.itemsize):
         yield f"{found.size:,} bytes, not {size:,}"
@@ -95,7 +96,7 @@ def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReadi
     if document_start(manifest.tokenizer) is None:  # then a split is one document
         found.documents = int(index == 0 and found.size > 0)
     if found.documents != shard.documents:
-        yield f"{found.documents:,} documents begin in it, not {shard.documents:,}"
+        yield f"{found.documents:,} documents start in it, not {shard.documents:,}"
     if found.text_bytes not in (None, shard.bytes):
         yield f"its tokens stand for {found.text_bytes:,} bytes of text, not {shard.bytes:,}"
     if found.sha256 != shard.sha256:
@@ -103,7 +104,7 @@ def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReadi
 
 
 def tokenizer_of(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
-    """The tokenizer, to count text with (None where it can't be had here), and in what the manifest's differs."""
+    """The tokenizer, to count text with (None where it isn't available here), and how the manifest's differs."""
     try:
         checked_here = ("sha256", "vocab_size")
         tokenizer = load_tokenizer({key: value for key, value in manifest.tokenizer.items() if key not in checked_here})
@@ -111,7 +112,7 @@ def tokenizer_of(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
         print(f"note: bytes of text are not checked: {error}", file=sys.stderr)
         return None, []
     differing = [key for key, value in manifest.tokenizer.items() if tokenizer.spec.get(key) != value]
-    return tokenizer, [f"{MANIFEST_FILE}: the tokenizer's {key} is not that of this tokenizer" for key in differing]
+    return tokenizer, [f"{MANIFEST_FILE}: its tokenizer's {key} is not that of the tokenizer here" for key in differing]
 
 
 def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:

@@ -1,10 +1,11 @@
-"""How fast preparation is, beside what is possible: one run, medians and ratios.
+"""How fast preparation is, compared with what is possible: one run, medians and ratios.
 
 Three contenders over the same parquet files, on the same number of processes, with the same output: Longhaul's
 preparation from start to end; the plain writer everybody copies (multiprocessing.Pool.imap over documents, lists of ids
 back to a parent that fills shards); and the ceiling, tiktoken's encode_ordinary in a loop on one core without any IO,
-times the processes. Beside the clock stands the processor time of all processes together, which other people's work on
-the machine disturbs less. The text is the embedded corpus, several docstrings to a document of FineWeb-Edu's length.
+times the processes. Beside wall-clock time it reports the processor time of all processes together, which other
+people's work on the machine disturbs less. The text is the embedded corpus, several docstrings to a document of
+FineWeb-Edu's length.
 """
 
 import sys
@@ -72,7 +73,7 @@ def make_documents(corpus: Path) -> list[str]:
 
 
 def write_source(folder: Path, documents: list[str], megabytes: int) -> int:
-    """Parquet files with at least so much text, each a new order of the documents; returns the bytes of text."""
+    """Write parquet files with at least so much text, each a new order of the documents; return the bytes of text."""
     generator, written = np.random.default_rng(0), 0
     for number in range(10_000):
         order = generator.permutation(len(documents))[:FILE_DOCUMENTS]
@@ -88,8 +89,8 @@ def write_source(folder: Path, documents: list[str], megabytes: int) -> int:
 
 
 def measure_ceiling(documents: list[str]) -> tuple[float, float]:
-    """Tokens of tiktoken alone, on one core: per second, and per second of processor time."""
-    load_tokenizer("gpt2")  # puts the vocabulary in its place
+    """Tokens of plain tiktoken on one core: per second, and per second of processor time."""
+    load_tokenizer("gpt2")  # puts the vocabulary where tiktoken looks for it
     import tiktoken
 
     encode = tiktoken.get_encoding("gpt2").encode_ordinary
@@ -199,7 +200,7 @@ def compare(arguments: argparse.Namespace, folder: Path, workers: int) -> dict[s
     names = sorted(path.name for path in (folder / "longhaul").glob("*.bin"))
     equal = [sha256_file(folder / "longhaul" / n) == sha256_file(folder / "plain" / n) for n in names]
     if not all(equal) or names != sorted(path.name for path in (folder / "plain").glob("*.bin")):
-        raise UserError("the two writers' shards differ: the comparison means nothing")
+        raise UserError("the two writers' shards differ, so the comparison is meaningless")
     tokens = TokenSet.open(folder / "longhaul").manifest.total("train", "tokens")
     ceiling = statistics.median(rate for rate, _ in ceilings)
     processor_ceiling = statistics.median(rate for _, rate in ceilings)
@@ -252,7 +253,7 @@ def print_figures(figures: dict[str, Any]) -> None:
             f"{format_count(processor_rate):>17}{processor_share:>12.0%}{memory:>12}"
         )
     print(
-        f"Longhaul is {figures['speed_ratio']:.2f} times as fast as the plain writer by the clock, "
+        f"Longhaul is {figures['speed_ratio']:.2f} times as fast as the plain writer by wall-clock time, "
         f"{figures['processor_ratio']:.2f} times by processor time; the shards are the same"
     )
 

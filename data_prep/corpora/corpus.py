@@ -1,7 +1,7 @@
-"""A corpus out of many files: validation first, then training, in shards, going on wherever an earlier run was stopped.
+"""A corpus out of many files: validation first, then training, in shards, resuming wherever an earlier run was stopped.
 
-The output is a pure function of the files and the settings. A journal (`journal.py`) says after every shard where in
-the source the next one begins; the manifest replaces it when all is done.
+The output is a pure function of the files and the settings. A journal (`journal.py`) records after every shard where in
+the source the next one starts; the manifest replaces it when all is done.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ WORK_BYTES = 8 << 20  # text in one task: a row group with more is shared by sev
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of the source: its name within it, its size, and hashes that tell it from another version."""
+    """One file of the source: its name within it, its size, and hashes that distinguish it from another version."""
 
     name: str
     bytes: int
@@ -40,7 +40,7 @@ class Files(Protocol):
     listed: tuple[InputFile, ...]
 
     def path(self, index: int, meanwhile: Callable[[], None] = lambda: None) -> Path:
-        """The file on this disk; may take as long as its download, and calls `meanwhile` again and again until then."""
+        """The file on this disk; may take as long as its download, and calls `meanwhile` repeatedly until then."""
         ...
 
     def done_with(self, index: int) -> None:
@@ -50,7 +50,7 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides the output beside the source itself. Counts are tokens; `max_tokens` None means all."""
+    """All that decides the output apart from the source itself. Counts are tokens; `max_tokens` None means all."""
 
     shard_tokens: int
     val_tokens: int
@@ -83,7 +83,7 @@ class Corpus:
 def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_bad: int = 0) -> Manifest:
     """Write the set, or what is still missing of it, and return its manifest.
 
-    Up to `skip_bad` rows that can't be read are passed over; the manifest's source lists them as `skipped`.
+    Up to `skip_bad` unreadable rows are skipped; the manifest's source lists them as `skipped`.
     """
     settings = corpus.settings
     plan = {"source": corpus.source(), "tokenizer": corpus.tokenizer.spec}
@@ -98,7 +98,9 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_
     _write_split(corpus, folder, journal, taking, settings.max_tokens, count, workers, start_method)
     splits = {name: tuple(journal.splits[name].shards) for name in ("train", "val")}
     if not splits["train"]:
-        raise UserError(f"the source has too little text in the field {settings.field!r}: nothing is left for training")
+        raise UserError(
+            f"the source's field {settings.field!r} has too little text, nothing is left for training: give more files"
+        )
     source = corpus.source() | ({"skipped": journal.skipped.entries} if journal.skipped.entries else {})
     manifest = finish_set(folder, corpus.tokenizer, source, ["tiktoken", "numpy", "pyarrow"], splits)
     journal.remove()
@@ -115,7 +117,7 @@ def _write_split(
     workers: int,
     start_method: str,
 ) -> None:
-    """Write a split's shards from where its state says, up to `limit` tokens, keeping the journal."""
+    """Write a split's shards from its recorded state on, up to `limit` tokens, keeping the journal."""
     state = journal.splits[selection.side]
     if state.done:
         return
@@ -147,12 +149,12 @@ def _write_split(
 def _write_part(
     part: Part, offset: int, limit: int | None, writer: ShardWriter, state: SplitState, journal: Journal, files: Files
 ) -> int:
-    """Write a part's tokens from `offset` on, noting the place after every shard; returns how many were taken."""
+    """Write a part's tokens from `offset` on, recording the place after every shard; returns how many were taken."""
     begin = offset
     left = len(part.tokens) - offset
     full = limit is not None and left > 0 and writer.total_tokens + left >= limit
     last = part.place(offset + limit - writer.total_tokens - 1) if full and limit is not None else None
-    journal.skipped.add(part, last)  # before a shard is published that may begin after what was skipped
+    journal.skipped.add(part, last)  # before a shard is published that may start after what was skipped
     while offset < len(part.tokens):
         room = min(writer.room, len(part.tokens) - offset)
         if limit is not None:

@@ -1,4 +1,4 @@
-"""The course of a preparation command: say the plan, check the disk, leave a complete set alone, finish a begun one."""
+"""The course of a preparation command: print the plan, check the disk, keep a complete set, finish a started one."""
 
 import argparse
 import contextlib
@@ -49,7 +49,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Command:
-    """What is particular to one command. `asked` is what its command line says about the source, for comparison."""
+    """What is particular to one command. `asked` is the part of its command line about the source, for comparison."""
 
     name: str
     asked: dict[str, Any]
@@ -76,11 +76,11 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         type=count_or_none,
         default=0,
         metavar="N",
-        help="pass over up to N lines, row groups or files' ends that can't be read, and list them (default: 0)",
+        help="skip up to N unreadable lines, row groups or ends of files, and list them (default: 0)",
     )
     group.add_argument("--workers", type=count_or_none, help="processes; 0: only this one (default: one per core)")
     group.add_argument("--start-method", choices=START_METHODS, default=START_METHODS[0], help="of the processes")
-    group.add_argument("--dry-run", action="store_true", help="say what would be done and whether the disk has room")
+    group.add_argument("--dry-run", action="store_true", help="print what would be done and whether the disk has room")
 
 
 def add_splits_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -88,7 +88,7 @@ def add_splits_option(parser: argparse.ArgumentParser | argparse._ArgumentGroup)
     parser.add_argument(
         "--all-splits",
         action="store_true",
-        help="also read files that are named for validation or test, as test-00000.parquet",
+        help="also read files that are named for validation or test, such as test-00000.parquet",
     )
 
 
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
             return 0
         with _opened(command, _begun(arguments, command)) as opened:
             if not _say_plan(arguments, command, opened, workers):
-                raise UserError(f"{arguments.out} lacks room: free some, or choose another --out or a --max-tokens")
+                raise UserError(f"{arguments.out} lacks disk space: free some, or use another --out or --max-tokens")
         return 0
     started = time.monotonic()
     with writing_alone(arguments.out):
@@ -127,27 +127,25 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
         made = manifest is None
         if manifest is not None:
             _check_same(arguments.out, command, manifest.source, "was made")
-            remove_file(arguments.out / JOURNAL_FILE)  # of a command that was killed at its very end
+            remove_file(arguments.out / JOURNAL_FILE)  # left by a command that was killed at its very end
         else:
             manifest = _make_set(arguments, command, workers)
     seconds = time.monotonic() - started if made else None
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
     if skipped := manifest.source.get("skipped"):
-        print(
-            f"warning: skipped {len(skipped)} that can't be read: {told_skipped(skipped)} (manifest.json has them all)"
-        )
+        print(f"warning: skipped {len(skipped)} unreadable: {told_skipped(skipped)} (manifest.json has them all)")
     if not manifest.splits["val"] and command.settings.val_tokens:
         print(
-            "warning: no validation split, which training needs: none of the documents is one in "
-            f"{command.settings.validation_one_in} by its hash; give more documents or, to data_prep/text_files.py, a "
-            "smaller --val-one-in; one long text goes to data_prep/shakespeare.py --file"
+            "warning: no validation split, which training needs: none of the documents is the one in "
+            f"{command.settings.validation_one_in} that a hash chooses; give more documents or, to "
+            "data_prep/text_files.py, a smaller --val-one-in; one long text goes to data_prep/shakespeare.py --file"
         )
     return 0
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what a killed command had not published yet of its journal and its manifest."""
+    """Remove temporary files of the journal and the manifest that a killed command left."""
     for name in (JOURNAL_FILE, MANIFEST_FILE):
         for path in folder.glob(f"{name}.*{TEMPORARY_SUFFIX}"):
             remove_file(path)
@@ -160,7 +158,7 @@ def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> 
         if workers:
             warm_up(arguments.start_method)
         tokenizer = command.load_tokenizer(opened.files)
-        if arguments.force:  # only now: a source that is not there costs nobody a set
+        if arguments.force:  # only now: a missing source must not cost anybody a set
             remove_file(arguments.out / JOURNAL_FILE)
         corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer)
         manifest = prepare(corpus, arguments.out, workers, arguments.start_method, arguments.skip_bad)
@@ -181,9 +179,9 @@ def _opened(command: Command, begun: dict[str, Any] | None) -> AbstractContextMa
 
 
 def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | None:
-    """The source as an interrupted run found it: going on needs no second look at a hub, and no second answer.
+    """The source as an interrupted run found it: resuming needs no second request to a hub, whose answer may differ.
 
-    None as well where it had written nothing yet and was asked for something else: that was perhaps a mistake.
+    None as well where it had written nothing yet and the command asks for something else: that was perhaps a mistake.
     """
     if arguments.force or (begun := Begun.read(arguments.out)) is None:
         return None
@@ -195,7 +193,7 @@ def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | 
 
 
 def _difference(command: Command, stored: dict[str, Any], files_read: int | None) -> str | None:
-    """In what a source as it was written down differs from the one that is asked for; None for nothing."""
+    """How a recorded source differs from the one that is asked for; None where it doesn't."""
     wanted = {"name": command.name, **command.asked, "settings": asdict(command.settings)}
     return source_difference({key: stored.get(key) for key in wanted}, wanted, files_read)
 
@@ -214,7 +212,7 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
     tokens = int(size * opened.tokens_per_byte)
     tokens = min(tokens, settings.max_tokens or tokens)
     val_tokens = min(settings.val_tokens, int(size * opened.tokens_per_byte / settings.validation_one_in))
-    there = sum(path.lstat().st_size for path in shard_files(arguments.out))  # to be gone on with, or taken away
+    there = sum(path.lstat().st_size for path in shard_files(arguments.out))  # to be resumed, or removed
     needed = max(0, (tokens + val_tokens) * command.token_bytes + opened.extra_disk_bytes - there)
     folder = arguments.out.absolute()
     while not folder.exists():

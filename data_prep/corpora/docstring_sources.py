@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from common.errors import UserError
 
-MIN_CHARACTERS = 40  # shorter docstrings say too little
+MIN_CHARACTERS = 40  # shorter docstrings carry too little text
 _SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "turtledemo"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -51,7 +51,7 @@ def required_distributions(requirements: Path) -> dict[str, importlib.metadata.D
                 raise UserError(
                     f"{requirement.name} is named in {requirements} but not installed: pip install -r {requirements}"
                 ) from None
-            continue  # a dependency's own business
+            continue  # of a dependency: its own concern
         found[key[0]] = distribution
         needed = map(Requirement, distribution.requires or [])
         waiting.extend((need, False) for need in needed if _applies(need, requirement.extras))
@@ -62,7 +62,7 @@ def _read_requirements(path: Path) -> Iterator[Requirement]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
-        raise UserError(f"can't read {path} ({error.strerror}): name the requirements with --requirements") from None
+        raise UserError(f"{path} can't be read ({error.strerror}): name the requirements with --requirements") from None
     for line in lines:
         text = line.split("#", 1)[0].strip()
         if text and not text.startswith("-"):
@@ -107,7 +107,7 @@ def docstrings_in(file: SourceFile) -> list[str]:
     A file that can't be read or parsed (another Python's syntax, a template) has none.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # other people's invalid escapes
+        with warnings.catch_warnings(action="ignore"):  # invalid escapes in other people's sources
             tree = ast.parse(Path(file.path).read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return []

@@ -1,4 +1,4 @@
-"""Downloads that finish: resumed where they stopped, patient with busy servers, checked before they count as there."""
+"""Downloads that finish: resumed where they stopped, patient with busy servers, checked before they count as done."""
 
 import email.utils
 import hashlib
@@ -26,16 +26,16 @@ ATTEMPTS = 8  # in a row without a single new byte
 DAMAGED_ATTEMPTS = 3  # whole files with the wrong bytes
 BACKOFF_SECONDS = 1.0  # doubled at every attempt, up to
 LONGEST_BACKOFF_SECONDS = 120.0
-TOLD_SECONDS = 3.0  # longer waits are told
+TOLD_SECONDS = 3.0  # longer waits are logged
 BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 
 class Stopped(Exception):
-    """The download was asked to stop; what has come so far is kept."""
+    """The download was asked to stop; what has arrived so far is kept."""
 
 
 class _TryAgainError(Exception):
-    """Something that may pass. `seconds` is how long the server asks to wait."""
+    """A failure that may be temporary. `seconds` is how long the server asks to wait."""
 
     def __init__(self, reason: str, seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -43,7 +43,7 @@ class _TryAgainError(Exception):
 
 
 class _DamagedError(_TryAgainError):
-    """What has come is not the beginning of the right file."""
+    """What has arrived is not the start of the right file."""
 
 
 def download(
@@ -58,9 +58,10 @@ def download(
 ) -> None:
     """Fetch `url` into `target`, which appears only when it is whole and has the size and SHA-256 that are given.
 
-    What came before an interruption is kept in `target`.part and continued. Answers 429 and 5xx, broken connections and
-    damaged files are tried again, after the time the server asks for (Retry-After) or ever longer ones. `on_bytes` gets
-    the bytes that are there so far. Raises UserError where the server refuses, or nothing new comes in 8 attempts.
+    What arrived before an interruption is kept in `target`.part and continued. Answers 429 and 5xx, broken connections
+    and damaged files are tried again, after the time the server asks for (Retry-After) or ever longer ones. `on_bytes`
+    gets the bytes that are there so far. Raises UserError where the server refuses, or nothing new arrives in 8
+    attempts.
     """
     part = target.with_name(target.name + PART_SUFFIX)
     stop = stop or threading.Event()
@@ -74,19 +75,17 @@ def download(
                 _check(part, size, sha256)
                 break
             except _TryAgainError as error:
-                if isinstance(error, _DamagedError):  # nothing tells which bytes are wrong: all of them come again
+                if isinstance(error, _DamagedError):  # it isn't known which bytes are wrong: all are fetched again
                     part.unlink(missing_ok=True)
                     damaged += 1
                 attempt = 0 if _size(part) > before else attempt + 1
                 if attempt >= ATTEMPTS or damaged >= DAMAGED_ATTEMPTS:
-                    raise UserError(f"can't download {url}: {error}; run the same command again later") from None
+                    raise UserError(f"{url} can't be downloaded ({error}): run the same command again later") from None
                 wait(str(error), error.seconds, attempt, stop)
         os.replace(part, target)
         fsync_folder(target.parent)
     except OSError as error:
-        raise UserError(
-            f"{refusal('written', error, target)}; what has come is kept: then run the same command again"
-        ) from None
+        raise UserError(f"{refusal('written', error, target)}; then run the same command again, it continues") from None
 
 
 def _size(path: Path) -> int:
@@ -139,11 +138,11 @@ def _understand(answer: "requests.Response", have: int, url: str) -> str:
     if status == 416 and answer.headers.get("Content-Range", "").endswith(f"/{have}"):
         return "done"
     if status in (206, 416):
-        raise _DamagedError("the server has another file than the part that is there")
+        raise _DamagedError("the server has another file than the part that is here")
     if status == 200:
         return "wb"
     hints = {401: "a token is needed (HF_TOKEN)", 403: "access is refused", 404: "there is no such file"}
-    raise UserError(f"can't download {url}: {hints.get(status, 'the server refuses')} (status {status})")
+    raise UserError(f"{url} can't be downloaded (status {status}): {hints.get(status, 'the server refuses')}")
 
 
 def retry_after(value: str | None) -> float | None:
@@ -161,7 +160,7 @@ def retry_after(value: str | None) -> float | None:
 
 
 def wait(reason: str, asked: float | None, attempt: int, stop: threading.Event) -> None:
-    """As long as a server asks, else longer at every attempt. Raises Stopped."""
+    """Wait as long as a server asks, else longer at every attempt. Raises Stopped."""
     seconds = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2**attempt) * random.uniform(0.75, 1.25)
     if asked is not None:
         seconds = min(asked, threading.TIMEOUT_MAX)
@@ -175,10 +174,10 @@ def _check(part: Path, size: int | None, sha256: str | None) -> None:
     found = _size(part)
     if size is not None and found != size:
         kind = _DamagedError if found > size else _TryAgainError
-        raise kind(f"{found:,} bytes came, not {size:,}")
+        raise kind(f"{found:,} bytes arrived, not {size:,}")
     if sha256 is None:
         return
     with open(part, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256:
-        raise _DamagedError(f"it came damaged (SHA-256 {digest[:16]}…, not {sha256[:16]}…)")
+        raise _DamagedError(f"it arrived damaged (SHA-256 {digest[:16]}…, not {sha256[:16]}…)")

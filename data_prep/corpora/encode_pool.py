@@ -41,11 +41,11 @@ class _Pending:
     worker: _Worker
     parts: deque[Part] = field(default_factory=deque)
     done: bool = False
-    failure: Failure | None = None  # what comes before it in the works' order is given first, whoever was faster
+    failure: Failure | None = None  # results earlier in the works' order come first, whichever worker was faster
 
 
 def warm_up(start_method: str) -> None:
-    """Start the process that workers are forked from, if there will be one: it imports its packages meanwhile."""
+    """Start the process that workers are forked from, if there will be one: it imports its packages in the meantime."""
     if start_method == "forkserver":
         from multiprocessing import forkserver  # Windows has none
 
@@ -54,7 +54,7 @@ def warm_up(start_method: str) -> None:
 
 
 class SerialEncoder:
-    """What EncodePool does, in this process: for little text, where starting processes takes longer than the work."""
+    """EncodePool's work in this process: for little text, where starting processes takes longer than the work."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -69,7 +69,7 @@ class SerialEncoder:
                 raise UserError(f"{_where(work, progress[0])}: {told(error)}") from error
 
     def check(self) -> None:
-        """There is no worker that could have died."""
+        """Does nothing: there is no worker that could have died."""
 
     def __enter__(self) -> Self:
         return self
@@ -192,12 +192,12 @@ class EncodePool:
         )
         place = f"at {_where(worker.works[0].work, self._progress[worker.slot])}" if worker.works else "without work"
         raise UserError(
-            f"worker {worker.slot} {how} {place}; run the same command again to go on from the last whole shard "
+            f"worker {worker.slot} {how} {place}; run the same command again to resume from the last whole shard "
             "(short of memory? fewer --workers)"
         )
 
     def close(self) -> None:
-        """Stop all workers, whatever they are at."""
+        """Stop all workers, whatever they are doing."""
         for worker in self._workers:
             worker.connection.close()
             worker.process.terminate()

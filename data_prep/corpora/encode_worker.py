@@ -61,7 +61,7 @@ class Selection:
 class Work:
     """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes`: how far the source is read then.
 
-    `skip_bad`: how many rows that can't be read are passed over; one more ends the work, and with 0 it is an error.
+    `skip_bad`: how many unreadable rows are skipped; one more ends the work, and with 0 it is an error.
     """
 
     file: int
@@ -77,7 +77,7 @@ class Work:
 
 
 class Skip(NamedTuple):
-    """A row that was passed over, as it can't be read, and why. `rest`: with all rows of its unit after it."""
+    """An unreadable row that was skipped, and why. `rest`: with all rows of its unit after it."""
 
     row: int
     why: str
@@ -126,12 +126,12 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
         progress[slot] = fragment.row
         if isinstance(fragment, Unreadable):
             if work.skip_bad == 0:
-                if size:  # what comes before may be all that is wanted
+                if size:  # what comes before it may be all that is wanted
                     yield _part(work, rows, counts, pieces, skipped)
-                raise ValueError(f"{told(fragment.error)} (--skip-bad N passes over up to N such)") from fragment.error
+                raise ValueError(f"{told(fragment.error)} (--skip-bad N skips up to N of them)") from fragment.error
             skipped.append(Skip(fragment.row, str(fragment.error), fragment.rest))
             count += 1
-            if count > work.skip_bad:  # the parent says so, as it knows them all
+            if count > work.skip_bad:  # the parent reports it, as it knows them all
                 break
             continue
         # a text file's later blocks go where its first one went
@@ -160,7 +160,7 @@ def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], ski
 
 
 def told(error: BaseException) -> str:
-    """An error in words: the kind is worth telling where it is not about the text."""
+    """An error in words, with its type where it is not about the text."""
     return str(error) if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: {error}"
 
 
@@ -170,7 +170,7 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
     Leaves when the other end of the connection is gone, that is, when the parent is. Under fork `to_close` is the
     parent's end, inherited.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     if to_close is not None:
         to_close.close()
     pa.set_cpu_count(1)
@@ -196,7 +196,7 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
 
 
 def _send_all(connection: Connection, outbox: "queue.Queue[Part | Failure | None]") -> None:
-    """Send what lies in the outbox, so that encoding goes on while the parent waits for the disk."""
+    """Send what is in the outbox, so that encoding continues while the parent waits for the disk."""
     try:
         while True:
             message = outbox.get()

@@ -15,12 +15,12 @@ def record_of(line: bytes) -> Any:
     Raises ValueError for another text, and RecursionError for one that is nested too deeply.
     """
     if b"\0" in line:  # json.loads would take such bytes for UTF-16 or UTF-32
-        raise ValueError("NUL bytes in it: it is damaged, or of a file in UTF-16, to be saved as UTF-8")
+        raise ValueError("NUL bytes in it: it is damaged, or in UTF-16 (save the file as UTF-8)")
     return json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass"))
 
 
 def text_of(record: Any, field: str) -> str:
-    """The text of a JSON record; none where it, or what it is in, is null. Raises ValueError where there is no such."""
+    """The text of a JSON record; none where it, or what it is in, is null. Raises ValueError where it is missing."""
     if not isinstance(record, dict):
         raise ValueError(f"no field {field!r} (there is: no object); choose one with --field")
     try:
@@ -30,7 +30,7 @@ def text_of(record: Any, field: str) -> str:
             f"no field {field!r} (there is: {', '.join(_keys(record))}); choose one with --field"
         ) from None
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"field {field!r} holds no text but {type(value).__name__}")
+        raise ValueError(f"field {field!r} holds {type(value).__name__}, not text")
     return value or ""
 
 
@@ -62,7 +62,7 @@ def column_path(schema: pa.Schema, field: str) -> tuple[str, ...]:
         raise ValueError(f"no column {field!r}: choose one of {', '.join(_columns(schema))} with --field")
     names, kind = found
     if not _is_text(kind):
-        raise ValueError(f"no text in its column {field!r} but {kind}: choose another with --field")
+        raise ValueError(f"{kind}, not text, in its column {field!r}: choose another with --field")
     return names
 
 

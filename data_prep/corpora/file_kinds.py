@@ -21,7 +21,7 @@ from common.publish import sha256_file
 from common.regular_file import open_regular, size_of_file
 
 STREAM_BYTES = 1 << 20
-# what damaged data raise: bad JSON or UTF-8, a compressed stream or a parquet page that is not whole
+# what damaged data raise: bad JSON or UTF-8, a truncated compressed stream or parquet page
 DAMAGE = (ValueError, OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 ZSTD_WINDOW_BYTES = 1 << 27  # pyarrow's decompressor takes no more, as `zstd -d` without --long
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -30,7 +30,7 @@ _ZSTD_HEADER_BYTES = 18
 
 
 class Kind(NamedTuple):
-    """What a name says of a file: what it holds, and by what it is compressed ("" for nothing)."""
+    """What a file's name shows: what it holds, and how it is compressed ("" for not at all)."""
 
     content: Literal["parquet", "lines", "text"]
     compression: Literal["", "gzip", "zstd", "bz2", "xz"] = ""
@@ -53,7 +53,7 @@ def suffix_of(name: str) -> str | None:
 
 
 def kind_of(name: str) -> Kind:
-    """What a name says of a file. Raises UserError for a file that can't be read."""
+    """What a file's name shows. Raises UserError for a kind of file that can't be read."""
     if (suffix := suffix_of(name)) is None:
         raise UserError(f"{name}: only these can be read: {READABLE}")
     return KINDS[suffix]
@@ -83,7 +83,7 @@ def is_utf8(path: Path) -> bool:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
-    except DAMAGE:  # reading it for its documents will say so
+    except DAMAGE:  # reading its documents will report it
         return True
     return True
 
@@ -91,7 +91,7 @@ def is_utf8(path: Path) -> bool:
 def check_zstd_window(path: Path) -> None:
     """Raises UserError for a file whose frame header asks for a larger window than the decompressor takes.
 
-    It would otherwise say so in its own words when the file's turn comes.
+    Otherwise the decompressor would fail when the file's turn comes.
     """
     with open_regular(path) as file:
         header = file.read(_ZSTD_HEADER_BYTES)
@@ -102,7 +102,7 @@ def check_zstd_window(path: Path) -> None:
     if window is not None and window > ZSTD_WINDOW_BYTES:
         raise UserError(
             f"{path} was compressed with a window of {format_bytes(window)} (zstd --long), and "
-            f"{format_bytes(ZSTD_WINDOW_BYTES)} can be read: pack it again, "
+            f"{format_bytes(ZSTD_WINDOW_BYTES)} is the most that can be read: compress it again, "
             f"'zstd -d --long={(window - 1).bit_length()} --stdout FILE | zstd -o NEW'"
         )
 
@@ -131,8 +131,8 @@ def fingerprint(path: Path) -> dict[str, str]:
         with open_regular(path) as file:
             file.seek(-8, os.SEEK_END)
             length = int.from_bytes(file.read(4), "little")
-            if file.read(4) != b"PAR1":  # a download that broke off: to be known now, not when its turn comes
-                raise UserError(f"{path} is not a whole parquet file: fetch it again, or take it away")
+            if file.read(4) != b"PAR1":  # a truncated download: to be found now, not when its turn comes
+                raise UserError(f"{path} is not a whole parquet file: fetch it again, or remove it")
             file.seek(-8 - length, os.SEEK_END)
             digest = hashlib.sha256()
             while block := file.read(min(length, STREAM_BYTES)):
@@ -141,5 +141,5 @@ def fingerprint(path: Path) -> dict[str, str]:
             return {"footer_sha256": digest.hexdigest()}
     except OSError as error:
         if error.errno == errno.EINVAL:  # too short for what is looked for at its end
-            raise UserError(f"{path} is not a whole parquet file: fetch it again, or take it away") from None
+            raise UserError(f"{path} is not a whole parquet file: fetch it again, or remove it") from None
         raise UserError(refusal("read", error, path)) from None

@@ -1,7 +1,7 @@
 """Which files a folder holds for reading: regular ones of a known kind, each once, in an order of their own.
 
 A file counts under its first name, one that no linked folder leads to where there is one. Hidden files and those of
-other programs' bookkeeping are passed over. Whatever is passed over is noted with its reason.
+other programs' bookkeeping are skipped. Whatever is skipped is recorded with its reason.
 """
 
 import os
@@ -31,7 +31,7 @@ PassedOver = dict[str, list[str]]  # names by reason
 
 
 class Found(NamedTuple):
-    """A file: whether a linked folder leads to it, where it is, and how it is called in messages."""
+    """A file: whether a linked folder leads to it, where it is, and its name in messages."""
 
     linked: bool
     path: Path
@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Walk:
-    """The files below folders that have one of `suffixes`, and what was passed over."""
+    """The files below folders that have one of `suffixes`, and what was skipped."""
 
     suffixes: Collection[str] = frozenset(KINDS)
     _files: list[tuple[Found, os.stat_result]] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Walk:
                 self._folder(link, root, linked=True)
 
     def take(self, path: Path) -> None:
-        """A file that was named itself."""
+        """Add a file that was named itself."""
         self._files.append((Found(False, path, str(path)), path.stat()))
 
     def each_once(self) -> list[Found]:
@@ -112,11 +112,11 @@ class Walk:
             return None
         try:
             found = entry.stat()
-        except OSError as error:  # a link to nowhere, perhaps: somebody misses that file
+        except OSError as error:  # a dangling link, perhaps: somebody misses that file
             if suffix_of(entry.name) not in self.suffixes:
                 self.note(OTHER_KIND, shown)
                 return None
-            raise UserError(refusal("read", error, path, otherwise="is it a link to nowhere? Then remove it")) from None
+            raise UserError(refusal("read", error, path, otherwise="if it is a dangling link, remove it")) from None
         if stat.S_ISDIR(found.st_mode):
             return found
         if not stat.S_ISREG(found.st_mode):

@@ -24,8 +24,8 @@ from data_prep.corpora.download import ATTEMPTS, BUSY, Stopped, download, retry_
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 POLL_SECONDS = 0.2
-STOP_SECONDS = 2.0  # a stalled server may keep a download from noticing that it is to stop
-_NO_ACCESS = "there is no such data set, or a token is needed (HF_TOKEN)"
+STOP_SECONDS = 2.0  # a stalled server may keep a download from noticing that it should stop
+_NO_ACCESS = "check its name, or set HF_TOKEN if it needs a token"
 _LATER = "try again later, or give a folder with --source DIR"
 Answer = TypeVar("Answer")
 
@@ -92,7 +92,7 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
         status = error.response.status_code if error.response is not None else 0
         hint = _NO_ACCESS if status in (401, 403, 404) else _LATER
         raise UserError(f"{endpoint()} answers {status} for {repo}: {hint}") from None
-    except Exception as error:  # whatever the HTTP library of the day raises without a network
+    except Exception as error:  # whatever the current HTTP library raises without a network
         raise UserError(
             f"{endpoint()} can't be reached ({type(error).__name__}): give a folder with the data set's parquet files "
             "with --source DIR"
@@ -105,13 +105,13 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
 
 
 def check_revision(revision: str) -> None:
-    """Raises UserError for what git can't have as the name of a commit, tag or branch, nor an address as its part."""
+    """Raises UserError for what can't be the name of a commit, tag or branch in git, or part of a URL."""
     if not revision or " " in revision or not revision.isprintable():
         raise UserError(f"--revision is {revision!r}: give a commit, a tag or a branch")
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:
-    """What the hub answers, asked again while it is busy: huggingface_hub does so for listings and files alone."""
+    """What the hub answers, asked again while it is busy: huggingface_hub retries only listings and files."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for attempt in range(ATTEMPTS - 1):
@@ -134,7 +134,7 @@ def config_patterns(card: dict[str, Any], config: str, where: str, *, all_splits
         listed = parse_json(json.dumps(card.get("configs") or [], default=str).encode(), list[CardConfig])
     except (BadJson, RecursionError, TypeError) as error:  # TypeError: of a key that is a date
         raise UserError(
-            f"{where} is not a data set's card that can be read (configs.{error}): give --source a folder without one"
+            f"{where} is a data set's card that can't be read (configs.{error}): give --source a folder without one"
         ) from None
     configs = {str(entry["config_name"]): entry for entry in listed}
     if config not in configs:
@@ -169,13 +169,11 @@ def _fixed_folder(pattern: str) -> str:
 
 
 class HubFiles:
-    """A hub source's files, downloaded one ahead of the one that is read and deleted once nothing needs them."""
+    """A hub source's files, each downloaded while the one before it is read, and deleted once nothing needs it."""
 
     def __init__(self, source: HubSource, folder: Path, *, keep: bool) -> None:
         if outside := [file.name for file in source.files if not is_inner_path(file.name)]:
-            raise UserError(
-                f"{source.repo} lists {outside[0]!r}, which is not a name inside a folder: give another set"
-            )
+            raise UserError(f"{source.repo} lists {outside[0]!r}, which is not a name inside a folder: use another set")
         self.listed = source.files
         self._source, self._folder, self._keep = source, folder, keep
         self._stop = threading.Event()
@@ -204,7 +202,7 @@ class HubFiles:
         return self._folder / self.listed[index].name
 
     def _start(self, index: int) -> None:
-        """Begin a download, on a thread that nobody waits for at the end, as that of an executor would be."""
+        """Start a download, on a thread that isn't waited for at exit, as an executor's would be."""
         if index not in self._running:
             self._running[index] = future = Future[None]()
             threading.Thread(target=self._download, args=(index, future), name="download", daemon=True).start()
@@ -232,7 +230,7 @@ class HubFiles:
         )
 
     def close(self, *, complete: bool) -> None:
-        """Stop what still runs; after a complete preparation remove what isn't to be kept."""
+        """Stop running downloads; after a complete preparation remove what isn't kept."""
         self._stop.set()
         futures.wait(self._running.values(), STOP_SECONDS)
         if complete and not self._keep:

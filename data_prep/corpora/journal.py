@@ -1,6 +1,6 @@
-"""How far a preparation is: its published shards, where in the source each split goes on, and what it had to skip.
+"""How far a preparation is: its published shards, where in the source each split resumes, and what it had to skip.
 
-The journal lies beside the shards and is written after every one of them, whole; the manifest replaces it in the end.
+The journal is kept beside the shards and rewritten whole after every one of them; the manifest replaces it in the end.
 """
 
 from collections.abc import Mapping
@@ -22,12 +22,12 @@ from data_prep.token_sets.manifest import MOST_BYTES, Shard, SkippedRow, StoredT
 from data_prep.token_sets.shard_writer import clear_token_set, remove_file, told
 
 JOURNAL_FILE = "preparing.json"
-ANEW = "--force starts anew"
+ANEW = "use --force to start again"
 
 
 @keep_others
 class PlannedFile(TypedDict):
-    """A file that is to be read."""
+    """A file of the source."""
 
     name: str
     bytes: Count
@@ -36,7 +36,7 @@ class PlannedFile(TypedDict):
 
 @keep_others
 class PlannedSettings(TypedDict):
-    """Of the settings what tells how many files the shards rest on."""
+    """The settings that decide how many files the shards depend on."""
 
     validation_files: Count | None
 
@@ -54,14 +54,14 @@ class PlannedSource(TypedDict):
 
 
 class Plan(TypedDict):
-    """What a preparation was begun with."""
+    """What a preparation was started with."""
 
     source: PlannedSource
     tokenizer: StoredTokenizer
 
 
 class StoredSplit(TypedDict):
-    """A `SplitState`, none of which may be missing: a default would begin the split again."""
+    """A `SplitState`, none of which may be missing: a default would start the split again."""
 
     shards: list[Shard]
     next: Place
@@ -86,7 +86,7 @@ class StoredJournal(TypedDict):
 
 @dataclass
 class SplitState:
-    """How far a split is: its published shards, and where the next one begins."""
+    """How far a split is: its published shards, and where the next one starts."""
 
     shards: list[Shard] = field(default_factory=list)
     next: Place = field(default_factory=lambda: Place(0, 0, 0))
@@ -114,7 +114,7 @@ class Begun:
         for name, state in splits.items():
             for index, shard in enumerate(state.shards):
                 if shard.file != shard_name(name, index):  # the next one's name follows from their number
-                    raise UserError(f"{path} is damaged ({shard.file!r} is no {shard_name(name, index)}): {ANEW}")
+                    raise UserError(f"{path} is damaged ({shard.file!r} is not {shard_name(name, index)}): {ANEW}")
         return cls(dict(stored["plan"]), splits, list(stored.get("skipped", [])))
 
     @property
@@ -122,9 +122,10 @@ class Begun:
         return any(state.shards for state in self.splits.values())
 
     def files_read(self) -> int | None:
-        """How many of the source's first files the published shards rest on; None: on all, and on there being no more.
+        """How many of the source's first files the published shards depend on; None: on all, and on there being no
+        more.
 
-        Of what comes after them nothing is in any shard, so that it may change.
+        Nothing of later files is in any shard, so they may change.
         """
         scope = {"val": self.plan["source"]["settings"]["validation_files"], "train": None}
         read = 0
@@ -144,7 +145,7 @@ class Begun:
 def source_difference(
     stored: Mapping[str, Any], wanted: Mapping[str, Any], files_read: int | None = None
 ) -> str | None:
-    """In what two sources differ, or None; of their files only the first `files_read` count, where that is given."""
+    """How two sources differ, or None; of their files only the first `files_read` count, where that is given."""
     if "files" in stored and "files" in wanted:
         before, now = ((source["files"] or [])[:files_read] for source in (stored, wanted))
         for index in range(max(len(before), len(now))):
@@ -155,7 +156,7 @@ def source_difference(
 
 
 class Journal:
-    """What a stopped preparation had reached. Written after every shard, whole."""
+    """How far a preparation is, on disk. Rewritten whole after every shard."""
 
     def __init__(self, folder: Path, plan: dict[str, Any], skip_bad: int = 0) -> None:
         self._path = folder / JOURNAL_FILE
@@ -176,11 +177,9 @@ class Journal:
             return journal
         difference = source_difference(begun.plan["source"], plan["source"], begun.files_read())
         if difference := difference or first_difference(begun.plan["tokenizer"], plan["tokenizer"]):
-            raise UserError(f"{folder} was begun with another {difference}: use the same, another --out, or --force")
+            raise UserError(f"{folder} was started with another {difference}: use the same, another --out, or --force")
         if changed := source_difference(begun.plan["source"], plan["source"]):
-            note = (
-                f"note     another {changed} than at the start: no published shard has read it, so it is read as it is"
-            )
+            note = f"note     another {changed} than at the start: no published shard used it, so it is read as it is"
             print(one_line(note))
         journal.splits = begun.splits
         journal.skipped.restore(begun.skipped, begun.files_read())
@@ -197,12 +196,12 @@ class Journal:
                 path = folder / shard.file
                 try:
                     whole = size_of_file(path) == shard.tokens * itemsize
-                    if whole and number == len(state.shards) - 1:  # the one that a power cut could have hurt
+                    if whole and number == len(state.shards) - 1:  # the one that a power cut could have damaged
                         whole = sha256_file(path) == shard.sha256
                 except OSError:
                     whole = False
                 if not whole:
-                    raise UserError(f"{path} is not what was written: put it back, or start anew with --force")
+                    raise UserError(f"{path} is not what was written: put it back, or start again with --force")
 
     def save(self) -> None:
         try:
@@ -213,7 +212,7 @@ class Journal:
             raise told(error, self._path) from error
         if size > MOST_BYTES:  # before the first shard: neither this nor the manifest could be read again
             raise UserError(
-                f"{self._path} would have {size:,} bytes for so many files, and {MOST_BYTES:,} are read: "
+                f"{self._path} would have {size:,} bytes for so many files, and at most {MOST_BYTES:,} are read: "
                 "put the documents into fewer files, as lines of JSON"
             )
 

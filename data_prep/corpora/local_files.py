@@ -1,4 +1,4 @@
-"""Files of the user's own: which ones of a folder are read (`file_walk.py`), and which of them are for training
+"""The user's own files: which ones of a folder are read (`file_walk.py`), and which of them are for training
 (`split_names.py`); the files on this disk as a corpus reads them."""
 
 import json
@@ -23,7 +23,7 @@ FIRST_LINE_BYTES = 64 << 20  # of a .json file, which may be one line of gigabyt
 
 
 class LocalFiles:
-    """Files that lie on this disk already."""
+    """Files that are already on this disk."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
         self._folder = folder
@@ -34,18 +34,18 @@ class LocalFiles:
         try:
             return InputFile(name, path.stat().st_size, fingerprint(path))
         except OSError as error:
-            raise UserError(refusal("read", error, path, otherwise="fetch it again, or take it away")) from None
+            raise UserError(refusal("read", error, path, otherwise="fetch it again, or remove it")) from None
 
     def path(self, index: int, meanwhile: Callable[[], None] = lambda: None) -> Path:
         return self._folder / self.listed[index].name
 
     def done_with(self, index: int) -> None:
-        """They are the user's: nothing is deleted."""
+        """Does nothing: the files are the user's."""
 
 
 @dataclass(frozen=True)
 class LocalSource:
-    """What was found: the files to read, those passed over by reason, and what else is to be known."""
+    """What was found: the files to read, those skipped by reason, and a note."""
 
     files: LocalFiles
     passed_over: PassedOver
@@ -55,10 +55,10 @@ class LocalSource:
 def find_files(paths: Sequence[Path], field: str, *, all_splits: bool = False) -> LocalSource:
     """All readable files that the paths name or contain, each once, named from their common folder.
 
-    A link counts by its own name: what it leads to may have none that tells its kind (the hub's cache is such). A file
+    A link counts by its own name: its target's name may not show its kind (as in the hub's cache). A file
     that is named itself is read, hidden or not. One called .json has to hold lines with the field.
 
-    Raises UserError where there is nothing to read, something can't be read, or what to train on can't be told.
+    Raises UserError where there is nothing to read, something can't be read, or it is unclear what to train on.
     """
     walk = Walk()
     for path in paths:
@@ -80,7 +80,7 @@ def find_files(paths: Sequence[Path], field: str, *, all_splits: bool = False) -
             found.append(Path(os.path.abspath(file.path)))
     asked = ", ".join(map(str, paths))
     if not found:
-        raise UserError(f"no files to read in {asked}{_reasons(walk)}: known are {READABLE}")
+        raise UserError(f"no files to read in {asked}{_reasons(walk)}: give some of {READABLE}")
     folder = _common_folder(found)
     choice = choose_training_files([path.relative_to(folder).as_posix() for path in found], asked, all_splits)
     taken = [folder / name for name in choice.names]
@@ -92,10 +92,10 @@ def find_files(paths: Sequence[Path], field: str, *, all_splits: bool = False) -
 def local_parquet(folder: Path, config: str, *, all_splits: bool = False) -> LocalSource:
     """The parquet files of a folder to train on; of a copy of a data set with its README.md those of the configuration.
 
-    Raises UserError where there are none, or what to train on can't be told.
+    Raises UserError where there are none, or it is unclear what to train on.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: --source names one with parquet files")
+        raise UserError(f"{folder} is not a folder: give --source one with parquet files")
     walk = Walk(suffixes={".parquet"})
     walk.below(folder)
     walk.follow_links()
@@ -124,14 +124,14 @@ def _patterns_of_card(readme: Path, config: str, all_splits: bool) -> list[str] 
         parts = text.split("---\n", 2)
         card = parse_yaml(parts[1], most_nodes=CARD_NODES) if len(parts) == 3 and not parts[0] else None
     except (OSError, OverflowError, BadYaml) as error:
-        raise UserError(f"{readme} is not a data set's card that can be read ({error}): take it away") from None
+        raise UserError(f"{readme} is a data set's card that can't be read ({error}): remove it") from None
     if not isinstance(card, dict) or not card.get("configs"):
         return None
     return config_patterns(card, config, str(readme), all_splits=all_splits)
 
 
 def _json_problem(path: Path, field: str) -> str | None:
-    """What a file called .json is but lines with the field, judged by the first; None for lines, or another name."""
+    """What a .json file holds instead of lines with the field, judged by the first; None for lines, or another name."""
     suffix = suffix_of(path.name) or ""
     if suffix.split(".")[1:2] != ["json"]:
         return None
@@ -143,10 +143,10 @@ def _json_problem(path: Path, field: str) -> str | None:
         record = record_of(line) if line else {field: ""}
     except json.JSONDecodeError:
         record = None
-    except (*DAMAGE, RecursionError):  # reading it will say so
+    except (*DAMAGE, RecursionError):  # reading it will report it
         return None
     if not isinstance(record, dict):
-        return "a document, not an object a line ('jq -c .' makes a line of an object, 'jq -c .[]' lines of a list)"
+        return "a document, not an object per line ('jq -c .' makes a line of an object, 'jq -c .[]' lines of a list)"
     try:
         text_of(record, field)
     except ValueError as error:
@@ -156,7 +156,7 @@ def _json_problem(path: Path, field: str) -> str | None:
 
 def _reasons(walk: Walk) -> str:
     told = "; ".join(told_passed_over(walk.passed_over))
-    return f" (passed over: {told})" if told else ""
+    return f" (skipped: {told})" if told else ""
 
 
 def _common_folder(paths: Iterable[Path]) -> Path:

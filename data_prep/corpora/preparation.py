@@ -40,18 +40,18 @@ def positive_count(text: str) -> int:
     units = {"K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
     try:
         unit = units.get(text[-1:].upper(), 1)
-        value = Fraction(text[:-1] if unit != 1 else text) * unit  # exactly: as floats 2.01M is no whole number
+        value = Fraction(text[:-1] if unit != 1 else text) * unit  # exactly: as a float 2.01M isn't whole
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 100000, 10M or 1e9") from None
     if value < 1 or value.denominator != 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number above zero")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero: use 1 or more")
     return int(value)
 
 
 def chosen_for_validation(text: str, one_in: int) -> bool:
-    """Whether a document belongs to the validation side: decided by a hash of its first 200 characters alone.
+    """Whether a document belongs to the validation side: decided only by a hash of its first 200 characters.
 
-    So documents that begin alike (copies with small changes, shared templates) stay on one side.
+    So documents that start alike (copies with small changes, shared templates) stay on one side.
     """
     key = text[:VALIDATION_KEY_CHARACTERS].encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % one_in == 0
@@ -77,7 +77,7 @@ def writing_alone(folder: Path) -> Iterator[None]:
 def complete_set(folder: Path, source_name: str, *, force: bool) -> Manifest | None:
     """The complete set that is there already, or None where one is to be made.
 
-    A complete set is never rebuilt unless `force` is given; it is the caller that removes it, once the source of the
+    A complete set is never rebuilt unless `force` is given; the caller removes it, once the source of the
     new one is known to be there. Raises UserError where the folder holds another corpus.
     """
     if force or not (folder / MANIFEST_FILE).exists():

@@ -27,18 +27,18 @@ BLOCK_BYTES = 8 << 20  # of lines or text in a unit
 TEXT_PER_COMPRESSED_BYTE = 4  # about
 BATCH_ROWS = 64  # parquet rows decoded at once, fewer where they are long:
 BATCH_BYTES = 1 << 20
-WHOLE_BYTES = 256 << 20  # of a line, or of text that nothing allows to cut: a small file may unpack to any length
+WHOLE_BYTES = 256 << 20  # of a line, or of text without a place to cut it: a small file may unpack to any length
 _UNCUT = f"{WHOLE_BYTES >> 20} MiB without a place to cut it for this tokenizer: split it, if it is text"
-KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's side
+KEY_BYTES = 4 * 200  # enough for the 200 characters that decide a document's split
 
 
 Cut = Callable[[str, int], int | None]  # as Tokenizer.cut
 
 
 class Fragment(NamedTuple):
-    """A document, or a stretch of a long text file. `key` is how the document begins, whatever the fragment.
+    """A document, or a stretch of a long text file. `key` is the document's start, whatever the fragment.
 
-    `begins`, `ends`: it holds the document's beginning, or its end.
+    `begins`, `ends`: it holds the document's start, or its end.
     """
 
     row: int
@@ -58,14 +58,18 @@ class Unreadable(NamedTuple):
 
 @dataclass(frozen=True)
 class Unit:
-    """What can be read on its own. `rows` is None where only reading tells; `bytes` is the text's size, about."""
+    """What can be read independently. `rows` is None where only reading shows it; `bytes` is the text's approximate
+    size.
+    """
 
     rows: int | None
     bytes: int
 
 
 def units(path: Path, field: str) -> list[Unit]:
-    """The units of a file. Raises UserError for a file that can't be read, or a column that isn't there or no text."""
+    """The units of a file. Raises UserError for a file that can't be read, or a column that is missing or holds no
+    text.
+    """
     kind = kind_of(path.name)
     try:
         if kind.content == "parquet":
@@ -99,7 +103,7 @@ def _text_bytes(group: pq.RowGroupMetaData, field: str) -> int:
 
 
 class UnitReader:
-    """Reads units. Keeps the last parquet row group open, so that going on in it costs no second decoding.
+    """Reads units. Keeps the last parquet row group open, so that continuing in it costs no second decoding.
 
     `tokenizer`: whose ids a long text's fragments must have, joined as whole; by default GPT-2's, bytes or characters.
     """
@@ -114,7 +118,7 @@ class UnitReader:
         self._column: tuple[str, ...] = ()
 
     def read(self, path: str, unit: int, field: str, start: int = 0, stop: int | None = None) -> Iterator[Fragment]:
-        """Fragments of rows start … stop - 1 of a unit; rows without text are passed over, but counted.
+        """Fragments of rows start … stop - 1 of a unit; rows without text are skipped, but counted.
 
         Raises what a row that can't be read raises.
         """
@@ -126,9 +130,9 @@ class UnitReader:
     def read_all(
         self, path: str, unit: int, field: str, start: int = 0, stop: int | None = None
     ) -> Iterator[Fragment | Unreadable]:
-        """As `read`, with an `Unreadable` in the place of a row that can't be read.
+        """As `read`, with an `Unreadable` in place of a row that can't be read.
 
-        Where the rest of a unit can't be, it comes for any rows of that rest, always with the first of them.
+        Where the rest of a unit can't be read, any rows of it yield one, always at the first unreadable row.
         """
         kind = kind_of(path)
         if kind.content == "parquet":
@@ -208,14 +212,14 @@ def _texts(column: pa.Array) -> list[str | UnicodeDecodeError | None]:
 
 
 def _damage(error: Exception) -> Exception:
-    """The error, where it tells of damaged data; raises it where the disk could not be read, which is no such."""
+    """The error, where it means damaged data; raises it where the disk could not be read."""
     if isinstance(error, OSError) and error.errno is not None:
         raise error
     return error
 
 
 def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragment | Unreadable]:
-    """Lines that begin in the unit's block, or all lines of a compressed file."""
+    """Lines that start in the unit's block, or all lines of a compressed file."""
     with contextlib.closing(open_bytes(path, kind)) as file:
         place, end = unit * BLOCK_BYTES, (unit + 1) * BLOCK_BYTES
         if kind.compression:
@@ -245,7 +249,7 @@ def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragme
 
 
 def _line(file: BinaryIO) -> tuple[bytes, int]:
-    """The next line, of one that is too long only the beginning, and how many bytes it has in the file."""
+    """The next line (only the start of one that is too long), and how many bytes it has in the file."""
     line = file.readline(WHOLE_BYTES)
     size, rest = len(line), line
     while len(rest) == WHOLE_BYTES and not rest.endswith(b"\n"):
@@ -255,7 +259,7 @@ def _line(file: BinaryIO) -> tuple[bytes, int]:
 
 
 def lines_before(path: Path | str, unit: int, known: tuple[int, int] = (0, 0)) -> int:
-    """Lines that begin before a unit of an uncompressed file; `known`: an earlier unit and its number of them."""
+    """Lines that start before a unit of an uncompressed file; `known`: an earlier unit and its number of them."""
     first, count = known
     with open_regular(path) as file:
         place, end = max(0, first * BLOCK_BYTES - 1), max(0, unit * BLOCK_BYTES - 1)
@@ -263,11 +267,11 @@ def lines_before(path: Path | str, unit: int, known: tuple[int, int] = (0, 0)) -
         while place < end and (block := file.read(min(1 << 20, end - place))):
             count += block.count(b"\n")
             place += len(block)
-    return count + (first == 0 < unit)  # the file's first line begins after no newline
+    return count + (first == 0 < unit)  # no newline precedes the file's first line
 
 
 def _compressed_text(path: str, kind: Kind, cut: Cut) -> Iterator[Fragment | Unreadable]:
-    """A compressed text file in stretches, each a row, for bounded memory; the first one begins the document."""
+    """A compressed text file in stretches, each a row, for bounded memory; the first one starts the document."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     with contextlib.closing(open_bytes(path, kind)) as file:
         row, text, searched, key = 0, "", BLOCK_BYTES, ""
@@ -319,7 +323,7 @@ def _safe_border(text: str, start: int) -> int | None:
 def _border(file: BinaryIO, offset: int, cut: Cut) -> int:
     """The first byte at or after `offset` before which a text may be cut without changing its token ids.
 
-    Raises ValueError where there is none in so much text that reading on would take all memory.
+    Raises ValueError where there is none in so much text that reading further would take all memory.
     """
     if offset == 0:
         return 0
@@ -329,7 +333,7 @@ def _border(file: BinaryIO, offset: int, cut: Cut) -> int:
         file.seek(offset)
         data = file.read(window)
         rest = next((n for n, byte in enumerate(data[:3]) if byte & 0xC0 != 0x80), len(data[:3]))
-        data, offset = data[rest:], offset + rest  # without the rest of a character that begins before
+        data, offset = data[rest:], offset + rest  # without the rest of a character that starts before
         text = data.decode("utf-8", "surrogateescape")
         if found := cut(text, 0):
             return offset + len(text[:found].encode("utf-8", "surrogateescape"))

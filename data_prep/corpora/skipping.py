@@ -1,4 +1,4 @@
-"""What a preparation passes over because it can't be read: counted, named and recorded, up to an allowed number."""
+"""What a preparation skips because it can't be read: counted, named and recorded, up to an allowed number."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ NAMED = 5  # in messages
 
 
 class Skipped:
-    """Every row that was passed over, once, by its place, whichever split's reading met it.
+    """Every skipped row, once, by its place, whichever split read it.
 
     An entry is `file` and `line`, or of parquet `row_group` and `row`, or of a compressed text its `block`; with `rest`
     nothing after that in the file, or the row group, could be read.
@@ -23,7 +23,7 @@ class Skipped:
         self._lines: tuple[str, int, int] = ("", 0, 0)  # a file, a unit of it, and the lines before that
 
     def add(self, part: Part, last: Place | None) -> None:
-        """Note a part's; only up to the row `last`, where that is the split's last one.
+        """Record a part's skipped rows, only up to the row `last` where that is the split's last one.
 
         Raises UserError where they are more than allowed.
         """
@@ -34,17 +34,17 @@ class Skipped:
                 if len(self._entries) > self.allowed:
                     told = told_skipped(self.entries)
                     raise UserError(
-                        f"more than --skip-bad {self.allowed} can't be read: {told} ({skip.why}): mend or remove them, "
-                        "or allow more"
+                        f"more than --skip-bad {self.allowed} can't be read: {told} ({skip.why}): fix or "
+                        "remove them, or allow more"
                     )
 
     @property
     def entries(self) -> list[dict[str, Any]]:
-        """In the source's order."""
+        """The skipped rows in the source's order."""
         return [self._entries[key] for key in sorted(self._entries)]
 
     def to_store(self) -> dict[str, Any]:
-        """For the journal: nothing where nothing was skipped."""
+        """The journal's entry: empty where nothing was skipped."""
         return {"skipped": [[key, self._entries[key]] for key in sorted(self._entries)]} if self._entries else {}
 
     def restore(self, stored: list[Any], files_read: int | None) -> None:
@@ -54,8 +54,8 @@ class Skipped:
                 self._entries[tuple(key)] = entry
         if len(self._entries) > self.allowed:
             raise UserError(
-                f"what is there already has skipped {told_skipped(self.entries)}: allow it with --skip-bad "
-                f"{len(self._entries)}, or start anew with --force"
+                f"the published shards have skipped {told_skipped(self.entries)}: allow it with --skip-bad "
+                f"{len(self._entries)}, or start again with --force"
             )
 
     def _entry(self, part: Part, skip: Skip) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Skipped:
 
 
 def told_skipped(entries: list[dict[str, Any]]) -> str:
-    """The first of them in words, and how many more there are."""
+    """The first entries in words, and how many more there are."""
     told = []
     for entry in entries[:NAMED]:
         where = " ".join(f"{name.replace('_', ' ')} {entry[name]}" for name in entry if name not in ("file", "rest"))

@@ -1,9 +1,9 @@
-"""Which split a file is of, by its name: files that are named for testing must not become training data.
+"""Which split a file belongs to, by its name: files that are named for testing must not become training data.
 
-A word of a file's name says it, or else one of the nearest folder above that does (`data/test-00000.parquet`,
+A word of a file's name decides, or else one of the nearest folder above that has one (`data/test-00000.parquet`,
 `val/0.jsonl`, `c4-validation.00000.json.gz`). Where files are named for training, those named for another split are
 left out. Where none is, a set that is named for one other split as a whole is read, as a test set prepared by itself;
-else nobody can tell what to train on, and it is refused. A text file may be called `test.txt` for what it is about, so
+else it is unclear what to train on, and it is refused. A text file may be called `test.txt` for what it is about, so
 its name counts only beside one that is alike but for the word `train`.
 """
 
@@ -23,7 +23,7 @@ _TEXT_WORDS = {"train", "validation", "valid", "val", "dev", "test"}  # `trainin
 
 @dataclass(frozen=True)
 class _Named:
-    """What a name says: the split, and the name without its numbers and with the word left open."""
+    """What a name shows: the split, and the name without its numbers and with a placeholder for the word."""
 
     split: str
     pattern: str
@@ -31,7 +31,7 @@ class _Named:
 
 @dataclass(frozen=True)
 class Choice:
-    """The names to read, those left out by reason, and what else is to be known."""
+    """The names to read, those left out by reason, and a note."""
 
     names: list[str]
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -62,8 +62,8 @@ def choose_training_files(names: Sequence[str], where: str, all_splits: bool = F
             return Choice(list(names), note=f"all that is read is named for {min(held_out.values())}")
         first = min(held_out)
         raise UserError(
-            f"{where}: {first} is named for {held_out[first]}, and nothing for {TRAIN}, so that it can't be told what "
-            "to train on: give only that, or --all-splits to take everything"
+            f"{where}: {first} is named for {held_out[first]}, and nothing for {TRAIN}, so it is unclear what "
+            "to train on: give only the files for training, or --all-splits to take everything"
         )
     left_out: dict[str, list[str]] = {}
     for name, split in held_out.items():

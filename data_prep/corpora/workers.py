@@ -1,8 +1,8 @@
-"""How many processes a machine bears: the cores this process may use, and the memory that is left."""
+"""How many worker processes to start: the cores this process may use, and the memory that is left."""
 
 from common.host_limits import allowed_cores, available_memory_bytes
 
-WORKER_BYTES = 400 << 20  # what a worker may need at worst, shared pages included
+WORKER_BYTES = 400 << 20  # the most that a worker may need, shared pages included
 
 
 def choose_workers(wanted: int | None) -> int:

@@ -35,7 +35,7 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 def document_start(tokenizer_spec: dict[str, Any]) -> int | None:
-    """The id that stands before every document, by a tokenizer's spec; None where documents are not marked."""
+    """The id before every document, by a tokenizer's spec; None where documents are not marked."""
     found: int | None = tokenizer_spec.get("begin_of_text_id", tokenizer_spec.get("end_of_text_id"))
     return found
 
@@ -56,7 +56,7 @@ def split_sha256(folder: Path, shards: "Sequence[Shard]") -> str:
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of tokens. `documents` counts those that begin in it, `bytes` the UTF-8 bytes its tokens stand for."""
+    """One file of tokens. `documents` counts those that start in it, `bytes` the UTF-8 bytes its tokens stand for."""
 
     file: str
     tokens: Positive
@@ -84,7 +84,7 @@ class SourceFile(TypedDict):
 
 
 class SkippedRow(TypedDict):
-    """What was passed over in a file, and where; keys in the order in which they are written, as in all of these."""
+    """What was skipped in a file, and where; keys in the order in which they are written, as in all of these."""
 
     file: str
     line: NotRequired[Count]
@@ -96,7 +96,7 @@ class SkippedRow(TypedDict):
 
 @keep_others
 class Source(TypedDict, total=False):
-    """Where a set comes from, as far as anything but people read it."""
+    """Where a set comes from: the keys that programs read."""
 
     name: str
     files: list[SourceFile]
@@ -164,7 +164,7 @@ class Manifest:
                 raise UserError(f"{folder} is incomplete: run its preparation command again, it continues")
             if (version := state.get("format_version")) != FORMAT_VERSION:
                 raise UserError(
-                    f"{path} has format {str(version)[:40]}, this Longhaul reads {FORMAT_VERSION}: "
+                    f"{path} has format {str(version)[:40]}, but this Longhaul reads {FORMAT_VERSION}: "
                     "prepare the set again with --force"
                 )
             stored = parse_json(content, StoredManifest)
@@ -187,14 +187,14 @@ class Manifest:
 
 
 class _State(TypedDict, total=False):
-    """What is to be known before the rest is looked at."""
+    """The keys that are read before the rest."""
 
     complete: Any
     format_version: Any
 
 
 def _untrue(stored: StoredManifest) -> Iterator[str]:
-    """What can't be true of a manifest, whatever its shards hold, in words."""
+    """What is wrong with a manifest, whatever its shards hold, in words."""
     vocab_size = stored["tokenizer"]["vocab_size"]
     if vocab_size > MOST_IDS:
         yield f"tokenizer.vocab_size: {vocab_size:,} ids do not fit 32 bits"
@@ -210,7 +210,7 @@ def wrong_names(shards: Iterable[Shard]) -> Iterator[str]:
     seen: set[str] = set()
     for shard in shards:
         if not is_plain_name(shard.file) or not shard.file.endswith(".bin"):
-            yield f"{shard.file!r} is no shard's name"
+            yield f"{shard.file!r} is not a shard's name"
         elif shard.file in seen:  # its tokens would be read twice
             yield f"{shard.file} is listed twice"
         seen.add(shard.file)
@@ -223,7 +223,7 @@ def _missing(folder: Path) -> str:
             f"'python data_prep/docstrings.py --out {folder}' or 'python data_prep/fineweb.py --out {folder}'"
         )
     if folder.is_file():
-        return f"{folder} is a file: a token set is a folder, which data_prep/text_files.py makes of texts"
+        return f"{folder} is a file: a token set is a folder, which data_prep/text_files.py makes from texts"
     if any(folder.glob("*.bin*")):
         return f"{folder} is incomplete (no {MANIFEST_FILE}): run its preparation command again, it continues"
     return f"{folder} holds no token set (no {MANIFEST_FILE}): is it the right folder?"

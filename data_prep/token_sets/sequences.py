@@ -1,4 +1,4 @@
-"""A stream of tokens cut into windows of a model's length."""
+"""A stream of tokens cut into sequences of a model's length."""
 
 from typing import Protocol
 
@@ -17,28 +17,28 @@ class Tokens(Protocol):
 def document_ids(tokens: npt.NDArray[np.int64], begin_of_text_id: int) -> npt.NDArray[np.int64]:
     """Which document of its row each token belongs to, counted from 0 or 1: (..., T) to (..., T).
 
-    The token opens the document that it precedes (most vocabularies have end of text there); a row's first tokens may
+    The token starts the document that it precedes (most vocabularies have end of text there); a row's first tokens may
     continue an earlier one.
     """
     return np.cumsum(tokens == begin_of_text_id, axis=-1)
 
 
 class Windows:
-    """A stream cut into windows of T inputs and their T targets; window i begins at token i·stride.
+    """A stream cut into sequences of T inputs and their T targets; sequence i starts at token i·stride.
 
     With stride T, the default, each token is a target once, except the stream's first and the fewer than T at its end
-    that fill no window. With a smaller one windows overlap: with stride 1 every token begins a window.
+    that fill no sequence. With a smaller one sequences overlap: with stride 1 every token starts a sequence.
     """
 
     def __init__(self, stream: Tokens, block_size: int, stride: int | None = None) -> None:
         self._stream = stream
         self.block_size = block_size
         self.stride = block_size if stride is None else stride
-        assert 1 <= self.stride <= block_size, f"stride {stride}: tokens between windows would never be read"
+        assert 1 <= self.stride <= block_size, f"stride {stride}: tokens between sequences would never be read"
         self.count = max(0, (len(stream) - 1 - block_size) // self.stride + 1)
 
     def read(self, windows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Windows (n,) to their tokens (n, T+1) int64; a window's last token is its last target."""
+        """Sequence numbers (n,) to their tokens (n, T+1) int64; a sequence's last token is its last target."""
         tokens = np.empty((len(windows), self.block_size + 1), dtype=np.int64)
         for row, window in zip(tokens, windows, strict=True):
             start = int(window) * self.stride

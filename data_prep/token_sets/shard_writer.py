@@ -1,7 +1,7 @@
 """The one writer of token shards: exact sizes, each published whole, the same bytes for the same tokens.
 
-Tokens stream in; a shard is written beside its final name, synced, hashed and renamed. What a set holds is only said by
-the manifest, which the caller writes last.
+Tokens stream in; a shard is written beside its final name, synced, hashed and renamed. What a set holds is recorded
+only by the manifest, which the caller writes last.
 """
 
 import errno
@@ -28,9 +28,9 @@ _OWN_FILES = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.bin({re.escape(TEMPORA
 
 
 class ShardWriter:
-    """Writes one split's token stream as shards of exactly `shard_tokens` tokens, the last one as short as it comes.
+    """Writes one split's token stream as shards of exactly `shard_tokens` tokens, the last may be shorter.
 
-    `finished` are shards that an earlier, interrupted writer published: writing goes on after them. Use as a
+    `finished` are shards that an earlier, interrupted writer published: writing continues after them. Use as a
     context manager: leaving with an exception publishes nothing more.
     """
 
@@ -126,7 +126,7 @@ class ShardWriter:
         return tuple(self.shards)
 
     def abandon(self) -> None:
-        """Drop the unfinished shard; published ones stay."""
+        """Delete the unfinished shard; published ones stay."""
         if self._file is not None:
             self._file.close()
             Path(self._file.name).unlink(missing_ok=True)
@@ -154,13 +154,13 @@ def clear_token_set(folder: Path) -> None:
     """
     own = [folder / MANIFEST_FILE, *shard_files(folder)]
     if in_the_way := next((path for path in own if path.is_dir() and not path.is_symlink()), None):
-        raise UserError(f"{in_the_way} is a folder, where a file is to be written: move it away")
+        raise UserError(f"{in_the_way} is a folder, but a file must be written there: move it away")
     for path in own:
         remove_file(path)
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, if it is there. Raises UserError where that can't be, as of a folder."""
+    """Remove a file, if it is there. Raises UserError where that is impossible, as for a folder."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -173,7 +173,7 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
 
 
 def told(error: OSError, path: Path, missing_bytes: int | None = None) -> UserError:
-    """What to tell people who can't have `path` written."""
+    """The message for `path` that can't be written."""
     if error.errno not in _DISK_FULL:
         return UserError(refusal("written", error, path, otherwise="run the same command again"))
     missing = "" if missing_bytes is None else f" needs {format_bytes(missing_bytes)} more"

@@ -1,4 +1,4 @@
-"""Reading a token set: each split as one long stream of tokens, memory-mapped, whatever files it lies in."""
+"""Reading a token set: each split as one long stream of tokens, memory-mapped, whatever files it is in."""
 
 import bisect
 import errno
@@ -22,7 +22,7 @@ from common.regular_file import open_regular, size_of_file
 from data_prep.token_sets.manifest import AGAIN, Manifest, Shard, split_sha256
 from data_prep.tokenization.tokenizer import Ids
 
-HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make so much resident: kernels map a cached folio as a whole
+HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make this much resident: kernels map a cached folio as a whole
 
 
 class TokenStream:
@@ -66,7 +66,7 @@ class TokenStream:
             if (largest := int(taken.max())) >= self._vocab_size:  # a model would fail on it without saying where
                 raise UserError(
                     f"{self._paths[index]} holds the token id {largest:,}, outside the vocabulary of "
-                    f"{self._vocab_size:,}: it is damaged, run data_prep/verify.py on its folder"
+                    f"{self._vocab_size:,}: it is damaged: run data_prep/verify.py on its folder"
                 )
             position, index = end, index + 1
         return out
@@ -111,7 +111,7 @@ class TokenSet:
         unlisted = sorted({path.name for path in folder.glob("*.bin")} - {shard.file for shard in shards})
         if unlisted:
             raise UserError(
-                f"{folder / unlisted[0]} is not in the set's manifest: move it away or prepare the set again"
+                f"{folder / unlisted[0]} is not in the set's manifest: move it away, or prepare the set again"
             )
         for shard in shards:
             _check_size(folder, shard, manifest.numpy_dtype)
@@ -173,7 +173,7 @@ def _map_file(path: Path) -> mmap.mmap:
         with open_regular(path) as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        fewer = "; fewer, larger shards need fewer" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        fewer = "; a set with fewer, larger shards needs fewer" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
         raise UserError(f"{refusal('read', error, path)}{fewer}") from None
     except ValueError as error:  # an empty file
         raise UserError(f"{path} can't be mapped ({error}): run data_prep/verify.py on its folder") from None

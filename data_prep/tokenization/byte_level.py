@@ -1,4 +1,4 @@
-"""How byte-level vocabularies (GPT-2's and those after it) write bytes as printable characters."""
+"""How byte-level vocabularies (GPT-2's and later ones) show bytes as printable characters."""
 
 # GPT-2's byte-level alphabet shows a byte as itself where that is printable, else as the next character from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -23,7 +23,7 @@ GPT2_FILES = {  # name: SHA-256, both as tiktoken expects them
 
 
 def tokenizer_cache_folder() -> Path:
-    """Where tiktoken's files lie: $TIKTOKEN_CACHE_DIR, $LONGHAUL_CACHE/tiktoken or the project's .cache/tiktoken."""
+    """Where tiktoken's files are: $TIKTOKEN_CACHE_DIR, $LONGHAUL_CACHE/tiktoken or the project's .cache/tiktoken."""
     if folder := os.environ.get("TIKTOKEN_CACHE_DIR"):
         return Path(folder)
     return cache_folder() / "tiktoken"
@@ -49,18 +49,18 @@ def place_gpt2_files() -> None:
             write_whole(target, data)
         except OSError as error:
             raise UserError(
-                f"can't write {target} ({error.strerror}): set TIKTOKEN_CACHE_DIR to a writable folder"
+                f"{target} can't be written ({error.strerror}): set TIKTOKEN_CACHE_DIR to a writable folder"
             ) from None
 
 
 def carried_gpt2_file(name: str) -> bytes:
-    """The bytes of a vocabulary file, by what the project carries. Raises UserError where that is not GPT-2's."""
+    """The bytes of a vocabulary file, from the project's copy. Raises UserError where that is not GPT-2's."""
     path = GPT2_FOLDER / "vocab.bpe"
-    remedy = f"'git checkout -- {path.name}' in {path.parent} brings GPT-2's merges back"
+    remedy = f"'git checkout -- {path.name}' in {path.parent} restores GPT-2's merges"
     try:
         merges = path.read_bytes()
     except OSError as error:
-        raise UserError(f"can't read {path} ({error.strerror}): {remedy}") from None
+        raise UserError(f"{path} can't be read ({error.strerror}): {remedy}") from None
     if hashlib.sha256(merges).hexdigest() != GPT2_FILES["vocab.bpe"]:
         raise UserError(f"{path} is not GPT-2's, its SHA-256 differs (were its line ends changed?): {remedy}")
     data = merges if name == "vocab.bpe" else ids_of(merges)
@@ -69,7 +69,7 @@ def carried_gpt2_file(name: str) -> bytes:
 
 
 def ids_of(merges: bytes) -> bytes:
-    """encoder.json, as OpenAI wrote it, from vocab.bpe: the bytes, what each merge makes, the end of text."""
+    """encoder.json, as OpenAI wrote it, from vocab.bpe: the bytes, the results of the merges, the end of text."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     stand_ins = range(256, 512 - len(printable))  # each other byte, in order, is shown as one of these characters
     made = [pair.replace(" ", "") for pair in merges.decode("utf-8").splitlines()[1:]]

@@ -1,4 +1,4 @@
-"""GPT-2's encoding by tiktoken, faster: the same ids, the text cut into pieces without looking ahead.
+"""GPT-2's encoding by tiktoken, faster: the same ids, the text cut into pieces without look-ahead.
 
 GPT-2's pattern cuts a text into pieces, which merges never cross, and leaves the last of several white-space characters
 to what follows: `\\s+(?!\\S)` (Radford et al. 2019). To look ahead, tiktoken needs a backtracking engine, which takes
@@ -36,7 +36,7 @@ class Gpt2Encoding:
         return [self._encoding.decode_single_token_bytes(i) for i in range(self._encoding.n_vocab)]
 
     def encode(self, text: str) -> np.ndarray[Any, np.dtype[np.uint32]]:
-        """Ids (n,) as tiktoken's encode_ordinary has them. Raises UnicodeEncodeError for a lone surrogate."""
+        """Ids (n,) as tiktoken's encode_ordinary gives them. Raises UnicodeEncodeError for a lone surrogate."""
         if MARK in text:
             if self._usual is None:
                 from tiktoken import get_encoding

@@ -74,7 +74,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def of(cls, text: str, end_of_text_id: int, framing: "Framing | None" = None) -> "HuggingFaceTokenizer":
-        """Of the text of a `tokenizer.json`. Raises UserError for one that can't be carried."""
+        """Make it from the text of a `tokenizer.json`. Raises UserError for one that Longhaul can't use."""
         try:
             check_carried(parse(text))
             return cls(pack(text), end_of_text_id, framing)
@@ -89,7 +89,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return form
 
     def text_of(self, token: int | None) -> str:
-        """What stands for an id in the vocabulary; nothing where the ids have a gap."""
+        """The token of an id; none where the ids have a gap."""
         return "" if token is None else self._tokenizer.id_to_token(token) or ""
 
     def encode(self, text: str, *, continues: bool = False) -> Ids:
@@ -153,7 +153,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
 @dataclass(frozen=True)
 class Framing:
-    """What a tokenizer's spec tells of the ids around a text, beyond the one that ends it.
+    """What a tokenizer's spec records of the ids around a text, beyond the one that ends it.
 
     Attributes: as Tokenizer has them.
     """
@@ -174,11 +174,11 @@ def check_carried(description: Mapping[str, Any]) -> None:
     )
     if model.get("type", "BPE") != "BPE" or not (is_byte_level(description) or sentence_piece):
         raise UserError(
-            "tokenizer.json is not a byte-level BPE and none that spells in bytes what it has no token for "
-            "(byte_fallback): Longhaul can't carry it along"
+            "tokenizer.json is neither a byte-level BPE nor one that spells unknown text in bytes "
+            "(byte_fallback): Longhaul can't use it"
         )
     if model.get("dropout"):
-        raise UserError("tokenizer.json has a dropout: its ids are others each time, set it to null")
+        raise UserError("tokenizer.json has a dropout, which makes ids random: set it to null")
     for part in _parts(description.get("normalizer"), "normalizers"):
         if part.get("type") not in NORMALIZERS:
             raise UserError(f"tokenizer.json has the normalizer {part.get('type')}, which Longhaul can't carry along")
@@ -188,7 +188,7 @@ def check_carried(description: Mapping[str, Any]) -> None:
 
 
 def _check_harmless(description: Mapping[str, Any]) -> None:
-    """Raises UserError for what would end the process in the package `tokenizers`: a panic, or texts without end."""
+    """Raises UserError for what would end the process in the package `tokenizers`: a panic, or endless texts."""
     model = description.get("model") or {}
     pairs = merge_pairs(model.get("merges")) or []
     if any(_is_cut_within(str(pair[-1]), model.get("continuing_subword_prefix")) for pair in pairs if pair):
@@ -209,7 +209,7 @@ def _growth(step: Mapping[str, Any]) -> int:
 
 
 def merge_pairs(merges: Any) -> list[tuple[Any, ...]] | None:
-    """A tokenizer.json's merges, which older files spell as "one other"; None for what is no list of such."""
+    """A tokenizer.json's merges, which older files spell as "one other"; None for anything else."""
     if not isinstance(merges or [], list):
         return None
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges or []]
@@ -236,7 +236,7 @@ def strips_space(description: Mapping[str, Any]) -> bool:
 
 
 def sentence_piece_bytes(token: str) -> bytes:
-    """The UTF-8 bytes that a piece stands for."""
+    """The UTF-8 bytes of a piece."""
     if found := SPELT_BYTE.fullmatch(token):
         return bytes([int(found[1], 16)])
     return token.replace(SPACE_SHOWN_AS, " ").encode()
@@ -265,7 +265,7 @@ def _parts(step: Any, key: str) -> list[dict[str, Any]]:
 
 def _built(description: Mapping[str, Any]) -> Any:
     built = _package_tokenizer(json.dumps(description))
-    built.encode_special_tokens = True  # what a text holds is text, whatever it looks like
+    built.encode_special_tokens = True  # special tokens in a text are plain text, too
     built.no_truncation()
     built.no_padding()
     return built
@@ -278,7 +278,7 @@ def _package_tokenizer(text: str) -> Any:
         raise UserError("this model's tokenizer needs the package tokenizers: pip install tokenizers") from None
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except BaseException as error:  # the package raises Exception itself, and its panics are none
+    except BaseException as error:  # the package raises plain Exception, and its panics are BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"tokenizer.json can't be read: {str(error)[:150]}") from None

@@ -1,4 +1,4 @@
-"""A `tokenizer.json` as a tokenizer's spec carries it: compressed, and unpacked only as far as one can be large.
+"""A `tokenizer.json` as a tokenizer's spec carries it: compressed, and unpacked only up to a tokenizer's size.
 
 A spec comes with a checkpoint or a token set, perhaps a stranger's: 1.4 MB of it may unpack to gigabytes, of text or of
 lists that hold nothing.
@@ -28,21 +28,21 @@ def pack(text: str) -> str:
 
 
 def unpack(packed: Any) -> str:
-    """The text again. Raises UserError for what `pack` did not make, or no tokenizer's file can be."""
+    """The text again. Raises UserError for what `pack` did not make, or what can't be a tokenizer's file."""
     unpacking = zlib.decompressobj()
     try:
         text = unpacking.decompress(base64.b64decode(packed), MOST_BYTES)
         if unpacking.unconsumed_tail:
             raise UserError(f"the carried tokenizer.json has more than {MOST_BYTES:,} bytes: it can't be a tokenizer's")
         if not unpacking.eof:
-            raise ValueError("it breaks off")
+            raise ValueError("it is truncated")
         return text.decode()
     except (TypeError, ValueError, zlib.error) as error:
         raise UserError(f"the carried tokenizer.json is damaged ({error}): {COPY_AGAIN}") from None
 
 
 def parse(text: str) -> dict[str, Any]:
-    """A `tokenizer.json`. Raises UserError where it is none, or would take more memory than one does."""
+    """A parsed `tokenizer.json`. Raises UserError where it can't be one, or would take more memory than any."""
     check_extent(text)
     try:
         description = json.loads(text)
@@ -83,7 +83,7 @@ def check_id(number: Any, vocab_size: int, what: str) -> int:
     """
     if type(number) is not int or not 0 <= number < vocab_size:
         raise UserError(
-            f"the id that {what} is {number!r}, and the tokenizer has {vocab_size:,} ids, from 0 on: write the right "
+            f"the id that {what} is {number!r}, but the tokenizer has {vocab_size:,} ids, from 0 on: write the right "
             "one into the model's config.json, and import it again"
         )
     return number

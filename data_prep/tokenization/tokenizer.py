@@ -1,4 +1,4 @@
-"""Text to token ids and back: GPT-2 BPE, characters or bytes, each with an identity that data carry along."""
+"""Text to token ids and back: GPT-2 BPE, characters or bytes, each with an identity that is stored with the data."""
 
 import hashlib
 import os
@@ -28,11 +28,11 @@ class Tokenizer(ABC):
     `spec` is its identity as JSON: `kind`, `vocab_size`, `end_of_text_id` (None where there is none) and `sha256`,
     which covers the text every id stands for; for `char` also `symbols`.
 
-    A document begins with `begin_of_text_id`. Where that is another id than `end_of_text_id`, the latter also ends
-    the document; where they are one, it stands before every document and so ends the one before.
+    A document starts with `begin_of_text_id`. Where that is another id than `end_of_text_id`, the latter also ends
+    the document; where they are the same, it comes before every document and so ends the one before.
 
     Attributes:
-        begins_contexts: any text that the model continues begins with `begin_of_text_id`, in evaluations, too.
+        begins_contexts: any text that the model continues starts with `begin_of_text_id`, in evaluations, too.
         other_end_ids: other ids by which the model may end a text.
     """
 
@@ -49,7 +49,7 @@ class Tokenizer(ABC):
         also: str = "",
         **details: Any,
     ) -> None:
-        """`pieces[i]` are the UTF-8 bytes that id i stands for; the ids that begin and end texts stand for none.
+        """`pieces[i]` are the UTF-8 bytes that id i stands for; the ids that start and end texts stand for none.
 
         Args:
             begin_of_text_id: None: the same as the end's.
@@ -79,7 +79,7 @@ class Tokenizer(ABC):
 
         Args:
             continues: the text continues one that was encoded before, cut where `cut` allows it. Tokenizers that
-                put a space before a text's first word put none there.
+                put a space before a text's first word omit it there.
         """
 
     @abstractmethod
@@ -95,21 +95,21 @@ class Tokenizer(ABC):
 
     @property
     def opening(self) -> Ids:
-        """What stands before a document: (1,), or (0,) where the tokenizer marks no documents."""
+        """The ids before a document: (1,), or (0,) where the tokenizer marks no documents."""
         return np.array([] if self.begin_of_text_id is None else [self.begin_of_text_id], dtype=self.dtype)
 
     @property
     def closing(self) -> Ids:
-        """What stands after a document: (0,), or (1,) where that is another id than the one before it."""
+        """The ids after a document: (0,), or (1,) where that is another id than the one before it."""
         return np.array([] if self.begin_of_text_id == self.end_of_text_id else [self.end_of_text_id], dtype=self.dtype)
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """The ids that end a text while it is written."""
+        """The ids that end a text while it is generated."""
         return (() if self.end_of_text_id is None else (self.end_of_text_id,)) + self.other_end_ids
 
     def prompt(self, text: str) -> list[int]:
-        """A prompt's ids: it begins a document, as documents of the training data do.
+        """A prompt's ids: it starts a document, as documents of the training data do.
 
         Raises UserError for a character that the vocabulary lacks.
         """

@@ -13,7 +13,7 @@ from data_prep.token_sets.manifest import token_dtype
 
 @dataclass(frozen=True)
 class TokenizerChoice:
-    """`spec` is what load_tokenizer takes. `name` tells one tokenizer from another in a token set's settings."""
+    """`spec` is what load_tokenizer takes. `name` identifies the tokenizer in a token set's settings."""
 
     name: str
     spec: dict[str, Any] | str
@@ -32,7 +32,7 @@ def add_tokenizer_option(parser: Parser, kinds: Sequence[str], default: str = "g
         "--tokenizer",
         default=default,
         metavar="KIND_OR_MODEL",
-        help=f"{', '.join(kinds)}, or a run or checkpoint (an imported model, say) whose own is taken "
+        help=f"{', '.join(kinds)}, or a run or checkpoint (such as an imported model), whose tokenizer is used "
         f"(default: {default})",
     )
 
@@ -50,5 +50,5 @@ def choose_tokenizer(asked: str, kinds: Sequence[str]) -> TokenizerChoice:
         raise UserError(f"--tokenizer takes {', '.join(kinds)}, a run or a checkpoint: {error}") from None
     spec = read_checkpoint_manifest(checkpoint)["tokenizer"]
     kind = spec["kind"]
-    whole = {"kind", "vocab_size", "end_of_text_id", "sha256"} == spec.keys()  # then the kind alone says which it is
+    whole = {"kind", "vocab_size", "end_of_text_id", "sha256"} == spec.keys()  # then the kind is enough to identify it
     return TokenizerChoice(kind if whole else f"{kind} {spec['sha256'][:12]}", dict(spec))

@@ -226,7 +226,7 @@ def test_a_journal_of_other_settings_or_another_source_is_refused(source, tmp_pa
 @pytest.mark.parametrize("plan", ['{"source": []}', '{"source": null}', "{}", "[]", "3"])
 def test_a_journal_that_is_none_is_refused(tmp_path, plan):
     (tmp_path / JOURNAL_FILE).write_text(f'{{"splits": {{}}, "plan": {plan}}}')
-    with pytest.raises(UserError, match=r"is damaged .*: --force starts anew"):
+    with pytest.raises(UserError, match=r"is damaged .*: use --force to start again"):
         Begun.read(tmp_path)
 
 
@@ -480,7 +480,7 @@ def test_which_files_the_shards_rest_on(chosen, stop, read, source, tmp_path):
     names = [file.name for file in corpus.files.listed]
     fewer = replace(corpus, files=LocalFiles(folder, names[: read or 3]))
     more = replace(corpus, files=LocalFiles(folder, names[: (read or 3) - 1]))
-    with pytest.raises(UserError, match="was begun with another file"):
+    with pytest.raises(UserError, match="was started with another file"):
         prepare(more, tmp_path, 0, "")
     prepare(fewer, tmp_path, 0, "")
 

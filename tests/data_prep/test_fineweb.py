@@ -281,7 +281,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(source, tmp_path):
         file.write(tail)
     refused = run(tmp_path / "set", "--source", sparse, "--dry-run")
     assert refused.returncode == 2
-    assert "lacks room" in refused.stderr
+    assert "lacks disk space" in refused.stderr
 
 
 def test_wrong_input_is_one_line(source, tmp_path):

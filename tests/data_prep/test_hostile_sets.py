@@ -58,7 +58,7 @@ MANIFESTS: dict[str, tuple[Edit, str]] = {
     "a split an object": (lambda m: m["splits"].update(val={}), r"splits\.val: it is not a list"),
     "a shard without tokens": (lambda m: m["splits"]["val"][0].pop("tokens"), r"val\.0\.tokens: it is missing"),
     "tokens beyond 64 bits": (lambda m: m["splits"]["val"][0].update(tokens=10**30), r"val\.0\.tokens: "),
-    "a name with a NUL": (lambda m: m["splits"]["val"][0].update(file="a\0.bin"), "is no shard's name"),
+    "a name with a NUL": (lambda m: m["splits"]["val"][0].update(file="a\0.bin"), "is not a shard's name"),
     "deep": (lambda m: m.update(source={"name": "DEEP"}), "no JSON: recursion limit"),
 }  # fmt: skip
 
@@ -114,7 +114,7 @@ def test_what_stands_in_a_files_place_is_not_waited_for(tmp_path: Path, put: Cal
     with pytest.raises(UserError, match=rf"manifest\.json .*({words})"):
         TokenSet.open(tmp_path)
     put(tmp_path / JOURNAL_FILE)
-    with pytest.raises(UserError, match=rf"{JOURNAL_FILE} .*({words}).*: --force starts anew"):
+    with pytest.raises(UserError, match=rf"{JOURNAL_FILE} .*({words}).*: use --force to start again"):
         Begun.read(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_a_journal_of_another_shape_is_named_with_the_key(tmp_path: Path, name: 
     found = Begun.read(tmp_path)
     assert found is not None and source_difference(found.plan["source"], plan["source"]) is None
     rewritten(tmp_path / JOURNAL_FILE, edit)
-    with pytest.raises(UserError, match=rf"{JOURNAL_FILE} is damaged \(.*{words}.*\): --force starts anew"):
+    with pytest.raises(UserError, match=rf"{JOURNAL_FILE} is damaged \(.*{words}.*\): use --force to start again"):
         Begun.read(tmp_path)
 
 
@@ -177,7 +177,7 @@ def test_a_folder_with_a_shards_name_costs_nobody_a_set(tmp_path: Path) -> None:
     make_token_set(tmp_path, train_tokens=500, val_tokens=100)
     (tmp_path / "train-00007.bin").mkdir()
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(UserError, match=r"train-00007\.bin is a folder, where a file is to be written"):
+    with pytest.raises(UserError, match=r"train-00007\.bin is a folder, but a file must be written there"):
         clear_token_set(tmp_path)
     (tmp_path / "manifest.json.0123abcd.tmp").mkdir()
     with pytest.raises(UserError, match=r"manifest\.json\.0123abcd\.tmp can't be removed"):
@@ -283,5 +283,5 @@ def test_a_configuration_named_like_a_number_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../x.parquet", "/x.parquet", "a/../../x.parquet", "a//x.parquet", "a\\x", ""])
 def test_a_hubs_file_stays_in_its_folder(tmp_path: Path, name: str) -> None:
     source = HubSource("some/set", "default", "0" * 40, (InputFile(name, 1, {}),))
-    with pytest.raises(UserError, match=r"some/set lists .*, which is no name inside a"):
+    with pytest.raises(UserError, match=r"some/set lists .*, which is not a name inside a"):
         HubFiles(source, tmp_path, keep=False)

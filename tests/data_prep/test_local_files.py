@@ -128,7 +128,7 @@ def test_what_is_passed_over_is_told_with_its_reason(tmp_path):
         found = find_files([folder], "text")
     assert taken(found) == ["a.jsonl", "b/c.txt"]
     assert told_passed_over(found.passed_over) == [
-        "2 JSON, but a document, not an object a line: info.json, list.json",
+        "2 JSON, but a document, not an object per line: info.json, list.json",
         "1 JSON, but without the text: its first line has no field 'text': meta.json",
         "3 hidden, or of another program's bookkeeping: ._a.txt, .ipynb_checkpoints/, __MACOSX/",
         "2 not regular files (pipes, sockets, devices): pipe.jsonl, s.txt",

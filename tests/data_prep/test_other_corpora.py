@@ -209,7 +209,7 @@ def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
         ([folder / "b.jsonl", "--field", "body"], "no field 'body'"),
         ([tmp_path / "broken.jsonl"], "broken.jsonl, line 2: "),
         ([tmp_path / "broken.jsonl", "--tokenizer", "char"], "broken.jsonl: Expecting"),
-        ([folder / "a.parquet", "--field", "score"], "no text in its column 'score' but double"),
+        ([folder / "a.parquet", "--field", "score"], "double, not text, in its column 'score'"),
         ([tmp_path / "dangling"], "can't be read ("),
         ([tmp_path / "empty.txt", "--tokenizer", "char"], "there is no text"),
     ]
@@ -304,7 +304,7 @@ def test_bad_lines_are_skipped_as_far_as_is_allowed(tmp_path):
         manifest = TokenSet.open(tmp_path / kind, verify="full").manifest
         assert manifest.source["skipped"] == listed
         assert sum(manifest.total(split, "documents") for split in manifest.splits) == 49
-        told = "warning: skipped 2 that can't be read: a.jsonl line 10, a.jsonl line 52"
+        told = "warning: skipped 2 unreadable: a.jsonl line 10, a.jsonl line 52"
         assert told in done.stdout
         assert told in run(*command).stdout  # complete already: with that list still
 
@@ -339,7 +339,7 @@ def test_looking_into_shards(own_texts, tmp_path):
     assert "there is no document 99999" in missing.stderr
     for picture in (tmp_path / "nowhere" / "p.png", tmp_path / "p.docx"):
         undrawn = run("inspect_shards.py", tmp_path / "set", "--max-tokens", "1K", "--plot", picture)
-        assert (undrawn.returncode, f"error: can't draw {picture}" in undrawn.stderr) == (2, True)
+        assert (undrawn.returncode, f"error: {picture} can't be drawn" in undrawn.stderr) == (2, True)
         assert "Traceback" not in undrawn.stderr
     make_token_set(tmp_path / "bytes")
     assert run("inspect_shards.py", tmp_path / "bytes", "--split", "val", "--plot").returncode == 0

@@ -147,7 +147,7 @@ UNTRUE = {
         lambda folder: edit_shard(folder, "train", 1, sha256=None),
         r"splits\.train\.1\.sha256: it is not text",
     ),
-    "elsewhere": (lambda folder: edit_shard(folder, "train", 1, file="../x.bin"), "'../x.bin' is no shard's name"),
+    "elsewhere": (lambda folder: edit_shard(folder, "train", 1, file="../x.bin"), "'../x.bin' is not a shard's name"),
     "negative": (lambda folder: edit_shard(folder, "train", 1, tokens=-1), r"train\.1\.tokens: .*greater than 0"),
     "a text": (
         lambda folder: edit_shard(folder, "val", 0, documents="7"),
@@ -231,7 +231,7 @@ def test_verify_finds_ids_outside_the_vocabulary_and_wrong_counts(tmp_path):
     (tmp_path / "set" / "manifest.json").write_text(json.dumps(manifest))
     bad = run_verify(tmp_path / "set")
     assert "token id 256 is outside the vocabulary of 200" in bad.stdout
-    assert "documents begin in it" in bad.stdout
+    assert "documents start in it" in bad.stdout
     assert re.search(r"train-00001\.bin \(train\): its tokens stand for [\d,]+ bytes of text, not ", bad.stdout)
     assert "the tokenizer's vocab_size is not that of this tokenizer" in bad.stdout
 
@@ -241,7 +241,7 @@ def test_verify_counts_the_one_document_of_a_split_without_ends_of_text(tmp_path
     assert run_verify(tmp_path / "set").returncode == 0
     assert [shard.documents for shard in opened.manifest.splits["train"]] == [1, 0, 0]
     edit_shard(tmp_path / "set", "train", 2, documents=3)
-    assert "0 documents begin in it, not 3" in run_verify(tmp_path / "set").stdout
+    assert "0 documents start in it, not 3" in run_verify(tmp_path / "set").stdout
 
 
 def test_a_shard_truncated_while_open_is_named(tmp_path):
