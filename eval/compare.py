@@ -1,4 +1,4 @@
-"""Put runs beside GPT-2, GPT-3 and Arcane: model, data, tokens, RoPE, losses, HellaSwag.
+"""Compare runs with GPT-2, GPT-3 and Arcane: model, data, tokens, RoPE, losses, HellaSwag.
 
     python eval/compare.py
     python eval/compare.py runs/gpt2-124m runs/llama-124m --markdown
@@ -28,7 +28,7 @@ RECORDS = PROJECT / "records"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser("Put runs beside GPT-2, GPT-3 and Arcane.")
+    parser = CommandParser("Compare runs with GPT-2, GPT-3 and Arcane.")
     parser.add_argument(
         "runs", type=Path, nargs="*", metavar="RUN", help="folders of runs (default: the committed ones)"
     )

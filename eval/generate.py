@@ -1,10 +1,10 @@
-"""Let a trained model write.
+"""Generate text with a trained model.
 
     python eval/generate.py runs/demo --prompt "The function returns"
     python eval/generate.py runs/demo --prompt "def f" --preset nucleus --samples 3 --seed 7
     python eval/generate.py runs/demo --interactive
 
-A prompt begins a document, as documents of the training data do. One text is shown while it is written.
+A prompt starts a document, as documents of the training data do. A single text is shown while it is generated.
 """
 
 import argparse
@@ -34,10 +34,10 @@ OVERRIDES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # 
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser("Let a trained model write.")
+    parser = CommandParser("Generate text with a trained model.")
     add_run(parser)
-    source = parser.add_argument_group("what to go on from")
-    source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times: side by side")
+    source = parser.add_argument_group("the text to continue")
+    source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     source.add_argument("--prompt-file", metavar="FILE", help="a prompt from this file; - is standard input")
     source.add_argument("--interactive", action="store_true", help="ask for prompts until end of input (Ctrl-D)")
     choice = parser.add_argument_group("how tokens are chosen")
@@ -56,9 +56,9 @@ def parse_arguments() -> argparse.Namespace:
     extent = parser.add_argument_group("how much, and where to stop")
     extent.add_argument("--max-tokens", type=int, default=200, metavar="N", help="for each text (default 200)")
     extent.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt (default 1)")
-    extent.add_argument("--seed", type=int, default=0, help="the same seed, the same texts (default 0)")
+    extent.add_argument("--seed", type=int, default=0, help="the same seed gives the same texts (default 0)")
     extent.add_argument("--stop", action="append", default=[], metavar="TEXT", help="ends a text; may be repeated")
-    extent.add_argument("--past-end", action="store_true", help="write on after an end of text")
+    extent.add_argument("--past-end", action="store_true", help="continue after an end of text")
     extent.add_argument(
         "--slide",
         type=int,
@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     if arguments.interactive and (arguments.prompt or arguments.prompt_file or arguments.json):
-        raise UserError("--interactive asks for its prompts itself: leave out --prompt, --prompt-file and --json")
+        raise UserError("--interactive asks for prompts itself: leave out --prompt, --prompt-file and --json")
     prompts = [] if arguments.interactive else read_prompts(arguments)
     options = options_of(arguments)
     require_run(arguments.run)
@@ -106,7 +106,7 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"{arguments.prompt_file} is not UTF-8 text ({error}): save it as such") from None
     if not prompts:
-        raise UserError('nothing to go on from: give --prompt "…", --prompt-file FILE or --interactive')
+        raise UserError('no prompt: give --prompt "…", --prompt-file FILE or --interactive')
     return prompts
 
 
@@ -116,12 +116,12 @@ def sampling_of(arguments: argparse.Namespace) -> Sampling:
 
 
 def options_of(arguments: argparse.Namespace) -> GenerationOptions:
-    """Raises UserError for numbers that can't be."""
+    """The options. Raises UserError for impossible numbers."""
     for name, least in (("max_tokens", 1), ("samples", 1), ("seed", 0)):
         if getattr(arguments, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least {least}")
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: use {least} or more")
     if arguments.seed >= 1 << 63:
-        raise UserError("--seed must be below 2^63")
+        raise UserError("--seed is {arguments.seed}: use less than 2^63")
     if not all(arguments.stop):
         raise UserError("--stop is empty: give the text to stop at")
     return GenerationOptions(

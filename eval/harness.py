@@ -37,9 +37,9 @@ def main() -> int:
     arguments = parse_arguments()
     for name in ("limit", "batch"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+            raise UserError(f"--{name} is {getattr(arguments, name)}: use 1 or more")
     if arguments.include_path is not None and not arguments.include_path.is_dir():
-        raise UserError(f"--include-path {arguments.include_path} is not a folder")
+        raise UserError(f"--include-path {arguments.include_path} is not a folder: give one with task files")
     require_run(arguments.run)
     from eval.hugging_face.harness_tasks import evaluate  # here, as it imports torch
 

@@ -45,7 +45,7 @@ def main() -> int:
     arguments = parse_arguments()
     for name in ("limit", "batch"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} is {getattr(arguments, name)}; it must be at least 1")
+            raise UserError(f"--{name} is {getattr(arguments, name)}: use 1 or more")
     data = read_hellaswag(arguments.data)
     data = replace(data, examples=data.examples[: arguments.limit])
     require_run(arguments.run)

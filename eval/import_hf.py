@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", help="folder with config.json and weights, or a name such as openai-community/gpt2")
     parser.add_argument("out", type=folder_to_make, help="the checkpoint's folder to make")
     parser.add_argument(
-        "--tokenizer", choices=["gpt2", "byte"], help="what the model was trained with, where its files don't tell"
+        "--tokenizer", choices=["gpt2", "byte"], help="what the model was trained with, where its files don't define it"
     )
     parser.add_argument("--revision", help="of a model on the hub: a commit, tag or branch (default: its newest)")
     return parser.parse_args()

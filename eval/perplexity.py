@@ -4,8 +4,8 @@
     python eval/perplexity.py runs/demo --data data/docstrings --stride 64 --json perplexity.json
     python train/launch.py --nproc_per_node=8 eval/perplexity.py runs/gpt2-124m --data data/fineweb-edu
 
-Each target token counts once. Without a stride, windows of the model's length lie side by side and a window's first
-tokens see little; with --stride S a window begins at every S-th token and only what is new in it is counted, so that
+Each target token counts once. Without a stride, sequences of the model's length follow each other and the first tokens
+of each see little; with --stride S a sequence starts at every S-th token and only its new targets are counted, so that
 every token but the first ones sees at least T - S others. Both count the same targets.
 """
 
@@ -29,9 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     add_run(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="a token set (default: the run's own)")
     parser.add_argument("--split", choices=["val", "train"], default="val", help="of the token set (default val)")
-    parser.add_argument("--tokens", type=int, metavar="N", help="targets from the split's beginning (default: all)")
-    parser.add_argument("--stride", type=int, metavar="S", help="let windows overlap: S new targets in each")
-    parser.add_argument("--micro-batch", type=int, default=8, metavar="N", help="windows at a time (default 8)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="targets from the split's start (default: all)")
+    parser.add_argument("--stride", type=int, metavar="S", help="let sequences overlap: S new targets in each")
+    parser.add_argument("--micro-batch", type=int, default=8, metavar="N", help="sequences at a time (default 8)")
     add_device(parser)
     add_dtype(parser)
     add_json(parser)
@@ -43,7 +43,7 @@ def main() -> int:
     arguments = parse_arguments()
     for name in ("tokens", "stride", "micro_batch"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; it must be at least 1")
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}: use 1 or more")
     require_run(arguments.run)
     if arguments.data is not None:
         TokenSet.open(find_token_set(arguments.data))

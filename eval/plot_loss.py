@@ -2,7 +2,7 @@
 
     python eval/plot_loss.py runs/demo
 
-Works on a run that is still going. `eval/report.py` shows much more.
+Works on a run that is still running. `eval/report.py` shows much more.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from eval.reporting.run_data import RunData, load_run, tell_complaints
 
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser("Draw a run's training and validation loss and its learning rate.")
-    parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo; still going or done")
+    parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo; running or done")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the PNG goes (default: RUN/report/loss.png)")
     return parser.parse_args()
 
@@ -39,7 +39,7 @@ def main() -> int:
     run = load_run(arguments.run)
     path = file_to_write(arguments.out or run.folder.report / "loss.png")
     if arguments.out is None and (what := what_stands_at(path)) not in ("", "a file", "a link to nothing"):
-        raise UserError(f"{path} is {what}, where the run has a file: move it away, or give --out")
+        raise UserError(f"{path} is {what}, not a file: move it away, or give --out")
     write_output(path, draw(run))
     tell_complaints([run])
     left_out = len(run.table.of_kind("val_loss")) - len(run.table.comparable("val_loss"))

@@ -1,9 +1,9 @@
-"""Make a report of a run, or of several laid over each other: one HTML file and its pictures.
+"""Make a report of a run, or of several in the same plots: one HTML file and its pictures.
 
     python eval/report.py runs/demo
     python eval/report.py runs/short runs/long --out reports/lengths --json lengths.json
 
-Works on a run that is still going. The page needs no network and no JavaScript.
+Works on a run that is still running. The page needs no network and no JavaScript.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from eval.shared.arguments import add_json
 
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser("Make a report of runs: one HTML file and its pictures.")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, still going or done")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders of runs, running or done")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: the first run's report/)")
     add_json(parser, "key figures")
     return parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> int:
     path = out / "report.html"
     for file in (path, *(out / name for name in pictures)):
         if (what := what_stands_at(file)) not in ("", "a file", "a link to nothing"):
-            raise UserError(f"{file} is {what}, where the report has a file: move it away, or give another --out")
+            raise UserError(f"{file} is {what}, not a file: move it away, or give another --out")
     try:
         out.mkdir(parents=True, exist_ok=True)
         sweep_temporaries(out, {*pictures, path.name}, older_than_seconds=LEFT_SECONDS)

@@ -1,4 +1,4 @@
-"""Say what came out of a run: loss beside what word frequencies alone give, speed, samples, where everything lies.
+"""Print a run's results: loss beside that of token frequencies alone, speed, samples, where everything is.
 
     python eval/summary.py runs/demo --require-margin 1.0
 
@@ -57,7 +57,7 @@ class ModelPart(TypedDict):
 
 
 class ConfigPart(TypedDict):
-    """What a summary has to know of a run's configuration."""
+    """The parts of a run's configuration that a summary needs."""
 
     data: DataPart
     run: RunPart
@@ -66,17 +66,17 @@ class ConfigPart(TypedDict):
 
 @dataclass(frozen=True)
 class Summary:
-    """What came out of a run. Losses in nats per token."""
+    """A run's results. Losses in nats per token."""
 
     run: str
-    status: str  # the run's own word for it
-    alive: Verdict  # whether it gets on, as far as can be told from here
+    status: str  # the status that the run recorded
+    alive: Verdict  # whether it makes progress, as far as can be seen from here
     why: str  # in a few words
     step: int
     max_steps: int
     n_embd: int
     tokens: int  # that the model has learned from
-    run_tokens: int  # of these in this run: a branch begins with another run's
+    run_tokens: int  # of these in this run: a branch starts with another run's
     val_loss: float
     val_step: int
     perplexity: float
@@ -84,13 +84,13 @@ class Summary:
     margin: float  # unigram_entropy - val_loss
     tokens_per_second: float  # median over steps
     val_sha256: str  # of the validation split
-    val_tokens: int | None  # of it, from its beginning: losses on equal ones compare
+    val_tokens: int | None  # of it, from its start: losses on equal ones compare
     training_seconds: float  # in steps; without validation, saving and pauses
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser("Say what came out of a run.")
-    parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo; still going or done")
+    parser = CommandParser("Print a run's results.")
+    parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo; running or done")
     parser.add_argument(
         "--require-margin",
         type=float,
@@ -118,7 +118,7 @@ def main() -> int:
 
 
 def summarise(folder: RunFolder) -> Summary:
-    """Read a run's figures. Raises UserError where there is no run, or it has not come to a validation yet."""
+    """Read a run's figures. Raises UserError where there is no run, or it has not reached a validation yet."""
     if not os.path.lexists(folder.metrics):
         raise UserError(f"{folder.path} is not a run's folder: it has no {folder.metrics.name}")
     try:
@@ -129,18 +129,19 @@ def summarise(folder: RunFolder) -> Summary:
     validation = [record for record in records if record_kind(record) == "validation"]
     if not train or not validation:
         raise UserError(
-            f"{folder.metrics} holds no training step with a validation after it: has the run got that far?"
+            f"{folder.metrics} holds no training step with a validation after it: try again when the run has reached "
+            "one"
         )
     val_loss = validation[-1]["val_loss"]
     if val_loss is None:
-        raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train anew")
+        raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train again")
     config = read_configuration_as(folder, ConfigPart)
     tokens = TokenSet.open(find_token_set(config["data"]["path"]))
     measured_on = validation[-1].get("val_sha256") or tokens.manifest.val_sha256  # an old record has none
     if measured_on != tokens.manifest.val_sha256:
         raise UserError(
             f"the last validation loss in {folder.metrics} was measured on a validation set of SHA-256 "
-            f"{measured_on[:12]}…, {tokens.folder} has another one: put the data back, or train a step on these"
+            f"{measured_on[:12]}…, but {tokens.folder} has another one: put the data back, or train a step on these"
         )
     entropy = unigram_entropy(tokens.split("val"))
     alive = look_at(folder, time.time())
@@ -208,7 +209,7 @@ def print_samples(folder: RunFolder) -> None:
     if not samples:
         return
     step = samples[-1]["step"]
-    print(f"\nWhat it wrote after step {step:,} (prompt│continuation):")
+    print(f"\nWhat it generated after step {step:,} (prompt│continuation):")
     for sample in samples:
         if sample["step"] == step:
             text = json.dumps(sample.get("text") or "", ensure_ascii=False)[1:-1]
@@ -221,12 +222,12 @@ def print_places(folder: RunFolder) -> None:
         (folder.report / "report.html", "everything as a page for the browser"),
         (folder.report / "loss.png", "loss and learning rate as a picture"),
         (folder.metrics, "every step's figures"),
-        (folder.samples, "what the model wrote along the way"),
+        (folder.samples, "what the model generated along the way"),
         (folder.config, "the whole configuration"),
         (folder.provenance, "command, versions, machine"),
         *((path, "newest checkpoint") for _, path in list_checkpoints(folder.checkpoints)[:1]),
     ]
-    print("\nWhere everything lies:")
+    print("\nWhere everything is:")
     width = max(len(one_line(str(path))) for path, _ in places)
     for path, what in places:
         if os.path.exists(path):  # False for what one may not see, too

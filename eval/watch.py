@@ -1,9 +1,9 @@
-"""Look at a run while it goes on: progress, ETA, curves, rates, restarts, the last sample.
+"""Watch a run: progress, ETA, curves, rates, restarts, the last sample.
 
     python eval/watch.py runs/demo
     python eval/watch.py runs/demo --once
 
-Plain text that any terminal shows, also over ssh; Ctrl-C leaves, and the run does not notice. Where standard output is
+Plain text that any terminal shows, also over ssh; Ctrl-C quits, without any effect on the run. Where standard output is
 no terminal it is printed once. NO_COLOR (no-color.org) and terminals without Unicode are respected.
 """
 
@@ -32,10 +32,10 @@ LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser("Look at a run while it goes on.")
+    parser = CommandParser("Watch a run.")
     parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo")
-    parser.add_argument("--once", action="store_true", help="print the view once and leave")
-    parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="look again after (default: 2)")
+    parser.add_argument("--once", action="store_true", help="print the view once and quit")
+    parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="between updates (default: 2)")
     parser.add_argument("--ascii", action="store_true", help="use no character beyond ASCII")
     return parser.parse_args()
 
@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     if not arguments.interval > 0:
-        raise UserError(f"--interval is {arguments.interval}: give a number of seconds above 0")
+        raise UserError(f"--interval is {arguments.interval}: use a number of seconds above 0")
     folder = RunFolder(arguments.run)
     if not any(os.path.lexists(path) for path in (folder.metrics, folder.state, folder.config)):
         raise UserError(

@@ -5,8 +5,8 @@
         decoding.finish(row)          # ends a row early, as a stop string does
 
 A prompt is computed once (prefill) and its keys and values cloned for its samples; then every step computes one token
-per row. Sample j of a prompt draws from a generator of its own, so it is the same text whatever else is written beside
-it. B rows, T sequence, V padded vocabulary.
+per row. Sample j of a prompt draws from a generator of its own, so it is the same text whatever else is generated
+beside it. B rows, T sequence, V padded vocabulary.
 """
 
 from collections.abc import Collection, Iterator
@@ -27,13 +27,13 @@ COUNT, END, STOPPED, FULL = "count", "end of text", "stop string", "context full
 
 @dataclass
 class Row:
-    """One text in the making.
+    """A text being generated.
 
     Attributes:
         prompt, sample: which prompt it continues, and which sample of it this is.
         tokens: prompt and continuation.
         written: tokens of the continuation, an end of text not counted.
-        ended: why it ended, or None while it goes on.
+        ended: why it ended, or None while it continues.
     """
 
     prompt: int
@@ -64,15 +64,15 @@ class Decoding:
     Args:
         model: in evaluation mode; its device and dtype are used.
         prompts: token ids, at least one each; lengths may differ.
-        count: most tokens to write for each row.
+        count: most tokens to generate for each row.
         samples: continuations per prompt, side by side.
-        seed: sample j of every prompt depends on (seed, j) alone.
-        end_ids: the tokens that end a text, kept out of it; none: there are none, or they should be passed over.
+        seed: sample j of every prompt depends only on (seed, j).
+        end_ids: the tokens that end a text, kept out of it; empty: there are none, or they should be ignored.
         slide: tokens to forget at once where a model that can't go past block_size has a full context; None: the row
             ends there. 1 gives the most context and recomputes it for every token.
 
-    Raises UserError for an empty prompt, or one that fills the context of a model that can neither go on nor slide; and
-    while it goes on, where the logits are no numbers.
+    Raises UserError for an empty prompt, or one that fills the context of a model that can neither continue nor slide;
+    and during generation where the logits are NaN or inf.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Decoding:
         end_ids: Collection[int] = (),
         slide: int | None = None,
     ) -> None:
-        assert not model.training, "decoding is for a model in evaluation mode"
+        assert not model.training, "decoding needs a model in evaluation mode"
         assert slide is None or 1 <= slide <= model.config.block_size
         self._model = model
         self._sampling = sampling
@@ -107,7 +107,7 @@ class Decoding:
         self._cache: KVCache | None = None
 
     def finish(self, row: int, why: str = STOPPED) -> None:
-        """End a row; between steps."""
+        """End a row; to be called between steps."""
         self.rows[row].ended = self.rows[row].ended or why
 
     @torch.no_grad()
@@ -135,10 +135,11 @@ class Decoding:
         block_size = self._model.config.block_size
         for tokens in prompts:
             if not tokens:
-                raise UserError("an empty prompt has nothing to go on from: give it some text")
+                raise UserError("the prompt is empty, and there is nothing to continue: give it some text")
             if len(tokens) > block_size and not self._endless and self._slide is None:
                 raise UserError(
-                    f"the prompt has {len(tokens)} tokens, the model's context {block_size}: shorten it, or let the "
+                    f"the prompt has {len(tokens)} tokens, and the model's context holds {block_size}: shorten it, or "
+                    "let the "
                     "context slide (--slide)"
                 )
 
@@ -174,11 +175,11 @@ class Decoding:
         assert self._cache is not None
         if self._cache.has_room(1) and (self._endless or self._cache.longest < self._model.config.block_size):
             return self._model.next_logits(tokens, self._cache)
-        # full: a text slides, or the longest row has left and a new cache has room for the others
+        # full: a text slides, or the longest row has ended and a new cache has room for the others
         return self._prefill([self.rows[index].tokens for index in self._live])
 
     def _prefill(self, texts: list[list[int]]) -> Tensor:
-        """A new cache of what these texts still see: (B, V) logits."""
+        """Fill a new cache with what these texts still see: (B, V) logits."""
         contexts = [text[self._start_of(text) :] for text in texts]
         lengths = torch.tensor([len(context) for context in contexts], device=self._device)  # (B)
         longest = max(map(len, contexts))
@@ -197,7 +198,7 @@ class Decoding:
         return context_start(len(text), self._model.config.block_size, self._slide or 1)
 
     def _keep(self, kept: list[int], tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Go on with these places alone."""
+        """Continue only with these places."""
         assert self._cache is not None
         places = torch.tensor(kept, device=self._device)
         self._live = [self._live[place] for place in kept]

@@ -18,8 +18,9 @@ class Sampling:
             2019, arXiv:1904.09751); 1 keeps all.
         min_p: only tokens at least this fraction as likely as the likeliest stay (Nguyen et al. 2024,
             arXiv:2407.01082); 0 keeps all.
-        repetition_penalty: what the text holds already has its logit divided by this if positive, multiplied if
-            negative (Keskar et al. 2019, arXiv:1909.05858); 1 changes nothing. Greedy choices heed it too.
+        repetition_penalty: tokens that are in the text already have their logits divided by this if positive,
+            multiplied if negative (Keskar et al. 2019, arXiv:1909.05858); 1 changes nothing. It applies to greedy
+            choices too.
 
     Raises UserError for an impossible value.
     """
@@ -32,14 +33,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, good, range_ in (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or above"),
-            ("top-k", self.top_k >= 0, "0 (all tokens) or above"),
-            ("top-p", 0 <= self.top_p <= 1, "between 0 and 1"),
-            ("min-p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition-penalty", 0 < self.repetition_penalty < float("inf"), "above 0"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            ("top-k", self.top_k >= 0, "0 (all tokens) or more"),
+            ("top-p", 0 <= self.top_p <= 1, "a value from 0 to 1"),
+            ("min-p", 0 <= self.min_p <= 1, "a value from 0 to 1"),
+            ("repetition-penalty", 0 < self.repetition_penalty < float("inf"), "more than 0"),
         ):
             if not good:
-                raise UserError(f"{name} is {getattr(self, name.replace('-', '_'))}; it must be {range_}")
+                raise UserError(f"{name} is {getattr(self, name.replace('-', '_'))}: use {range_}")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Choosing the next token: the filters of the field as pure functions, and going on from one prompt the plain way.
+"""Choosing the next token: the filters of the field as pure functions, and the plain way to continue one prompt.
 
 The filters equal those of Hugging Face's `transformers` and come in its order: repetition penalty, temperature, top-k,
 top-p, min-p. B batch, T sequence, V vocabulary.
@@ -19,7 +19,7 @@ LEAST_TEMPERATURE = 1e-30  # below it logits divided by the temperature leave fl
 
 
 def filtered(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """(B, V) logits as every filter leaves them; `seen` (B, V) bool: what a row's text holds already."""
+    """(B, V) logits after all filters; `seen` (B, V) bool: tokens that are in a row's text already."""
     if seen is not None and sampling.repetition_penalty != 1:
         logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
@@ -66,11 +66,11 @@ def choose_tokens(
     Args:
         logits: (B, V) floats; ids that must not be chosen are at -inf.
         generators: one of the CPU per row, the only source of chance: a row's choice doesn't depend on the others.
-        seen: (B, V) bool, what a row's text holds already, for the repetition penalty.
+        seen: (B, V) bool, tokens that are in a row's text already, for the repetition penalty.
 
     Returns: (B, 1) int64 on the logits' device.
 
-    Raises UserError where the logits are no numbers: the likeliest of them would be id 0 again and again.
+    Raises UserError where the logits are NaN or inf: the likeliest of them would be id 0 again and again.
     """
     if not bool(logits.amax(dim=-1).isfinite().all()):
         raise UserError(non_finite_predictions(logits.dtype))
@@ -93,7 +93,7 @@ def continue_tokens(
     seed: int,
     stops: Collection[int],
 ) -> list[int]:
-    """The `count` tokens that the model writes after `prompt`, fewer where it writes one of `stops`.
+    """The `count` tokens that the model generates after `prompt`, fewer where it generates one of `stops`.
 
     The plain way, which computes the last block_size tokens anew for every token; `decoding` is the fast one.
     The model's mode and the global random state stay as they are. Raises UserError as `choose_tokens` does.

@@ -1,36 +1,36 @@
-"""Tokens to text while they come, showing only what later tokens can't change."""
+"""Tokens to text as they arrive, showing only what later tokens can't change."""
 
 from collections.abc import Sequence
 
 from data_prep.tokenization.tokenizer import Tokenizer
 
-INCOMPLETE = "\ufffd"  # what decoding makes of a character whose last bytes are still to come
+INCOMPLETE = "\ufffd"  # the decoding of a character whose last bytes are still missing
 
 
 class TextStream:
-    """One text in the making. What `push` returns, and at last `finish`, is joined the whole text.
+    """A text being generated. What `push` and in the end `finish` return, joined, is the whole text.
 
-    Held back are the bytes of an unfinished character, and whatever may turn out to begin a stop string. What comes may
+    The bytes of an unfinished character are held back, and whatever may turn out to start a stop string. The ids may
     start a text, or (`continues`) continue a prompt.
 
     Attributes:
         text: everything given out so far.
-        stopped: a stop string has come; it and what follows are no part of the text.
+        stopped: a stop string was found; it and what follows are not part of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = (), *, continues: bool = False) -> None:
-        assert all(stops), "an empty stop string would end every text at once"
+        assert all(stops), "a stop string is empty, and would end every text at once"
         self._tokenizer = tokenizer
         self._stops = stops
         self._ids: list[int] = []  # since the text last ended in a whole character
         self._continues = continues  # what these ids follow is of the same document
-        self._read = 0  # characters of their text that are whole and taken over
-        self._held = ""  # whole characters that may begin a stop string
+        self._read = 0  # whole characters of their text that have been used
+        self._held = ""  # whole characters that may start a stop string
         self.text = ""
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that is certain now and was not before."""
+        """The text that has become certain with these ids."""
         self._ids.append(token)
         decoded = self._tokenizer.decode(self._ids, continues=self._continues)
         whole = decoded.removesuffix(INCOMPLETE)
@@ -42,7 +42,7 @@ class TextStream:
         return self._give(self._certain())
 
     def finish(self) -> str:
-        """The rest, when no more tokens come."""
+        """The rest, once there are no more tokens."""
         if not self.stopped:
             self._held += self._tokenizer.decode(self._ids, continues=self._continues)[self._read :]
             self._ids, self._read = [], 0
@@ -50,7 +50,7 @@ class TextStream:
         return ""
 
     def _certain(self, at_the_end: bool = False) -> int:
-        """How many of the held characters may be given out."""
+        """How many of the held characters may be returned."""
         found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True
@@ -67,5 +67,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of `text` that begin `stop`."""
+    """Characters at the end of `text` that start `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""Texts that a model generates after prompts: shown as they come, and asked for one after the other."""
+"""Texts that a model generates after prompts: shown as they are generated; or prompts asked for one after the other."""
 
 import contextlib
 import sys
@@ -39,7 +39,7 @@ def load(run: Path, options: GenerationOptions, device: DeviceChoice, dtype: Dty
     context = loaded.model.config.block_size
     slide = max(1, context // 2) if options.slide == HALF_OF_THE_CONTEXT else options.slide
     if slide is not None and not 1 <= slide <= context:
-        raise UserError(f"--slide is {slide}; it must be between 1 and the context of {context} tokens")
+        raise UserError(f"--slide is {slide}: use 1 to {context}, the context in tokens")
     return loaded, replace(options, slide=slide)
 
 
@@ -59,7 +59,7 @@ def generate_all(loaded: Loaded, prompts: list[str], options: GenerationOptions)
 
 
 def generate(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> list[Text]:
-    """Generate and show every text: a single one as it comes, several one after the other when all are done."""
+    """Generate and show every text: a single one as it is generated, several one after the other when all are done."""
     tokenizer = loaded.tokenizer
     decoding = Decoding(
         loaded.model,
@@ -99,7 +99,7 @@ def complain(rows: list[Row], block_size: int) -> None:
     if full:
         which = "the text" if len(rows) == 1 else f"{full} of {len(rows)} texts"
         print(
-            f"{which} ended where the model's context of {block_size} tokens is full: --slide goes on past it",
+            f"{which} ended where the model's context of {block_size} tokens is full: --slide continues past it",
             file=sys.stderr,
         )
 

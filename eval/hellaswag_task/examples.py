@@ -1,8 +1,8 @@
 """HellaSwag's examples (Zellers et al. 2019) out of a file, with the two contexts under which they are scored.
 
 Two forms are read, each also as .bz2. The official JSONL has the fields `activity_label`, `ctx_a`, `ctx_b`, `ctx`,
-`endings` and `label`. The six-line text form has context, label and four endings on a line each; nothing tells its
-activity label and its two sentences apart any more, so its context is used as it stands.
+`endings` and `label`. The six-line text form has context, label and four endings on a line each; its activity label and
+its two sentences can't be told apart, so its context is used as it is.
 """
 
 import bz2
@@ -71,10 +71,10 @@ def read_hellaswag(path: Path | None = None) -> HellaSwag:
     path = require_hellaswag(path)
     try:
         text = _content(path).decode("utf-8-sig").replace("\r\n", "\n")
-    except (OSError, EOFError, ValueError, OverflowError) as error:  # text that is none, a bzip2 file that breaks off
+    except (OSError, EOFError, ValueError, OverflowError) as error:  # undecodable text, a truncated bzip2 file
         if isinstance(error, OSError) and error.errno is not None:
             raise UserError(refusal("read", error, path)) from None
-        raise UserError(f"{path} can't be read: {error}: fetch it again, or save it as UTF-8") from None
+        raise UserError(f"{path} can't be read ({error}): fetch it again, or save it as UTF-8") from None
     lines = text.rstrip("\n").split("\n")
     official = lines[0].lstrip().startswith("{")
     examples = _read_json_lines(lines, path) if official else _read_text(lines, path)
@@ -82,11 +82,11 @@ def read_hellaswag(path: Path | None = None) -> HellaSwag:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file, of a bzip2 one what is in it. Raises OverflowError where that is more than examples are."""
+    """The bytes of a file, of a bzip2 one decompressed. Raises OverflowError for more than all examples have."""
     with open_regular(path) as file:
         content: bytes = (bz2.BZ2File(file) if path.suffix == ".bz2" else file).read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise OverflowError(f"it has more than {MOST_BYTES:,} bytes, which are no HellaSwag")
+        raise OverflowError(f"it has more than {MOST_BYTES:,} bytes, more than HellaSwag has")
     return content
 
 
@@ -96,7 +96,7 @@ def require_hellaswag(path: Path | None) -> Path:
         path = hellaswag_file()
         if not path.is_file():
             raise UserError(
-                f"HellaSwag is not at {path}: run 'python data_prep/prepare_offline.py' where there is a network, "
+                f"there is no HellaSwag at {path}: run 'python data_prep/prepare_offline.py' where there is a network, "
                 "or name a file of your own"
             )
     elif not path.is_file():
@@ -119,7 +119,9 @@ def _read_json_lines(lines: list[str], path: Path) -> tuple[Example, ...]:
         try:
             examples.append(_official_example(parse_json(line.encode(), Row)))
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is not a HellaSwag example: {error}") from None
+            raise UserError(
+                f"{path}, line {number} is not a HellaSwag example ({error}): correct it, or fetch the file again"
+            ) from None
     return tuple(examples)
 
 
@@ -139,11 +141,11 @@ def harness_text(text: str) -> str:
 
 def _read_text(lines: list[str], path: Path) -> tuple[Example, ...]:
     if len(lines) % _TEXT_LINES:
-        raise UserError(f"{path} has {len(lines):,} lines: the text form has six for each example")
+        raise UserError(f"{path} has {len(lines):,} lines, not six for each example: fetch it again")
     examples = []
     for start in range(0, len(lines), _TEXT_LINES):
         context, label, *endings = lines[start : start + _TEXT_LINES]
         if label.strip() not in {str(index) for index in range(ENDINGS)}:
-            raise UserError(f"{path}, line {start + 2} is {label[:40]!r}: a label of 0 to 3 belongs there")
+            raise UserError(f"{path}, line {start + 2} is {label[:40]!r}, not a label from 0 to 3: fetch it again")
         examples.append(Example(int(label), context, tuple(endings), context, tuple(endings)))
     return tuple(examples)

@@ -55,9 +55,9 @@ def plain_question(example: Example, tokenizer: Tokenizer) -> Question:
 
 
 def harness_question(example: Example, tokenizer: Tokenizer) -> Question:
-    """As lm-evaluation-harness encodes pairs: both together, cut where the context alone ends.
+    """As lm-evaluation-harness encodes pairs: both together, cut where the context by itself ends.
 
-    Spaces at the context's end go over to the ending.
+    Spaces at the context's end move to the ending.
     """
     context = example.harness_context.rstrip() or example.harness_context
     spaces = example.harness_context[len(context) :]
@@ -86,7 +86,7 @@ def choose_all(
 ) -> dict[Metric, Choices]:
     """What the model chooses for each example by each definition. (All ranks call, all get everything.)
 
-    Raises UserError where the tokenizer lacks a character, or the scores are no numbers, whose largest means nothing.
+    Raises UserError where the tokenizer lacks a character, or the scores are NaN or inf, whose largest means nothing.
     """
     questions = build_questions(examples, tokenizer)
     distinct = questions.distinct()
@@ -113,7 +113,7 @@ def choose_by_token(scores: npt.NDArray[np.float64], questions: Sequence[Questio
 
 
 def accuracy(choices: Choices, examples: Sequence[Example]) -> Accuracy:
-    """The standard error is that of a mean, sqrt(p (1 - p) / (n - 1)), as lm-evaluation-harness has it."""
+    """The standard error is that of a mean, sqrt(p (1 - p) / (n - 1)), as in lm-evaluation-harness."""
     count = len(examples)
     value = float(np.mean(choices == np.array([example.label for example in examples])))
     return Accuracy(value, math.sqrt(value * (1 - value) / (count - 1)) if count > 1 else None)
@@ -124,8 +124,10 @@ def _ids(tokenizer: Tokenizer, text: str) -> Ids:
 
 
 def _opening(tokenizer: Tokenizer, context: Ids) -> Ids:
-    """What stands before a context: what the tokenizer itself puts there, or what begins an empty one."""
+    """The ids before a context: those that the tokenizer itself puts there, or those that start an empty one."""
     opening: Ids = tuple(tokenizer.opening.tolist()) if tokenizer.begins_contexts or not context else ()
     if not context and not opening:
-        raise UserError("a context is empty, and this tokenizer has no end of text to begin with")
+        raise UserError(
+            "a context is empty, which this tokenizer can't start from (it has no end-of-text token): remove it"
+        )
     return opening

@@ -1,8 +1,8 @@
 """How likely a model finds each of several endings of a context.
 
 The context is computed once for all of its endings; the output layer sees only tokens that are scored. Questions of
-alike length go together, and so do endings, so that little is padding. Which questions share a batch depends on the
-questions alone, and ranks take turns at whole batches: any number of ranks gives the same bits.
+similar length go together, and so do endings, so that little is padding. Which questions share a batch depends only on
+the questions, and ranks take turns at whole batches: any number of ranks gives the same bits.
 
 B contexts, R endings, T tokens, C width, V padded vocabulary.
 """
@@ -48,7 +48,7 @@ class BatchSize:
 
 @dataclass(frozen=True)
 class _Trunk:
-    """A context with the endings that go on from it: (which choice, its tokens)."""
+    """A context with the endings that continue it: (which choice, its tokens)."""
 
     question: int
     context: Ids
@@ -72,10 +72,10 @@ def log_likelihoods(
 
     Args:
         dtype: of matrix products; the log-probabilities are in float32 and their sums in float64.
-        done: told after every batch of this rank's share how many trunks of `trunk_share` it has finished.
+        done: called after every batch of this rank's share with the number of trunks of `trunk_share` it has finished.
 
     Raises:
-        UserError: an ending alone is longer than the model's context.
+        UserError: an ending by itself is longer than the model's context.
     """
     require_room(questions, model.config.block_size)
     size = batch_size or BatchSize.for_device(ranks.device)
@@ -94,10 +94,13 @@ def log_likelihoods(
 
 
 def require_room(questions: Sequence[Question], block_size: int) -> None:
-    """Raises UserError where an ending alone is longer than the model's context."""
+    """Raises UserError where an ending by itself is longer than the model's context."""
     longest = max((len(ending) for question in questions for ending in question.endings), default=0)
     if longest > block_size:
-        raise UserError(f"an ending of {longest} tokens is longer than the model's context of {block_size}")
+        raise UserError(
+            f"an ending has {longest} tokens, more than the model's context of {block_size}: use a model with a longer "
+            "one"
+        )
 
 
 def trunk_share(questions: Sequence[Question], block_size: int, ranks: Ranks, batch_size: BatchSize) -> int:
@@ -152,7 +155,9 @@ def _score(model: GPT, batch: list[_Trunk], rows: int, device: torch.device) -> 
 
 
 def _parts(lengths: list[int], rows: int, room: int) -> list[slice]:
-    """Slices of at most `rows` endings, longest first; one that may not fit behind the longest context stands alone."""
+    """Slices of at most `rows` endings, longest first; one that may not fit behind the longest context is a slice of
+    its own.
+    """
     parts, start = [], 0
     while start < len(lengths):
         stop = start + (1 if lengths[start] > room else rows)
@@ -184,5 +189,5 @@ def _pad(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
 
 
 def _unless_alike(lengths: Tensor, device: torch.device) -> Tensor | None:
-    """The lengths for a cache, which goes a shorter way where rows don't differ."""
+    """The lengths for a cache, which takes a faster path where rows don't differ."""
     return None if bool((lengths == lengths[0]).all()) else lengths.to(device)

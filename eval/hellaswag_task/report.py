@@ -1,4 +1,4 @@
-"""HellaSwag's questions answered by a checkpoint, and told with what each score compares with."""
+"""HellaSwag's questions answered by a checkpoint, and reported with the published scores that compare."""
 
 import argparse
 import time
@@ -21,7 +21,7 @@ NOT_COMPARABLE = "nothing published: the text form's contexts are used as they s
 
 
 def evaluate(arguments: argparse.Namespace, data: HellaSwag) -> None:
-    """Answer what eval/hellaswag.py was asked for, and print the scores. Raises UserError. All ranks call."""
+    """Evaluate as eval/hellaswag.py's arguments ask, and print the scores. Raises UserError. All ranks call."""
     ranks = start_evaluation(arguments.device)
     loaded = load_checkpoint(arguments.run, ranks.device, ranks)
     started = time.monotonic()

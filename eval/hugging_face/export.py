@@ -31,7 +31,7 @@ PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return 
 def export(run: Path, out: Path) -> dict[str, Any]:
     """Publish a run's newest good checkpoint, or this one, as the folder `out`; return the figures as JSON has them.
 
-    Raises UserError where there is none, it has no home there, or `transformers` reads it differently.
+    Raises UserError where there is none, no class there can hold it, or `transformers` reads it differently.
     """
     loaded = load_checkpoint(run)
     home = home_of(loaded.model.config)
@@ -69,7 +69,7 @@ def verify(loaded: Loaded, folder: Path) -> float:
     try:
         import transformers
     except ImportError:
-        raise UserError("exporting is verified with transformers: pip install transformers") from None
+        raise UserError("transformers, which verifies the export, is not installed: pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     config = loaded.model.config
@@ -90,13 +90,13 @@ def _verify_tokenizer(loaded: Loaded, theirs: Any) -> None:
         text = loaded.tokenizer.spec["symbols"]
     expected = loaded.tokenizer.encode(text).tolist()
     if loaded.tokenizer.spec["kind"] == "huggingface":
-        text = loaded.tokenizer.decode(expected)  # not all of theirs give back what they were given
+        text = loaded.tokenizer.decode(expected)  # not all of theirs round-trip
     if theirs.encode(text, add_special_tokens=False) != expected or theirs.decode(expected) != text:
         raise UserError("transformers reads the exported tokenizer differently: the folder was not published")
 
 
 def model_card(loaded: Loaded, home: str, difference: float) -> str:
-    """README.md of the exported folder: what the model is, how it came to be, how to load it."""
+    """README.md of the exported folder: what the model is, how it was trained, how to load it."""
     config, manifest = loaded.model.config, loaded.manifest
     shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads ({config.kv_heads} key/value)"
     rows = {
@@ -122,13 +122,11 @@ def model_card(loaded: Loaded, home: str, difference: float) -> str:
 
 
 def _readers_of(loaded: Loaded) -> dict[str, str]:
-    """What other programs that read the folder make of it."""
+    """How other programs that read the folder treat it."""
     window = loaded.model.config.windows[0]
     if window is None:
         return {}
-    return {
-        "other programs": f"llama.cpp and mlx-lm ignore the window: beyond {window} tokens their results are others"
-    }
+    return {"other programs": f"llama.cpp and mlx-lm ignore the window: beyond {window} tokens their results differ"}
 
 
 def _validation_of(loaded: Loaded) -> dict[str, str]:

@@ -17,7 +17,7 @@ INSTALL = "pip install 'lm-eval[hf]'"
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Run the tasks that eval/harness.py was asked for, and print the scores. Raises UserError."""
+    """Run the tasks that eval/harness.py's arguments name, and print the scores. Raises UserError."""
     device = device_for(arguments.device)
     manager, names = find_tasks(arguments)
     loaded = load_checkpoint(arguments.run)
@@ -39,13 +39,13 @@ def find_tasks(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
         import transformers  # noqa: F401
         from lm_eval.tasks import TaskManager
     except ImportError:
-        raise UserError(f"other tasks need lm-evaluation-harness: {INSTALL}") from None
+        raise UserError(f"lm-evaluation-harness is not installed: {INSTALL}") from None
     include = None if arguments.include_path is None else str(arguments.include_path)
     manager = TaskManager(include_path=include)
     names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown or not names:
-        raise UserError(f"lm-eval knows no task {', '.join(unknown) or '(none given)'}: 'lm-eval ls tasks' lists them")
+        raise UserError(f"lm-eval has no task {', '.join(unknown) or '(none given)'}: 'lm-eval ls tasks' lists them")
     return manager, names
 
 
@@ -122,7 +122,7 @@ def _are_pairs(sample: dict[str, Any]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it; what JSON doesn't know becomes text."""
+    """A value as JSON; what JSON lacks becomes text."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

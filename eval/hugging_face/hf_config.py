@@ -1,6 +1,6 @@
 """What a Longhaul model is in Hugging Face's `transformers`: the class and its config.json, both ways.
 
-Four classes of `transformers` hold what has a home there; the rest is refused by name. This module needs no
+Four classes of `transformers` hold what can be exported; the rest is refused by name. This module needs no
 `transformers`.
 """
 
@@ -19,8 +19,8 @@ GPT2, STARCODER2, LLAMA, MISTRAL = "GPT2LMHeadModel", "Starcoder2ForCausalLM", "
 MODEL_TYPES = {GPT2: "gpt2", STARCODER2: "starcoder2", LLAMA: "llama", MISTRAL: "mistral"}
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu2": "relu2", "swiglu": "silu"}
 UNGATED = ("gelu", "gelu_exact", "relu2")
-# What export knows, of every option of a model: the kinds that some class computes, and what may have any value. What
-# comes to be an option later is refused until it stands here.
+# What export knows of every option of a model: the kinds that some class computes, and what may have any value. An
+# option that is added later is refused until it is listed here.
 KINDS: dict[str, tuple[Any, ...]] = {
     "attention": ("softmax",), "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"),
     "mlp": (*UNGATED, "swiglu"), "rope_scaling": ("none", "linear", "llama3"), "qk_norm": (False,),
@@ -60,7 +60,7 @@ GPT2_OTHER_NAMES = {  # under which its configuration class takes the same field
     "max_position_embeddings": "n_positions",
 }  # fmt: skip
 OWN_FACTS = "longhaul"  # key of config.json for what their classes have no word for
-MOST_PADDING = 1 << 16  # rows of a table: what a model was trained with, and no number that a file may hold
+MOST_PADDING = 1 << 16  # rows of a table: what models are trained with, below what a damaged file may hold
 OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
 
 
@@ -89,7 +89,7 @@ def home_of(config: ModelConfig) -> str:
 
 
 def _is_known(config: ModelConfig, option: Field[Any]) -> bool:
-    """Whether an option has a value that some class computes; one that no list here names, whether it is not used."""
+    """Whether an option has a value that some class computes; for one that no list here names, whether it is unused."""
     value = getattr(config, option.name)
     if option.name in KINDS:
         return value in KINDS[option.name]
@@ -102,10 +102,10 @@ def _accept(known: bool, what: str) -> None:
 
 
 def to_config(config: ModelConfig, begin: int | None, ends: Sequence[int] = ()) -> dict[str, Any]:
-    """The contents of `config.json`. Raises UserError for a model without a home.
+    """The contents of `config.json`. Raises UserError for a model that no class can hold.
 
     Args:
-        begin, ends: the ids that begin and end texts, if there are any.
+        begin, ends: the ids that start and end texts, if there are any.
     """
     home = home_of(config)
     shared: dict[str, Any] = {
@@ -170,10 +170,10 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any]:
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A `config.json` with its architecture named, and with what it leaves out.
+    """A `config.json` with its architecture named, and with the defaults of what it leaves out.
 
-    Raises UserError for a model of another architecture, one whose weights are not plain numbers, and values that are
-    no model's.
+    Raises UserError for a model of another architecture, one whose weights are not plain numbers, and impossible
+    values.
     """
     home = _home(values)
     if values.get("quantization_config"):
@@ -220,7 +220,7 @@ def from_config(values: Mapping[str, Any], biases: Mapping[str, Tensor]) -> Mode
         bias = False
     multiple = own.get("vocab_multiple", ModelConfig().vocab_multiple)
     if multiple > MOST_PADDING:
-        raise UserError(f"config.json's vocab_multiple is {multiple}: it must be at most {MOST_PADDING:,}")
+        raise UserError(f"config.json's vocab_multiple is {multiple}: use at most {MOST_PADDING:,}")
     try:
         shared = {
             "vocab_size": values["vocab_size"],
@@ -305,7 +305,9 @@ def _rope_fields(rope: Mapping[str, Any], kind: str, values: Mapping[str, Any]) 
             length = rope.get("original_max_position_embeddings", values["max_position_embeddings"])
             fields["rope_original_length"] = values.get("original_max_position_embeddings", length)
     except KeyError as error:
-        raise UserError(f"config.json's rotary scaling of kind {kind} lacks {error.args[0]}: is it whole?") from None
+        raise UserError(
+            f"config.json's rotary scaling of kind {kind} lacks {error.args[0]}: add it, or download the model again"
+        ) from None
     return fields
 
 

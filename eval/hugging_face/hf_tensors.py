@@ -1,4 +1,4 @@
-"""What a Longhaul model's tensors are called in Hugging Face's `transformers`, both ways. V vocabulary, C width."""
+"""The names of a Longhaul model's tensors in Hugging Face's `transformers`, both ways. V vocabulary, C width."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ PLAIN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Module:
-    """A module with a weight and perhaps a bias; theirs, one below the other, are ours.
+    """A module with a weight and perhaps a bias; theirs, concatenated, are ours.
 
     `flip`: theirs is stored (in, out). `biased`: theirs has a bias.
     """
@@ -91,7 +91,7 @@ def with_head_of(config: ModelConfig, theirs: Mapping[str, Tensor]) -> ModelConf
 
 
 def check_tensors(config: ModelConfig, values: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> None:
-    """Refuse what `transformers` would fill with random numbers or pass over.
+    """Refuse what `transformers` would fill with random numbers or ignore.
 
     Args:
         config: with the vocabulary of config.json, not yet the tokenizer's.
@@ -105,13 +105,15 @@ def check_tensors(config: ModelConfig, values: Mapping[str, Any], theirs: Mappin
     for name, its in embeddings(config, home).items():
         rows = len(theirs[its]) if its in theirs and theirs[its].dim() else config.vocab_size
         if name != "wpe.weight" and rows != config.vocab_size:
-            raise UserError(f"{its} has {rows} rows, and config.json's vocab_size is {config.vocab_size}: one is wrong")
+            raise UserError(
+                f"{its} has {rows} rows, but config.json's vocab_size is {config.vocab_size}: correct the wrong one"
+            )
     for module in modules(config, home):
         for its in module.theirs:
             expected, found = has_bias(values, its), f"{its}.bias" in theirs
             if expected != found:
-                which = "config.json tells of a" if expected else "the folder has a tensor"
-                lacks = "and the folder lacks it" if expected else "of which config.json doesn't tell"
+                which = "config.json has a" if expected else "the folder has a tensor"
+                lacks = "and the folder lacks it" if expected else "that config.json doesn't have"
                 raise UserError(f"{which} {its}.bias, {lacks}: one of the files is another model's")
     for its, shape in _their_shapes(config, home).items():
         if its in theirs and tuple(theirs[its].shape) != shape:
@@ -119,11 +121,11 @@ def check_tensors(config: ModelConfig, values: Mapping[str, Any], theirs: Mappin
             raise UserError(f"the folder's tensor {its} has shape {has}, config.json's model {shape}: one is wrong")
     for its, tensor in theirs.items():
         if not bool(torch.isfinite(tensor.float()).all()):
-            raise UserError(f"the folder's tensor {its} holds NaN or inf: the model is damaged, get it again")
+            raise UserError(f"the folder's tensor {its} holds NaN or inf: the model is damaged, download it again")
 
 
 def _check_sizes(config: ModelConfig, theirs: Mapping[str, Tensor]) -> None:
-    """Before anything is made by them: even the objects of the layers could be more than memory holds."""
+    """Compare sizes before anything is made by them: even the layers' objects could be more than memory holds."""
     stored, wanted = sum(tensor.numel() for tensor in theirs.values()), parameter_count(config)
     if wanted > 2 * stored or config.n_layer > len(theirs):
         raise UserError(
@@ -161,7 +163,7 @@ def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str,
     def take(name: str) -> Tensor:
         used.add(name)
         if name not in theirs:
-            raise UserError(f"the folder has no tensor {name}: are all of its files there?")
+            raise UserError(f"the folder has no tensor {name}: download the missing file")
         return theirs[name].float()
 
     ours = {}

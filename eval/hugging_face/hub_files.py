@@ -1,4 +1,4 @@
-"""The JSON files of a Hugging Face folder, read as what they must be: whatever else stands there is a UserError."""
+"""The JSON files of a Hugging Face folder, read as declared types: anything else is a UserError."""
 
 import os
 from pathlib import Path
@@ -16,12 +16,12 @@ Shape = TypeVar("Shape")
 
 
 def stands(path: Path) -> bool:
-    """Whether anything has this name; a link to nothing does: a cache that lost a file has such ones."""
+    """Whether anything has this name; a dangling link counts: a cache that lost a file has such ones."""
     return os.path.lexists(path)
 
 
 def read_described(path: Path, shape: type[Shape]) -> Shape:
-    """A JSON file as `shape`. Raises UserError where there is none, or another."""
+    """A JSON file as `shape`. Raises UserError where it is missing, or of another shape."""
     try:
         return read_json_for_user(path, shape, AGAIN)
     except FileNotFoundError:
@@ -29,8 +29,8 @@ def read_described(path: Path, shape: type[Shape]) -> Shape:
 
 
 def read_tokenizer_json(path: Path) -> tuple[str, TokenizerDescription]:
-    """A `tokenizer.json` as text and as what it says, before which its extent is looked at: 1 MB of brackets would take
-    gigabytes. Raises UserError where it is none."""
+    """A `tokenizer.json` as text and parsed, after a check of its size: 1 MB of brackets would take
+    gigabytes. Raises UserError where it can't be one."""
     content = read_content(path, MOST_BYTES)
     text = content.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
     check_extent(text)
@@ -42,7 +42,7 @@ def read_tokenizer_json(path: Path) -> tuple[str, TokenizerDescription]:
 
 
 def read_content(path: Path, most_bytes: int) -> bytes:
-    """A file of at most so many bytes, without a byte order mark. Raises UserError where it is none."""
+    """A file of at most so many bytes, without a byte order mark. Raises UserError where it can't be read."""
     try:
         return read_at_most(path, most_bytes).removeprefix(b"\xef\xbb\xbf")
     except FileNotFoundError:

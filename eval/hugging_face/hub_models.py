@@ -26,7 +26,7 @@ def find_model(name: str, revision: str | None = None) -> Path:
     The cache is huggingface_hub's own where HF_HOME or HF_HUB_CACHE names it or the model is there already, else a
     folder in Longhaul's cache: nothing is written into the home folder unasked.
 
-    Raises UserError where it can't be had.
+    Raises UserError where it is not available.
     """
     if (folder := expand_path(name)).is_dir():
         return folder
@@ -55,7 +55,9 @@ def find_model(name: str, revision: str | None = None) -> Path:
     except errors.HFValidationError:
         raise impossible from None
     except errors.RepositoryNotFoundError:
-        raise UserError(f"{name} is not a folder, and no model on the hub (or a token is needed: HF_TOKEN)") from None
+        raise UserError(
+            f"{name} is neither a folder nor a model on the hub: check it, or set HF_TOKEN if it needs a token"
+        ) from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:120]
         raise UserError(

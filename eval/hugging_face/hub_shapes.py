@@ -1,6 +1,6 @@
-"""What the JSON files of a Hugging Face folder must be where the import looks at them; other keys are as they are.
+"""The types of a Hugging Face folder's JSON files, for the keys that the import reads; others are kept as they are.
 
-Shapes only: what the values mean, and which of them Longhaul can have, `hf_config` and `tokenizer_import` know.
+Types only: what the values mean, and which of them Longhaul supports, `hf_config` and `tokenizer_import` know.
 """
 
 from typing import Any, NotRequired
@@ -102,7 +102,7 @@ class AddedToken(TypedDict):
 
 @keep_others
 class Bpe(TypedDict):
-    """Models of other kinds have vocabularies of other shapes, `tokenizer_import` tells them."""
+    """Models of other kinds have vocabularies of other shapes, `tokenizer_import` distinguishes them."""
 
     type: NotRequired[str | None]
     vocab: NotRequired[Any]
@@ -117,7 +117,7 @@ class SpecialToken(TypedDict):
 
 @keep_others
 class Step(TypedDict):
-    """What is done to a text before or after its tokens are found, or to tokens; or a sequence of such steps."""
+    """A step that changes a text before or after tokenization, or its tokens; or a sequence of such steps."""
 
     type: NotRequired[str]
     add_prefix_space: NotRequired[bool]

@@ -58,7 +58,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _what_else(folder: Path) -> str:
-    """What might be taken for the weights."""
+    """What might be mistaken for the weights, for the message."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if stands(folder / name):
             return f" ({name} is {what_stands_at(folder / name) or 'nothing that can be read'})"
@@ -67,7 +67,7 @@ def _what_else(folder: Path) -> str:
 
 
 def _parts(folder: Path, stem: str, suffix: str) -> list[str]:
-    """The names that all parts have, of which there may be some; of very many that can't be there, the first ones."""
+    """The names of all parts of the sets that are there; of very many that can't exist, the first ones."""
     found = [match for path in folder.glob(f"{stem}-*{suffix}") if (match := PART.search(path.name))]
     counts = {match[2] for match in found}
     if len(counts) > 1:
@@ -90,7 +90,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _add(tensors: dict[str, Tensor], part: dict[str, Tensor], path: Path) -> None:
-    """Raises UserError where two files hold a tensor of the same name, of which one would be passed over."""
+    """Raises UserError where two files hold a tensor of the same name, of which one would be ignored."""
     if twice := sorted(tensors.keys() & part.keys()):
-        raise UserError(f"{path} repeats {twice[0]} of another part: the parts are not of one model, download it again")
+        raise UserError(
+            f"{path} repeats {twice[0]} of another part: the parts are of several models, download the model again"
+        )
     tensors.update(part)

@@ -31,7 +31,7 @@ PADDING_ROWS = 1024  # a table is padded to a multiple of at most this; more row
 
 
 def import_model(source: Path, out: Path, tokenizer_kind: str | None) -> None:
-    """Publish the model in the folder `source` as the checkpoint `out`. Raises UserError where it can't be one."""
+    """Publish the model in the folder `source` as the checkpoint `out`. Raises UserError where that is impossible."""
     values, theirs = read_source(source)
     described = from_config(values, {name: tensor for name, tensor in theirs.items() if name.endswith(".bias")})
     config = with_head_of(described, theirs)
@@ -57,7 +57,7 @@ def import_model(source: Path, out: Path, tokenizer_kind: str | None) -> None:
 
 
 def read_source(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A folder's configuration, and its tensors under the names that `transformers` gives them now.
+    """A folder's configuration, and its tensors under the names that `transformers` uses today.
 
     Raises UserError where files are missing or damaged.
     """
@@ -75,11 +75,11 @@ def _renamed(item: tuple[str, Tensor]) -> tuple[str, Tensor]:
 
 
 def tokenizer_of(source: Path, choice: str | None, config: ModelConfig, values: dict[str, Any]) -> Tokenizer:
-    """Raises UserError where the tokenizer is none that Longhaul can carry, or another one than the model's."""
+    """The tokenizer. Raises UserError where Longhaul can't use it, or it is another one than the model's."""
     tokenizer = load_tokenizer(choice) if choice else recognise_tokenizer(source, values)
     if not 0 <= config.vocab_size - tokenizer.vocab_size < PADDING_ROWS:
         raise UserError(
-            f"the model in {source} has {config.vocab_size} ids, its tokenizer {tokenizer.vocab_size}: they don't "
+            f"the model in {source} has {config.vocab_size} ids, but its tokenizer {tokenizer.vocab_size}: they don't "
             "belong together"
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Tensors out of PyTorch's pickled files, perhaps a stranger's: nothing in them runs, and nothing in them takes more
+"""Tensors out of PyTorch's pickled files, which may be untrusted: nothing in them is executed, and nothing takes more
 memory than the file has bytes."""
 
 import pickle
@@ -14,7 +14,7 @@ from common.memory_errors import is_out_of_memory
 from common.regular_file import open_regular
 from eval.hugging_face.hub_files import AGAIN
 
-ZIP_START = b"PK\x03\x04"  # by which torch.load knows its archives; files of PyTorch before 1.6 are none
+ZIP_START = b"PK\x03\x04"  # by which torch.load recognises archives; files of PyTorch before 1.6 have another start
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
@@ -25,14 +25,14 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         size = _checked_size(path)
         content = torch.load(path, map_location="cpu", weights_only=True)  # unpickles tensors and runs nothing
-    except Exception as error:  # damaged bytes make its unpickler raise whatever there is
+    except Exception as error:  # damaged bytes make its unpickler raise any exception
         if is_out_of_memory(error):
-            raise OutOfMemory(error, f"for {path}: take a machine with more, or {AGAIN}") from None
+            raise OutOfMemory(error, f"for {path}: use a machine with more, or {AGAIN}") from None
         raise UserError(f"{path} can't be read as PyTorch weights ({_why(error)}): {AGAIN}") from None
     if not isinstance(content, dict) or not all(_is_plain(item) for item in content.items()):
-        raise UserError(f"{path} holds more than tensors by name: it is not a file of weights")
+        raise UserError(f"{path} holds more than tensors by name, so it is not a file of weights: give one")
     named = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
-    if named > 2 * size:  # tied tables are there once and named twice
+    if named > 2 * size:  # tied tables are stored once and named twice
         raise UserError(
             f"{path} has {size:,} bytes, its tensors would have {named:,}: they repeat the same numbers, which no "
             "model's do, download it again"
@@ -49,7 +49,7 @@ def _checked_size(path: Path) -> int:
             with zipfile.ZipFile(file) as archive:
                 parts = archive.infolist()
             if sum(part.file_size for part in parts) > size or any(part.compress_type for part in parts):
-                raise ValueError("its parts are compressed, as PyTorch writes none")
+                raise ValueError("its parts are compressed, which PyTorch never does")
     return size
 
 
@@ -64,7 +64,7 @@ def _is_plain(item: tuple[Any, Any]) -> bool:
 
 
 def _why(error: Exception) -> str:
-    """In a few words; torch's own are many, and say how to run what the file holds."""
+    """The reason in a few words; torch's message is long, and tells how to execute what the file holds."""
     if isinstance(error, pickle.UnpicklingError):
         return "it is damaged, or holds more than tensors"
     words = str(error).strip() or type(error).__name__

@@ -22,7 +22,9 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
     try:
         from tokenizers import AddedToken
     except ImportError:
-        raise UserError("exporting a tokenizer needs transformers: pip install transformers") from None
+        raise UserError(
+            "transformers, which exporting a tokenizer needs, is not installed: pip install transformers"
+        ) from None
     kind = tokenizer.spec["kind"]
     if isinstance(tokenizer, HuggingFaceTokenizer):
         _write_theirs(tokenizer, folder, block_size)

@@ -1,7 +1,8 @@
-"""Which tokenizer a Hugging Face folder has: one exported by Longhaul, GPT-2's, or one of its own, carried along whole.
+"""Which tokenizer a Hugging Face folder has: one exported by Longhaul, GPT-2's, or one of its own, stored whole in the
+checkpoint.
 
-`tokenizer.json` is what counts. Where the files beside it say otherwise, `transformers` goes now by the one, now by the
-other, as its version and the tokenizer's class have it: such a folder is refused.
+`tokenizer.json` is what counts. Where the files beside it differ from it, it depends on the version of
+`transformers` and the tokenizer's class which one it reads: such a folder is refused.
 """
 
 import json
@@ -40,7 +41,7 @@ def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     Args:
         values: the folder's config.json.
 
-    Raises UserError where it can't be told or carried.
+    Raises UserError where it is unclear or can't be used.
     """
     if stands(folder / SPEC_FILE):
         return _exported(folder, values)
@@ -67,13 +68,13 @@ def _carried(folder: Path, text: str, description: TokenizerDescription, ends: "
     """A tokenizer of the folder's own; without a framing where one id, before every text, is all there is to it."""
     check_carried(description)
     if not ends.ends:
-        raise UserError(f"{folder / 'config.json'} names no id that ends a text: write its eos_token_id into it")
+        raise UserError(f"{folder / 'config.json'} has no id that ends a text: write its eos_token_id into it")
     end, *others = ends.ends
     before, after = adds_around(description) or ([], [])
     begin = end if ends.begin is None else ends.begin
     if before not in ([], [begin]) or after not in ([], [end]):
         raise UserError(
-            f"tokenizer.json puts the ids {before} before a text and {after} after it, config.json has {begin} and "
+            f"tokenizer.json puts the ids {before} before a text and {after} after it, but config.json has {begin} and "
             f"{end}: make them agree"
         )
     plain = not (description.get("normalizer") or puts_space_before(description) or before or others)
@@ -83,14 +84,14 @@ def _carried(folder: Path, text: str, description: TokenizerDescription, ends: "
 
 @dataclass(frozen=True)
 class TextEnds:
-    """The id that a model's texts begin with, if there is one, and those that end them, the tokenizer's own first."""
+    """The id that a model's texts start with, if there is one, and those that end them, the tokenizer's own first."""
 
     begin: int | None
     ends: tuple[int, ...]
 
 
 def text_ends(folder: Path, values: Mapping[str, Any], settings: TokenizerSettings, ids: Mapping[str, int]) -> TextEnds:
-    """As config.json has them, then tokenizer_config.json, then the defaults of the model's class.
+    """The ids in config.json, else in tokenizer_config.json, else the defaults of the model's class.
 
     Raises UserError where the first two differ.
     """
@@ -116,12 +117,10 @@ def text_ends(folder: Path, values: Mapping[str, Any], settings: TokenizerSettin
 
 
 def token_ids(description: TokenizerDescription) -> dict[str, int]:
-    """The ids of a tokenizer.json by what stands for them. Raises UserError where it has no such."""
+    """The ids of a tokenizer.json by their tokens. Raises UserError where it has none."""
     vocabulary = (description.get("model") or {}).get("vocab")
     if not isinstance(vocabulary, dict):
-        raise UserError(
-            "tokenizer.json is not a byte-level BPE, and none of another kind: it has no vocabulary by name"
-        )
+        raise UserError("tokenizer.json has no vocabulary by name, so it is no BPE: Longhaul can't use it")
     added = {token["content"]: token["id"] for token in description.get("added_tokens") or []}
     ids: dict[str, int] = vocabulary | added
     if wrong := [name for name, i in ids.items() if type(i) is not int or not 0 <= i < MOST_IDS]:
@@ -131,7 +130,7 @@ def token_ids(description: TokenizerDescription) -> dict[str, int]:
 
 
 def is_gpt2(description: TokenizerDescription) -> bool:
-    """Whether a tokenizer.json does what GPT-2's does with every text."""
+    """Whether a tokenizer.json gives the same ids as GPT-2's for every text."""
     place_gpt2_files()
     expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
     model: Mapping[str, Any] = description.get("model") or {}
@@ -158,7 +157,8 @@ def adds_around(description: TokenizerDescription) -> list[list[int]]:
                 return around
         elif part.get("type") not in (None, "ByteLevel"):
             raise UserError(
-                f"tokenizer.json frames texts by {part['type']}, which Longhaul can't: it is of another kind"
+                f"tokenizer.json frames texts by {part['type']}, which Longhaul can't: use a model with another "
+                "tokenizer"
             )
     return []
 
@@ -190,7 +190,7 @@ def _check_settings(
     ids: Mapping[str, int],
     values: Mapping[str, Any],
 ) -> None:
-    """Raises UserError where the files beside tokenizer.json tell of another tokenizer."""
+    """Raises UserError where the files beside tokenizer.json describe another tokenizer."""
     path = folder / "tokenizer_config.json"
     again = "load the tokenizer with the transformers that the model was trained with, and save it again"
     for name, number in _added(folder, settings).items():
@@ -204,9 +204,9 @@ def _check_settings(
         space = False
     if space is not None and bool(space) != puts:
         does = "puts" if puts else "doesn't put"
-        raise UserError(f"tokenizer.json {does} a space before a text, {path} tells otherwise: {again}")
+        raise UserError(f"tokenizer.json {does} a space before a text, {path} has it otherwise: {again}")
     if of_gpt2_class and description.get("normalizer"):
-        raise UserError(f"tokenizer.json has a normaliser, which the class that {path} names passes over: {again}")
+        raise UserError(f"tokenizer.json has a normaliser, which the class that {path} names ignores: {again}")
 
 
 def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
@@ -218,7 +218,8 @@ def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
         changed |= not _describes(*read_tokenizer_json(path), tokenizer)
     if changed:
         raise UserError(
-            f"{folder / SPEC_FILE} is of another tokenizer than the files beside it: if these have been changed since "
+            f"{folder / SPEC_FILE} describes another tokenizer than the files beside it: if these have been changed "
+            "since "
             "the export, remove it"
         )
     return tokenizer
@@ -248,7 +249,7 @@ def _has_gpt2_files(folder: Path, settings: TokenizerSettings) -> bool:
 
 
 def _added(folder: Path, settings: TokenizerSettings) -> dict[str, int]:
-    """Ids of the tokens that the files beside a vocabulary add to it. Raises UserError for what is none."""
+    """Ids of the tokens that the files beside a vocabulary add to it. Raises UserError for anything else."""
     added: dict[str, int] = {}
     for number, token in (settings.get("added_tokens_decoder") or {}).items():
         if not (number.isdecimal() and len(number) < 20):
@@ -277,7 +278,7 @@ def _ids_in(values: Mapping[str, Any], name: str) -> list[int]:
     found = values.get(name)
     found = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(number) is int and abs(number) < MOST_IDS for number in found):
-        raise UserError(f"{name} is {str(values[name])[:80]}: an id or a list of ids belongs there")
+        raise UserError(f"{name} is {str(values[name])[:80]}: use an id or a list of ids")
     return list(dict.fromkeys(found))
 
 

@@ -78,16 +78,16 @@ def measure(
     Args:
         piece_bytes: (V,) bytes of text that each id stands for.
         targets: how many, a multiple of the model's length T.
-        stride: targets counted in each window but the first; T: windows side by side.
-        micro_batch: windows at a time.
-        split_documents_at: the id that begins a document, where attention is to stay inside documents.
-        done: told how many windows of this rank's share are finished.
+        stride: targets counted in each sequence but the first; T: sequences don't overlap.
+        micro_batch: sequences at a time.
+        split_documents_at: the id that starts a document, where attention is to stay inside documents.
+        done: called with the number of sequences of this rank's share that are finished.
     """
     length = model.config.block_size
     assert targets % length == 0
     sums = np.zeros((3, targets // length))
     starts = window_starts(targets, length, stride)
-    first_new = np.concatenate(([0], starts[:-1] + length))  # the first target that no window before has counted
+    first_new = np.concatenate(([0], starts[:-1] + length))  # the first target that no earlier sequence has counted
     was_training = model.training
     model.eval()
     for first in range(ranks.rank * micro_batch, len(starts), ranks.world_size * micro_batch):
@@ -106,14 +106,14 @@ def measure(
 
 
 def window_starts(targets: int, length: int, stride: int) -> npt.NDArray[np.int64]:
-    """Where windows of T inputs begin so that together they count each of `targets` targets; the last may overlap."""
+    """Where sequences of T inputs start so that together they count each of `targets` targets; the last may overlap."""
     return np.append(np.arange(0, targets - length, stride), targets - length)
 
 
 def _losses(
     model: GPT, rows: npt.NDArray[np.int64], device: torch.device, dtype: Dtype, split_documents_at: int | None
 ) -> Sums:
-    """Cross-entropy of each target, (M, T), of windows with their targets (M, T+1)."""
+    """Cross-entropy of each target in nats, (M, T), of sequences with their targets (M, T+1)."""
     inputs, documents = rows[:, :-1], None
     if split_documents_at is not None:
         documents = torch.from_numpy(document_ids(inputs, split_documents_at)).to(device)

@@ -1,4 +1,4 @@
-"""The perplexity of a checkpoint on a token set, measured and told."""
+"""The perplexity of a checkpoint on a token set, measured and reported."""
 
 import argparse
 import math
@@ -19,7 +19,7 @@ from model.precision import non_finite_predictions
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Measure what eval/perplexity.py was asked for, and print it. Raises UserError. All ranks call."""
+    """Measure as eval/perplexity.py's arguments ask, and print the figures. Raises UserError. All ranks call."""
     ranks = start_evaluation(arguments.device)
     loaded = load_checkpoint(arguments.run, ranks.device, ranks)
     settings: Mapping[str, Any] = loaded.manifest.get("config") or {}
@@ -27,11 +27,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     length = loaded.model.config.block_size
     stride = length if arguments.stride is None else arguments.stride
     if stride > length:
-        raise UserError(f"--stride is {stride}; more than the model's context of {length} would leave tokens out")
+        raise UserError(
+            f"--stride is {stride}, more than the model's context, and would leave tokens out: use at most {length}"
+        )
     stream = tokens.split(arguments.split)
     targets = min(len(stream) - 1, arguments.tokens or len(stream)) // length * length
     if targets < length:
-        raise UserError(f"a window has {length} targets: {tokens.folder} holds fewer, or --tokens is too small")
+        raise UserError(f"a sequence has {length} targets, but {tokens.folder} or --tokens has fewer: give more")
     border = document_start(tokens.tokenizer_spec) if settings.get("data", {}).get("document_mask") else None
     started = time.monotonic()
     share = len(range(ranks.rank, len(window_starts(targets, length, stride)), ranks.world_size))  # nearly
@@ -62,7 +64,7 @@ def open_tokens(folder: Path | None, settings: Mapping[str, Any], loaded: Loaded
     """The token set that is asked for, or the run's own. Raises UserError where its tokenizer is not the model's."""
     named = folder or settings.get("data", {}).get("path")
     if named is None:
-        raise UserError("the checkpoint doesn't say what it was trained on: give --data DIR")
+        raise UserError("the checkpoint doesn't record what it was trained on: give --data DIR")
     tokens = TokenSet.open(find_token_set(named))
     if tokens.tokenizer_spec["sha256"] != loaded.tokenizer.spec["sha256"]:
         raise UserError(
@@ -102,7 +104,7 @@ def show(report: dict[str, Any], seconds: float) -> None:
     sliding = f", stride {report['stride']}" if report["stride"] < report["block_size"] else ""
     print(
         f"{which} {report['targets']:,} target tokens ({report['bytes']:,} bytes), "
-        f"windows of {report['block_size']}{sliding}, in {format_duration(seconds)}"
+        f"sequences of {report['block_size']}{sliding}, in {format_duration(seconds)}"
     )
     for name, unit, digits in (("loss", " nats per token", 4), ("perplexity", "", 2), ("bits_per_byte", "", 4)):
         error = report[name]["standard_error"]

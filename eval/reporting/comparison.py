@@ -41,7 +41,7 @@ class Row:
     hellaswag_acc_norm: float | None
     hellaswag_examples: int | None
     source: str
-    hellaswag_step: int | None = None  # that it was measured at, where the run has gone on since
+    hellaswag_step: int | None = None  # at which it was measured, where the run has continued since
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

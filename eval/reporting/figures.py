@@ -1,4 +1,4 @@
-"""The pictures of a report, of one run or several laid over each other, as PNGs."""
+"""The pictures of a report, of one run or several in the same plots, as PNGs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,19 +60,19 @@ def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
 
 
 def cut_top(axes: Axes, low: float, high: float, first: float) -> None:
-    """Leave the first steep fall out of the picture where it would flatten all the rest, and say so."""
+    """Leave the first steep fall out of the picture where it would flatten all the rest, and note that."""
     if not (np.isfinite(low) and np.isfinite(high)) or first <= high + 0.5 * (high - low):
         return
     margin = 0.05 * (high - low) or 0.05
     axes.set_ylim(low - margin, high + margin)
     axes.text(
-        0.99, 0.97, f"begins at {first:.2f}, above the picture", transform=axes.transAxes, ha="right", va="top",
+        0.99, 0.97, f"starts at {first:.2f}, above the picture", transform=axes.transAxes, ha="right", va="top",
         fontsize=8, color=GREY,
     )  # fmt: skip
 
 
 def mark_restarts(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
-    """A tick at the foot of the axes wherever a run went on after a stop."""
+    """A tick at the foot of the axes wherever a run resumed after a stop."""
     for index, run in enumerate(runs):
         lives = run.table.lives[1:]
         if not lives:
@@ -90,7 +90,7 @@ def mark_restarts(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
 
 
 def loss_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
-    """Loss against each axis that the runs tell of, by file name."""
+    """Loss against each axis that the runs have figures for, by file name."""
 
     def painter(axis: AxisKind) -> Callable[[Axes], None]:
         def paint(axes: Axes) -> None:

@@ -15,10 +15,10 @@ LAST_FRACTION = 0.02  # of the steps, over which the final training loss is the 
 
 @dataclass(frozen=True)
 class KeyFigures:
-    """Losses in nats per token, times in seconds; None where the run does not tell."""
+    """Losses in nats per token, times in seconds; None where the run does not record them."""
 
     run: str
-    status: str  # the run's own word for it
+    status: str  # the status that the run recorded
     step: int
     max_steps: int | None
     tokens: int
@@ -35,7 +35,7 @@ class KeyFigures:
     validations_left_out: int  # earlier ones, measured on something else
     hellaswag_acc_norm: float | None  # of report/hellaswag.json, or of training where that has a later one
     hellaswag_examples: int | None
-    hellaswag_step: int | None  # that it was measured at
+    hellaswag_step: int | None  # at which it was measured
     tokens_per_second: float | None  # median over steps
     mfu: float | None  # median over steps
     memory_gib: float | None  # largest
@@ -45,7 +45,7 @@ class KeyFigures:
 
     @property
     def earlier_hellaswag_step(self) -> int | None:
-        """The step of the score where the run has gone on since."""
+        """The step of the score where the run has continued since."""
         return None if self.hellaswag_step == self.step else self.hellaswag_step
 
     @property
@@ -57,7 +57,7 @@ class KeyFigures:
 
 
 def key_figures(run: RunData) -> KeyFigures:
-    """What came out of a run so far."""
+    """The key figures of a run so far."""
     table = run.table
     step, tokens = run.newest("step"), run.newest("tokens")
     last_steps = max(1, round(len(table) * LAST_FRACTION))

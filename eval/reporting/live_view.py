@@ -1,4 +1,4 @@
-"""What the live view shows of a run: lines of text for a terminal of any size."""
+"""The live view of a run: lines of text for a terminal of any size."""
 
 import math
 from dataclasses import dataclass, field
@@ -34,7 +34,7 @@ class Look:
 
 @dataclass
 class LiveRun:
-    """A run that is looked at again and again."""
+    """A run that is read repeatedly."""
 
     folder: RunFolder
     table: MetricsTable
@@ -47,7 +47,7 @@ class LiveRun:
     _config_complaints: list[str] = field(default_factory=list)
 
     def refresh(self) -> None:
-        """Read what is new. Files that are missing or half written are passed over until the next time."""
+        """Read what is new. Files that are missing or half written are skipped until the next time."""
         self.complaints = []
         try:
             self.table.update()
@@ -69,7 +69,7 @@ class LiveRun:
         self.sample = _last_sample(self.folder.samples) or self.sample
 
     def liveness(self, now: float) -> Liveness:
-        """Whether it gets on. `now` in seconds since the epoch."""
+        """Whether it makes progress. `now` in seconds since the epoch."""
         return judge(self.signs or read_signs(self.folder), now)
 
 

@@ -69,7 +69,7 @@ def _overview(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> str:
 def _state_line(run: RunData) -> str:
     state, alive = run.state, run.liveness
     if not state:
-        return '<p class="soft">The run\'s folder holds no state: it is a copy, or the run has just begun.</p>'
+        return '<p class="soft">The run\'s folder holds no state: it is a copy, or the run has just started.</p>'
     said = [f'<b class="{html.escape(alive.word)}">{text(alive.word)}</b>: {text(alive.why)}']
     said += [f"at step {state['step']:,}"] if isinstance(state.get("step"), int) else []
     said += [f"on {text(state['host'])}"] if state.get("host") else []
@@ -85,7 +85,7 @@ def _tiles(figures: KeyFigures) -> str:
 
 
 def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
-    """(what it is, the figure as people read it) of all that the run tells."""
+    """(what it is, the figure as people read it) of all that the run records."""
     of = f" of {figures.max_steps:,}" if figures.max_steps else ""
     seconds, scored = figures.seconds, figures.earlier_hellaswag_step
     at = f" (step {scored:,})" if scored is not None else ""

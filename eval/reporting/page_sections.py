@@ -98,7 +98,7 @@ def starts(runs: Sequence[RunData]) -> str:
     for run in runs:
         lives = run.table.lives
         hosts = [_hosts(start) for start in run.starts]
-        hosts = hosts if len(hosts) == len(lives) else [""] * len(lives)  # a start that never came to a step
+        hosts = hosts if len(hosts) == len(lives) else [""] * len(lives)  # a start that never reached a step
         rows = []
         for index, life in enumerate(lives):
             before = lives[index - 1] if index else None
@@ -140,7 +140,7 @@ def _ranks(start: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def samples(runs: Sequence[RunData]) -> str:
-    """What the models wrote, of steps spread over the run, the newest first."""
+    """What the models generated, at steps spread over the run, the newest first."""
     body = ""
     for run in runs:
         latest = {

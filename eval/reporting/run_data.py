@@ -1,4 +1,4 @@
-"""What a run's folder tells, read leniently: a run still going, an old record or a copied folder all give a report."""
+"""What a run's folder holds, read leniently: a running run, an old record or a copied folder all give a report."""
 
 import os
 import shlex
@@ -85,7 +85,7 @@ class RunData:
 
     @property
     def grad_clip(self) -> float | None:
-        """At which gradients were clipped; None where they weren't, or nobody knows."""
+        """At which gradients were clipped; None where they weren't, or it is unknown."""
         value = self.section("optim").get("grad_clip")
         return float(value) if value and fits("grad_norm", value) else None
 
@@ -97,7 +97,7 @@ class RunData:
 
     @property
     def tokens_per_step(self) -> float:
-        """Of the newest step; 1 where nobody knows."""
+        """Of the newest step; 1 where it is unknown."""
         return self.newest("tokens") / max(1, self.newest("step")) or 1.0
 
     @property
@@ -127,7 +127,7 @@ def load_runs(paths: Sequence[Path]) -> list[RunData]:
 
     One that can't be read is left out, with a line on standard error.
 
-    Raises UserError for a folder that is no run or has no training step yet, and where none of them can be read.
+    Raises UserError for a folder that is not a run or has no training step yet, and where none of them can be read.
     """
     resolved = [path.resolve() for path in paths]
     depth = 1
@@ -142,9 +142,9 @@ def load_runs(paths: Sequence[Path]) -> list[RunData]:
 
 
 def load_run(path: Path, name: str | None = None, table: MetricsTable | None = None) -> RunData:
-    """Read one run, its `table` where that has been read. A file of it that can't be read costs what stands there.
+    """Read one run, its `table` where that has been read. A file of it that can't be read costs its contents.
 
-    Raises UserError for a folder that is no run or has no training step yet.
+    Raises UserError for a folder that is not a run or has no training step yet.
     """
     folder, complaints = RunFolder(path), list[str]()
     return RunData(
@@ -181,12 +181,12 @@ def _read_table_of(path: Path, *, complain: bool) -> MetricsTable | None:
 
 
 def _table_with_steps(folder: RunFolder) -> MetricsTable:
-    """Raises UserError for a folder that is no run or has no training step yet, or whose metrics can't be read."""
+    """Raises UserError for a folder that is not a run or has no training step yet, or whose metrics can't be read."""
     table = read_table(folder)
     if len(table) == 0 and not folder.metrics.exists():
         raise UserError(f"{folder.path} is not a run's folder: it has no {folder.metrics.name}")
     if len(table) == 0:
-        raise UserError(f"{folder.metrics} has no training steps yet: try again when the run has begun")
+        raise UserError(f"{folder.metrics} has no training steps yet: try again when the run has started")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Where a run's time went, from the seconds that its records tell and the times they were written at."""
+"""Where a run's time went, from the seconds in its records and the times they were written at."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -72,6 +72,6 @@ def _event_seconds(table: MetricsTable, key: str) -> float:
 
 
 def _save_seconds(table: MetricsTable) -> float:
-    """How long training stood still for saves: not as long as a save that goes on beside it takes."""
+    """How long training stood still for saves: less than a save in the background takes."""
     saves = table.of_kind("save_seconds")
     return float(sum(save.get("save_blocked_seconds", save["save_seconds"]) or 0.0 for save in saves))

@@ -1,4 +1,4 @@
-"""Options that the evaluation commands share, so that they are called and explained alike."""
+"""Options that the evaluation commands share, with the same names and explanations."""
 
 import argparse
 import os
@@ -18,8 +18,10 @@ def add_run(parser: Parser) -> None:
 
 
 def require_run(run: Path) -> None:
-    """Raises UserError where there is no such folder; whether its checkpoints are whole is not asked, it takes long."""
-    if not os.path.isdir(run):  # False as well where it may not be looked at
+    """Raises UserError where there is no such folder; whether its checkpoints are whole is not checked, which takes
+    long.
+    """
+    if not os.path.isdir(run):  # False as well where it may not be read
         find_checkpoint(run)
 
 

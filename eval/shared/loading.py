@@ -1,4 +1,4 @@
-"""What the evaluation scripts begin with: a model and its tokenizer out of a run's folder or a checkpoint."""
+"""Where the evaluation scripts start: a model and its tokenizer from a run's folder or a checkpoint."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from model.weights import load_model
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model in evaluation mode and what its checkpoint says of it."""
+    """A model in evaluation mode and what its checkpoint records."""
 
     model: GPT
     tokenizer: Tokenizer
@@ -30,7 +30,7 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu",
     """Load a run's newest good checkpoint, or this one. Raises UserError where there is none.
 
     Args:
-        ranks: who load the same one, which the first rank looks for (all must call): a run that is going may save
+        ranks: the ranks that load the same one, which the first rank looks for (all must call): a running run may save
             between one rank's look and another's.
     """
     if ranks is None:
@@ -45,7 +45,8 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu",
     model = load_model(checkpoint, device)
     if tokenizer.vocab_size != model.config.vocab_size:  # an id beyond the model's would end in an IndexError
         raise UserError(
-            f"the model of {checkpoint} has {model.config.vocab_size:,} ids, its tokenizer {tokenizer.vocab_size:,}: "
+            f"the model of {checkpoint} has {model.config.vocab_size:,} ids, but its tokenizer "
+            f"{tokenizer.vocab_size:,}: "
             "they don't belong together, copy the checkpoint again"
         )
     return Loaded(model, tokenizer, checkpoint, manifest)
@@ -54,7 +55,7 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu",
 def start_evaluation(choice: DeviceChoice) -> Ranks:
     """This process among those of the launcher, if there is one, with its share of the cores.
 
-    Raises UserError where the device can't be had.
+    Raises UserError where the device is not available.
     """
     if choice != "auto":
         device_for(choice)
@@ -64,7 +65,7 @@ def start_evaluation(choice: DeviceChoice) -> Ranks:
 
 
 def device_for(choice: DeviceChoice) -> torch.device:
-    """The device of an evaluation's `--device`. Raises UserError where it can't be had."""
+    """The device of an evaluation's `--device`. Raises UserError where it is not available."""
     try:
         return choose_device(choice)
     except UserError:

@@ -30,13 +30,13 @@ def evaluate_loss(
     dtype: Dtype,
     split_documents_at: int | None = None,
 ) -> LossResult:
-    """The mean loss over the first `window_count` windows, shared out over all ranks (all must call).
+    """The mean loss in nats over the first `window_count` sequences, divided among all ranks (all must call).
 
     Every micro-batch has the same shape, the last one filled up with ignored targets, so that compiled models aren't
-    compiled again. Which rank has which micro-batch changes nothing but the order of a float64 sum.
+    compiled again. Which rank has which micro-batch only changes the order of a float64 sum.
 
     Args:
-        window_count: how many windows. micro_batch: how many of them at a time.
+        window_count: how many sequences. micro_batch: how many of them at a time.
         split_documents_at: the end-of-text id, where attention is to stay inside documents.
     """
     assert 0 < window_count <= windows.count

@@ -36,7 +36,7 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n" + ASK_ALL  # which m
 # What is answered from the command line and the files that it names, and words of the complaint.
 BAD_VALUES = {
     "eval/export_hf.py no-run no-folder": "no-run is not a folder",
-    "eval/generate.py no-run": "nothing to go on from",
+    "eval/generate.py no-run": "no prompt: give",
     "eval/generate.py no-run --prompt=a": "no-run is not a folder",
     "eval/generate.py no-run --prompt=a --top-p=2": "top-p is 2.0",
     "eval/generate.py no-run --prompt=a --samples=0": "--samples is 0",

@@ -41,7 +41,7 @@ def test_what_json_does_not_know_becomes_null(tmp_path: Path) -> None:
     written = {"loss": math.nan, "by": [math.inf, (1.5, -math.inf)], "of": {"n": 3, "name": "NaN", "none": None}}
     write_json_whole(tmp_path / "figures.json", written)
     text = (tmp_path / "figures.json").read_text()
-    read = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
+    read = json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
     assert read == {"loss": None, "by": [None, [1.5, None]], "of": {"n": 3, "name": "NaN", "none": None}}
 
 

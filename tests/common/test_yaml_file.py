@@ -11,7 +11,7 @@ from tests.fuzz.yaml_files import BOMB
 WRONG = {
     "a: &a {b: *a}\n": "the value at line 1 contains itself",
     "a: &a [1, *a]\n": "the value at line 1 contains itself",
-    BOMB: "with its aliases written out it has more than 100,000 values",
+    BOMB: "with its aliases expanded it has more than 100,000 values",
     "a: " + "[" * 5_000: "it is nested too deeply",
     "a: \0": "special characters are not allowed",
     "a: [1": "while parsing a flow sequence",

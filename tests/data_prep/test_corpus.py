@@ -408,7 +408,7 @@ def test_what_can_not_be_read_is_skipped_and_listed_whatever_happens(method, tmp
     decoded = "".join(ByteTokenizer().decode(tokens) for tokens in content(out).values())
     assert decoded.count("row ") == 200 + skipped[5]["row"]
     (few := tmp_path / "few").mkdir()
-    with pytest.raises(UserError, match=r"more than --skip-bad 5 can't be read: a.jsonl line 31, .*: mend or remove"):
+    with pytest.raises(UserError, match=r"more than --skip-bad 5 can't be read: a.jsonl line 31, .*: fix or remove"):
         prepare(corpus, few, 0, method, skip_bad=5)
     first = replace(corpus, settings=settings_for(4_000, 0, 2_000, None))
     for allowed in (0, 6):  # what comes after the last token is not this set's

@@ -133,5 +133,5 @@ def test_a_server_that_stays_away_is_given_up(tmp_path):
 
 def test_no_room_is_one_line(server, tmp_path):
     (tmp_path / "file.part").mkdir()
-    with pytest.raises(UserError, match=r"can't be written .*; what has come is kept"):
+    with pytest.raises(UserError, match=r"can't be written .*; then run the same command again, it continues"):
         download(f"{server.url}/file", tmp_path / "file")

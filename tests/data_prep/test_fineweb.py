@@ -486,7 +486,7 @@ def test_a_token_is_sent_to_the_hub(hub, tmp_path):
 def test_hub_mistakes_are_one_line(hub, tmp_path):
     cases = [
         (["--repo", REPO, "--config", "sample-99BT"], "choose one of default, sample-10BT"),
-        (["--repo", "someone/else"], "there is no such data set"),
+        (["--repo", "someone/else"], "doesn't show someone/else: check its name"),
     ]
     for options, words in cases:
         done = run(tmp_path / "set", *options, "--dry-run", HF_ENDPOINT=hub.url)

@@ -269,7 +269,7 @@ CARDS = {
 def test_a_card_of_another_shape_is_named(tmp_path: Path, name: str) -> None:
     write_parquet(tmp_path / "d.parquet", ["words"])
     (tmp_path / "README.md").write_text(f"---\n{CARDS[name]}---\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"README\.md is not a data set's card that can be read"):
+    with pytest.raises(UserError, match=r"README\.md is a data set's card that can't be read"):
         local_parquet(tmp_path, "default")
 
 

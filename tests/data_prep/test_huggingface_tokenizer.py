@@ -118,7 +118,7 @@ def older_identity(text: str, end: int) -> str:
         ("prepended", {"dropout": 0.1}, "dropout"),
         ("prepended", {"normalizer": {"type": "Strip"}}, "normalizer Strip"),
         ("llama3", {"pre_tokenizer": {"type": "Whitespace"}}, "pre-tokenizer Whitespace"),
-        ("llama3", {"type": "WordPiece"}, "no byte-level BPE"),
+        ("llama3", {"type": "WordPiece"}, "neither a byte-level BPE nor"),
     ],
 )
 def test_what_would_lose_text_is_refused_by_name(kind: str, change: dict[str, Any], names: str) -> None:

@@ -156,7 +156,7 @@ def test_what_can_not_be_read_says_why(tmp_path):
         (b"{torn", "Expecting"),
         (b'{"body": "x"}', "no field 'text'"),
         (b'{"text": 3}', "holds no text"),
-        (b'\0\0\0{"text": "x"}', "NUL bytes in it: it is damaged, or of a file in UTF-16"),
+        (b'\0\0\0{"text": "x"}', "NUL bytes in it: it is damaged, or in UTF-16"),
         ('{"text": "x"}'.encode("utf-16-le"), "NUL bytes in it"),
     ]:
         (tmp_path / "d.jsonl").write_bytes(b'{"text": "fine"}\n' + line)
@@ -210,7 +210,7 @@ def test_a_parquet_file_that_was_cut_off_is_known_at_once(tmp_path):
     path = tmp_path / "d.parquet"
     write_parquet(path, DOCUMENTS)
     path.write_bytes(path.read_bytes()[:5_000] + bytes(8))
-    with pytest.raises(UserError, match="no whole parquet file"):
+    with pytest.raises(UserError, match="not a whole parquet file"):
         fingerprint(path)
 
 

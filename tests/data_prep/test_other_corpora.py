@@ -179,7 +179,7 @@ def test_splits_and_what_is_passed_over_are_printed(tmp_path):
     assert "is named for test, and nothing for train" in done.stderr
     done = run("fineweb.py", "--source", tmp_path / "in", "--out", tmp_path / "c", "--all-splits", *every)
     assert TokenSet.open(tmp_path / "c").manifest.total("train", "documents") == 3 * 39
-    assert "goes with --source" in run("fineweb.py", "--out", tmp_path / "d", "--all-splits").stderr
+    assert "--all-splits needs --source" in run("fineweb.py", "--out", tmp_path / "d", "--all-splits").stderr
 
 
 def test_a_handful_of_files_has_a_validation_split_where_more_of_them_are_asked_for(tmp_path):

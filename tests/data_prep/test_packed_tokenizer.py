@@ -62,12 +62,12 @@ def test_a_bomb_is_refused_before_it_takes_memory(packed: str, words: str) -> No
         ({"packed": 7}, "the carried tokenizer.json is damaged"),
         ({"packed": pack("[]")}, "tokenizer.json holds no object"),
         ({"packed": pack("{")}, "tokenizer.json is damaged"),
-        ({"end_of_text_id": 1_000_000}, "the id that ends a text is 1000000, and the tokenizer has 340 ids"),
+        ({"end_of_text_id": 1_000_000}, "the id that ends a text is 1000000, but the tokenizer has 340 ids"),
         ({"end_of_text_id": -1}, "the id that ends a text is -1"),
         ({"end_of_text_id": "1"}, "the id that ends a text is '1'"),
         ({"begin_of_text_id": 5000, "begins_contexts": True, "other_end_ids": []}, "the id that begins a text is 5000"),
         ({"begin_of_text_id": 0}, "the tokenizer's spec is damaged"),
-        ({"vocab_size": 1 << 40}, "the huggingface tokenizer has 340 ids, the spec it comes with says 1099511627776"),
+        ({"vocab_size": 1 << 40}, "the huggingface tokenizer has 340 ids, but its spec records 1099511627776"),
         ({"kind": ["char"]}, "unknown tokenizer"),
         ({"sha256": None}, "is not the one the data were made with"),
     ],
@@ -84,7 +84,7 @@ def test_a_character_vocabulary_with_something_wrong_is_one_line(changed: dict[s
 
 
 def test_the_ids_of_a_kind_are_those_of_its_spec():
-    with pytest.raises(UserError, match="the byte tokenizer has 257 ids, the spec it comes with says 2000000000"):
+    with pytest.raises(UserError, match="the byte tokenizer has 257 ids, but its spec records 2000000000"):
         load_tokenizer(ByteTokenizer().spec | {"vocab_size": 2_000_000_000})
 
 

@@ -57,7 +57,9 @@ def test_texts_and_figures_of_a_run(run, tmp_path):
 def test_ids_that_the_model_or_the_tokenizer_lacks_are_one_line(tmp_path):
     write_checkpoint(tmp_path / "smaller" / "checkpoints", vocab_size=100)  # its tokenizer has 257
     _, said = generate(tmp_path / "smaller", "--prompt", "é", status=2)
-    assert re.fullmatch(r"error: the model of .* has 100 ids, its tokenizer 257: they don't belong together.*\n", said)
+    assert re.fullmatch(
+        r"error: the model of .* has 100 ids, but its tokenizer 257: they don't belong together.*\n", said
+    )
     pytest.importorskip("tokenizers")
     spec = HuggingFaceTokenizer.of(tokenizer_json("gpt2"), 1).spec
     checkpoint = write_checkpoint(tmp_path / "beyond" / "checkpoints", tokenizer=spec)
@@ -65,7 +67,7 @@ def test_ids_that_the_model_or_the_tokenizer_lacks_are_one_line(tmp_path):
     facts["tokenizer"]["end_of_text_id"] = 99_999
     write_checkpoint_manifest(checkpoint, {key: value for key, value in facts.items() if key != OWN_HASH})
     _, said = generate(tmp_path / "beyond", "--prompt", "a", status=2)
-    assert said.startswith(f"error: {checkpoint}: the id that ends a text is 99999, and the tokenizer has 340 ids")
+    assert said.startswith(f"error: {checkpoint}: the id that ends a text is 99999, but the tokenizer has 340 ids")
     assert len(said.splitlines()) == 1
 
 

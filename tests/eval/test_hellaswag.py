@@ -250,7 +250,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "d.txt").write_text("context\n3\none\ntwo\n")
     cases["--data", tmp_path / "d.txt"] = "has 4 lines"
     (tmp_path / "e.txt").write_text("context\n4\none\ntwo\nthree\nfour\n")
-    cases["--data", tmp_path / "e.txt"] = "a label of 0 to 3"
+    cases["--data", tmp_path / "e.txt"] = "not a label from 0 to 3"
     (tmp_path / "f.txt.bz2").write_text("no bzip2")
     cases["--data", tmp_path / "f.txt.bz2"] = "can't be read"
     packed = bz2.compress((tmp_path / "c.jsonl").read_bytes())

@@ -109,12 +109,12 @@ def test_tensors_that_are_not_the_configurations_are_refused(tmp_path: Path, mon
     broken = tensors["model.norm.weight"].clone()
     broken[3] = float("inf")
     for tensor, message in (
-        ({"model__embed_tokens__weight": table[:-1].clone()}, f"has {count + 2} rows, and config.json's vocab_size"),
+        ({"model__embed_tokens__weight": table[:-1].clone()}, f"has {count + 2} rows, but config.json's vocab_size"),
         ({"lm_head__weight": torch.cat((table, table[:1]))}, f"has {count + 4} rows"),
         ({norm: broken}, "model.norm.weight holds NaN or inf"),
         ({norm: broken.to(torch.float8_e4m3fn)}, "model.norm.weight is torch.float8_e4m3fn"),
         ({norm: torch.ones(16, dtype=torch.int8)}, "model.norm.weight is torch.int8"),
-        ({"model__layers__0__self_attn__q_proj__bias": torch.ones(16)}, "of which config.json doesn't tell"),
+        ({"model__layers__0__self_attn__q_proj__bias": torch.ones(16)}, "that config.json doesn't have"),
     ):
         shutil.rmtree(source, ignore_errors=True)
         shutil.copytree(fresh, source)

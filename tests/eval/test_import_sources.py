@@ -155,7 +155,7 @@ def test_tokenizers_that_cannot_be_carried_are_refused(tmp_path: Path, monkeypat
     llama_folder(tmp_path / "words")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<|end|>": 0, "the": 1}, unk_token="<|end|>"))
     words.save(str(tmp_path / "words" / "tokenizer.json"))
-    assert "no byte-level BPE" in refused(monkeypatch, tmp_path / "words", tmp_path / "in")
+    assert "neither a byte-level BPE nor" in refused(monkeypatch, tmp_path / "words", tmp_path / "in")
     (tmp_path / "words" / "tokenizer.json").unlink()
     assert "--tokenizer gpt2 or byte" in refused(monkeypatch, tmp_path / "words", tmp_path / "in")
 
@@ -174,7 +174,7 @@ def test_descriptions_that_broke_off_are_one_line(tmp_path: Path, monkeypatch: p
     (source / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "tokenizer.json is damaged (it is not JSON: " in refused(monkeypatch, source, tmp_path / "in")
     (source / "tokenizer.json").write_text("{}")
-    assert "no byte-level BPE" in refused(monkeypatch, source, tmp_path / "in")
+    assert "neither a byte-level BPE nor" in refused(monkeypatch, source, tmp_path / "in")
     assert "neither a folder nor" in refused(monkeypatch, "exports--demo", tmp_path / "in")
 
 

@@ -194,11 +194,11 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest
     checkpoint = folder / "run" / "step-00000007"
     cases = {
         ("--data", tmp_path / "chars"): "another tokenizer",
-        (): "doesn't say what it was trained on",
+        (): "doesn't record what it was trained on",
         ("--data", tmp_path / "none"): "none",
         ("--data", folder / "data", "--stride", 17): "--stride is 17",
         ("--data", folder / "data", "--micro-batch", 0): "--micro-batch is 0",
-        ("--data", folder / "data", "--tokens", 15): "a window has 16 targets",
+        ("--data", folder / "data", "--tokens", 15): "a sequence has 16 targets",
     }
     for arguments, message in cases.items():
         monkeypatch.setattr(sys, "argv", ["perplexity.py", str(checkpoint), *map(str, arguments)])

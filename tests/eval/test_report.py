@@ -230,7 +230,7 @@ def test_a_report_that_can_not_be_written_is_one_line(tmp_path: Path) -> None:
     done = run_script("report.py", "runs/run", "--out", "taken/report", cwd=tmp_path)
     assert done.returncode == 2
     assert (
-        "taken/report can't be written (Not a directory): a file stands" in done.stderr
+        "taken/report can't be written (Not a directory): a file is where a folder should be" in done.stderr
         and len(done.stderr.splitlines()) == 1
     )
 

@@ -105,5 +105,5 @@ def test_adapting_twice_and_adapting_nothing_are_refused():
     with pytest.raises(ValueError, match=r"none of lora\.targets"):
         add_lora(model, LoraConfig(targets=("c_gate",)), seed=0)
     add_lora(model, LoraConfig(), seed=0)
-    with pytest.raises(ValueError, match="adapters already"):
+    with pytest.raises(ValueError, match="already has adapters"):
         add_lora(model, LoraConfig(), seed=0)

@@ -1,4 +1,4 @@
-"""What goes wrong in numbers is noticed: copies that drift apart, overflow in fp16, a loss that can't be true."""
+"""What goes wrong in numbers is noticed: copies that drift apart, overflow in fp16, an impossible loss."""
 
 import json
 import math

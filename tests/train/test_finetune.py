@@ -284,7 +284,7 @@ def test_bases_and_runs_that_do_not_belong_together_are_refused(
     assert "begun with another base" in refusal(monkeypatch, arguments(other_base, tmp_path, data, "begun"))
     train(1, tmp_path, tiny_arguments(tmp_path, data, "pretrained", "--run.max_steps=1"))
     pretrained = arguments(base, tmp_path, data, "pretrained")
-    assert "no run of finetune.py" in refusal(monkeypatch, pretrained)
+    assert "not a run of finetune.py" in refusal(monkeypatch, pretrained)
     step = find_checkpoint(begun.path)
     codes = RankGroup(
         1, tmp_path / "store", finetune_as_rank, arguments(base, tmp_path, data, "begun", "--lora.rank=4")

@@ -190,7 +190,7 @@ def test_only_other_optimizers_checkpoints_are_of_format_2(tmp_path: Path) -> No
             read_checkpoint_manifest(checkpoint)
     nameless = {key: value for key, value in manifests["sgd"].items() if key != "optimizer"}
     write_checkpoint_manifest(checkpoint, nameless)
-    with pytest.raises(BadCheckpoint, match="optimizer: it is missing, which format 2 needs"):
+    with pytest.raises(BadCheckpoint, match="optimizer: it is missing, and format 2 needs it"):
         read_checkpoint_manifest(checkpoint)
 
 

@@ -61,8 +61,8 @@ def test_names_and_links_that_no_run_can_have(tmp_path: Path, data: Path) -> Non
     (tmp_path / "file").write_text("")
     arguments = tiny_arguments(tmp_path, data, "mine")
     for option, words in (
-        ("--run.name=" + "n" * 256, "has a name of 256 bytes in it: give one of at most 255"),
-        ("--run.root=" + "r" * 300, "has a name of 300 bytes in it"),
+        ("--run.name=" + "n" * 256, "contains a name of 256 bytes: give one of at most 255"),
+        ("--run.root=" + "r" * 300, "contains a name of 300 bytes"),
         (f"--run.root={'r/' * 200}{('s' * 250 + '/') * 15}", "give a path of at most 3,800"),
         (f"--config={nul}", "contains a NUL, which no file name can"),
         ("--run.name=linked", "checkpoints is a link to nothing, where the run has a folder: move it away"),
