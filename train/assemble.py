@@ -56,7 +56,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
 
     facts = manifest_facts(run, plan) | request.weights.facts(request.folder.checkpoints)
     for line in [*describe_measure(facts | measured(), plan.manifest), *request.weights.describe(model)]:
-        recorder.say(line)
+        recorder.log(line)
     if ranks.device.type == "cuda":
         peak = peak_flops(torch.cuda.get_device_name(ranks.device))
     return Trainer(

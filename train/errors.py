@@ -1,4 +1,4 @@
-"""What can end a run beside a mistake in the command: each is raised on all ranks, or by the one that must leave."""
+"""What can end a run apart from a mistake in the command: raised on all ranks, or by the one that must exit."""
 
 from common.errors import UserError
 
@@ -16,11 +16,11 @@ class ReplicasDiffer(Exception):
 
 
 class LockLost(Exception):
-    """Another trainer has taken the run over. This one must leave it as it is."""
+    """Another trainer has taken over the run. This one must not touch it any more."""
 
 
 class StorageFailed(UserError):
-    """What the run has to write can't be written. The same command may succeed later, and loses no more than steps."""
+    """A file that the run needs can't be written. The same command may succeed later, and loses only steps."""
 
 
 class SaveFailed(StorageFailed):

@@ -1,4 +1,4 @@
-"""Go on training a checkpoint, our own or an imported one, on other data: with adapters (LoRA) or all of its weights.
+"""Fine-tune a checkpoint, our own or an imported one, on other data: with adapters (LoRA) or all of its weights.
 
     python train/finetune.py runs/demo --data.path data/mine --run.name demo-mine
     python train/launch.py --nproc_per_node=8 train/finetune.py imported/gpt2 --lora.rank 16
@@ -47,7 +47,7 @@ def split_base(arguments: list[str]) -> tuple[str, list[str]]:
     if questions := [argument for argument in arguments if argument in QUESTIONS]:
         return "", questions[:1]
     if not arguments or arguments[0].startswith("-"):
-        raise UserError(f"say first what to go on from: {USAGE}")
+        raise UserError(f"missing RUN_OR_CHECKPOINT: {USAGE}")
     return str(expand_path(arguments[0])), arguments[1:]
 
 
@@ -58,7 +58,7 @@ def finetune_command(given: str) -> Command[FinetuneConfig]:
     return Command(
         FinetuneConfig,
         prog="finetune.py RUN_OR_CHECKPOINT",
-        description="Go on training a checkpoint (our own or an imported one) with adapters, or all of its weights.",
+        description="Fine-tune a checkpoint (our own or an imported one) with adapters, or all of its weights.",
         default_config=PROJECT / "train" / "configs" / "finetune.yaml",
         base_of=base_model,
     )

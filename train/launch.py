@@ -37,7 +37,7 @@ AGENT = Path(__file__).with_name("launching") / "torchrun_agent.py"
 POLL_SECONDS = 0.1
 SAME_SECONDS = 0.5  # a second Ctrl-C comes later than this
 LAST_SECONDS = 3.0  # from a second Ctrl-C to the end of everything
-MEETING_SECONDS = 10.0  # how long a launcher that was asked to stop waits for the other machines to meet it
+MEETING_SECONDS = 10.0  # how long a launcher that is to stop waits for the other machines to meet it
 OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 NAMES = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)]
 
@@ -69,13 +69,13 @@ class Launch:
         self._asked: list[int] = []  # signals for the workers, in order
         self._told: dict[int, int] = {}  # by worker: how many of them it has been sent
         self._started = False  # a worker has been seen
-        self._nothing_done = False  # asked to stop, it was not waited for the other machines any longer
+        self._nothing_done = False  # to stop, it no longer waited for the other machines
         self._asked_first: float | None = None
         self._interrupted: float | None = None
         self._end_at: float | None = None
 
     def ask(self, number: int) -> None:
-        """Take a signal to hand on."""
+        """Record a signal to forward."""
         now = time.monotonic()
         self._asked_first = self._asked_first or now
         if number == signal.SIGINT and self._interrupted is not None:
@@ -90,7 +90,7 @@ class Launch:
         self._asked.append(signal.SIGTERM if signal.Signals(number).name == "SIGHUP" else number)
 
     def hand_on(self) -> None:
-        """Send what has been asked for to the workers that listen; the others get it when they do."""
+        """Forward signals to the workers that handle them; the others get them when they do."""
         if not self._started:
             self._started = bool(self._children())
         if self._end_at is not None and time.monotonic() > self._end_at:
@@ -148,7 +148,7 @@ def main() -> int:
         print(VERSION_LINE)
         return 0
     if os.name != "posix":
-        raise UserError("signals are handed on with POSIX signals alone: start train/pretrain.py itself here")
+        raise UserError("there are no POSIX signals here to forward: start train/pretrain.py itself")
     requests = Requests()
     launch = Launch(arguments)
     while launch.agent.poll() is None:
@@ -160,7 +160,7 @@ def main() -> int:
 
 
 def listens(pid: int) -> bool:
-    """Whether a process handles SIGTERM, by what Linux says of it; elsewhere nobody can tell."""
+    """Whether a process handles SIGTERM, which only Linux shows."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -19,7 +19,7 @@ from train.startup.request import Request, check_request
 
 
 def main() -> int:
-    """Read the command, answer what is wrong with it or done already, and train."""
+    """Read the command, report what is wrong with it or already done, and train."""
     config, options = read_config()
     request = check_request(config, options, FromScratch())
     if request is None:

@@ -1,4 +1,4 @@
-"""The last phase before training: room for the checkpoints to come, and the state of the one that is resumed."""
+"""The last phase before training: disk space for future checkpoints, and the state of the one that is resumed."""
 
 from model.ranks import agreed
 from train.checkpoints.disk_space import check_space
@@ -19,13 +19,13 @@ def restore(trainer: Trainer, plan: StartPlan) -> None:
         return
     load_training_state(plan.checkpoint, trainer.model, trainer.optimizer)
     if scaler := plan.manifest.get("scaler"):
-        # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 shall fit again
+        # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 must fit again
         scale = scaler["scale"] * plan.manifest["world_size"] / trainer.ranks.world_size
         trainer.stepper.scaler.load_state_dict({**scaler, "scale": scale})
 
 
 def _require_space(trainer: Trainer, plan: StartPlan) -> None:
-    """Raises UserError where the disk has no room for the checkpoints to come. One rank calls."""
+    """Raises UserError where the disk has no room for future checkpoints. One rank calls."""
     check_space(
         trainer.folder.checkpoints,
         plan.config.checkpoint,

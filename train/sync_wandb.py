@@ -1,10 +1,10 @@
-"""Bring a run's record to Weights & Biases, as often as one likes: what its wandb run lacks is added.
+"""Upload to Weights & Biases whatever a run's wandb run is missing; safe to repeat.
 
     python train/sync_wandb.py runs/gpt2-124m
     WANDB_MODE=online python train/sync_wandb.py runs/gpt2-124m
 
 metrics.jsonl is the record; lines that a resume superseded are left out. wandb-mirror.json in the run's folder has the
-wandb run's id and how far it is. Offline (the default) this writes a folder for `wandb sync` below RUN/wandb.
+wandb run's id and its last step. Offline (the default) this writes a folder for `wandb sync` below RUN/wandb.
 """
 
 import sys
@@ -36,7 +36,7 @@ def main() -> int:
     except OSError as error:
         raise UserError(unreadable(folder.metrics, error)) from None
     if not records:
-        raise UserError(f"{folder.metrics} holds no record: give the folder of a run that has begun")
+        raise UserError(f"{folder.metrics} holds no record: give the folder of a run that has started")
     config = read_configuration(folder)
     log = config.get("log")
     log = log if isinstance(log, dict) else {}
@@ -47,10 +47,12 @@ def main() -> int:
         run = open_run(folder, str(log.get("wandb_project", "longhaul")), config, place["id"])
         sent = sum(send(run, record, place) for record in records)
         run.finish()
-    except Exception as error:  # whatever a library that talks to a network comes up with
-        raise UserError(f"wandb has not taken it ({type(error).__name__}: {error}): nothing is lost") from None
+    except Exception as error:  # any exception of a library that talks to a network
+        raise UserError(
+            f"wandb has refused it ({type(error).__name__}: {error}): nothing is lost, run the same command again"
+        ) from None
     try:
-        write_place(folder, place)  # only now: what was cut short is sent once more
+        write_place(folder, place)  # only now: what was interrupted is sent once more
     except OSError as error:
         raise UserError(refusal("written", error, folder.path, otherwise="sync again")) from None
     print(f"{format_count(sent)} of {format_count(len(records))} records added to wandb run {place['id']}")

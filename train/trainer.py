@@ -42,7 +42,7 @@ class Outcome:
     status: Literal["done", "preempted"]
     reason: str
     progress: Progress
-    stop: Stop | None = None  # what asked for it
+    stop: Stop | None = None  # what requested it
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Trainer:
     _trouble_told: str = ""
 
     def run(self, progress: Progress, missing: Due) -> Outcome:
-        """Train from `progress` to the last step, or until asked to stop.
+        """Train from `progress` to the last step, or until a stop is requested.
 
         Args:
             missing: what was due at `progress`, is not recorded, and is done first.
@@ -195,13 +195,13 @@ class Trainer:
                 self._measure(evaluation, progress, due)
 
     def _measure_after_save(self, progress: Progress, due: Due, stop_code: int = 0) -> int:
-        """The other evaluations: what fails in them costs no work.
+        """The other evaluations: a failure in them costs no work.
 
         Args:
-            stop_code: what has already asked to stop. They are left to the next start then, as they are where something
-                asks before the first or between two.
+            stop_code: what has already requested a stop. They are left to the next start then, as they are where
+                something requests one before the first or between two.
 
-        Returns the code of what has asked to stop before all were done, or 0.
+        Returns the code of what has requested a stop before all were done, or 0.
         """
         for evaluation in self.evaluations:
             if not evaluation.before_save and evaluation.name in due:
@@ -216,7 +216,8 @@ class Trainer:
             evaluation.measure(progress, due[evaluation.name])
 
     def _agree(self, progress: Progress) -> int:
-        """What all ranks do next: the code of what has asked any to stop, or 0. Publishes a save that is all written.
+        """What all ranks do next: the code of what has requested a stop of any, or 0. Publishes a save that is all
+        written.
 
         Raises LockLost if the run has another trainer by now or was moved; StorageFailed if saves failed, on any rank,
         and the run may not continue without them, or if its record can't be kept; ReplicasDiffer if only some ranks
@@ -229,12 +230,12 @@ class Trainer:
         stop_code, lost, record_lost, highest, minus_lowest, unwritten, failed = agreed_flags
         if highest != -minus_lowest:
             raise ReplicasDiffer(
-                f"step {progress.step} was learned from on some ranks only: a faulty device or memory is likely"
+                f"only some ranks have learned from step {progress.step}: a faulty device or memory is likely"
             )
         if lost:
             raise LockLost(why_lost(self.folder.path))
         if record_lost:
-            raise StorageFailed(self.ranks.from_first(f"{self.recorder.trouble}, and memory for records is full"))
+            raise StorageFailed(self.ranks.from_first(f"{self.recorder.trouble}, and the memory for records is full"))
         if self.keeper.settle(unwritten, failed):
             self._note_save(progress)
         elif self._trouble() != self._trouble_told:
@@ -259,15 +260,15 @@ class Trainer:
         Raises StorageFailed on all ranks where that can't be done.
         """
         agreed(self.ranks, lambda: self._write_end(outcome), StorageFailed)
-        self.recorder.say(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
+        self.recorder.log(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
         self.recorder.close()
 
     def _write_end(self, outcome: Outcome) -> None:
         self.recorder.sync_all(self.margin.seconds())
         self.state.write(outcome.status, outcome.reason, outcome.progress, outcome.stop)
-        heard = outcome.stop in ("file", None)  # one that came during another stop is yet to be
+        heard = outcome.stop in ("file", None)  # one that came during another stop is still there
         if heard and (stays := remove_stop_file(self.folder.stop_file)):
-            self.recorder.say(f"WARNING: {stays}")
+            self.recorder.log(f"WARNING: {stays}")
 
     def _trouble(self) -> str:
         return self.keeper.trouble or self.recorder.trouble

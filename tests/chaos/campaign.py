@@ -162,7 +162,7 @@ class Campaign:
     def _learn(self, run: Run, trainer: Trainer) -> None:
         """What the start that has just ended tells about earlier faults: where it went on, what it complained about."""
         said = trainer.said()
-        noticed = [path for path in run.unnoticed if f"passed over: {path}" in said]
+        noticed = [path for path in run.unnoticed if f"skipped: {path}" in said]
         if not run.folder.metrics.exists():
             return
         with open(run.folder.metrics, "rb") as file:

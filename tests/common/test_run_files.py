@@ -162,5 +162,5 @@ def test_a_trainer_refuses_a_folder_where_something_else_stands(tmp_path: Path, 
     is_folder = name in ("checkpoints", "ranks")
     (path.touch if is_folder else path.mkdir)()
     what, wanted = ("a file", "a folder") if is_folder else ("a folder", "a file")
-    with pytest.raises(UserError, match=f"{name} is {what}, where the run has {wanted}: move it away"):
+    with pytest.raises(UserError, match=f"{name} is {what}, but the run needs {wanted} there: move it away"):
         folder.refuse_what_is_no_file()

@@ -287,7 +287,7 @@ def test_dry_run_says_the_plan_and_writes_nothing(source, tmp_path):
 def test_wrong_input_is_one_line(source, tmp_path):
     (tmp_path / "empty").mkdir()
     cases = [
-        (["--source", tmp_path / "nowhere"], "no folder"),
+        (["--source", tmp_path / "nowhere"], "not a folder"),
         (["--source", tmp_path / "empty"], "no parquet files"),
         (["--source", source, "--field", "body", "--workers", 0], "no column 'body'"),
         (["--source", source, "--max-tokens", "many"], "not a number"),

@@ -18,10 +18,10 @@ def test_what_divides_is_cut_up_without_a_remainder(block: int, micro: int, worl
 
 def test_the_nearest_batches_are_named() -> None:
     with pytest.raises(
-        UserError, match=r"not a whole number of sequences of 1024 tokens: the nearest are 499712 or 500736"
+        UserError, match=r"is 500000, not a whole number of sequences of 1024 tokens: use 499712 or 500736"
     ):
         plan_batch(500_000, 1024, 4, 1)
-    with pytest.raises(UserError, match=r"the nearest are 1024$|the nearest are 1024"):
+    with pytest.raises(UserError, match=r"tokens: use 1024"):
         plan_batch(10, 1024, 1, 1)
 
 
@@ -36,7 +36,7 @@ def test_every_advice_works(block: int, sequences: int, micro: int, world: int) 
     try:
         plan_batch(block * sequences, block, micro, world)
     except UserError as error:
-        advice = str(error).split("the nearest that do are ")[1]
+        advice = str(error).split(": use ")[1]
         sizes, _, tokens = advice.rpartition("batch.tokens_per_step ")
         for value in tokens.split(" or "):
             plan_batch(int(value), block, micro, world)

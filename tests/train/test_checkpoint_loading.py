@@ -159,10 +159,10 @@ NAN, MANY = torch.full((8,), float("nan")), torch.ones(8)
         ("optimizer", {"foo": MANY}, "has optimizer state foo, which"),  # was a ValueError
         ("optimizer", {"0.bias/step": MANY}, r"does not hold this model: 0.bias/step has shape \(8,\) instead of \(\)"),
         ("optimizer", {"0.bias/exp_avg": MANY.to(torch.int8)}, "holds 0.bias/exp_avg as I8"),
-        ("optimizer", {"0.bias/exp_avg": NAN}, "holds numbers in 0.bias/exp_avg that no training"),
-        ("optimizer", {"0.bias/exp_avg_sq": -MANY}, "holds numbers in 0.bias/exp_avg_sq that no training"),
+        ("optimizer", {"0.bias/exp_avg": NAN}, "holds values in 0.bias/exp_avg that training never"),
+        ("optimizer", {"0.bias/exp_avg_sq": -MANY}, "holds values in 0.bias/exp_avg_sq that training never"),
         ("weights", {"0.bias": MANY.to(torch.bool)}, "holds 0.bias as BOOL"),
-        ("weights", {"0.bias": NAN}, "holds numbers in 0.bias that no training"),
+        ("weights", {"0.bias": NAN}, "holds values in 0.bias that training never"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )

@@ -99,7 +99,7 @@ def test_lists_null_and_precedence(tmp_path: Path) -> None:
     assert read_config([*files, "--data.stage_to=x", "--data.stage_to=null"])[0].data.stage_to is None
     with pytest.raises(UserError, match=r"data.stage_to is empty"):
         read_config(["--data.stage_to="])
-    with pytest.raises(UserError, match=r"run.name is \['a'\]: give text or null"):
+    with pytest.raises(UserError, match=r"run.name is \['a'\]: use text or null"):
         read_config(["--config", str(DEFAULT_CONFIG), f"--config={_written(tmp_path, 'run: {name: [a]}')}"])
     with pytest.raises(UserError, match=r"is not YAML: month must be in 1\.\.12"):
         read_config([f"--config={_written(tmp_path, 'optim: {lr: 2026-13-01}')}"])

@@ -105,10 +105,10 @@ def test_without_a_limit_or_an_answer(tmp_path: Path, monkeypatch: pytest.Monkey
     check_deadline("slurm")
     assert slurm_end("77") is None
     scontrol(tmp_path / "bin", monkeypatch, job("10:30:00"))  # of today, as SLURM_TIME_FORMAT=relative has it
-    with pytest.raises(UserError, match="scontrol gives 10:30:00 as the end of job 77, which is no time"):
+    with pytest.raises(UserError, match="scontrol gives 10:30:00 as the end of job 77, which is not a time"):
         check_deadline("slurm")
     scontrol(tmp_path / "bin", monkeypatch, "", status=1)
-    with pytest.raises(UserError, match="scontrol knows no end of job 77"):
+    with pytest.raises(UserError, match="scontrol gives no end of job 77"):
         check_deadline("slurm")
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match="scontrol does not answer"):
@@ -165,7 +165,7 @@ def test_a_run_that_does_not_know_when_its_job_ends_reports_it(
 
 def test_a_time_needs_to_be_one() -> None:
     assert open_deadline("2026-05-01T06:00+00:00", StopMargin(0)).end == 1777615200
-    with pytest.raises(ValueError, match="give a time such as"):
+    with pytest.raises(ValueError, match="use a time such as"):
         RunConfig(deadline="tomorrow")
 
 

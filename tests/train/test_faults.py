@@ -198,6 +198,6 @@ def test_ranks_that_disagree_on_a_step_stop_before_the_next(tmp_path: Path, data
     run = run_of(tmp_path, "split")
     state = json.loads(run.state.read_text())
     assert (state["status"], state["failure"]) == ("failed", "exception")
-    assert state["reason"].startswith("step 7 was learned from on some ranks only")
+    assert state["reason"].startswith("only some ranks have learned from step 7")
     assert max(losses(run)) == 7
     assert [step for step, _ in list_checkpoints(run.checkpoints)] == [5]

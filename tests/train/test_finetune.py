@@ -272,7 +272,7 @@ def test_what_cannot_work_is_refused(
 def test_bases_and_runs_that_do_not_belong_together_are_refused(
     tmp_path: Path, data: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "say first" in refusal(monkeypatch, arguments(base, tmp_path, data, "x")[1:])
+    assert "missing RUN_OR_CHECKPOINT" in refusal(monkeypatch, arguments(base, tmp_path, data, "x")[1:])
     assert "is not a folder" in refusal(monkeypatch, arguments(tmp_path / "no", tmp_path, data, "x"))
     other_data = tmp_path / "other-data"
     make_token_set(other_data, vocab_size=65)
@@ -281,7 +281,7 @@ def test_bases_and_runs_that_do_not_belong_together_are_refused(
     finetune(1, tmp_path, arguments(base, tmp_path, data, "begun", "--run.max_steps=1"))
     other_base = write_checkpoint(tmp_path / "other", block_size=16, seed=1)
     begun = run_of(tmp_path, "begun")
-    assert "begun with another base" in refusal(monkeypatch, arguments(other_base, tmp_path, data, "begun"))
+    assert "started from another base" in refusal(monkeypatch, arguments(other_base, tmp_path, data, "begun"))
     train(1, tmp_path, tiny_arguments(tmp_path, data, "pretrained", "--run.max_steps=1"))
     pretrained = arguments(base, tmp_path, data, "pretrained")
     assert "not a run of finetune.py" in refusal(monkeypatch, pretrained)
@@ -293,7 +293,7 @@ def test_bases_and_runs_that_do_not_belong_together_are_refused(
     from train.pretrain import main
 
     monkeypatch.setattr(sys, "argv", ["pretrain", *tiny_arguments(tmp_path, data, "y", f"--resume={step}")])
-    with pytest.raises(UserError, match=r"go on with train/finetune\.py"):
+    with pytest.raises(UserError, match=r"resume it with train/finetune\.py"):
         main()
 
 

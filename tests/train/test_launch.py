@@ -171,7 +171,7 @@ def test_a_users_mistake_stays_one_line_with_status_2(tmp_path: Path, data: Path
     _, errors = launcher.communicate(timeout=120)
     assert launcher.returncode == 2, errors
     (line,) = errors.splitlines()
-    assert line.startswith("error: batch.tokens_per_step 1000 is not a whole number of sequences")
+    assert line.startswith("error: batch.tokens_per_step is 1000, not a whole number of sequences")
     assert not (tmp_path / "runs").exists()
 
 

@@ -47,10 +47,10 @@ def accept(command: list[str], logs: Path) -> None:
         (f"--nnodes={'9' * 5000} {{script}}", "--nnodes is 999.*: give the number of machines"),
         ("--nproc_per_node=auto:0 {script}", "--nproc_per_node is auto:0: give the number of ranks"),
         ("--nnodes=2 --node_rank=2 {script}", "--node_rank is 2: the 2 machines count from 0 to 1"),
-        ("--nnodes=2 {script}", "nothing says where the machines meet: give --master_addr=HOST"),
+        ("--nnodes=2 {script}", "no option names where the machines meet: give --master_addr=HOST"),
         (
             "--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=host:29400 {script}",
-            "--rdzv-backend is c10d, with which a machine runs what anybody sends to its port: .* give --master_addr",
+            "--rdzv-backend is c10d, with which a machine executes what anybody sends to its port: .*",
         ),
         ("--standalone --nnodes=2 {script}", "--standalone is for one machine, and --nnodes is 2"),
         ("--rdzv-backend=etcd {script}", "--rdzv-backend is etcd: it can be static or c10d"),

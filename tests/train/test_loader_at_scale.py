@@ -146,7 +146,7 @@ def test_documents_need_a_mark_between_them(tmp_path: Path) -> None:
     make_token_set(data, train_tokens=5_000, val_tokens=500, tokenizer=CharTokenizer("abcdefgh"))
     done = train_by_path(*tiny_arguments(tmp_path, data, "unmarked", "--data.document_mask=true"))
     assert done.returncode == 2
-    assert "marks no end of text" in done.stderr
+    assert "has no end-of-text token" in done.stderr
     shutil.rmtree(data)
 
 

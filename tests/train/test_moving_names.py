@@ -61,7 +61,7 @@ def test_a_fine_tuning_keeps_its_base_while_that_run_goes_on(
     moved_to = save_another(live)
     run = run_of(tmp_path, "tuned")
     finetune(2, tmp_path, [*first, "--run.max_steps=6"])
-    assert f"{live} has moved on to {moved_to.name}: this run keeps the base it has begun with" in run.log.read_text()
+    assert f"{live} has moved on to {moved_to.name}: this run keeps the base it started from" in run.log.read_text()
     record = json.loads(run.provenance.read_text())
     for each in record["starts"]:
         del each["base"]  # as versions before recorded it
@@ -70,8 +70,8 @@ def test_a_fine_tuning_keeps_its_base_while_that_run_goes_on(
     assert losses(run) == pytest.approx(losses(run_of(tmp_path, "calm")), abs=1e-5)
 
     write_checkpoint(tmp_path / "other" / "checkpoints", block_size=16, seed=3)
-    assert "begun with another base" in refusal(monkeypatch, [str(tmp_path / "other"), *first[1:]])
-    assert "begun with another base" in refusal(monkeypatch, [str(moved_to), *first[1:]])
+    assert "started from another base" in refusal(monkeypatch, [str(tmp_path / "other"), *first[1:]])
+    assert "started from another base" in refusal(monkeypatch, [str(moved_to), *first[1:]])
 
 
 def test_before_the_first_save_a_base_is_found_again_as_long_as_it_is_there(
@@ -113,12 +113,12 @@ def test_a_branch_that_has_saved_nothing_begins_where_it_first_began(tmp_path: P
     train(1, tmp_path, tiny_arguments(tmp_path, data, "trunk", CONSTANT, "--run.max_steps=10"))
     train(1, tmp_path, tiny_arguments(tmp_path, data, "branch", *more, "--run.max_steps=11"))
     assert min(losses(branch)) == 6
-    assert branch.log.read_text().count("going on after step 5 from ") == 2
+    assert branch.log.read_text().count("resuming after step 5 from ") == 2
     shutil.rmtree(branch.checkpoints)
     shutil.rmtree(trunk.checkpoints / "step-00000005")
     chosen, passed_over = choose_checkpoint(str(trunk.path), branch)
     assert chosen == trunk.checkpoints / "step-00000010"
-    assert "step-00000005, from which an earlier start began, is gone" in passed_over[0]
+    assert "step-00000005, from which an earlier launch started, is gone" in passed_over[0]
 
 
 def test_a_relative_resume_may_be_given_absolute_later_and_elsewhere(tmp_path: Path, data: Path) -> None:
@@ -134,5 +134,5 @@ def test_a_relative_resume_may_be_given_absolute_later_and_elsewhere(tmp_path: P
     record["starts"][0]["resumed_from"] = "../runs/trunk/checkpoints/step-00000002"  # as versions before recorded it
     branch.provenance.write_text(json.dumps(record))
     assert choose_checkpoint(given, branch)[0] == branch.checkpoints / "step-00000003"
-    with pytest.raises(UserError, match="did not begin from"):
+    with pytest.raises(UserError, match="did not start from"):
         choose_checkpoint(str(tmp_path / "runs" / "other"), branch)

@@ -143,10 +143,10 @@ def test_missing_data_name_the_command_that_makes_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--batch.tokens_per_step=32768", "20,000 tokens in its train split, one step needs 32,769"),
-        ("--model.block_size=512", "500 tokens in its val split, one step needs 513"),
-        ("--batch.tokens_per_step=1000", "the nearest are 992 or 1008"),
-        ("--batch.micro_batch=5", "the nearest that do are batch.micro_batch 4 or 8,"),
+        ("--batch.tokens_per_step=32768", "20,000 tokens in its train split, but one step needs 32,769"),
+        ("--model.block_size=512", "500 tokens in its val split, but one step needs 513"),
+        ("--batch.tokens_per_step=1000", "tokens: use 992 or 1008"),
+        ("--batch.micro_batch=5", "use batch.micro_batch 4 or 8,"),
         ("--model.vocab_size=300", "has 257 ids: leave model.vocab_size out"),
         ("--run.device=cuda", "run.device is cuda, but PyTorch sees no GPU"),
         ("--resume=nowhere", "nowhere is not a folder"),
@@ -196,7 +196,7 @@ def test_a_run_branches_into_a_new_name(tmp_path: Path, data: Path) -> None:
     assert "has newer checkpoints than step-00000015: --run.name NAME branches" in refusal(train_by_path(*behind))
     elsewhere = checkpoint.with_name("step-00000150")
     checkpoint.with_name("step-00000020").rename(elsewhere)
-    assert "did not begin from" in refusal(train_by_path(*branch, f"--resume={elsewhere}"))
+    assert "did not start from" in refusal(train_by_path(*branch, f"--resume={elsewhere}"))
     short = train_by_path(*branch, "--run.name=short", "--run.max_steps=15")
     assert "has 15 steps already" in refusal(short)
     assert not run_of(tmp_path, "short").path.exists()
@@ -206,7 +206,7 @@ def test_a_run_branches_into_a_new_name(tmp_path: Path, data: Path) -> None:
     assert losses(run) == {step: trunk[step] for step in range(16, 21)}
     starts = [record["step"] for record in read_json_lines(run.metrics) if record.get("kind") == "start"]
     assert starts == [15, 18]
-    assert f"passed over: --resume {checkpoint}: {run.path} has checkpoints of its own by now" in run.log.read_text()
+    assert f"skipped: --resume {checkpoint}: {run.path} has checkpoints of its own by now" in run.log.read_text()
 
 
 def test_a_dead_rank_ends_the_run_with_its_name(tmp_path: Path, data: Path) -> None:

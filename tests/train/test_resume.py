@@ -206,8 +206,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path: Path, data: Path
     train(1, tmp_path, tiny_arguments(tmp_path, data, "damaged", "--schedule.kind=constant"))
     assert max(losses(run)) == 20
     log = run.log.read_text()
-    assert f"passed over: {weights} has changed" in log
-    assert "going on after step 5" in log
+    assert f"skipped: {weights} has changed" in log
+    assert "resuming after step 5" in log
     assert any("damaged" in path.name for path in run.checkpoints.iterdir())
 
 
@@ -236,7 +236,7 @@ def test_a_finished_run_is_done_for_the_same_command_only(
     assert "is at step 3 already, past run.max_steps 2: give --run.max_steps 3 to end it there" in fewer.stderr
     for mistake, words in (
         ("--model.vocab_size=300", "model.vocab_size is 300, but the tokenizer of"),
-        ("--batch.tokens_per_step=500", "is not a whole number of sequences of 16 tokens"),
+        ("--batch.tokens_per_step=500", "is 500, not a whole number of sequences of 16 tokens"),
     ):
         assert words in train_by_path(*arguments, mistake).stderr
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before

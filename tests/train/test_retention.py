@@ -189,7 +189,7 @@ def test_weights_alone_outlive_their_checkpoint_and_are_evaluated_but_not_resume
     assert verify_checkpoint(weights)["step"] == 7
     assert all(tensor.equal(before[name]) for name, tensor in load_model(weights).state_dict().items())
     assert choose_checkpoint("auto", RunFolder(tmp_path / "run")) == (None, [])
-    with pytest.raises(UserError, match="holds weights alone"):
+    with pytest.raises(UserError, match="holds only weights"):
         choose_checkpoint(str(weights), RunFolder(tmp_path / "run"))
 
 

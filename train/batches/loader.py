@@ -37,11 +37,11 @@ class StepBatch:
     tokens: Tensor  # (A, M, T) int64
     targets: Tensor  # (A, M, T) int64, the tokens that follow
     document_ids: Tensor | None  # (A, M, T) int64, where attention is to stay inside documents
-    windows: npt.NDArray[np.int64]  # (A, M): which window of the split each sequence is
+    windows: npt.NDArray[np.int64]  # (A, M): the number of each sequence in the split
     target_count: int  # of this rank
 
     def micro_batches(self, device: torch.device) -> Iterator[MicroBatch]:
-        """One after another on a device, copied there while it computes the one before."""
+        """Each micro-batch on a device, copied there while it computes the one before."""
         for index in range(len(self.tokens)):
             documents = None if self.document_ids is None else self.document_ids[index]
             yield MicroBatch(
@@ -92,7 +92,7 @@ class StepLoader:
         return tensor.pin_memory() if self._pin_memory else tensor
 
     def steps(self, sequences_consumed: int, *, read_ahead: int = 2) -> Generator[StepBatch]:
-        """Steps from there on without end, read ahead by a thread that ends with the iterator."""
+        """Steps from there on, endlessly, read ahead by a thread that ends with the iterator."""
         ready: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=read_ahead)
         stopped = threading.Event()
 
@@ -130,10 +130,10 @@ class StepLoader:
 def open_loader(
     tokens: TokenSet, plan: BatchPlan, ranks: Ranks, *, length: int, stride: int | None, seed: int, mask_documents: bool
 ) -> StepLoader:
-    """This rank's share of what a run trains on.
+    """A loader of this rank's share of what a run trains on.
 
     Args:
-        length: tokens of a sequence. stride: from one's start to the next's; None: the length.
+        length: tokens of a sequence. stride: tokens from one's start to the next's; None: the length.
     """
     return StepLoader(
         Windows(tokens.split("train"), length, stride),

@@ -34,10 +34,10 @@ from data_prep.token_sets.token_set import TokenSet
 from model.ranks import Ranks
 
 BLOCK_BYTES = 8 << 20
-LEFT_SECONDS = 3600.0  # a temporary file that nobody has written to for so long is nobody's
+LEFT_SECONDS = 3600.0  # temporary files older than this are stale
 STAGED_FILE = "staged.json"
 
-Stamp = list[int]  # device, inode, size, mtime_ns, ctime_ns: changes with whatever changes a file
+Stamp = list[int]  # device, inode, size, mtime_ns, ctime_ns: changes whenever a file changes
 
 
 class Staged(TypedDict):
@@ -54,7 +54,7 @@ def stage(
 
     A copy that is there already is used where it is this user's and its SHA-256 were right, in this boot or (with
     `verify` full, always) now. Where a node's disk can't take the copy (no space, not writable), that node's ranks
-    read the set where it is: then the second value says by host why.
+    read the set where it is: then the second value has the reason by host.
 
     Args:
         folder: as the configuration has it. Each node replaces variables by its own values.
@@ -90,7 +90,7 @@ def own_folder(folder: Path, name: str) -> Path:
 
     Links are not followed: they may lead to what others can change.
 
-    Raises OSError where neither can be had.
+    Raises OSError where neither is possible.
     """
     user = os.geteuid() if hasattr(os, "geteuid") else 0
     for target in (folder / name, folder / f"{name}-{user}"):
@@ -112,7 +112,7 @@ def _owner_of_new_files(folder: Path) -> int | None:
 
 
 def copy_set(tokens: TokenSet, target: Path, verify: Literal["size", "full"] = "size") -> None:
-    """Copy and verify a set into a folder of this user's, the manifest last; shards stay where they pass for whole.
+    """Copy and verify a set into a folder of this user's, the manifest last; shards that are whole stay.
 
     Raises OSError where it can't be written and UserError where the set can't be read, or a shard's SHA-256 is not the
     manifest's.
@@ -124,7 +124,7 @@ def copy_set(tokens: TokenSet, target: Path, verify: Literal["size", "full"] = "
     missing = [shard for shard in shards if shard.file not in stamps]
     needed = sum(shard.tokens * tokens.manifest.numpy_dtype.itemsize for shard in missing)
     if needed > (free := shutil.disk_usage(target).free):
-        raise OSError(f"{target} has {format_bytes(free)} free, the data need {format_bytes(needed)}")
+        raise OSError(f"{target} has {format_bytes(free)} free, but the data need {format_bytes(needed)}")
     if missing:
         with progress_bar(needed, "B", f"staging to {target}", scale=True) as bar:
             for shard in missing:
@@ -185,14 +185,14 @@ def _own_file(path: Path) -> Stamp | None:
 
 
 def _temporary(target: Path, file: str) -> Path:
-    """A name of this copy's own: another run on the node may be staging the same set."""
+    """A name unique to this copy: another run on the node may be staging the same set."""
     return target / f".{file}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
 
 
 def _sweep(target: Path) -> None:
-    """Delete what copies that were killed have left: nobody has written to it for a while."""
+    """Delete what killed copies have left, once nobody has written to it for a while."""
     for path in target.glob(f"*{TEMPORARY_SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # published in this moment
+        with contextlib.suppress(FileNotFoundError):  # just published
             if time.time() - path.lstat().st_mtime > LEFT_SECONDS:
                 path.unlink()
 

@@ -27,8 +27,8 @@ def plan_batch(tokens_per_step: int, block_size: int, micro_batch: int, world_si
     if tokens_per_step % block_size:
         below = tokens_per_step // block_size * block_size
         raise UserError(
-            f"batch.tokens_per_step {tokens_per_step} is not a whole number of sequences of {block_size} tokens: "
-            f"the nearest are {_either(below, below + block_size)}"
+            f"batch.tokens_per_step is {tokens_per_step}, not a whole number of sequences of {block_size} tokens: "
+            f"use {_either(below, below + block_size)}"
         )
     sequences = tokens_per_step // block_size
     round_of_ranks = micro_batch * world_size
@@ -42,7 +42,7 @@ def plan_batch(tokens_per_step: int, block_size: int, micro_batch: int, world_si
             advice = f"batch.micro_batch {' or '.join(map(str, below_and_above))}, or {advice}"
         raise UserError(
             f"{sequences} sequences a step ({tokens_per_step} tokens of {block_size}) don't divide among {world_size} "
-            f"ranks with batch.micro_batch {micro_batch}: the nearest that do are {advice}"
+            f"ranks with batch.micro_batch {micro_batch}: use {advice}"
         )
     return BatchPlan(sequences, micro_batch, world_size, sequences // round_of_ranks)
 

@@ -1,7 +1,7 @@
-"""The order in which a run reads its windows: a permutation per epoch that costs no memory.
+"""The order in which a run reads its sequences: a permutation per epoch that costs no memory.
 
-Sequence number g that a run reads of a token set is window `permutation(seed, epoch)(g mod W)` of epoch `g // W`, for W
-windows. Any of them is found at once, so that jumping to the billionth costs what jumping to the first costs.
+The g-th sequence that a run reads of a token set of W sequences is number `permutation(seed, epoch)(g mod W)` of epoch
+`g // W`. Any of them is found at once, so that jumping to the billionth costs what jumping to the first costs.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ class Permutation:
         self._keys = keys_of(f"longhaul order {seed} {epoch}", ROUNDS)
 
     def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Map positions (n,) int64 to windows (n,) int64."""
+        """Map positions (n,) int64 to sequence numbers (n,) int64."""
         values = self._network(positions.astype(np.uint64))
         outside = np.flatnonzero(values >= self.size)
         while len(outside):
@@ -53,7 +53,7 @@ def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def windows_at(first: int, count: int, window_count: int, seed: int) -> npt.NDArray[np.int64]:
-    """The windows (count,) of sequence numbers first … first+count-1, running over epoch borders."""
+    """The sequence numbers (count,) at positions first … first+count-1, across epoch borders."""
     windows = np.empty(count, dtype=np.int64)
     done = 0
     while done < count:

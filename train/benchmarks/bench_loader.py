@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=file_to_write, help="write the figures to this file as well")
     arguments = parser.parse_args()
     if arguments.tokens <= arguments.block_size:
-        raise UserError(f"--tokens {arguments.tokens} fill no window of {arguments.block_size} tokens and the next one")
+        raise UserError(f"--tokens is {arguments.tokens}: use more than --block-size {arguments.block_size}")
     return arguments
 
 

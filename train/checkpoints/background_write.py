@@ -1,7 +1,7 @@
-"""One rank's files of a checkpoint, written, made durable and hashed by a thread while training goes on.
+"""One rank's files of a checkpoint, written, made durable and hashed by a thread while training continues.
 
-The thread never speaks to other ranks: whoever started it asks for `done` and `failed` at step boundaries. Where a file
-system fails for a moment it waits and tries again, and training goes on.
+The thread never communicates with other ranks: its caller reads `done` and `failed` at step boundaries. Where a file
+system fails for a moment it waits and tries again, and training continues.
 """
 
 import threading
@@ -34,7 +34,7 @@ class WriteFailure:
 
 @dataclass
 class ShareWritten:
-    """What became of a rank's share: sizes and hashes by file name, or a failure; and why it took several tries."""
+    """The result of a rank's share: sizes and hashes by file name, or a failure; and why it took several tries."""
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     failure: WriteFailure | None = None
@@ -43,7 +43,7 @@ class ShareWritten:
 
 
 class BackgroundSave:
-    """Begins to write as soon as it is made. The tensors must stay as they are until `result` has returned."""
+    """Starts to write as soon as it is made. The tensors must not change until `result` has returned."""
 
     def __init__(
         self,
@@ -61,12 +61,12 @@ class BackgroundSave:
         self._folder = folder
         self._files = files
         self._retry_delays = retry_delays
-        self._hurry = threading.Event()  # wait no more between tries
+        self._hurry = threading.Event()  # don't wait between tries any more
         self._idle = threading.Event()  # done, or waiting for the file system
         self._share = ShareWritten()
         self._unexpected: BaseException | None = None
         self._abandoned = threading.Event()
-        # no daemon: an interpreter that shuts down must not pull the ground from under a thread inside native code
+        # non-daemon: interpreter shutdown must not kill it inside native code
         self._thread = threading.Thread(target=self._run, name="checkpoint writer")
         self._thread.start()
 
@@ -80,13 +80,14 @@ class BackgroundSave:
         return self._share.failure is not None or self._unexpected is not None
 
     def wait(self) -> None:
-        """Until it is done, or has to wait for the file system."""
+        """Wait until it is done, or has to wait for the file system."""
         self._idle.wait()
 
     def result(self) -> ShareWritten:
-        """Wait for the thread and say what became of the share; raises what no disk is to blame for.
+        """Wait for the thread and return the share's result; re-raises unexpected errors (OSErrors become a
+        `WriteFailure`).
 
-        Tries that are left are made at once: whoever calls has no time to wait for a file system.
+        Remaining tries are made at once: the caller has no time to wait for a file system.
         """
         self._hurry.set()
         self._thread.join()
@@ -95,7 +96,7 @@ class BackgroundSave:
         return self._share
 
     def abandon(self) -> None:
-        """Begin no further file: nobody will publish this save."""
+        """Stop after the current file: nobody will publish this save."""
         self._abandoned.set()
         self._hurry.set()
 

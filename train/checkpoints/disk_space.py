@@ -1,4 +1,4 @@
-"""Whether the disk has room for a run's checkpoints, asked before the first step rather than answered by the last."""
+"""Whether the disk has room for a run's checkpoints, checked before the first step instead of failing at the last."""
 
 import ctypes
 import errno
@@ -25,7 +25,7 @@ def needed_bytes(
     checkpoint_bytes: int,
     weights_bytes: int,
 ) -> int:
-    """What a run's checkpoints will take at most beside those that are there, while a new one is being written.
+    """Bytes that a run's checkpoints will take at most beside those that are there, while a new one is being written.
 
     Args:
         existing: steps of the checkpoints that are there.
@@ -33,8 +33,8 @@ def needed_bytes(
         checkpoint_bytes, weights_bytes: of a whole checkpoint, and of its weights alone.
     """
     every = config.every_steps or max_steps
-    passed = first_step // every  # saves before the run (or this part of it) on the grid of multiples
-    count = (max_steps - 1) // every - passed + 1  # of saves to come: at multiples, and at the last step
+    passed = first_step // every  # saves at multiples before the run (or this part of it)
+    count = (max_steps - 1) // every - passed + 1  # of future saves: at multiples, and at the last step
     old = sorted(set(existing))
     before = len(old) * checkpoint_bytes
 
@@ -53,15 +53,15 @@ def needed_bytes(
             return (passed + aged) * every // both - first_step // both if interval else 0
 
         each, kept_each = config.weights_every_steps, config.keep_every_steps
-        # the best may be any: it takes a place of its own at worst
+        # the best checkpoint may be any step, so reserve one extra
         whole = len(old_whole) + min(newest, count) + aged_at(kept_each) + config.keep_best
-        # a copy of the weights shares its files with the whole checkpoint while that is there
+        # weight copies share hard links until the whole checkpoint is deleted
         alone = aged_at(each) - aged_at(math.lcm(each, kept_each))
         alone += sum(_is_multiple(step, each) for step in old if step not in old_whole)
         return min(len(old) + count, whole) * checkpoint_bytes + alone * weights_bytes
 
-    # The first save comes beside all that is there. From the second on what is taken only ever grows, so that the last
-    # one tells: beside as many as stay (where it is not the first itself), and when one of these is gone.
+    # The first save adds to all that is there. From the second on the total only grows, so the last one decides: beside
+    # as many as stay (where it is not the first itself), and after one of these is deleted.
     first = (len(old) + 1) * checkpoint_bytes
     last = taken(config.keep_last + 1) if count > 1 else 0
     return max(first, last, taken(config.keep_last)) - before
@@ -74,9 +74,9 @@ def _is_multiple(step: int, interval: int) -> bool:
 def check_space(
     folder: Path, config: CheckpointConfig, *, first_step: int, max_steps: int, sizes: tuple[int, int]
 ) -> None:
-    """Compare a run's checkpoints with the free space of the disk they go to; reserve one, and give it back.
+    """Compare a run's checkpoints with the free space of their disk; reserve the bytes of one, and free them again.
 
-    Reserving also meets quotas, which the number of free bytes knows nothing of.
+    Reserving also finds quotas, which the number of free bytes ignores.
 
     Args:
         folder: of the checkpoints. sizes: bytes of a checkpoint, and of its weights alone.
@@ -97,7 +97,8 @@ def check_space(
     advice = "free some, lower checkpoint.keep_last, or give a --run.root on another disk"
     if needed > free:
         raise UserError(
-            f"{folder}: the run's checkpoints need {needed:,} bytes ({sizes[0]:,} each), {free:,} are free: {advice}"
+            f"{folder}: the run's checkpoints need {needed:,} bytes ({sizes[0]:,} each), but only {free:,} are free: "
+            f"{advice}"
         )
     try:
         _reserve(folder, sizes[0])
@@ -111,12 +112,12 @@ def check_space(
 
 
 def _reserve(folder: Path, size: int) -> None:
-    """Take up `size` bytes for a moment. Raises OSError where that can't be had.
+    """Allocate `size` bytes for a moment. Raises OSError where that fails.
 
-    By the system call alone: where a file system can't reserve, the C library's posix_fallocate would write a byte into
+    Only by the system call: where a file system can't reserve, the C library's posix_fallocate would write a byte into
     each of its blocks.
     """
-    path = folder / f".space-{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # which the next start sweeps up, if need be
+    path = folder / f".space-{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"  # the next start deletes it if this one can't
     fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)
     with open(path, "wb") as file:
         try:

@@ -1,4 +1,4 @@
-"""Who owns which tensor of the training state, and how many bytes they are."""
+"""Which rank owns which tensor of the training state, and their sizes in bytes."""
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,12 @@ def owned_by(rank: int, world_size: int, model: nn.Module) -> set[str]:
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What training changes, by name: not what is frozen beside adapters. A tied tensor stands once."""
+    """The trained parameters by name, without weights frozen beside adapters. A tied tensor is listed once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `parameter name/state key`: of a parameter that has had a step, all that is declared."""
+    """The optimizer's state as `parameter name/state key`: all that is declared, once a parameter has had a step."""
     declared = state_of(optimizer)
     tensors: dict[str, Tensor] = {}
     for name, parameter in named_parameters(model).items():
@@ -53,7 +53,7 @@ def share_of(mine: set[str], model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
-    """(bytes of a whole checkpoint, bytes of one of the weights alone), of all ranks together, after any step.
+    """(bytes of a whole checkpoint, bytes of one with only weights), of all ranks together, after any step.
 
     The tensors exactly, and a little more than their files' headers and the manifest take.
     """

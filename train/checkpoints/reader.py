@@ -19,7 +19,7 @@ from train.progress import Progress
 
 
 def check_training_state(checkpoint: Path, model: nn.Module, declared: OptimizerState) -> None:
-    """Compare a checkpoint's files, by their headers, with what a model and its optimizer take from it.
+    """Compare a checkpoint's files, by their headers, with what a model and its optimizer need.
 
     Args:
         model: as it will be trained; it may be on the meta device. declared: the optimizer's state.
@@ -35,7 +35,7 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
     state = read_shapes(_files(checkpoint, manifest, OPTIMIZER), lambda name: _kinds(wanted.get(name)))
     for name, shape in state.items():
         if name not in wanted:
-            raise UserError(f"{checkpoint} has optimizer state {name}, which this model's training does not take")
+            raise UserError(f"{checkpoint} has optimizer state {name}, which this model's training does not use")
         if shape != wanted[name].shape:
             instead = f"{shape} instead of {wanted[name].shape}"
             raise UserError(f"{checkpoint} does not hold this model: {name} has shape {instead}")
@@ -44,9 +44,9 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
 
 
 def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Fill model and optimizer from a verified checkpoint, one tensor at a time; return how far it was.
+    """Fill model and optimizer from a verified checkpoint, one tensor at a time; return its progress.
 
-    Nothing of the checkpoint stays in memory, mapped or copied, beside what training itself holds.
+    Nothing of the checkpoint stays in memory, mapped or copied, beside the training state itself.
 
     Raises UserError as `check_training_state` does, and for NaN, infinities, and negative squares and counts.
     """
@@ -78,13 +78,13 @@ def _fill_optimizer(
 
 
 def _files(checkpoint: Path, manifest: CheckpointManifest, kind: str) -> list[Path]:
-    """Those that the manifest lists: in a copy over another checkpoint lie files of both."""
+    """Those that the manifest lists; a copy over another checkpoint leaves files of both."""
     names = sorted(name for name in manifest["files"] if name.startswith(f"{kind}-") and name.endswith(SUFFIX))
     return [checkpoint / name for name in names]
 
 
 def _kinds(kept: StateTensor | None) -> tuple[str, ...]:
-    """The kinds of numbers, as safetensors names them, that a tensor of state may come in."""
+    """The dtypes, by safetensors' names, that a tensor of state may have."""
     if kept is None or kept.dtype.is_floating_point:
         return FLOATS
     return (f"{'I' if kept.dtype.is_signed else 'U'}{8 * kept.dtype.itemsize}",)
@@ -103,7 +103,9 @@ def _tensors(
 
 
 def _check_numbers(path: Path, name: str, tensor: Tensor, *, non_negative: bool) -> None:
-    """Raises UserError for what no run saves, and what would spoil all weights at the first step."""
-    low, high = (float(value) for value in torch.aminmax(tensor))  # both NaN where one number is
+    """Raises UserError for values that no run saves, and that would ruin all weights at the first step."""
+    low, high = (float(value) for value in torch.aminmax(tensor))  # both are NaN where one value is
     if not -math.inf < low <= high < math.inf or (non_negative and low < 0):
-        raise UserError(f"{path} holds numbers in {name} that no training leaves there: go on from another checkpoint")
+        raise UserError(
+            f"{path} holds values in {name} that training never leaves there: resume from another checkpoint"
+        )

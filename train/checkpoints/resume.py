@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it is this run's."""
+"""Which checkpoint a run resumes from, and whether it is this run's."""
 
 import json
 from collections.abc import Mapping
@@ -17,21 +17,21 @@ from train.run.storage import Patience
 from train.settings.command_line import as_dict
 from train.settings.sections import Config
 
-# What makes another run of it: these sections and fields must not change unnoticed.
+# A change of these sections and fields makes it another run: it must not go unnoticed.
 FIXED_SECTIONS = ("model", "lora")
 FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
-# What may change from one start to the next, and makes another model of it all the same.
+# These may change from one start to the next, though they give another model.
 TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:")
-PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things lie, not what they are
+PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things are, not what they are
 
 
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
-    """The checkpoint to resume from (None for a new run), and what was passed over: newer ones that are damaged.
+    """The checkpoint to resume from (None for a new run), and what was skipped: newer ones that are damaged.
 
-    A path that the run has begun from means its own newest once it has checkpoints: the same command goes on.
+    A path that the run started from means its own newest once it has checkpoints: the same command resumes.
 
     Raises UserError where `resume` is a path without a whole checkpoint, to one of the run's own but the newest, or to
-    one elsewhere that a run with checkpoints did not begin from; or `never` for a run that has some; or where all of
+    one elsewhere that a run with checkpoints did not start from; or `never` for a run that has some; or where all of
     the run's are damaged.
     """
     existing = list_checkpoints(folder.checkpoints)
@@ -40,44 +40,43 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
     if resume == "never":
         if existing:
             raise UserError(
-                f"{folder.path} has checkpoints already: --resume auto goes on from them, "
-                "--run.name NAME begins another run"
+                f"{folder.path} has checkpoints already: --resume auto resumes from them, "
+                "--run.name NAME starts another run"
             )
         return None, []
     passed_over: list[str] = []
     if resume != "auto" and existing and not Path(resume).resolve().is_relative_to(folder.path.resolve()):
         if not _began_from(resume, folder):
             raise UserError(
-                f"{folder.path} has checkpoints of its own, and did not begin from {resume}: leave --resume out to go "
-                "on with it, or give --run.name NAME for another run"
+                f"{folder.path} has checkpoints of its own, and did not start from {resume}: leave --resume out to "
+                "resume it, or give --run.name NAME for another run"
             )
         passed_over.append(f"--resume {resume}: {folder.path} has checkpoints of its own by now")
     elif resume != "auto":
         chosen, passed_over = _find(resume, None if existing else folder)
         if read_checkpoint_manifest(chosen).get("weights_only"):
             raise UserError(
-                f"{chosen} holds weights alone, without the optimizer's state: --resume needs a whole checkpoint "
-                "(step-…)"
+                f"{chosen} holds only weights, without the optimizer's state: give --resume a whole checkpoint (step-…)"
             )
         if existing and chosen.name != existing[0][1].name:
-            # going on behind them, the run would have two futures, and a restart would take the wrong one
+            # resuming before them, the run would have two futures, and a restart would take the wrong one
             raise UserError(
                 f"{folder.path} has newer checkpoints than {chosen.name}: --run.name NAME branches from it into a run "
-                f"of its own, or move {existing[0][1].name} and what else is newer away"
+                f"of its own, or move {existing[0][1].name} and all newer checkpoints out of the folder"
             )
         return chosen, passed_over
-    # one that is passed over is lost with its steps: a file system gets its time
+    # a skipped one is lost with its steps: a file system gets some time
     checkpoint, complaints = newest_good_checkpoint(folder.checkpoints, try_again=Patience().waited)
     if checkpoint is None and existing:
         raise UserError(
             f"none of the {len(existing)} checkpoints in {folder.checkpoints} is whole ({complaints[0]}): "
-            f"--run.name NAME begins another run"
+            f"--run.name NAME starts another run"
         )
     return checkpoint, passed_over + complaints
 
 
 def _find(given: str, unsaved: RunFolder | None) -> tuple[Path, list[str]]:
-    """The checkpoint that `--resume` names, and what was passed over for it.
+    """The checkpoint that `--resume` names, and what was skipped for it.
 
     Args:
         unsaved: a run without checkpoints of its own. An earlier start of it may have recorded which checkpoint a
@@ -89,7 +88,7 @@ def _find(given: str, unsaved: RunFolder | None) -> tuple[Path, list[str]]:
         try:
             return find_checkpoint(path), []
         except UserError:
-            passed_over = [f"{path}, from which an earlier start began, is gone"]
+            passed_over = [f"{path}, from which an earlier launch started, is gone"]
     return find_checkpoint(given), passed_over
 
 
@@ -99,7 +98,7 @@ def _began_from(given: str, folder: RunFolder) -> bool:
 
 
 def _beginnings(folder: RunFolder) -> list[str]:
-    """The checkpoints from which the run's starts began, oldest first."""
+    """The checkpoints from which the run's launches started, oldest first."""
     return [str(start["resumed_from"]) for start in read_starts(folder.provenance) if start.get("resumed_from")]
 
 
@@ -109,7 +108,7 @@ def _names(given: str, recorded: str) -> bool:
     leads = [path, path.parent, path.parent.parent]
     if Path(given).resolve() in [lead.resolve() for lead in leads]:
         return True
-    # older versions recorded relative paths, in a working directory that nobody knows any more
+    # older versions recorded relative paths, in a working directory that is not known any more
     ends = [[part for part in lead.parts if part != ".."] for lead in leads if not path.is_absolute()]
     return any(end and list(Path(given).resolve().parts[-len(end) :]) == end for end in ends)
 
@@ -122,7 +121,8 @@ def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -
     theirs = optimizer_of(manifest)
     if theirs != ours and (manifest["step"] > 0 or any(name.startswith("optimizer-") for name in manifest["files"])):
         raise UserError(
-            f"{checkpoint} was trained with the optimizer {theirs}, this run has {ours}: resume it with {theirs}, or "
+            f"{checkpoint} was trained with the optimizer {theirs}, but this run has {ours}: resume it with {theirs}, "
+            "or "
             "start another run from its weights with train/finetune.py"
         )
 
@@ -141,8 +141,8 @@ def check_same_run(
     manifest = read_checkpoint_manifest(checkpoint)
     check_optimizer(checkpoint, manifest, optimizer)
     if manifest.get("lora") is not None and "lora" not in config:
-        raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: go on with train/finetune.py")
-    # an imported checkpoint says of itself only what model it is
+        raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: resume it with train/finetune.py")
+    # an imported checkpoint only records its model
     before = _flat(_with_whole_model(manifest.get("config") or {"model": manifest["model"]}, checkpoint))
     now = _flat(_with_whole_model(config, "this run"))
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
@@ -161,13 +161,14 @@ def check_same_run(
 
 
 def check_finished(run: Path, manifest: CheckpointManifest, config: dict[str, Any], allowed: list[str]) -> list[str]:
-    """Refuse to call a run done that is not the one this command asks for; return what else differs, without effect.
+    """Refuse to report another run as done than the one this command asks for; return what else differs, without
+    effect.
 
     Args:
         manifest: of the run's last checkpoint, which has all steps that `config` asks for, or more.
         allowed: fields that may differ, as section.key.
 
-    Raises UserError naming what differs of that which makes a trained model what it is.
+    Raises UserError naming the options that differ among those that decide the trained model.
     """
     step, wanted = manifest["step"], config["run"]["max_steps"]
     if step > wanted and "run.max_steps" not in allowed:
@@ -180,14 +181,14 @@ def check_finished(run: Path, manifest: CheckpointManifest, config: dict[str, An
     asked = [change for change in others if change.startswith(TRAINING_SECTIONS)]
     if asked:
         raise UserError(
-            f"{run} is done, at step {step}, and this command asks for another run ({', '.join(asked)}): put that "
+            f"{run} is done, at step {step}, but this command asks for another run ({', '.join(asked)}): put that "
             "back, or give --run.name NAME"
         )
     return others
 
 
 def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`section.key: old -> new` for every field that differs; one that there was not at the time had its default.
+    """`section.key: old -> new` for every field that differs; one that did not exist at the time had its default.
 
     Args:
         before: a checkpoint's configuration; {} for an imported one, of which nothing is known.
@@ -203,7 +204,7 @@ def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def _with_whole_model(config: Mapping[str, Any], source: object) -> dict[str, Any]:
-    """Every field of the model: what an older version did not know has its default, and the widths that null stands for
+    """Every field of the model: one that an older version lacked has its default, and the widths that null stands for
     are in its place (an imported model states them, a configuration need not)."""
     model = config_from_dict({key: value for key, value in config["model"].items() if key != "preset"}, source)
     widths = {"mlp_hidden": model.hidden_size, "n_kv_head": model.kv_heads}
@@ -211,6 +212,6 @@ def _with_whole_model(config: Mapping[str, Any], source: object) -> dict[str, An
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields by section.key; a section is what another version took for one."""
+    """Fields by section.key; sections of other versions, too."""
     sections = {name: values for name, values in config.items() if isinstance(values, Mapping)}
     return {f"{section}.{key}": value for section, values in sections.items() for key, value in values.items()}

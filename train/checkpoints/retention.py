@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps and deletes. What can't be parsed is nobody's to delete."""
+"""Which checkpoints a run keeps and deletes. What can't be parsed is never deleted."""
 
 import contextlib
 import math
@@ -25,7 +25,7 @@ from train.settings.sections import CheckpointConfig
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What retention asks of a checkpoint.
+    """What retention needs to know of a checkpoint.
 
     Attributes:
         val_loss: only if it was measured with these very weights. validation: what it was measured on.
@@ -37,9 +37,10 @@ class Checkpoint:
 
 
 def expendable(checkpoints: Sequence[Checkpoint], config: CheckpointConfig, never: int | None) -> set[int]:
-    """Steps of those that are neither among the newest, nor at a multiple, nor the best, nor `never` (resumed from).
+    """Steps of those that are due: neither among the newest, nor at a multiple, nor the best, nor `never` (resumed
+    from).
 
-    The best is that of the losses that were measured as the newest one was.
+    The best is chosen among losses that were measured as the newest one was.
     """
     newest = sorted((checkpoint.step for checkpoint in checkpoints), reverse=True)
     kept = {*newest[: config.keep_last], never}
@@ -53,7 +54,7 @@ def expendable(checkpoints: Sequence[Checkpoint], config: CheckpointConfig, neve
 
 
 def read_checkpoint(step: int, path: Path) -> Checkpoint | None:
-    """None for what is no checkpoint of a format that this version knows."""
+    """A checkpoint's facts; None for anything but a checkpoint of a format that this version knows."""
     try:
         manifest = read_checkpoint_manifest(path)
     except BadCheckpoint:
@@ -64,13 +65,13 @@ def read_checkpoint(step: int, path: Path) -> Checkpoint | None:
 
 
 def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, resumed_from: Path | None) -> list[Path]:
-    """Take the names of checkpoints that are due for deletion; return where they are now, for `delete` at leisure.
+    """Take the names of checkpoints that are due for deletion; return where they are now, for `delete` to remove later.
 
-    A deletion that is cut short leaves nothing that looks like a checkpoint. Weights that are to stay for good, and of
+    An interrupted deletion leaves nothing that looks like a checkpoint. Weights that are kept for good, and of
     which there is no copy (the run was killed, or had no room, before it), are copied first.
 
     Args:
-        last: the step just saved. What is newer was passed over when the run was resumed, and is let be.
+        last: the step just saved. What is newer was skipped when the run was resumed, and is left alone.
         resumed_from: never deleted. It may be another run's, and gone by now.
     """
     found = {
@@ -83,7 +84,7 @@ def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, r
     for step in sorted(expendable(checkpoints, config, never)):
         every = config.weights_every_steps
         if every > 0 and step % every == 0 and not _weights_folder(found[step], step).exists():
-            with contextlib.suppress(BadCheckpoint):  # nothing to keep of one that has lost files
+            with contextlib.suppress(BadCheckpoint):  # one that has lost files has nothing to keep
                 verify_checkpoint(found[step], hashes=False)
                 keep_weights(found[step], step)
         target = folder / f".{found[step].name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
@@ -97,14 +98,14 @@ def delete(folders: list[Path]) -> None:
 
 
 def sweep_leftovers(folder: Path) -> None:
-    """Delete what saves and deletions that were cut short left under their temporary names.
+    """Delete what interrupted saves and deletions left under their temporary names.
 
-    Whoever calls holds the run's lock: a save that is under way has such a name as well.
+    The caller holds the run's lock: a running save has such a name as well.
     """
     delete([path for kind in ("step", "weights") for path in folder.glob(f".{kind}-*{TEMPORARY_SUFFIX}")])
     for path in folder.glob(f".space-*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)
-    # what has been replaced, whole, by what now has its name
+    # whole ones that were replaced by what now has their name
     delete([path for path in folder.glob("*.replaced-*") if path.with_name(path.name.partition(".")[0]).exists()])
 
 
@@ -129,7 +130,7 @@ def keep_weights(checkpoint: Path, step: int) -> Path:
                 os.link(checkpoint / name, temporary / name)
             except OSError:
                 shutil.copyfile(checkpoint / name, temporary / name)
-                fsync_file(temporary / name)  # it will be all that is left of these weights
+                fsync_file(temporary / name)  # it will be the only copy of these weights
         write_checkpoint_manifest(temporary, {**manifest, "weights_only": True})
         if final.exists():  # the run went back behind this step
             replaced = final.rename(temporary.with_name(f"{final.name}.replaced-{uuid.uuid4().hex[:8]}"))

@@ -44,7 +44,7 @@ class CheckpointKeeper:
     _deletion: threading.Thread | None = field(default=None, repr=False)
 
     def flags(self) -> list[int]:
-        """[my share is not yet written, my share failed]: for the vector that ranks agree on at a step's end."""
+        """[this rank's share is not yet written, it failed]: for the vector that ranks agree on at a step's end."""
         return self.writer.flags()
 
     def settle(self, unwritten: int, failed: int) -> bool:
@@ -60,14 +60,14 @@ class CheckpointKeeper:
         return self._finish(last_try=False)
 
     def save(self, progress: Progress, *, final: bool = False) -> bool:
-        """Begin to save the state after `progress`; return whether a checkpoint has been published by the end of it.
+        """Start to save the state after `progress`; return whether a checkpoint has been published when it returns.
 
         Args:
             final: the run ends here: wait for the save, which must succeed whatever checkpoint.on_failure says, and is
                 tried several times where the file system fails for a moment. Does nothing where it is there already.
 
         Raises:
-            ReplicasDiffer, NonFiniteWeights: the ranks' weights are no longer the same, or no numbers; nothing of this
+            ReplicasDiffer, NonFiniteWeights: the ranks' weights are no longer the same, or NaN or inf; nothing of this
                 step is written.
             SaveFailed: see `settle`.
         """
@@ -88,14 +88,14 @@ class CheckpointKeeper:
         self._wait_for_deletion()
 
     def abandon(self) -> None:
-        """This rank goes, alone: leave a save that is under way to be swept by the next start."""
+        """Only this rank exits: leave a running save to be deleted by the next start."""
         self.writer.abandon()
 
     def _begin(self, progress: Progress) -> None:
         started = time.monotonic()
         check_weights(self.writer.ranks, self.writer.model)
         facts = {**self.facts, **self.measured(), "scaler": self.scaler.state_dict()}
-        self._wait_for_deletion()  # which makes the room that was planned with
+        self._wait_for_deletion()  # which frees the space that was planned with
         self.writer.begin(progress, facts)
         self._blocked_seconds = time.monotonic() - started
 
@@ -129,7 +129,7 @@ class CheckpointKeeper:
         return published
 
     def _finish(self, *, last_try: bool, must_go_on: bool = False) -> bool:
-        """Publish the pending save if that can be done; return whether it was."""
+        """Publish the pending save if possible; return whether it was published."""
         started, step = time.monotonic(), self.writer.pending_step
         assert step is not None
         try:
@@ -142,10 +142,10 @@ class CheckpointKeeper:
                 self._note_failure(failure, step, f"{tries}: training continues, the next save that is due tries again")
                 return False
             self._note_failure(failure, step, "the run ends")
-            raise SaveFailed(f"{failure}; it was failed save {self._failures} in a row") from None
+            raise SaveFailed(f"{failure}; {self._failures} saves in a row have failed") from None
         if saved is None:
             self.trouble = f"step {step} is not published yet: {self.writer.hiccup}"
-            self.recorder.say(f"WARNING: {self.trouble}: it is tried again in a moment")
+            self.recorder.log(f"WARNING: {self.trouble}: trying again in a moment")
             return False
         self._blocked_seconds += time.monotonic() - started
         self._note_saved(saved)
@@ -168,21 +168,21 @@ class CheckpointKeeper:
         }
         self.recorder.note(record | ({"save_hiccups": len(saved.hiccups)} if saved.hiccups else {}))
         for hiccup in saved.hiccups:
-            self.recorder.say(f"WARNING: step {saved.step} was saved only at another try: {hiccup}")
-        self.recorder.say(
+            self.recorder.log(f"WARNING: step {saved.step} was saved only after another try: {hiccup}")
+        self.recorder.log(
             f"saved {saved.path} ({format_bytes(saved.save_bytes)}, {format_duration(saved.save_seconds)}, training "
             f"waited {format_duration(self._blocked_seconds)})"
         )
 
     def _note_failure(self, failure: SaveFailed, step: int, what_now: str) -> None:
-        """Tell of a failed save where people look: log and terminal, metrics, and (by `trouble`) `state`."""
+        """Report a failed save: in log and terminal, metrics, and (by `trouble`) `state`."""
         self.trouble = str(failure)
         record = {"kind": "save_failed", "step": step, "save_failure": str(failure), "time": time.time()}
         self.recorder.note(record)
-        self.recorder.say(f"WARNING: {failure}; {what_now}")
+        self.recorder.log(f"WARNING: {failure}; {what_now}")
 
     def _tidy_up(self, saved: Saved) -> None:
-        """Weights for good, and checkpoints that are due to go. What fails here costs disk space and no training."""
+        """Keep weights for good, and delete checkpoints that are due. Failures here cost disk space, not training."""
         weights_every = self.config.weights_every_steps
         try:
             if weights_every > 0 and saved.step % weights_every == 0:
@@ -190,7 +190,7 @@ class CheckpointKeeper:
             due = set_aside_expendable(self.folder, self.config, last=saved.step, resumed_from=self.resumed_from)
         except (OSError, BadCheckpoint) as error:
             why = write_failure(self.folder, error).message if isinstance(error, OSError) else error
-            self.recorder.say(f"WARNING: {why}: checkpoints are not tidied up")
+            self.recorder.log(f"WARNING: {why}: old checkpoints are not deleted")
             return
         if due:  # removing large files takes a while on some file systems
             self._deletion = threading.Thread(target=delete, args=(due,), name="checkpoint deletion")

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Copies on the host, by kind of file and name. They are kept from one save to the next: fresh memory costs a page fault
+# Copies on the host, by kind of file and name. They are reused from one save to the next: new memory costs a page fault
 # for every 4 KiB, pinned memory far more.
 Buffers = dict[str, dict[str, Tensor]]
 

@@ -1,7 +1,7 @@
-"""Saving and loading a run: each rank writes the tensors it owns, then the manifest, then the folder gets its name.
+"""Saving a run: each rank writes the tensors it owns, then comes the manifest, then the folder gets its name.
 
 Tensors are keyed by parameter name in safetensors files, weights apart from optimizer state, so that any number of
-ranks reads what any other number wrote, and an evaluation reads the weights alone.
+ranks reads what any other number wrote, and an evaluation reads only the weights.
 """
 
 import shutil
@@ -82,10 +82,10 @@ class CheckpointWriter:
         """Made on every rank.
 
         Args:
-            still_mine: asked on rank 0 before every publishing: whether the run is this trainer's yet.
-            sync_record: called on rank 0 before that: what a checkpoint must not outlive is put on the disk.
+            still_mine: called on rank 0 before every publishing: whether the run is still this trainer's.
+            sync_record: called on rank 0 before that: syncs records that a checkpoint must not outlive.
             retry_delays: seconds until each further try, of a file or of publishing, where the file system fails for a
-                moment. An OSError of the two above counts as one of its.
+                moment. An OSError of the two above counts as the file system's.
         """
         self._folder = folder
         self.ranks = ranks
@@ -104,21 +104,21 @@ class CheckpointWriter:
         return self._pending.step if self._pending else None
 
     def flags(self) -> list[int]:
-        """[not yet: my share is not written, or publishing has to wait; my share failed], for the agreed vector."""
+        """[share not written yet, or publishing has to wait; share failed], this rank's for the agreed vector."""
         if self._pending is None:
             return [0, 0]
         writing = self._pending.writing
         return [int(not writing.done or time.monotonic() < self._pending.not_before), int(writing.failed)]
 
     def begin(self, progress: Progress, facts: dict[str, Any]) -> None:
-        """Take the snapshot and begin to write it. An earlier save must be finished.
+        """Take the snapshot and start to write it. An earlier save must be finished.
 
         Args:
-            facts: what else the manifest says (model, tokenizer, data, configuration, …), as of now.
+            facts: what else the manifest records (model, tokenizer, data, configuration, …), as of now.
         """
         assert self._pending is None, "a save is still being written"
         started = time.monotonic()
-        # a name that is this save's alone, whoever else believes to own the run; the threads make the folder
+        # a name unique to this save, whoever else believes to own the run; the threads make the folder
         token = self.ranks.from_first(uuid.uuid4().hex[:8])
         folder = self._folder / f".{checkpoint_name(progress.step)}.{token}{TEMPORARY_SUFFIX}"
         snapshot.take(share_of(self._mine, self.model, self._optimizer), self._buffers)
@@ -139,7 +139,7 @@ class CheckpointWriter:
         Args:
             last_try: the save can't stay pending any longer.
 
-        Returns None (on all ranks) where the file system failed for a moment: the save stays pending, and `flags` tells
+        Returns None (on all ranks) where the file system failed for a moment: the save stays pending, and `flags` shows
         when to try again.
 
         Raises SaveFailed or LockLost on all ranks, with the first reason: nothing is published then.
@@ -150,7 +150,7 @@ class CheckpointWriter:
         outcome: Saved | WriteFailure | SaveFailed | LockLost | None = None
         if self.ranks.is_first:
             failures = [share.failure for share in shares if share.failure is not None]
-            # a share that was given up because of another's failure explains nothing
+            # a share that was given up because of another's failure is not the reason
             failures.sort(key=lambda failure: failure.given_up)
             outcome = failures[0] if failures else self._publish(pending, shares)
             tries_left = not failures and not last_try and len(pending.hiccups) < len(self._retry_delays)
@@ -181,7 +181,7 @@ class CheckpointWriter:
         return saved.path
 
     def abandon(self) -> None:
-        """Write no more than what is under way. (Each rank by itself, in what nobody returns from.)"""
+        """Stop after the current file. Called by a rank that is about to exit."""
         if self._pending is not None:
             self._pending.writing.abandon()
 
@@ -198,7 +198,7 @@ class CheckpointWriter:
             if not self._still_mine():
                 return LockLost(f"step {pending.step} is not published: {why_lost(self._folder.parent)}")
             if pending.hiccups and not pending.temporary.exists() and _holds(final, files):
-                fsync_folder(self._folder)  # the last try has renamed it, whatever the answer was
+                fsync_folder(self._folder)  # the last try did rename it, though it failed
             else:
                 own = {**optimizer_facts(state_of(self._optimizer).name), "version": VERSION, "files": files}
                 write_checkpoint_manifest(pending.temporary, {**own, **pending.facts})
@@ -219,14 +219,14 @@ class CheckpointWriter:
         if failure.no_room:
             needed, _ = checkpoint_bytes(self.model, self._optimizer)
             try:
-                room = f"; a checkpoint needs {needed:,} bytes, {shutil.disk_usage(self._folder).free:,} are free"
+                room = f"; a checkpoint needs {needed:,} bytes, and {shutil.disk_usage(self._folder).free:,} are free"
             except OSError:
                 room = f"; a checkpoint needs {needed:,} bytes"
         return f"step {step} could not be saved: {failure.message}{room} (earlier checkpoints are intact)"
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:
-    """Give a finished checkpoint its name. What has it already (the run went back behind this step) makes room."""
+    """Give a finished checkpoint its name. What has that name (the run went back before this step) is moved away."""
     aside = None
     if final.exists():
         whole = _is_whole(final)

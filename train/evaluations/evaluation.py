@@ -17,7 +17,7 @@ from common.run_folder import RunFolder
 from train.progress import Progress
 from train.settings.sections import Config
 
-if TYPE_CHECKING:  # a run that is done already is recognised without torch
+if TYPE_CHECKING:  # a finished run is recognised without torch
     from data_prep.token_sets.token_set import TokenSet
     from data_prep.tokenization.tokenizer import Tokenizer
     from model.gpt import GPT
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # a run that is done already is recognised without torch
     from train.run.recorder import Recorder
 
 Parts = tuple[int, ...]  # which parts of an evaluation are due, by number: () is nothing
-WHOLE: Parts = (0,)  # of one that has no parts
+WHOLE: Parts = (0,)  # the parts of an evaluation that has none
 Due = dict[str, Parts]  # by the evaluation's name: what is due after a step
 
 
@@ -51,14 +51,14 @@ class Written:
 
     step: int
     records: list[dict[str, Any]]  # of metrics.jsonl
-    folder: RunFolder  # for what is elsewhere
+    folder: RunFolder  # for other files
 
 
 class Evaluation:
-    """One of them. It is made of the configuration only; what needs the model comes with `build`."""
+    """One evaluation. It is made from the configuration only; what needs the model comes with `build`."""
 
     name = ""  # the kind of its records, and what a start finds it by
-    phase = ""  # what a rank does meanwhile, for its heartbeat
+    phase = ""  # what a rank is doing, for its heartbeat
     before_save = False  # whether it comes before a save that is due at the same step, as that records the figure
     at_start = False  # whether it is also due before the first step
 
@@ -66,14 +66,14 @@ class Evaluation:
         self.config = config
 
     def check(self, tokens: TokenSet) -> None:
-        """Raises UserError where it is asked for and can't be done. Before anything else is started."""
+        """Raises UserError where it is asked for and impossible. Called before anything else is started."""
 
     def due(self, step: int, *, last: bool) -> Parts:
         """What is due after a step (1 or later). Args: last: whether it is the run's last."""
         raise NotImplementedError
 
     def missing(self, parts: Parts, written: Written) -> Parts:
-        """Of what was due at a step, what is not recorded: the run was stopped or killed before."""
+        """The parts that were due at a step and are not recorded, as the run was stopped or killed before."""
         recorded = any(record_kind(record) == self.name for record in written.records)
         return () if recorded else parts
 
@@ -93,7 +93,7 @@ class Evaluation:
 
 
 def is_due(step: int, every: int) -> bool:
-    """Whether a step is one of every so many; 0 is never."""
+    """Whether a step is a multiple of `every`; 0 means never."""
     return every > 0 and step % every == 0
 
 

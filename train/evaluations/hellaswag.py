@@ -33,7 +33,7 @@ class HellaSwag(Evaluation):
         return WHOLE if every > 0 and (last or is_due(step, every)) else ()
 
     def build(self, tools: Tools) -> None:
-        """Raises UserError for a file of something else, and where the model is too short for an ending."""
+        """Raises UserError where the file holds something else, or the model's context is too short for an ending."""
         config = self.config.eval
         if not config.hellaswag_every_steps:
             return
@@ -72,7 +72,7 @@ class HellaSwag(Evaluation):
         tools.recorder.note(record)
         error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
         which = "" if self._data.official else ", text form"
-        tools.recorder.say(
+        tools.recorder.log(
             f"HellaSwag at step {progress.step}: acc_norm {result.value:.4f}{error} "
             f"({len(self._examples)} examples{which}, {seconds:.1f} s)"
         )

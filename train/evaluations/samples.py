@@ -1,4 +1,4 @@
-"""Texts that the model generates from fixed prompts, each on another rank."""
+"""Texts that the model generates from fixed prompts, distributed over ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Samples(Evaluation):
     name, phase = "samples", "sampling"
 
     def check(self, tokens: TokenSet) -> None:
-        """Raises UserError where the data's tokenizer can't be had, too: whoever needs it would start in vain."""
+        """Raises UserError also where the data's tokenizer is not available: the start would be in vain."""
         tokenizer, config = load_tokenizer(tokens.tokenizer_spec), self.config.eval
         for prompt in config.prompts if config.sample_every_steps else ():
             try:
@@ -64,7 +64,7 @@ class Samples(Evaluation):
                 texts[index] = self._generate(step, index)
         for index, text in sorted(item for share in ranks.gather(texts) for item in share.items()):
             if text is None:
-                self._tools.recorder.say(f"WARNING: no sample at step {step}: the model's predictions are NaN or inf")
+                self._tools.recorder.log(f"WARNING: no sample at step {step}: the model's predictions are NaN or inf")
             else:
                 self._tools.recorder.sample(step, self.config.eval.prompts[index], text)
 

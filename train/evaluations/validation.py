@@ -1,4 +1,4 @@
-"""Loss on the same sequences of the validation split every time, shared out over all ranks."""
+"""Loss on the same sequences of the validation split every time, divided among all ranks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Validation(Evaluation):
 
     @property
     def measured_on(self) -> dict[str, Any]:
-        """What stands beside every loss: losses compare where all of it is the same (`common.measured`)."""
+        """What is recorded with every loss: losses compare where all of it is the same (`common.measured`)."""
         return {
             "val_sha256": self._tools.tokens.manifest.val_sha256,  # of the whole validation split
             "val_tokens": self._count * self._windows.block_size,
@@ -73,7 +73,7 @@ class Validation(Evaluation):
         }
         self._tools.recorder.note(record)
         perplexity = math.exp(result.loss) if result.loss < 50 else math.inf
-        self._tools.recorder.say(
+        self._tools.recorder.log(
             f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f} "
             f"({seconds:.1f} s)"
         )
@@ -84,7 +84,7 @@ class Validation(Evaluation):
         """A model that knows nothing gives every token the same probability: ln V nats."""
         size = self.config.model.vocab_size
         if abs(loss - math.log(size)) > FIRST_LOSS_MARGIN:
-            self._tools.recorder.say(
+            self._tools.recorder.log(
                 f"WARNING: the untrained model's loss is {loss:.2f}, far from ln({size}) = {math.log(size):.2f}: check "
                 "initialisation, data and tokenizer before spending time on it"
             )

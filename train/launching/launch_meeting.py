@@ -1,9 +1,9 @@
-"""Where the launchers of a run find each other, and their ranks: in place of torchrun's own ways.
+"""Where the launchers of a run find each other, and their ranks: a replacement for torchrun's rendezvous.
 
-torchrun's c10d rendezvous, which --standalone takes too, listens at all addresses and unpickles what is sent there:
-it runs it. Here the launcher of a single machine meets nobody and keeps what it has to remember in its own memory; its
-ranks share a file (`model.meeting`). Across machines the first one listens at the one address that the others call, and
-nothing is unpickled, as in torchrun's static rendezvous.
+torchrun's c10d rendezvous, which --standalone takes too, listens at all addresses and unpickles what is sent there,
+which executes it. Here the launcher of a single machine meets nobody and keeps its state in its own memory; its
+ranks share a file (`model.meeting`). Across machines the first one listens at the one address that the others connect
+to, and nothing is unpickled, as in torchrun's static rendezvous.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from model.meeting import MEETING_KEY, STORE_FILE, stay_on_this_machine, tcp_sto
 from train.launching.launch_options import meeting_address
 
 BACKEND = "longhaul"
-PATIENCE_SECONDS = 600  # for the other launchers, as torchrun's static rendezvous has it
+PATIENCE_SECONDS = 600  # how long to wait for the other launchers, as in torchrun's static rendezvous
 
 
 class Meeting(RendezvousHandler):
@@ -40,7 +40,7 @@ class Meeting(RendezvousHandler):
         self._launchers = launchers
         self._address = address
         self._patience = patience
-        self._store: Store | None = None  # kept: who hosts it must not close it
+        self._store: Store | None = None  # kept: its host must not close it
 
     def next_rendezvous(self) -> RendezvousInfo:
         """Raises UserError where the port is taken."""
@@ -52,7 +52,7 @@ class Meeting(RendezvousHandler):
             why = os.strerror(error.errno) if error.errno else error
             raise UserError(f"{host}:{port} can't be listened at ({why}): give another --master_port") from None
         self._store = hosted
-        # a launcher without others keeps its own affairs to itself
+        # a launcher without others needs no store
         store = PrefixStore(self._run_id, hosted) if several else HashStore()
         where = RendezvousStoreInfo((first and own_address(host)) or host, hosted.port)
         return RendezvousInfo(store, self._rank, self._launchers, where)
@@ -82,7 +82,7 @@ class Meeting(RendezvousHandler):
 
 
 def arrange(options: argparse.Namespace, folder: Path) -> None:
-    """Have torchrun meet as this module says, and tell the ranks to come by their environment.
+    """Have torchrun meet by this module's rendezvous, and pass its place to the ranks in their environment.
 
     Args:
         options: torchrun's, as `read_options` gives them; changed.
@@ -100,8 +100,9 @@ def arrange(options: argparse.Namespace, folder: Path) -> None:
         os.environ[MEETING_KEY] = options.rdzv_id
         if options.node_rank == 0 and own_address(address[0]) is None:
             print(
-                f"WARNING: {address[0]} stands for no address of this machine that others could call: listening at all "
-                "that it has (an address as --master_addr is listened at alone)",
+                f"WARNING: {address[0]} stands for no address of this machine that others could reach: listening at "
+                "all "
+                "of its addresses (with an address as --master_addr only at that one)",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
     rank = options.node_rank

@@ -1,4 +1,4 @@
-"""torchrun's options as train/launch.py takes them: what can't work here is one line, before anything is started."""
+"""torchrun's options as train/launch.py takes them: what can't work here is an error of one line before the start."""
 
 import argparse
 import os
@@ -24,13 +24,13 @@ DEFAULT_PORT = 29500  # torchrun's
 def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     """torchrun's options, PET_* variables included, with the number of ranks resolved.
 
-    Raises UserError for those that it would meet with a page, a traceback, a long wait, or ranks that hang.
+    Raises UserError for those at which it would print a page or a traceback, wait long, or leave ranks that hang.
     """
     try:
         parser = torchrun.get_args_parser()
         parser.__class__ = CommandParser  # whose complaints are one line
         if "PET_MASTER_ADDR" not in os.environ:
-            parser.set_defaults(master_addr=None)  # torchrun's default can't be told from a choice
+            parser.set_defaults(master_addr=None)  # torchrun's default can't be distinguished from a choice
         options = parser.parse_args(["--signals-to-handle=SIGQUIT", *arguments])
     except ValueError as error:  # a PET_* variable
         raise UserError(f"torchrun's options can't be read ({error})") from None
@@ -40,9 +40,9 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     options.nproc_per_node = str(local_ranks(options.nproc_per_node))
     _check_script(options)
     if options.signals_to_handle != "SIGQUIT":
-        raise UserError("--signals-to-handle can't be chosen: train/launch.py hands signals to the ranks by itself")
+        raise UserError("--signals-to-handle can't be chosen, train/launch.py forwards signals itself: leave it out")
     if options.event_log_handler not in EVENT_LOGS:
-        raise UserError(f"--event-log-handler is {options.event_log_handler}: it can be {' or '.join(EVENT_LOGS)}")
+        raise UserError(f"--event-log-handler is {options.event_log_handler}: use {' or '.join(EVENT_LOGS)}")
     if options.virtual_local_rank:
         raise UserError("--virtual-local-rank hides a machine's GPUs from all ranks but one: leave it out")
     if options.numa_binding is not None and torch.cuda.device_count() == 0:
@@ -69,9 +69,9 @@ def local_ranks(wish: str) -> int:
 
     Args:
         wish: a number; `gpu` or `cpu`, one for each; `auto`: one for each GPU, or without any two, as far as the cores
-            go; `auto:N`: as many of those as divide N, for a batch that can't be cut up in any number of parts.
+            go; `auto:N`: as many of those as divide N, for a batch that can't be divided into any number of parts.
 
-    Raises UserError where that is none.
+    Raises UserError where it is none of these.
     """
     if match := re.fullmatch(r"auto(?::([1-9]\d{0,8}))?", wish):
         found = visible_gpus() or min(CPU_RANKS, allowed_cores())
@@ -123,10 +123,11 @@ def _check_meeting(options: argparse.Namespace) -> None:
     if options.standalone:
         return
     if options.rdzv_backend not in BACKENDS:
-        raise UserError(f"--rdzv-backend is {options.rdzv_backend}: it can be {' or '.join(BACKENDS)}")
+        raise UserError(f"--rdzv-backend is {options.rdzv_backend}: use {' or '.join(BACKENDS)}")
     if options.rdzv_backend == "c10d" and options.nnodes != "1":
         raise UserError(
-            "--rdzv-backend is c10d, with which a machine runs what anybody sends to its port: for several machines "
+            "--rdzv-backend is c10d, with which a machine executes what anybody sends to its port: for several "
+            "machines "
             "leave it out, and give --master_addr, --master_port and each one's --node_rank"
         )
     if options.master_port is not None and options.master_port not in PORTS:
@@ -136,7 +137,8 @@ def _check_meeting(options: argparse.Namespace) -> None:
         raise UserError(f"--rdzv-endpoint is {options.rdzv_endpoint}: give HOST:PORT")
     if options.nnodes != "1" and not options.rdzv_endpoint and options.master_addr is None:
         raise UserError(
-            f"--nnodes is {options.nnodes}, and nothing says where the machines meet: give --master_addr=HOST, one of "
+            f"--nnodes is {options.nnodes}, but no option names where the machines meet: give --master_addr=HOST, one "
+            "of "
             "them"
         )
 

@@ -1,4 +1,4 @@
-"""torchrun as train/launch.py runs it: closed to others, deaf to signals, dead with its parent, brief on failures."""
+"""torchrun as train/launch.py runs it: closed to others, ignoring signals, ended with its parent, brief on failure."""
 
 import os
 import signal
@@ -25,13 +25,13 @@ from train.stopping.stop_requests import LAUNCHER_PID
 
 LOOK_SECONDS = 0.5
 FOLLOWS_SECONDS = 2  # deaths that are noted together are less apart
-TOLD_HERE = ("Sending process", "failed (exitcode")  # torch's lines on what `report` tells
+TOLD_HERE = ("Sending process", "failed (exitcode")  # torch's lines on what `report` prints
 IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
 def main() -> int:
     options = read_options(sys.argv[1:])
-    for name in IGNORED:  # workers inherit it until they listen: a signal to the whole tree does not kill them
+    for name in IGNORED:  # workers inherit it until they set handlers: a signal to the whole tree does not kill them
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: None)  # not inherited: torchrun ends its workers with it
     parent = whole_number(AGENT_PARENT, os.getppid())
@@ -50,10 +50,10 @@ def main() -> int:
 
 
 def report(failures: dict[int, ProcessFailure]) -> int:
-    """Tell of the failure that explains the others; return the exit status it stands for."""
+    """Print the failure that explains the others; return its exit status."""
     unheeding = unheeding_ranks(failures)
     rank, first = min(failures.items(), key=lambda item: (_explains(item[1], item[0] in unheeding), item[1].timestamp))
-    if first.exitcode == USER_ERROR_STATUS:  # the rank has said it in one line
+    if first.exitcode == USER_ERROR_STATUS:  # the rank has printed it in one line
         return USER_ERROR_STATUS
     for other in sorted(unheeding):
         print(
@@ -88,7 +88,7 @@ def unheeding_ranks(failures: dict[int, ProcessFailure]) -> set[int]:
 
 
 def _explains(failure: ProcessFailure, unheeding: bool) -> int:
-    """0 for an error of a rank's own, 1 for a rank that was killed, 2 for what followed from either, 3 if unheeding."""
+    """0 for an error of a rank's own, 1 for a rank that was killed, 2 for what followed from either, 3 if stuck."""
     if failure.exitcode == USER_ERROR_STATUS or _traceback(failure):
         return 0
     if unheeding:

@@ -1,4 +1,4 @@
-"""What a batch is trained for: its loss, and what a step records of it. The rest of a step is the same for all."""
+"""What a model is trained for: the loss of a batch, and what a step records. The rest of a step is the same for all."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -23,4 +23,4 @@ class Objective(Protocol):
         """
 
     def record(self, loss: float) -> dict[str, float]:
-        """What metrics.jsonl has of a step, by key. Args: loss: of the step, the mean over the targets of all ranks."""
+        """The entries of metrics.jsonl for a step, by key. Args: loss: the mean over the targets of all ranks."""

@@ -1,4 +1,4 @@
-"""How a run that fails says so: which rank, on which host, why; and whether it was an error or a lost process."""
+"""How a failing run reports it: which rank, on which host, why; and whether it was an error or a lost process."""
 
 import contextlib
 import re
@@ -24,7 +24,7 @@ from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.state import UNCERTAIN, RunState
 
-SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # their message says all; a traceback would hide it
+SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # a traceback would hide their message
 PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)
 LOOK_SECONDS = 3.0  # how long to look for the process that is gone
 
@@ -37,19 +37,19 @@ class FailureReporter:
     ranks: Ranks
     state: RunState
     recorder: Recorder
-    memory_advice: str  # what takes less of it
+    memory_advice: str  # options that take less memory
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
         """Report what goes wrong inside the block.
 
-        Raises SystemExit (status 1, or 2 where the configuration doesn't fit into the memory) where a line says all
-        that is to be said, else what was raised.
+        Raises SystemExit (status 1, or 2 where the configuration doesn't fit into the memory) where one line is
+        enough, else what was raised.
         """
         try:
             yield
         except LockLost as error:
-            self._say_on_terminal(str(error))  # nothing of the run is this process's any more
+            self._say_on_terminal(str(error))  # the run is not this process's any more
             raise SystemExit(1) from None
         except SELF_EXPLAINING as error:
             self._report("exception", str(error), alike=True)
@@ -94,23 +94,23 @@ class FailureReporter:
             self._say_on_terminal(text)
 
     def _report(self, failure: Failure, reason: str, *, certain: bool = True, alike: bool = False) -> None:
-        """Write down a failure; `alike`: one that all ranks meet, so that one rank's words are enough."""
+        """Record a failure; `alike`: one that all ranks have, so that one rank's report is enough."""
         reason = " ".join(reason.split())
         counts = self.state.write_failure(failure, reason, certain=certain)
         if not counts and not alike:
-            reason = f"{self._me()} leaves: {self.state.said().get('reason', reason)}"
+            reason = f"{self._me()} leaves: {self.state.recorded().get('reason', reason)}"
         if counts and not alike and not self.ranks.is_first:  # the recorder is rank 0's, which may be the one that died
             self._append_to_log(f"failed: {reason}")
             self._say_on_terminal(f"failed: {reason}")
-        self.recorder.say(f"failed: {reason}")
+        self.recorder.log(f"failed: {reason}")
         self.recorder.close()
 
     def _who_is_gone(self, error: Exception) -> tuple[str, bool]:
-        """Words for the rank that vanished, and whether it is known which."""
+        """The reason that names the rank that vanished, and whether it is known which."""
         others = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
         until = time.monotonic() + LOOK_SECONDS
         while not (gone := vanished_ranks(self.folder, others)) and time.monotonic() < until:
-            if self.state.said().get("status") == "failed":
+            if self.state.recorded().get("status") == "failed":
                 break  # another rank knows
             time.sleep(0.1)
         if not gone and (silent := silent_ranks(self.folder, others, self.ranks.rank)):
@@ -139,7 +139,7 @@ def is_storage(error: BaseException) -> bool:
 def is_lost_peer(error: BaseException) -> bool:
     """Whether a collective failed because another process, its machine or the network is gone.
 
-    torch.distributed's own errors are; gloo's come as plain RuntimeErrors, known by their words alone.
+    torch.distributed's own errors are; gloo's come as plain RuntimeErrors, known only by their words.
     """
     if isinstance(error, dist.DistError):
         return True
@@ -147,7 +147,7 @@ def is_lost_peer(error: BaseException) -> bool:
 
 
 def describe_vanished(beat: dict[str, Any]) -> str:
-    """The words for a rank of which only its last heartbeat is left."""
+    """The reason for a rank of which only its last heartbeat is left."""
     return (
         f"rank {beat['rank']} on {beat['host']} (pid {beat['pid']}) vanished: killed, probably for memory, or crashed; "
         f"it last held {beat['rss_gib']:.2f} GiB (step {beat['step']}, {beat['phase']})"
@@ -155,7 +155,7 @@ def describe_vanished(beat: dict[str, Any]) -> str:
 
 
 def describe_silent(beat: dict[str, Any]) -> str:
-    """The words for a rank that is there and does nothing."""
+    """The reason for a rank that is alive and does nothing."""
     return (
         f"rank {beat['rank']} on {beat['host']} (pid {beat['pid']}) is frozen, or stuck in the kernel: no sign of life "
         f"for {time.time() - beat['time']:.0f} s (step {beat['step']}, {beat['phase']})"

@@ -1,4 +1,4 @@
-"""A small file of each rank that tells where it is and how much memory it holds: what is left to read of a rank that
+"""A small file of each rank with its step, phase and memory: what is left to read of a rank that
 was killed."""
 
 import contextlib
@@ -94,7 +94,7 @@ def vanished_ranks(folder: RunFolder, ranks: Iterable[int]) -> list[dict[str, An
 
 
 def silent_ranks(folder: RunFolder, ranks: Iterable[int], me: int) -> list[dict[str, Any]]:
-    """The last heartbeats of those ranks that live on this machine and have not beaten while this one, `me`, has."""
+    """The last heartbeats of ranks that are alive on this machine and have not beaten while this one, `me`, has."""
     mine = read_beat(folder, me)
     beats = [beat for rank in ranks if (beat := read_beat(folder, rank)) is not None]
     found = [beat for beat in beats if mine and mine["time"] - beat["time"] > SILENT_SECONDS]

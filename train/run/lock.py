@@ -1,10 +1,10 @@
-"""One trainer at a time in a run's folder: `runs/<name>/lock` says whose it is.
+"""One trainer at a time in a run's folder: `runs/<name>/lock` names its owner.
 
-Two copies of a job can be alive at once: a node that its scheduler has lost goes on computing, and people start a
-command twice. The lock names its owner and is renewed while the owner lives. Who finds a lock takes it over if its
-owner is provably gone, or an earlier start of the same Slurm job, or stands still for long enough, or if the lock came
-with a copy of its owner's folder; an owner that has been overtaken finds another token in the lock, publishes nothing
-any more and leaves.
+Two copies of a job can be alive at once: a node that its scheduler has lost keeps computing, and people start a
+command twice. The lock names its owner and is renewed while the owner lives. A process that finds a lock takes it over
+if its owner is provably gone, or an earlier start of the same Slurm job, or has not renewed it for long enough, or if
+the lock came with a copy of its owner's folder; an owner that has been replaced finds another token in the lock,
+publishes nothing any more and exits.
 """
 
 import contextlib
@@ -37,16 +37,16 @@ OTHER_RUN = "give another --run.root or --run.name"
 
 @dataclass
 class RunLock:
-    """The lock of one run. One rank takes and releases it; every rank may ask `still_mine`."""
+    """The lock of one run. One rank takes and releases it; every rank may call `still_mine`."""
 
     folder: Path
-    patience_seconds: float  # how long a lock that nobody can judge must stand still
-    token: str = ""  # of the owner; other ranks are told it
-    lost: bool = False  # the renewal has noticed
+    patience_seconds: float  # how long a lock whose owner can't be checked must go without a renewal
+    token: str = ""  # of the owner; other ranks receive it
+    lost: bool = False  # noticed by the renewal
     _file: RewrittenFile | None = None
     _renewal: Periodic | None = None
     _made_in: list[int] = field(default_factory=list)
-    _made: list[Path] = field(default_factory=list)  # folders that were not there before
+    _made: list[Path] = field(default_factory=list)  # folders that this process made
     _restart_count: int = 0
 
     @property
@@ -54,12 +54,12 @@ class RunLock:
         return self.folder / "lock"
 
     def take(self, give_up: Callable[[], bool] = lambda: False) -> str:
-        """Make the run this process's; return a line on whose it was, or "".
+        """Take the lock for this process; return a line on its previous owner, or "".
 
         Args:
-            give_up: asked while waiting; True ends it.
+            give_up: called while waiting; True ends the wait.
 
-        Raises UserError, having touched nothing, where another trainer lives or `give_up` says so.
+        Raises UserError, having touched nothing, where another trainer is alive or `give_up` returns True.
         """
         self._restart_count = restart_count()
         self._make_folder()
@@ -73,9 +73,9 @@ class RunLock:
         return found
 
     def still_mine(self) -> bool:
-        """Whether the lock on disk is this run's owner's. Asked before anything is published.
+        """Whether the lock on disk is this run's owner's. Called before anything is published.
 
-        Raises OSError where it is there and can't be read: nobody knows then.
+        Raises OSError where it is there and can't be read: it is not known then.
         """
         for _ in range(2):  # a shared file system's first answer may be of a file that is gone
             owner = read_record(self.path)
@@ -86,12 +86,12 @@ class RunLock:
         return False
 
     def overtaken(self) -> bool:
-        """Whether the lock is another's. It is nobody's after this run's first rank has left."""
+        """Whether the lock is another's. It is nobody's after this run's first rank has exited."""
         owner = read_record(self.path)
         return owner is not None and owner.get("token") != self.token
 
     def release(self) -> None:
-        """Give the run free, and leave no folder behind that was made for the lock alone."""
+        """Release the lock, and remove folders that were made only for it."""
         if self._file is None:
             return
         assert self._renewal is not None
@@ -124,7 +124,7 @@ class RunLock:
         except FileExistsError:
             return False
         except (OSError, UserError) as error:
-            if self._file is not None:  # made, and empty for lack of room: the next start need not wait for it
+            if self._file is not None:  # made, but empty for lack of disk space: the next start need not wait for it
                 self._file.close()
                 self.path.unlink()
             self._remove_made_folders()
@@ -135,7 +135,7 @@ class RunLock:
 
     def _remove_made_folders(self) -> None:
         for made in reversed(self._made):
-            with contextlib.suppress(OSError):  # something has come into it
+            with contextlib.suppress(OSError):  # it is not empty any more
                 made.rmdir()
 
     def _write(self) -> None:
@@ -153,14 +153,14 @@ class RunLock:
             if not self.still_mine():
                 self.lost = True
             else:
-                # The descriptor leads to the file this process made, wherever that is now: a lock that is overtaken
-                # between the question and this line is not touched.
+                # The descriptor leads to the file this process made, wherever that is now: a lock that is taken over
+                # between the check and this line is not touched.
                 self._write()
         except OSError:
             pass  # the next renewal may succeed; `still_mine` decides before anything is published
 
     def _watch(self, owner: dict[str, Any] | None, give_up: Callable[[], bool]) -> str:
-        """Look at a lock that can't be judged from here until it changes or has stood still for long enough.
+        """Watch a lock whose owner can't be checked from here until it changes or has not changed for long enough.
 
         By its content, not by clocks: those of two machines differ.
 
@@ -173,7 +173,7 @@ class RunLock:
         until = time.monotonic() + self.patience_seconds
         while time.monotonic() < until:
             if give_up():
-                raise UserError(f"asked to stop while waiting for the lock of {_name(owner)}")
+                raise UserError(f"stopped while waiting for the lock of {_name(owner)}: start again to wait once more")
             threading.Event().wait(min(LOOK_SECONDS, self.patience_seconds))
             if _content(self.path) != before:
                 changed = read_record(self.path)
@@ -185,13 +185,14 @@ class RunLock:
     def _why_wait(self, owner: dict[str, Any] | None) -> str:
         """The line that a start prints before it waits."""
         return (
-            f"waiting up to {self.patience_seconds:g} s for the lock of {_name(owner)} ({self.path}): whether it lives "
+            f"waiting up to {self.patience_seconds:g} s for the lock of {_name(owner)} ({self.path}): whether it is "
+            "alive "
             f"can't be seen from {socket.gethostname()}, but a live one renews its lock every {RENEW_SECONDS:g} s"
         )
 
 
 def why_lost(run: Path) -> str:
-    """Why a trainer whose lock is not its own any more must leave, in words."""
+    """Why a trainer that has lost its lock must exit, in words."""
     if (run / "lock").exists():
         return f"{run} has been taken over by another trainer: this one leaves it as it is"
     return (
@@ -213,7 +214,7 @@ def _made_in(owner: dict[str, Any]) -> list[int] | None:
 
 
 def _why_stale(owner: dict[str, Any] | None, folder: Path) -> str:
-    """Why a lock's owner need not be waited for; "" where it may live, or the lock can't be read."""
+    """Why a lock's owner need not be waited for; "" where it may be alive, or the lock can't be read."""
     if owner is None:
         return ""
     try:
@@ -228,12 +229,12 @@ def _why_stale(owner: dict[str, Any] | None, folder: Path) -> str:
         if same_job and owner["restart_count"] < restart_count():
             return f"this is a later start of job {owner['job_id']}"
     except (KeyError, TypeError):
-        pass  # another version's, or no lock of ours: only time can tell
+        pass  # another version's, or not our lock: only waiting can show
     return ""
 
 
 def _is_alive_here(owner: dict[str, Any]) -> bool:
-    """Whether the owner certainly lives: it runs on this very machine and is not gone."""
+    """Whether the owner is certainly alive: it runs on this very machine and is not gone."""
     try:
         identity = ProcessIdentity.from_record(owner)
     except KeyError:
@@ -242,7 +243,7 @@ def _is_alive_here(owner: dict[str, Any]) -> bool:
 
 
 def _move_away(path: Path, expected: dict[str, Any] | None) -> bool:
-    """Take a lock away, if it is still the one that was judged. Its name is free afterwards."""
+    """Remove a lock, if it is still the one that was judged. Its name is free afterwards."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     try:
         os.rename(path, aside)
@@ -253,7 +254,7 @@ def _move_away(path: Path, expected: dict[str, Any] | None) -> bool:
         if found is not None:  # what can't be read stays, out of the way
             aside.unlink()
         return True
-    # somebody else was faster and this is already the successor's: it goes back, unless a third has come meanwhile
+    # another process was faster and this is already its lock: put it back, unless there is a third one by now
     with contextlib.suppress(OSError):
         os.link(aside, path)
     aside.unlink()

@@ -24,7 +24,7 @@ from common.version import VERSION
 
 PACKAGES = ("torch", "numpy", "tiktoken", "safetensors", "jsonargparse", "wandb", "triton")
 MAX_DIFF_CHARACTERS = 200_000
-# what `git apply` takes, whatever a user's configuration makes of `git diff`
+# a patch for `git apply`, whatever a user's configuration does to `git diff`
 PLAIN_PATCH = ("--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/", "--dst-prefix=b/")
 
 
@@ -33,13 +33,13 @@ def record_start(
 ) -> None:
     """Add this start to `provenance.json`, which lists all starts of a run.
 
-    The file is readable for those who may read the sources that it quotes, as far as the umask leaves it.
+    The file is readable for those who may read the sources that it quotes, as far as the umask allows.
 
     Args:
         cuda: the version that torch was built for.
         with_diff: keep the uncommitted changes of the sources, as a patch.
     """
-    # somebody may have made it stricter
+    # a user may have made it stricter
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666
     try:
         starts = run_files.read_starts(path)
@@ -74,7 +74,7 @@ def read_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def _source(with_diff: bool) -> dict[str, Any]:
-    """The git revision and what differs from it, or nulls outside a checkout; `diff_lacks` says what is not in it."""
+    """The git revision and what differs from it, or nulls outside a checkout; `diff_lacks` lists what is not in it."""
     revision = _git("rev-parse", "HEAD")
     if revision is None or not with_diff:
         return {"revision": revision and revision.strip(), "diff": None}
@@ -108,7 +108,7 @@ def _readers_of_the_sources() -> int:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git prints, to the byte; None without an answer."""
+    """Git's output, unchanged; None where it fails."""
     try:
         done = subprocess.run(  # a file that differs may be in any encoding
             ["git", *arguments], cwd=PROJECT, capture_output=True, timeout=30

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: `metrics.jsonl` is the record, terminal and log are views of it."""
+"""What a run reports while it runs: `metrics.jsonl` is the record, terminal and log are views of it."""
 
 import contextlib
 import json
@@ -23,9 +23,9 @@ from train.run.wandb_mirror import MIRRORED, WandbMirror
 
 
 class Recorder:
-    """Written to by rank 0 alone; on other ranks every call does nothing.
+    """Writes only on rank 0; on other ranks every call does nothing.
 
-    A file system that takes no record ends no step: records wait in memory, and `lost` is true once they don't fit.
+    A file system that refuses records does not end a step: they wait in memory, and `lost` is true once they don't fit.
     """
 
     def __init__(self, folder: RunFolder, ranks: Ranks, max_steps: int, *, first_step: int, line_every: int) -> None:
@@ -35,7 +35,7 @@ class Recorder:
         self._started: float | None = None
         self._first_step = first_step
         self.lost = False
-        self._told = ""
+        self._logged_trouble = ""
         if not self._active:
             return
         self._folder = folder
@@ -45,13 +45,13 @@ class Recorder:
             self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=bar_file())
 
     def open_files(self) -> None:
-        """Raises StorageFailed, on rank 0 alone."""
+        """Raises StorageFailed, only on rank 0."""
         if not self._active:
             return
         try:
             self._metrics = PatientFile(self._folder.metrics)
             self._samples = PatientFile(self._folder.samples)
-            self._log = open(  # noqa: SIM115 (closed by close)
+            self._log_file = open(  # noqa: SIM115 (closed by close)
                 self._folder.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1
             )
         except OSError as error:
@@ -61,19 +61,19 @@ class Recorder:
         """Pass every record on to a mirror as well."""
         self._mirror = mirror
 
-    def say(self, text: str) -> None:
-        """A line for people, on the terminal and in log.txt: one, whatever it tells of."""
+    def log(self, text: str) -> None:
+        """Log one line, on the terminal and in log.txt."""
         if not self._active:
             return
         text = one_line(text)
-        with contextlib.suppress(OSError):  # the disk is full: who holds the terminal is told all the same
-            self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
+        with contextlib.suppress(OSError):  # the disk is full: the terminal shows it all the same
+            self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
         try:
             if self._bar is not None:
                 self._bar.write(text, file=sys.stdout)
             else:
                 print(text, flush=True)
-        except OSError:  # the terminal or the pipe's reader is gone: the run goes on without
+        except OSError:  # the terminal or the pipe's reader is gone: the run continues without
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def step(self, record: dict[str, Any]) -> None:
@@ -93,7 +93,7 @@ class Recorder:
             except OSError:  # the terminal is gone
                 self._bar = None
         if record["step"] % self._line_every == 0 or record["step"] == self._max_steps:
-            self.say(self._line(record))
+            self.log(self._line(record))
 
     def note(self, record: dict[str, Any]) -> None:
         """Record anything else that belongs to a step (a validation, a start)."""
@@ -116,7 +116,7 @@ class Recorder:
             try:
                 self._metrics.sync()
             finally:
-                self._tell_trouble()
+                self._log_trouble()
 
     def sync_all(self, patience_seconds: float, retry_delays: Sequence[float] = RETRY_DELAYS) -> None:
         """Wait until every record is on the disk, at the end of the run, in several tries.
@@ -125,11 +125,11 @@ class Recorder:
         """
         until = time.monotonic() + patience_seconds
         for file in (self._metrics, self._samples) if self._active else ():
-            _retry(file.sync, until, retry_delays, self.say)
+            _retry(file.sync, until, retry_delays, self.log)
 
     @property
     def trouble(self) -> str:
-        """What can't be written at present."""
+        """What currently can't be written."""
         files = (self._metrics, self._samples) if self._active else ()
         return "; ".join(_refusal(file) for file in files if file.trouble is not None)
 
@@ -137,21 +137,21 @@ class Recorder:
         try:
             file.append(record)
         except OSError:
-            self.lost = True  # which is for all ranks to know before it ends the run
-        self._tell_trouble()
+            self.lost = True  # all ranks must know before it ends the run
+        self._log_trouble()
 
-    def _tell_trouble(self) -> None:
-        """A line whenever writing has begun to fail, or works again."""
+    def _log_trouble(self) -> None:
+        """Log a line whenever writing has started to fail, or works again."""
         trouble = self.trouble
-        if trouble != self._told:
-            self._told = trouble
-            self.say(f"WARNING: {trouble}: what is recorded waits in memory" if trouble else "all records are written")
+        if trouble != self._logged_trouble:
+            self._logged_trouble = trouble
+            self.log(f"WARNING: {trouble}: records wait in memory" if trouble else "all records are written again")
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """Record what the model wrote after a prompt, and show it on one line."""
+        """Record what the model generated after a prompt, and log it on one line."""
         if self._active:
             self._append(self._samples, {"step": step, "prompt": prompt, "text": text, "time": time.time()})
-            self.say(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}")
+            self.log(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}")
 
     def close(self) -> None:
         if self._active:
@@ -162,11 +162,11 @@ class Recorder:
             for file in (self._metrics, self._samples):
                 try:
                     file.close()
-                except OSError as error:  # why the run ends counts for more
-                    self._told = self.trouble
-                    self.say(f"WARNING: {file.path} may lack its last lines: {error.strerror}")
+                except OSError as error:  # the reason why the run ends matters more
+                    self._logged_trouble = self.trouble
+                    self.log(f"WARNING: {file.path} may lack its last lines: {error.strerror}")
             with contextlib.suppress(OSError):
-                self._log.close()
+                self._log_file.close()
 
     def _line(self, record: dict[str, Any]) -> str:
         parts = [
@@ -190,7 +190,7 @@ def _refusal(file: PatientFile) -> str:
     return f"{file.path} can't be written: {file.trouble.strerror or file.trouble}"
 
 
-def _retry(act: Callable[[], None], until: float, delays: Sequence[float], say: Callable[[str], None]) -> None:
+def _retry(act: Callable[[], None], until: float, delays: Sequence[float], log: Callable[[str], None]) -> None:
     """Do what a file system may refuse for a moment, waiting between tries, not beyond `until` (time.monotonic()).
 
     Raises StorageFailed.
@@ -203,5 +203,5 @@ def _retry(act: Callable[[], None], until: float, delays: Sequence[float], say: 
             why = f"{error.filename} can't be written: {error.strerror}"
             if delay is None or not is_transient(error) or time.monotonic() + delay > until:
                 raise StorageFailed(f"{why}: the same command resumes from the newest checkpoint") from None
-            say(f"WARNING: {why}: trying again in {format_duration(delay)}")
+            log(f"WARNING: {why}: trying again in {format_duration(delay)}")
             time.sleep(delay)

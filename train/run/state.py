@@ -1,4 +1,4 @@
-"""What a run says of itself in `state` while it holds the run's lock, and how the word of several ranks is weighed."""
+"""What a run records in `state` while it holds the run's lock, and how the reports of several ranks are weighed."""
 
 import contextlib
 import sys
@@ -22,20 +22,20 @@ class RunState:
     folder: RunFolder
     lock: RunLock
     world_size: int
-    start: Progress  # where this start of the trainer began
-    _running: bool = False  # this start has said that it runs
+    start: Progress  # the step at which this launch of the trainer started
+    _running: bool = False  # this start has recorded that it runs
 
     def write(
         self, status: Status, reason: str, progress: Progress, stop: Stop | None = None, trouble: str = ""
     ) -> None:
-        """Replace the `state`, unless another trainer has taken the run over: then it is that one's.
+        """Replace the `state`, unless another trainer has taken over the run: then it is that one's.
 
         Args:
-            trouble: what can't be written at present.
+            trouble: what currently can't be written.
 
-        Raises StorageFailed where a run that has ended can't say so. That a running one can't costs no step.
+        Raises StorageFailed where a run that has ended can't record it. For a running one that costs no step.
         """
-        # rank 0 may be a step behind a rank that has failed since: that one's word stays, but for a new start's first
+        # rank 0 may be a step behind a rank that has failed since: that report stays, except at a new start
         yields = status == "running" and self._running
         try:
             if self.lock.still_mine():
@@ -45,12 +45,12 @@ class RunState:
         except OSError as error:
             why = f"{self.folder.state} can't be written: {error.strerror}"
             if status != "running":
-                raise StorageFailed(f"{why}: the same command goes on from the newest checkpoint") from None
+                raise StorageFailed(f"{why}: run the same command again to resume from the newest checkpoint") from None
             print(f"WARNING: {why}", file=sys.stderr, flush=True)
 
     def write_done_before(self) -> None:
-        """Say of a run that needs no more steps that it is done, should it have died after its last save."""
-        if self.said().get("status") != "done":
+        """Record that a run that needs no more steps is done, in case it died after its last save."""
+        if self.recorded().get("status") != "done":
             self.write("done", "all steps done", self.start)
 
     def name_suspect(self, suspect: str) -> None:
@@ -60,7 +60,7 @@ class RunState:
                 self.folder.name_suspect(suspect)
 
     def write_failure(self, failure: Failure, reason: str, *, certain: bool = True) -> bool:
-        """Record a failure and where the run would go on; return whether this was the word that counts.
+        """Record a failure and where the run would resume; return True if this report was recorded.
 
         An error of a rank's own explains why its peers saw it vanish, never the other way round; so does a file
         system's, unless another rank's error is there; and who knows which rank vanished (`certain`) knows more than
@@ -68,7 +68,7 @@ class RunState:
         """
 
         def counts() -> bool:
-            said = self.said()
+            said = self.recorded()
             if said.get("status") != "failed":
                 return True
             weight, theirs = WEIGHT[failure], WEIGHT.get(str(said.get("failure")), 0)
@@ -85,10 +85,10 @@ class RunState:
         return written
 
     def _has_failed(self) -> bool:
-        return self.said().get("status") == "failed"
+        return self.recorded().get("status") == "failed"
 
-    def said(self) -> dict[str, Any]:
-        """What `state` holds; nothing where it can't be read: who reports a failure must not fail of that."""
+    def recorded(self) -> dict[str, Any]:
+        """What `state` holds; empty where it can't be read, as reporting a failure must not fail."""
         try:
             return self.folder.read_state() or {}
         except (OSError, UserError):
@@ -97,11 +97,11 @@ class RunState:
     def _write_failed(self, failure: Failure, reason: str, counts: Callable[[], bool]) -> bool:
         try:
             return self._replace("failed", reason, self._saved(), failure=failure, wanted=counts)
-        except OSError:  # a full disk: the reason is told on the terminal alone
+        except OSError:  # a full disk: only the terminal shows the reason
             return True
 
     def _replace(self, status: Status, reason: str, progress: Progress, **more: Any) -> bool:
-        """Write a `state`, with what all of this start's have; return whether it was `wanted`. Raises OSError."""
+        """Write a `state`, with the keys that all of this start's have; return whether `wanted`. Raises OSError."""
         return self.folder.write_state(
             status,
             reason=reason,
@@ -113,7 +113,7 @@ class RunState:
         )
 
     def _saved(self) -> Progress:
-        """What the newest checkpoint holds, or where this start began."""
+        """The progress of the newest checkpoint, or that at which this launch started."""
         with contextlib.suppress(OSError):
             for step, path in list_checkpoints(self.folder.checkpoints):
                 with contextlib.suppress(BadCheckpoint, KeyError):

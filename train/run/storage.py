@@ -1,4 +1,4 @@
-"""A file system that does not take what a run has to write: for a moment, or for good."""
+"""A file system that refuses what a run has to write: for a moment, or permanently."""
 
 import errno
 import sys
@@ -6,7 +6,7 @@ import time
 
 from common.progress import format_duration
 
-# What shared file systems answer while a server restarts, a lease is renewed or a quota is raised.
+# Errors of shared file systems while a server restarts, a lease is renewed or a quota is raised.
 _TRANSIENT = (
     "EIO ESTALE EDQUOT ETIMEDOUT EAGAIN EBUSY EINTR ENOLCK EREMOTEIO ENODEV ENXIO ECOMM "
     "EHOSTDOWN EHOSTUNREACH ENETDOWN ENETUNREACH ECONNREFUSED ECONNRESET ECONNABORTED ENOTCONN ESHUTDOWN"

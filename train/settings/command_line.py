@@ -25,7 +25,7 @@ from train.settings.option_parser import OptionParser
 from train.settings.sections import Config, RunConfig
 
 DEFAULT_CONFIG = PROJECT / "train" / "configs" / "gpt2-124m.yaml"
-QUESTIONS = {"--help", "-h", "--version"}  # about the command itself: it answers them and exits
+QUESTIONS = {"--help", "-h", "--version"}  # options about the command itself: it answers them and exits
 
 
 Kind = TypeVar("Kind", bound=Config)
@@ -33,7 +33,7 @@ Kind = TypeVar("Kind", bound=Config)
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says besides the configuration."""
+    """What the command line holds besides the configuration."""
 
     resume: str
     allow_change: list[str]
@@ -44,7 +44,7 @@ class Options:
 class Command(Generic[Kind]):
     """An entry that trains: how its command line is read.
 
-    base_of: finds the model that a run in this folder begins with, whose configuration is then the default.
+    base_of: finds the model that a run in this folder starts from, whose configuration is then the default.
     """
 
     kind: type[Kind]
@@ -57,7 +57,7 @@ class Command(Generic[Kind]):
 PRETRAIN = Command(
     Config,
     prog="pretrain.py",
-    description="Pre-train a GPT. Start it again with the same command line and it goes on where it stopped.",
+    description="Pre-train a GPT. The same command line resumes a run that was stopped.",
     default_config=DEFAULT_CONFIG,
 )
 
@@ -72,7 +72,7 @@ def build_parser(command: Command[Any] = PRETRAIN) -> ArgumentParser:
     parser.add_argument("--version", action="version", version=VERSION_LINE, help=VERSION_HELP)
     file = command.default_config.relative_to(PROJECT)
     parser.add_argument("--config", action="config", help=f"YAML file; default {file}")
-    parser.add_argument("--print_config", action="store_true", help="show the resulting configuration and leave")
+    parser.add_argument("--print_config", action="store_true", help="show the resulting configuration and exit")
     parser.add_argument(
         "--resume",
         default="auto",
@@ -118,7 +118,7 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
         model = command.base_of(RunFolder.find(root, name))
     if model is not None:
         parser.set_defaults({f"model.{key}": value for key, value in asdict(model).items()})
-    # files first: what stands on the command line wins, wherever on it the files are named
+    # files first: options on the command line win, wherever the files are named on it
     texts, others = take_texts(others, types)
     parsed = parser.parse_args([*(f"--config={file.rest}" for file in read if file.rest), *others])
     for name, value in [*itertools.chain(*(file.texts.items() for file in read)), *texts]:
@@ -126,14 +126,14 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
         parsed[key] = value if key == name else [*(parsed[key] or []), *value]
     for name in known:
         if isinstance(value := parsed.get(name), float) and not math.isfinite(value):
-            raise UserError(f"{name} is {value}: give a finite number")
+            raise UserError(f"{name} is {value}: use a finite number")
     try:
         sections = parser.instantiate(parsed)
         config = command.kind(**{item.name: getattr(sections, item.name) for item in fields(command.kind)})
     except (ValueError, TypeError) as error:
         raise UserError(str(error)) from None
     if unknown := [name for name in parsed.allow_change if name not in known]:
-        raise UserError(f"--allow-change {unknown[0]}: there is no such option{_nearest(unknown[0], known)}")
+        raise UserError(f"--allow-change {unknown[0]}: no such option{_nearest(unknown[0], known)}")
     if config.run.name is None:
         config = replace(config, run=replace(config.run, name=Path(files[-1]).stem))
     return config, Options(str(parsed.resume), list(parsed.allow_change), bool(parsed.print_config))
@@ -179,7 +179,7 @@ def _split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _check_content(path: Path, content: dict[str, Any], types: dict[str, Any]) -> None:
-    """Raises UserError naming the file where a key is no field's, or has no value though its field needs one."""
+    """Raises UserError naming the file where a key is unknown, or has no value though its field needs one."""
     known = set(types)
     sections = {name.split(".")[0] for name in known}
     for section, values in content.items():
@@ -196,11 +196,11 @@ def _check_content(path: Path, content: dict[str, Any], types: dict[str, Any]) -
 
 
 def _check_names(arguments: list[str], fields_known: set[str]) -> None:
-    """Meet a misspelt option with the nearest name, which the parser would not give."""
+    """Suggest the nearest name for a misspelt option, which the parser doesn't do."""
     known = {f"--{name}" for name in fields_known}
     known |= QUESTIONS | {"--print_config", "--resume", "--allow-change"}
     if arguments and not arguments[0].startswith("-"):
-        raise UserError(f"{arguments[0]} stands alone: a configuration is given as --config FILE (see --help)")
+        raise UserError(f"unexpected argument {arguments[0]}: use --config FILE for a configuration (see --help)")
     for argument in arguments:
         name = argument.split("=")[0]
         if name.startswith("--") and len(name) > 2 and name.rstrip("+") not in known:
@@ -208,7 +208,7 @@ def _check_names(arguments: list[str], fields_known: set[str]) -> None:
 
 
 def _nearest(name: str, known: set[str]) -> str:
-    for full in sorted(known):  # the key alone, as other trainers take it
+    for full in sorted(known):  # only the key, as other trainers take it
         if full.rpartition(".")[2] == name.removeprefix("--"):
             return f", did you mean {full}?"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -216,7 +216,7 @@ def _nearest(name: str, known: set[str]) -> str:
 
 
 def _named(option: str, contents: list[dict[str, Any]], arguments: list[str]) -> str | None:
-    """What files and command line settle on for an option, before it is parsed."""
+    """The value of an option by files and command line, before it is parsed."""
     section, key = option.split(".")
     value = None
     for content in contents:

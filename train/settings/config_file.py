@@ -1,8 +1,8 @@
-"""Configurations in YAML and on a command line: what is text by its field's type stays the text that was written.
+"""Configurations in YAML and on a command line: a field of type text keeps the text that was written.
 
-YAML 1.1 readers (PyYAML), 1.2 readers and jsonargparse each take other words for numbers, booleans, dates and null:
+YAML 1.1 readers (PyYAML), 1.2 readers and jsonargparse each read other words as numbers, booleans, dates and null:
 `12345e6`, `yes`, `1_000`, `0x10`, `1:30`, `2026-05-01`. So text is read by the field's type, whatever it looks like,
-and written in quotes unless no reader could take it for anything else.
+and written in quotes unless every reader reads it as text.
 """
 
 import re
@@ -40,9 +40,9 @@ class ConfigFile:
     """A configuration file, read.
 
     Attributes:
-        content: of each section its keys and values.
-        texts: of `content` what is text by its field's type, by section.key.
-        rest: what is not, as YAML again; "" where that is nothing.
+        content: the keys and values of each section.
+        texts: the values in `content` of fields of type text, by section.key.
+        rest: all others, as YAML again; "" where there are none.
     """
 
     content: dict[str, Any]
@@ -51,13 +51,13 @@ class ConfigFile:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's, which of two keys of one name would silently forget the first."""
+    """PyYAML's loader, which would silently forget the first of two equal keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
         if twice is not None:
-            raise yaml.YAMLError(f"{twice} stands there twice, put it together")
+            raise yaml.YAMLError(f"duplicate key {twice}: merge the two")
         return super().construct_mapping(node, deep)
 
 
@@ -76,7 +76,7 @@ def read_file(path: Path, types: dict[str, Any]) -> ConfigFile:
     except BadYaml as error:
         raise UserError(f"configuration {path} is not YAML: {error}") from None
     if not isinstance(content, dict):
-        raise UserError(f"configuration {path} must hold sections such as model: and data:")
+        raise UserError(f"configuration {path} holds no sections: write some, such as model: and data:")
     found = {name: content[section][key] for name, section, key in texts}
     return ConfigFile(content, found, _without(node, {(section, key) for _, section, key in texts}))
 
@@ -126,12 +126,12 @@ def _read_option(text: str, kind: Any) -> tuple[bool, Any]:
 
 
 def to_text(value: dict[str, Any]) -> str:
-    """A configuration as YAML that every reader takes for what it is."""
+    """A configuration as YAML that every reader reads alike."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's, with quotes around every text that some reader could take for something else."""
+    """PyYAML's dumper, with quotes around every text that some reader could read as something else."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -143,7 +143,7 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def _take_texts(root: yaml.MappingNode, types: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Make nodes text that are by their field's type; return (section.key, section, key) of each."""
+    """Make the nodes of text fields text; return (section.key, section, key) of each."""
     found = []
     for section, values in root.value:
         for key, node in values.value if isinstance(values, yaml.MappingNode) else []:

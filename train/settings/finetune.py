@@ -6,7 +6,7 @@ from common.errors import UserError
 from model.config import ModelConfig
 from train.settings.sections import LoraSection, ModelSection
 
-ADJUSTABLE = ("dropout", "block_size")  # what of a trained model's configuration another training may change
+ADJUSTABLE = ("dropout", "block_size")  # the options of a trained model that another training may change
 
 
 def fit_to_base(model: ModelSection, base: ModelConfig) -> None:
@@ -17,10 +17,10 @@ def fit_to_base(model: ModelSection, base: ModelConfig) -> None:
     wanted, there = asdict(model.architecture()), asdict(base)
     for name, value in there.items():
         if wanted[name] != value and name not in ADJUSTABLE:
-            raise UserError(f"model.{name} is {wanted[name]}, the base has {value}: leave section model out")
+            raise UserError(f"model.{name} is {wanted[name]}, but the base has {value}: leave section model out")
     if model.block_size > base.block_size and base.position == "learned":
         raise UserError(
-            f"model.block_size is {model.block_size}, the base learned {base.block_size} positions: give no more"
+            f"model.block_size is {model.block_size}, but the base learned {base.block_size} positions: use no more"
         )
 
 

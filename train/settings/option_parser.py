@@ -23,7 +23,7 @@ class OptionParser(ArgumentParser):
     """jsonargparse, with its complaints as one line, about types in words, and configurations read as UTF-8."""
 
     def parse_path(self, path: str | os.PathLike[str], *more: Any, **options: Any) -> Namespace:
-        """A configuration file's values. (jsonargparse's reads the locale's encoding: on Windows another text.)"""
+        """A configuration file's values. (jsonargparse uses the locale's encoding: wrong on Windows.)"""
         return self.parse_string(Path(path).read_text(encoding="utf-8"), str(path), *more, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -39,4 +39,4 @@ def _about_a_type(message: str) -> str | None:
     choices = [
         _IN_WORDS.get(kind, kind) or literals.replace("'", "").replace(", ", " or ") for kind, literals in expected
     ]
-    return f"{found[1]} is {found[2].strip()}: give {' or '.join(choices)}"
+    return f"{found[1]} is {found[2].strip()}: use {' or '.join(choices)}"

@@ -27,7 +27,7 @@ class ModelSection(ModelConfig):
     """The architecture.
 
     Args:
-        preset: a named size to begin from; what else stands in this section changes it.
+        preset: a named size to start from; the other options of this section change it.
     """
 
     preset: str | None = None
@@ -38,7 +38,7 @@ class ModelSection(ModelConfig):
             preset_config(self.preset)
 
     def architecture(self) -> ModelConfig:
-        """The model's own configuration, without the name it began from."""
+        """The model's own configuration, without the preset's name."""
         values = asdict(self)
         del values["preset"]
         return ModelConfig(**values)
@@ -54,9 +54,9 @@ class DataConfig:
         verify: check at the start the shards' sizes, or also their SHA-256 (full; reads all of the data once).
         stage_to: a folder on a disk of every node's own, to which the shards are copied and verified before the first
             step; where the disk has no room, or no permission is given, the run reads them where they are, and logs so.
-        document_mask: keep attention inside documents; without it a window is one text, whatever documents it holds.
-        stride: a training window begins at every so many tokens; null: at every model.block_size, so that an epoch
-            reads each token once. With less, windows overlap and an epoch is longer; 1 begins one at every token.
+        document_mask: keep attention inside documents; without it a sequence is one text, whatever documents it holds.
+        stride: tokens from one training sequence's start to the next's; null: model.block_size, so that an epoch reads
+            each token once. With less, sequences overlap and an epoch is longer; 1 starts one at every token.
             Validation never overlaps.
     """
 
@@ -68,14 +68,14 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
-            raise ValueError(f"data.stride is {self.stride}: give 1 token or more, or null for model.block_size")
+            raise ValueError(f"data.stride is {self.stride}: use 1 token or more, or null for model.block_size")
         if self.stage_to == "":
             raise ValueError("data.stage_to is empty (a variable that is not set, in a shell?): give a folder, or null")
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How much is learnt from in one optimizer step, and how it is cut up.
+    """The size of one optimizer step's batch, and how it is divided.
 
     Args:
         tokens_per_step: target tokens of one optimizer step, over all ranks.
@@ -87,11 +87,11 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1:
-            raise ValueError(f"batch.tokens_per_step is {self.tokens_per_step}: give a positive number of tokens")
+            raise ValueError(f"batch.tokens_per_step is {self.tokens_per_step}: use a positive number of tokens")
         if isinstance(self.micro_batch, str) and self.micro_batch != "auto":
-            raise ValueError(f"batch.micro_batch is {self.micro_batch!r}: give a number of sequences, or auto")
+            raise ValueError(f"batch.micro_batch is {self.micro_batch!r}: use a number of sequences, or auto")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
-            raise ValueError(f"batch.micro_batch is {self.micro_batch}: give 1 or more sequences, or auto")
+            raise ValueError(f"batch.micro_batch is {self.micro_batch}: use 1 or more sequences, or auto")
 
 
 @dataclass(frozen=True)
@@ -118,11 +118,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
-            raise ValueError(f"optim.lr is {self.lr}: give a positive learning rate")
+            raise ValueError(f"optim.lr is {self.lr}: use a positive learning rate")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError(
-                f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: give numbers from 0 to below 1"
-            )
+            raise ValueError(f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: use 0 or more, below 1")
         if self.eps <= 0 or self.weight_decay < 0 or self.grad_clip < 0:
             raise ValueError("optim.eps must be positive, optim.weight_decay and optim.grad_clip not negative")
 
@@ -138,7 +136,7 @@ class ScheduleConfig:
             start: an extension or a branch does not move it.
         decay: wsd's linear decay at the end, in steps, or as a fraction of the run below 1.
         final_lr_fraction: the last learning rate as a fraction of the peak.
-        rewarm: begin the schedule again at the step that is resumed from, in a branch or at the first start of the run
+        rewarm: start the schedule again at the step that is resumed from, in a branch or at the first start of the run
             that asks for it: a warm-up of schedule.warmup, then what follows up to run.max_steps. It is recorded:
             later starts don't warm up once more.
     """
@@ -153,9 +151,9 @@ class ScheduleConfig:
         for name in ("warmup", "decay"):
             value = getattr(self, name)
             if value < 0 or (value >= 1 and value != int(value)):
-                raise ValueError(f"schedule.{name} is {value}: give whole steps, or a fraction of the run below 1")
+                raise ValueError(f"schedule.{name} is {value}: use whole steps, or a fraction of the run below 1")
         if not 0 <= self.final_lr_fraction <= 1:
-            raise ValueError(f"schedule.final_lr_fraction is {self.final_lr_fraction}: give a number from 0 to 1")
+            raise ValueError(f"schedule.final_lr_fraction is {self.final_lr_fraction}: use a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ class RecomputeConfig:
     Args:
         mode: none, full (every block), every (every `every_blocks`-th block), or auto: none where the estimated memory
             allows, else full.
-        every_blocks: with mode every, how many blocks lie from one recomputed block to the next.
+        every_blocks: with mode every, how many blocks there are from one recomputed block to the next.
         norms: in blocks that are kept, recompute each norm together with the projection after it.
     """
 
@@ -175,7 +173,7 @@ class RecomputeConfig:
 
     def __post_init__(self) -> None:
         if self.every_blocks < 1:
-            raise ValueError(f"recompute.every_blocks is {self.every_blocks}: give 1 or more")
+            raise ValueError(f"recompute.every_blocks is {self.every_blocks}: use 1 or more")
 
 
 @dataclass(frozen=True)
@@ -183,18 +181,18 @@ class CheckpointConfig:
     """When to save and what to keep. The last step is always saved.
 
     Args:
-        every_steps: save after every so many steps; 0 saves at the end alone.
-        asynchronous: training goes on while a checkpoint is written, and waits only for a copy to host memory; false
+        every_steps: save after every so many steps; 0 saves only at the end.
+        asynchronous: training continues while a checkpoint is written, and waits only for a copy to host memory; false
             waits until it is published.
-        on_failure: what a save that fails (disk full, quota, read-only, a file system that is away for longer than a
-            moment) means: continue with a warning and try again when the next save is due, or stop the run. The last
-            save of a run must succeed either way.
-        max_failures: after so many failed saves in a row the run stops all the same.
-        keep_last: how many of the newest checkpoints stay.
-        keep_every_steps: checkpoints at multiples of this stay for good; 0 keeps none for good.
+        on_failure: what a save that fails (disk full, quota, read-only, a file system that doesn't answer for longer
+            than a moment) means: continue with a warning and try again when the next save is due, or stop the run. The
+            last save of a run must succeed either way.
+        max_failures: after so many failed saves in a row the run stops anyway.
+        keep_last: how many of the newest checkpoints are kept.
+        keep_every_steps: checkpoints at multiples of this are kept for good; 0 keeps none for good.
         keep_best: the checkpoint with the lowest validation loss, measured at its own step and on what the newest was
-            measured on, stays as well.
-        weights_every_steps: at multiples of this, which must be multiples of every_steps, the weights alone stay for
+            measured on, is kept as well.
+        weights_every_steps: at multiples of this, which must be multiples of every_steps, only the weights are kept for
             good (checkpoints/weights-…), to be evaluated; 0 keeps none.
     """
 
@@ -214,12 +212,12 @@ class CheckpointConfig:
                 "negative"
             )
         if self.max_failures < 1:
-            raise ValueError(f"checkpoint.max_failures is {self.max_failures}: give 1 or more")
+            raise ValueError(f"checkpoint.max_failures is {self.max_failures}: use 1 or more")
         if self.keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last is {self.keep_last}: at least 1 must stay")
+            raise ValueError(f"checkpoint.keep_last is {self.keep_last}: use 1 or more")
         if self.weights_every_steps and (not self.every_steps or self.weights_every_steps % self.every_steps):
             raise ValueError(
-                f"checkpoint.weights_every_steps is {self.weights_every_steps}: give a multiple of "
+                f"checkpoint.weights_every_steps is {self.weights_every_steps}: use a multiple of "
                 f"checkpoint.every_steps ({self.every_steps}), as the weights come from a checkpoint"
             )
 
@@ -229,13 +227,13 @@ class EvalConfig:
     """Validation, HellaSwag and samples during the run. The last step is always validated.
 
     Args:
-        every_steps: validate after every so many steps; 0 validates at the end alone.
-        tokens: how many tokens of the validation split to use, from its beginning: the same ones every time.
-        sample_every_steps: let the model write after every so many steps; 0 never.
+        every_steps: validate after every so many steps; 0 validates only at the end.
+        tokens: how many tokens of the validation split to use, from its start: the same ones every time.
+        sample_every_steps: let the model generate text after every so many steps; 0 never.
         sample_tokens: tokens of each sample.
         temperature: sampling temperature; 0 always takes the most likely token.
         top_k: sample among the k most likely tokens; 0 among all.
-        prompts: what the samples begin with.
+        prompts: what the samples start with.
         hellaswag_every_steps: answer HellaSwag after every so many steps and at the end; 0 never.
         hellaswag_examples: how many of its examples, spread over the file: the same ones every time.
         hellaswag_data: its JSONL, or six lines an example; null takes what data_prep/prepare_offline.py fetched.
@@ -262,11 +260,11 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
-    """The terminal and mirrors of metrics.jsonl, which records every step whatever stands here.
+    """The terminal and mirrors of metrics.jsonl, which records every step whatever is set here.
 
     Args:
         every_steps: a line in the log after every so many steps.
-        sequences: record which windows of the data each step used.
+        sequences: record the numbers of the sequences that each step used.
         wandb: mirror the record to Weights & Biases; offline unless the environment's WANDB_MODE says online.
         wandb_project: the wandb project.
         wandb_finish_seconds: how long the end of the run waits for the mirror.
@@ -280,7 +278,7 @@ class LogConfig:
 
     def __post_init__(self) -> None:
         if self.every_steps < 1:
-            raise ValueError(f"log.every_steps is {self.every_steps}: give 1 or more")
+            raise ValueError(f"log.every_steps is {self.every_steps}: use 1 or more")
 
 
 @dataclass(frozen=True)
@@ -326,7 +324,7 @@ class RunConfig:
         deadline: save and stop in time for this moment: an ISO time such as 2026-05-01T06:00 (local, or with its
             offset), slurm (the end of the job as scontrol gives it, asked for every minute; SLURM_JOB_END_TIME where it
             never answers), auto (slurm inside a Slurm job, else none) or null.
-        deadline_margin_seconds: begin to stop at least so long before; more where steps, validations and saves so far
+        deadline_margin_seconds: start to stop at least so long before; more where steps, validations and saves so far
             have taken longer.
         record_diff: keep the uncommitted changes of the sources in provenance.json, credentials masked.
         lock_patience_seconds: how long the lock of a trainer on another machine must go without a renewal before that
@@ -351,15 +349,15 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
-            raise ValueError(f"run.max_steps is {self.max_steps}: give 1 or more")
+            raise ValueError(f"run.max_steps is {self.max_steps}: use 1 or more")
         if self.name is not None and (not self.name or "/" in self.name or self.name.startswith(".")):
-            raise ValueError(f"run.name is {self.name!r}: give a plain folder name")
+            raise ValueError(f"run.name is {self.name!r}: use a plain folder name")
         if self.deadline not in ("auto", "slurm", None):
             try:
                 parse_time(self.deadline)
             except ValueError:
                 raise ValueError(
-                    f"run.deadline is {self.deadline!r}: give a time such as 2026-05-01T06:00, slurm, auto or null"
+                    f"run.deadline is {self.deadline!r}: use a time such as 2026-05-01T06:00, slurm, auto or null"
                 ) from None
         if self.deadline_margin_seconds < 0:
             raise ValueError("run.deadline_margin_seconds must not be negative")
@@ -392,8 +390,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.stride is not None and self.data.stride > self.model.block_size:
             raise ValueError(
-                f"data.stride {self.data.stride} would leave out the tokens between windows of model.block_size "
-                f"{self.model.block_size}: give at most that"
+                f"data.stride is {self.data.stride}, which leaves out tokens between sequences of model.block_size "
+                f"{self.model.block_size}: use at most that"
             )
         if self.profile.first > self.run.max_steps:
             raise ValueError(
@@ -417,7 +415,7 @@ class LoraSection:
 
     Args:
         rank: columns and rows of an adapter's two matrices; 0 trains all of the base's weights instead, and the rest of
-            this section counts for nothing.
+            this section has no effect then.
         alpha: the adapters' correction is scaled by alpha/rank.
         dropout: on the input of the adapters.
         targets: which matrices get an adapter: c_attn (queries, keys, values), c_proj (out of attention and MLP), c_fc,
@@ -431,9 +429,9 @@ class LoraSection:
 
     def __post_init__(self) -> None:
         if self.rank < 0:
-            raise ValueError(f"lora.rank is {self.rank}: give 1 or more, or 0 to train all weights")
+            raise ValueError(f"lora.rank is {self.rank}: use 1 or more, or 0 to train all weights")
         if self.adapters() is not None and self.alpha <= 0:
-            raise ValueError(f"lora.alpha is {self.alpha}: give a positive number")
+            raise ValueError(f"lora.alpha is {self.alpha}: use a positive number")
 
     def adapters(self) -> LoraConfig | None:
         """None where all weights are trained. Raises ValueError for an impossible setting."""

@@ -1,4 +1,4 @@
-"""What a run says at its start: what it is about to do, and with what."""
+"""What a run logs at its start: what it is about to do, and with what."""
 
 import os
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from train.startup.memory_advice import estimated_bytes
 
 
 def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any]], reasons: list[str]) -> list[str]:
-    """Where it writes, what every rank runs on, and why each `auto` was decided as it was."""
+    """Where it writes, what every rank runs on, and the reason for each `auto` choice."""
     ranks = [
         f"rank {m['rank']} on {m['host']}: {m['device']} ({m.get('gpu', m['cpu'])}), "
         f"{m['threads']} thread{'' if m['threads'] == 1 else 's'} on {m['cores_allowed']} cores"
@@ -58,7 +58,7 @@ def describe_course(course: Course) -> list[str]:
 
 
 def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:
-    """Size of the model, how the batch is cut up, and the memory this takes on a rank."""
+    """Size of the model, how the batch is divided, and the memory this takes on a rank."""
     architecture = config.model.architecture()
     flops = flops_per_token(architecture, adapters=config.adapter_count())
     return [
@@ -71,13 +71,13 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
 
 
 def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Progress) -> list[str]:
-    """How much text there is and how often the run reads it: what was read of these data before, included."""
+    """How much text there is and how often the run reads it, earlier reading of these data included."""
     length = config.model.block_size
     windows = Windows(tokens.split("train"), length, config.data.stride).count
     sequences = begin.sequences + max(0, config.run.max_steps - begin.step) * plan.sequences
     times = f"{sequences / windows:.2f} epochs"
     if config.data.stride is not None:
-        times += f" of {windows:,} windows, one at every {config.data.stride} tokens"
+        times += f" of {windows:,} sequences, one at every {config.data.stride} tokens"
     return [
         f"data: {tokens.folder}, {len(tokens.split('train')):,} training tokens; the run reads "
         f"{sequences * length:,}, {times}",
@@ -102,7 +102,7 @@ def describe_measure(facts: Mapping[str, Any], before: Mapping[str, Any] | None)
 
 
 def describe_in_place(config: Config, in_place: Mapping[str, str]) -> list[str]:
-    """A warning for each host that reads the data from where they lie: why they are not staged there."""
+    """A warning for each host that reads the data where they are: why they are not staged there."""
     return [
         f"WARNING: data are read from {config.data.path}, not staged, on {host}: {why}"
         for host, why in in_place.items()

@@ -104,7 +104,7 @@ def resolve_compile(choice: bool | Literal["auto"], ranks: Ranks, *, must: bool 
 
     Args: must: whether `true` was asked for, and is not an earlier start's choice.
 
-    Raises UserError where compilation was asked for by `true` and can't be had.
+    Raises UserError where compilation was asked for by `true` and is impossible.
     """
     if choice is False:
         return False, "as asked"

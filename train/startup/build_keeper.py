@@ -1,4 +1,4 @@
-"""Who saves the run's checkpoints, and what each records beside its tensors."""
+"""Builds the saver of the run's checkpoints, and what each records beside its tensors."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -27,7 +27,7 @@ def build_keeper(
     scaler: torch.amp.GradScaler,
     recorder: Recorder,
 ) -> CheckpointKeeper:
-    """Args: facts: what every checkpoint records. measured: what evaluations have, for the next one."""
+    """Args: facts: what every checkpoint records. measured: figures of evaluations, for the next one."""
     folder = run.request.folder.checkpoints
     return CheckpointKeeper(
         folder,

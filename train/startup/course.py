@@ -1,4 +1,4 @@
-"""The learning rate's course over a resumed run: what its checkpoint settles, and where a change bends it."""
+"""The learning rate's course over a resumed run: what its checkpoint fixes, and where a change bends it."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -36,7 +36,7 @@ class _Settings:
 
     @classmethod
     def recorded(cls, config: Mapping[str, Any]) -> "_Settings":
-        """Of a checkpoint's configuration; what an older version did not know has its default."""
+        """Of a checkpoint's configuration; what an older version lacked has its default."""
         known = {item.name for item in fields(ScheduleConfig)}
         schedule = {key: value for key, value in config["schedule"].items() if key in known}
         return cls(ScheduleConfig(**schedule), config["optim"]["lr"], config["run"]["max_steps"])
@@ -91,12 +91,12 @@ def plan_resumed(config: Config, manifest: Mapping[str, Any] | None, *, own: boo
     changed = [name for name, value in now.flat().items() if value != before.flat()[name]]
     if now.schedule.rewarm and not (own and before.schedule.rewarm):
         course = now.course(warm_up_from(step, now.schedule, now.max_steps))
-        line = f"schedule.rewarm: the schedule begins again after step {step}, warm-up of {course.warm_up.steps} steps"
+        line = f"schedule.rewarm: the schedule starts again after step {step}, warm-up of {course.warm_up.steps} steps"
         return ResumedCourse(course, [line, _rates(last, course, step)], [])
     course = now.course(_kept_warm_up(warm_up, step, now, before))
     lines = []
     if "schedule.warmup" in changed and course.warm_up == warm_up and step >= warm_up.end:
-        lines.append(f"schedule.warmup counts for nothing: the warm-up was over at step {warm_up.end}")
+        lines.append(f"schedule.warmup has no effect: the warm-up was over at step {warm_up.end}")
     bent_by = []
     following = course.rate(step + 1)
     if _jumps(last, course, step):
@@ -104,7 +104,7 @@ def plan_resumed(config: Config, manifest: Mapping[str, Any] | None, *, own: boo
         one_back = {name: now.put_back(name, before) for name in changed}
         bent_by = [name for name, other in one_back.items() if _next_rate(other, warm_up, before, step) != following]
         bent_by = bent_by or changed
-    # a decay that has begun ends where it was to end, however little the next rate would differ
+    # a decay that has started ends where it was to end, however little the next rate would differ
     extended = now.max_steps != before.max_steps and before.schedule.kind == now.schedule.kind == "wsd"
     if extended and last.decay_start < step and "run.max_steps" not in bent_by:
         lines += [] if lines else [_rates(last, course, step)]

@@ -1,4 +1,4 @@
-"""The configuration made to fit what it is to be trained on."""
+"""The configuration made to fit the training data."""
 
 from dataclasses import replace
 
@@ -24,14 +24,17 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
         found = len(tokens.split(split))
         if not found:
             raise UserError(
-                f"{tokens.folder} has no {split} split: make the set of more documents, or of one long text with "
+                f"{tokens.folder} has no {split} split: make the set from more documents, or from one long text with "
                 "data_prep/shakespeare.py --file"
             )
         if found < needed:
             raise UserError(
-                f"{tokens.folder} has {found:,} tokens in its {split} split, one step needs {needed:,}: "
+                f"{tokens.folder} has {found:,} tokens in its {split} split, but one step needs {needed:,}: "
                 f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
             )
     if config.data.document_mask and document_start(tokens.tokenizer_spec) is None:
-        raise UserError(f"data.document_mask needs documents, but {tokens.folder} marks no end of text: leave it out")
+        raise UserError(
+            f"data.document_mask needs documents, but the tokenizer of {tokens.folder} has no end-of-text token: leave "
+            "it out"
+        )
     return replace(config, model=replace(config.model, vocab_size=vocab_size))

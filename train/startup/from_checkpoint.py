@@ -1,6 +1,6 @@
 """A run that starts from a checkpoint's weights: a fine-tuning, with adapters or of all weights.
 
-Adapters are saved without the weights they stand beside: those are copied once, to `checkpoints/base`, so that a run's
+Adapters are saved without the weights they belong to: those are copied once, to `checkpoints/base`, so that a run's
 folder holds all that the run needs, wherever it is moved to. A checkpoint names its base by hash.
 """
 
@@ -48,11 +48,11 @@ class FromCheckpoint:
 
     Attributes:
         source: a checkpoint with its weights: the one given, or the run's own copy.
-        manifest: what it says of itself.
-        identity: of the weights of the checkpoint that was given when the run began.
+        manifest: its manifest.
+        identity: of the weights of the checkpoint that was given when the run started.
         adapters: what is trained beside the weights; None: the weights themselves.
         given: as the command line names it: a checkpoint, or a run, whose newest one it was at the first start.
-        note: what has become of `given` since.
+        note: what has changed about `given` since.
     """
 
     source: Path
@@ -81,7 +81,7 @@ class FromCheckpoint:
             )
 
     def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
-        """Raises UserError where a checkpoint to go on from is of no fine-tuning, or of another base's."""
+        """Raises UserError where a checkpoint to resume from is not of a fine-tuning, or of another base's."""
         if "base" not in manifest:
             raise UserError(
                 f"{checkpoint} was not written by finetune.py: give it as the base, and a --run.name of its own"
@@ -100,7 +100,8 @@ class FromCheckpoint:
             fitting_checkpoint(self.source)
 
     def settled(self, folder: RunFolder) -> FromCheckpoint:
-        """The base once the run's lock is held: another start may have begun the run, a live run its next checkpoint.
+        """The base once the run's lock is held: another start may have started the run, a running run its next
+        checkpoint.
 
         Raises UserError as `find_base` does. One rank calls, and all take its answer: a run that is still training has
         another newest checkpoint a moment later.
@@ -165,7 +166,7 @@ class FromCheckpoint:
             add_lora(model, self.adapters, seed)
 
     def facts(self, checkpoints: Path) -> dict[str, Any]:
-        """What every checkpoint of the run says of its base."""
+        """What every checkpoint of the run records of its base."""
         if self.adapters is None:
             return {"base": {"identity": self.identity}}
         sha256 = sha256_file(checkpoints / BASE_FOLDER / CHECKPOINT_MANIFEST)
@@ -173,7 +174,7 @@ class FromCheckpoint:
         return {"lora": asdict(self.adapters), "base": base}
 
     def describe(self, model: GPT) -> list[str]:
-        """What is trained, beside what."""
+        """Log lines: the base, and what is trained."""
         lines = [f"base: {self.source}, {format_count(parameter_count(self.model))} parameters"]
         if self.adapters is not None:
             from model.lora import lora_tensors
@@ -184,7 +185,7 @@ class FromCheckpoint:
         return [*lines, self.note] if self.note else lines
 
     def _weights(self, model: ModelConfig) -> dict[str, torch.Tensor]:
-        """The base's weights as `model` takes them: learned positions beyond its block size are left off."""
+        """The base's weights as `model` takes them: learned positions beyond its block size are dropped."""
         from model.weights import load_model
 
         weights = {name: value.detach() for name, value in load_model(self.source).named_parameters()}
@@ -194,12 +195,12 @@ class FromCheckpoint:
 
 
 def find_base(given: str, folder: RunFolder) -> FromCheckpoint:
-    """The base a run begins with; for one that has begun, the base it has begun with.
+    """The base a run starts from; for one that has started, the base it started from.
 
-    A run that is given means its newest checkpoint at the first start, and that one from then on: what is still being
-    trained moves on.
+    A run that is given means its newest checkpoint at the first start, and that one from then on: a run that is still
+    training moves on.
 
-    Raises UserError where there is none, or the run has begun with another one. (What was given may be gone by then.)
+    Raises UserError where there is none, or the run started from another one. (What was given may be gone by then.)
     """
     begun, first = _begun_with(folder), _first_start(given, folder)
     if begun is not None:
@@ -209,7 +210,7 @@ def find_base(given: str, folder: RunFolder) -> FromCheckpoint:
         try:
             return _base_of(Path(first["checkpoint"]), given)
         except UserError:  # nothing has been saved of the start that recorded it
-            note = f"{first['checkpoint']}, the base of an earlier start, is gone: taking another"
+            note = f"{first['checkpoint']}, the base of an earlier start, is gone: another is used"
     return replace(_base_of(find_checkpoint(given), given), note=note)
 
 
@@ -231,7 +232,7 @@ def _check_given(given: str, folder: RunFolder, begun: FromCheckpoint, as_before
     Args:
         as_before: whether an earlier start of this run was given the same.
 
-    Raises UserError where another base is given than the run has begun with.
+    Raises UserError where another base is given than the run started from.
     """
     path = Path(given)
     is_run = not (path / CHECKPOINT_MANIFEST).exists()
@@ -240,10 +241,8 @@ def _check_given(given: str, folder: RunFolder, begun: FromCheckpoint, as_before
     if not there or there[0][1] == begun.identity:
         return ""
     if is_run and (as_before or begun.identity in (identity for _, identity in there)):
-        return f"{given} has moved on to {there[0][0].name}: this run keeps the base it has begun with"
-    raise UserError(
-        f"{folder.path} has begun with another base than {there[0][0]}: give that one, or another --run.name"
-    )
+        return f"{given} has moved on to {there[0][0].name}: this run keeps the base it started from"
+    raise UserError(f"{folder.path} started from another base than {there[0][0]}: give that one, or another --run.name")
 
 
 def _manifest(checkpoint: Path) -> CheckpointManifest | None:
@@ -272,7 +271,7 @@ def _first_argument(command: str) -> str | None:
 
 
 def _begun_with(folder: RunFolder) -> FromCheckpoint | None:
-    """The base that a run's files tell of, if it has begun."""
+    """The base that a run's files record, if it has started."""
     kept = folder.checkpoints / BASE_FOLDER
     if os.path.lexists(kept):
         try:
@@ -281,7 +280,8 @@ def _begun_with(folder: RunFolder) -> FromCheckpoint | None:
                 raise BadCheckpoint(f"{kept / CHECKPOINT_MANIFEST} is damaged (identity: it is missing)")
         except BadCheckpoint as error:
             raise UserError(
-                f"{error}: without its base the run can't go on; copy it again from where the run was copied from, or "
+                f"{error}: without its base the run can't continue; copy it again from where the run was copied from, "
+                "or "
                 "give another --run.name"
             ) from None
         return FromCheckpoint(kept, manifest, manifest["identity"])

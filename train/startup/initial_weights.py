@@ -1,6 +1,6 @@
 """What a run starts from: random weights here, or those of a checkpoint (`from_checkpoint`).
 
-Both answer the same questions, so that nothing on the way asks which it is.
+Both have the same methods, so that no caller asks which it is.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class InitialWeights(Protocol):
 
     @property
     def adapters(self) -> LoraConfig | None:
-        """What is trained beside frozen weights; None: the weights themselves."""
+        """The adapters trained beside frozen weights; None: the weights themselves are trained."""
 
     @property
     def untrained(self) -> bool:
-        """Whether the model knows nothing yet."""
+        """Whether the model is untrained."""
 
     def check_tokens(self, tokens: TokenSet) -> None:
         """Raises UserError where the data were not made with the weights' tokenizer: ids would mean something else."""
@@ -37,19 +37,19 @@ class InitialWeights(Protocol):
         """Raises UserError where a checkpoint to resume from did not start from these weights."""
 
     def settled(self, folder: RunFolder) -> InitialWeights:
-        """The weights once the run's lock is held: another start may have begun the run."""
+        """The weights once the run's lock is held: another start may have started the run."""
 
     def check_files(self, *, resumed: bool) -> None:
-        """Raises UserError where the files that will be read don't hold the model that they say. One rank calls."""
+        """Raises UserError where the files that will be read don't hold the model of their manifest. One rank calls."""
 
     def recorded(self) -> dict[str, Any]:
-        """What the record of a start has of them, by which the next one finds them again."""
+        """What the record of a start holds of them, by which the next one finds them again."""
 
     def keep(self, checkpoints: Path, model: ModelConfig) -> None:
         """Copy what the run's checkpoints don't hold into its folder. One rank calls. Raises OSError."""
 
     def fill(self, model: GPT, checkpoints: Path, seed: int, *, resumed: bool) -> None:
-        """Give a new model its first weights. All ranks call."""
+        """Give a new model its initial weights. All ranks call."""
 
     def facts(self, checkpoints: Path) -> dict[str, Any]:
         """What every checkpoint of the run records of them."""

@@ -33,8 +33,8 @@ def memory_advice(config: Config, plan: BatchPlan, device_type: str) -> str:
         half = largest_micro_batch(config.batch.tokens_per_step, length, plan.world_size, size // 2)
         less.append(f"halve batch.micro_batch ({size}: --batch.micro_batch {half}; the batch stays the same)")
     if config.recompute.mode != "full":
-        less.append(f"give --recompute.mode full ({config.recompute.mode} now)")
+        less.append(f"use --recompute.mode full ({config.recompute.mode} now)")
     if not less:
-        less.append("give a smaller model.preset or model.block_size, or a machine with more memory")
+        less.append("use a smaller model.preset or model.block_size, or a machine with more memory")
     estimate = format_bytes(estimated_bytes(config, plan, device_type))
     return f"{', or '.join(less)}; the estimate for this configuration is {estimate} a rank"

@@ -1,4 +1,4 @@
-"""The first phase of a start: meet the other ranks, take the data, listen to signals, lock the run's folder."""
+"""The first phase of a start: meet the other ranks, open the data, handle signals, lock the run's folder."""
 
 import socket
 from collections.abc import Iterator
@@ -31,9 +31,9 @@ class OpenRun:
         threads: of this rank's CPU work.
         stop: what has requested a stop.
         lock: the run's, held by the first rank.
-        margin: how long leaving in good order may take.
-        deadline: by when the first rank must have led all others out.
-        in_place: by host, why its ranks read data from where they lie that were to be staged.
+        margin: how long a clean exit may take.
+        deadline: by when all ranks must have exited.
+        in_place: by host, why its ranks read data in place that were to be staged.
     """
 
     request: Request
@@ -48,7 +48,7 @@ class OpenRun:
 
 @contextmanager
 def open_run(request: Request) -> Iterator[OpenRun]:
-    """All ranks call. Raises UserError on all of them, having touched nothing, where the run can't be had."""
+    """All ranks call. Raises UserError on all of them, having touched nothing, where the run can't be opened."""
     with closing(LauncherWatch()) as watch:
         config, folder = request.config, request.folder
 
@@ -72,7 +72,7 @@ def open_run(request: Request) -> Iterator[OpenRun]:
         watch.lead_to(stop, margin.seconds_to_leave)
 
         with stop.listening(), closing(deadline), holding_lock(folder, config.run, ranks, stop) as lock:
-            # Another start may have begun the run until the lock was held
+            # Another start may have started the run before the lock was held
             weights = agreed(ranks, lambda: request.weights.settled(folder), FromScratch, FromCheckpoint, LoraConfig)
             request = replace(request, tokens=tokens, weights=weights)
             yield OpenRun(request, ranks, threads, stop, lock, margin, deadline, in_place)
@@ -97,7 +97,7 @@ def refuse_lost_gpus(folder: RunFolder, config: RunConfig) -> None:
 def holding_lock(folder: RunFolder, config: RunConfig, ranks: Ranks, stop: StopRequest) -> Iterator[RunLock]:
     """Keep other trainers out of the run's folder inside the block. All ranks call, and know the lock's token.
 
-    Raises UserError on all ranks, having touched nothing, where another trainer is at work, or something stands where
+    Raises UserError on all ranks, having touched nothing, where another trainer is at work, or something else is where
     the run has its files.
     """
     lock = RunLock(folder.path, config.lock_patience_seconds)

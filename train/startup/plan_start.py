@@ -36,11 +36,11 @@ class StartPlan:
     """What this start will do.
 
     Attributes:
-        config: with nothing left to the machine; reasons: a line for each choice.
+        config: with every `auto` resolved; reasons: a line for each choice.
         checkpoint, manifest: what is resumed from; None for a new run.
         progress: how far the run has come.
         missing: what was due at `progress` and is not recorded.
-        notes: for the log: what was passed over, and what has changed.
+        notes: for the log: what was skipped, and what has changed.
     """
 
     config: Config
@@ -65,7 +65,7 @@ class StartPlan:
 def plan_start(run: OpenRun) -> StartPlan | None:
     """All ranks call, and get the same: None where the run has all its steps, which has been printed.
 
-    Raises UserError on all ranks where the run can't go this way.
+    Raises UserError on all ranks where that is impossible.
     """
     request, ranks = run.request, run.ranks
     folder, tokens, options = request.folder, request.tokens, request.options
@@ -79,7 +79,7 @@ def plan_start(run: OpenRun) -> StartPlan | None:
         optimizer = optimizer_name(config.optim)
         check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change, optimizer=optimizer)
 
-    # How the batch is cut up, and where the run stands
+    # How the batch is divided, and how far the run is
     batch = plan_batch(
         config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
     )
@@ -95,7 +95,7 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     # What is left to do
     if done and checkpoint and manifest:
         if not own:
-            raise UserError(f"{checkpoint} has {progress.step} steps already: give a run.max_steps above that")
+            raise UserError(f"{checkpoint} has {progress.step} steps already: use a larger run.max_steps")
         ineffective = check_finished(folder.path, manifest, as_dict(config), options.allow_change)
         if not missing:
             if ranks.is_first:

@@ -1,4 +1,4 @@
-"""Where a run reads on: the loader's position, and what it is a position in."""
+"""Where a run continues to read: the loader's position, and the order in which it counts."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +16,7 @@ class Reading:
 
     Attributes:
         data_identity: the token set's; None for an imported checkpoint, which has read nothing here.
-        block_size: tokens of a sequence. stride: tokens from one sequence's beginning to the next one's.
+        block_size: tokens of a sequence. stride: tokens from one sequence's start to the next one's.
         seed: of the order.
     """
 
@@ -27,7 +27,7 @@ class Reading:
 
     @classmethod
     def of(cls, config: Config, data_identity: str) -> "Reading":
-        """What a run with this configuration reads."""
+        """The order that a run with this configuration reads."""
         length = config.model.block_size
         return cls(data_identity, length, length if config.data.stride is None else config.data.stride, config.run.seed)
 
@@ -52,9 +52,9 @@ class Reading:
 
 
 def begin_progress(manifest: Mapping[str, Any] | None, reading: Reading) -> tuple[Progress, list[str]]:
-    """How far a run has come when it begins, and lines for the log.
+    """How far a run has come when it starts, and lines for the log.
 
-    A position means nothing in another order of sequences: there the run reads from the beginning.
+    A position has no meaning in another order of sequences: there the run reads from the start.
 
     Args:
         manifest: of the checkpoint that is resumed; None for a new run.
@@ -68,7 +68,7 @@ def begin_progress(manifest: Mapping[str, Any] | None, reading: Reading) -> tupl
     changed = [name for name, old, new in zip(names, _parts(before), _parts(reading), strict=True) if old != new]
     line = (
         f"the {consumed:,} sequences that were read up to the checkpoint were of another order (other "
-        f"{', '.join(changed)}): this one begins with its first sequence, and text may be read again"
+        f"{', '.join(changed)}): this one starts with its first sequence, and text may be read again"
     )
     return Progress(manifest["step"], manifest["tokens"]), [line]
 

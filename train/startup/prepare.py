@@ -19,7 +19,7 @@ from train.startup.request import Request
 
 
 def prepare_folder(run: OpenRun, plan: StartPlan) -> None:
-    """Make the run's folder and write down what is about to be run. All ranks call, the first one writes.
+    """Make the run's folder and record what is about to be run. All ranks call, the first one writes.
 
     Raises UserError on all ranks where that can't be written, in several tries where the file system fails for a
     moment: no job is requeued for an error that would be met again.
@@ -40,7 +40,7 @@ def _prepare(request: Request, plan: StartPlan) -> None:
 
 
 def write_start(request: Request, plan: StartPlan) -> None:
-    """The files that a start leaves before its first step. Raises OSError."""
+    """Write the files that a start leaves before its first step. Raises OSError."""
     folder, config, checkpoint = request.folder, plan.config, plan.checkpoint
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
     sweep_leftovers(folder.checkpoints)

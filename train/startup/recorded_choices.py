@@ -1,4 +1,4 @@
-"""What an earlier start of the run has chosen where the configuration leaves it to the machine: it holds."""
+"""The choices that an earlier start of the run made for `auto`, which hold."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +17,6 @@ def reuse(config: Config, recorded: Mapping[str, Any] | None, *, world_size: int
             continue
         sequences = config.batch.tokens_per_step // config.model.block_size
         if key == "micro_batch" and sequences % (earlier * world_size):
-            continue  # other ranks than before: choose anew
+            continue  # other ranks than before: choose again
         config = replace(config, **{section: replace(part, **{key: earlier})})
     return config

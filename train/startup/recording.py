@@ -1,4 +1,4 @@
-"""The fourth phase of a start: metrics, log and heartbeat, and whoever reports how a run fails."""
+"""The fourth phase of a start: metrics, log and heartbeat, and the reporter of failures."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -59,7 +59,7 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
     ):
         run.deadline.report = recorder.say
         for line in describe_start(run, plan):
-            recorder.say(line)
+            recorder.log(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
         yield Recording(recorder, acts, reporter)
@@ -69,7 +69,7 @@ def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
     """What this start is about to do, and with what."""
     request, config, step = run.request, plan.config, plan.progress.step
     started = (
-        f"going on after step {step} from {plan.checkpoint}" if plan.checkpoint else f"starting from {request.weights}"
+        f"resuming after step {step} from {plan.checkpoint}" if plan.checkpoint else f"starting from {request.weights}"
     )
     return [
         *describe_run(request.folder, config, plan.machines, plan.reasons),
@@ -77,9 +77,9 @@ def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
         *describe_model(config, plan.batch, run.ranks.device.type),
         *describe_data(config, request.tokens, plan.batch, plan.progress),
         *describe_course(plan.course.course),
-        *(f"passed over: {complaint}" for complaint in plan.passed_over),
+        *(f"skipped: {complaint}" for complaint in plan.passed_over),
         started,
-        *([f"measuring first what was due at step {step} and is not recorded"] if plan.missing else []),
+        *([f"first evaluating what was due at step {step} and is not recorded"] if plan.missing else []),
         *plan.notes,
         *describe_in_place(config, run.in_place),
     ]

@@ -1,4 +1,4 @@
-"""What a start was asked for, checked as far as that takes no torch: a mistake is answered at once."""
+"""What a start was asked for, checked as far as possible without torch: a mistake is reported at once."""
 
 import os
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Request:
     """One start of a run.
 
     Attributes:
-        config: fitted to the data; it may still leave choices to the machine (`auto`).
+        config: fitted to the data; it may still have unresolved `auto` choices.
         weights: what the run starts from.
         evaluations: what happens between steps, in this order.
     """
@@ -64,14 +64,14 @@ def check_request(config: Config, options: Options, weights: InitialWeights) -> 
 
 
 def _is_done(request: Request) -> bool:
-    """Print that the run has all its steps, where its files say so and need no more: no rank decides this otherwise."""
+    """Print that the run has all its steps, where its files show it: no rank would decide otherwise."""
     config, folder, options = request.config, request.folder, request.options
     saved = list_checkpoints(folder.checkpoints)
     if not saved or saved[0][0] < config.run.max_steps:
         return False
     try:
         state = folder.read_state() or {}
-    except (OSError, UserError):  # the start that follows has its words for that
+    except (OSError, UserError):  # the start that follows reports that
         return False
     if state.get("status") != "done":
         return False

@@ -1,4 +1,4 @@
-"""When a run has to be gone, and how long before that it must begin to leave."""
+"""When a run must have exited, and how long before that it must start to stop."""
 
 import os
 import subprocess
@@ -13,9 +13,9 @@ from common.periodic import Periodic
 from train.settings.sections import parse_time
 
 SAFETY = 1.5  # the next step, validation or save may take this many times as long as the longest so far
-READ_SECONDS = 60.0  # from one question to Slurm to the next: limits get extended
+READ_SECONDS = 60.0  # between questions to Slurm: limits get extended
 ANSWER_SECONDS = 10.0
-NO_TIME = 1e11  # seconds since the epoch that no job will see
+NO_TIME = 1e11  # seconds since the epoch that no job will reach
 END_VARIABLE = "SLURM_JOB_END_TIME"
 NO_LIMIT = ("Unknown", "None", "N/A")  # what scontrol gives as the end of a job without a time limit
 ORPHAN_SECONDS = 60.0  # a worker without a launcher has this and twice the margin
@@ -23,7 +23,7 @@ ORPHAN_SECONDS = 60.0  # a worker without a launcher has this and twice the marg
 
 @dataclass
 class StopMargin:
-    """How long it takes from a step boundary to the end of the process, by what has been measured so far."""
+    """How long it takes from a step boundary to the end of the process, by measurements so far."""
 
     at_least_seconds: float
     _longest: dict[str, float] = field(default_factory=dict)
@@ -36,11 +36,11 @@ class StopMargin:
         self.saw(part, time.monotonic() - started)
 
     def saw(self, part: str, seconds: float) -> None:
-        """Take note of how long a part took."""
+        """Record how long a part took."""
         self._longest[part] = max(seconds, self._longest.get(part, 0.0))
 
     def seconds(self) -> float:
-        """One more of everything at its slowest, and some: what is due next, a save under way, and the last save."""
+        """One more of everything at its slowest, and a reserve: what is due next, a running save, and the last save."""
         longest = sum(self._longest.values()) + self._longest.get("save", 0.0)
         return max(self.at_least_seconds, SAFETY * longest)
 
@@ -55,11 +55,11 @@ class Deadline:
     def __init__(self, margin: StopMargin, end: float | None = None) -> None:
         self.margin = margin
         self.end = end  # seconds since the epoch
-        self.report: Callable[[str], None] | None = None  # where lines for people go, once there is such a place
+        self.report: Callable[[str], None] | None = None  # where log lines go, once there is a log
         self._lines: deque[str] = deque()
 
     def is_near(self) -> bool:
-        """Whether another step could be one too many. Reports what has been found out about the end since."""
+        """Whether another step could be one too many. Logs news about the end."""
         while self.report is not None and self._lines:
             self.report(self._lines.popleft())
         return self.end is not None and time.time() + self.margin.seconds() >= self.end
@@ -69,7 +69,7 @@ class Deadline:
 
 
 class SlurmDeadline(Deadline):
-    """The end of this Slurm job, asked for again and again by a thread: no step waits for an answer."""
+    """The end of this Slurm job, asked for repeatedly by a thread: no step waits for an answer."""
 
     def __init__(self, margin: StopMargin, job_id: str, read_seconds: float) -> None:
         super().__init__(margin)
@@ -91,7 +91,7 @@ class SlurmDeadline(Deadline):
 
 
 def check_deadline(choice: str | None) -> None:
-    """Raises UserError where `run.deadline` is slurm and there is no job, or nothing tells its end."""
+    """Raises UserError where `run.deadline` is slurm and there is no job, or its end is unknown."""
     if choice == "slurm":
         if "SLURM_JOB_ID" not in os.environ:
             raise UserError("run.deadline is slurm, but this is not a Slurm job (no SLURM_JOB_ID): use auto or a time")
@@ -125,7 +125,7 @@ def slurm_end(job_id: str) -> float | None:
         raise UserError(f"run.deadline: scontrol does not answer ({error})") from None
     ends = [word.removeprefix("EndTime=") for word in answer.stdout.split() if word.startswith("EndTime=")]
     if answer.returncode or not ends:
-        raise UserError(f"run.deadline: scontrol knows no end of job {job_id} ({answer.stderr})")
+        raise UserError(f"run.deadline: scontrol gives no end of job {job_id} ({answer.stderr})")
     if ends[0] in NO_LIMIT:
         return None
     try:
@@ -133,7 +133,7 @@ def slurm_end(job_id: str) -> float | None:
         return float(ends[0]) if ends[0].isdecimal() else parse_time(ends[0])
     except ValueError:
         raise UserError(
-            f"run.deadline: scontrol gives {ends[0]} as the end of job {job_id}, which is no time"
+            f"run.deadline: scontrol gives {ends[0]} as the end of job {job_id}, which is not a time"
         ) from None
 
 
@@ -151,8 +151,8 @@ def _without_answer(error: UserError, end: float | None) -> str:
     """The line for a run that could not ask for its job's end."""
     if end is not None:
         when = time.strftime("%Y-%m-%d %H:%M:%S%z", time.localtime(end))
-        return f"{error}: the job's end is {END_VARIABLE}'s, {when}; it will not be seen if the limit is extended"
+        return f"{error}: the job's end is {END_VARIABLE}'s, {when}; an extension of the limit will not be noticed"
     return (
-        f"WARNING: {error}, and {END_VARIABLE} holds no time to come: the run does not know when its job ends. "
+        f"WARNING: {error}, and {END_VARIABLE} holds no future time: the run does not know when its job ends. "
         "Give run.deadline a time, or let Slurm send a signal (sbatch --signal=B:USR1@300)"
     )

@@ -1,4 +1,4 @@
-"""Being asked to stop: a handler sets a flag, the ranks agree on it at the next step boundary, nothing else happens."""
+"""Stop requests: a handler sets a flag, the ranks agree on it at the next step boundary, nothing else happens."""
 
 import os
 import signal
@@ -21,10 +21,10 @@ SAME_SECONDS = 0.5  # one Ctrl-C may come twice: from the launcher, and from a s
 
 
 class StopRequest:
-    """What has asked this rank to stop so far, as a code that ranks can compare: 0 is nothing."""
+    """What has requested a stop of this rank so far, as a code that ranks can compare: 0 is nothing."""
 
     def __init__(self, folder: RunFolder, *, watch_file: bool, deadline: Callable[[], bool] = lambda: False) -> None:
-        """`deadline` answers whether it is time to stop; it is asked at every step boundary and must not wait."""
+        """`deadline` answers whether it is time to stop; it is called at every step boundary and must not wait."""
         self._stop_file = folder.stop_file
         self._watch_file = watch_file
         self.deadline = deadline
@@ -41,7 +41,7 @@ class StopRequest:
         return self._code
 
     def raise_flag(self, code: int) -> None:
-        """Ask for the end with this code, unless something else already has."""
+        """Request a stop with this code, unless something else already has."""
         self._code = self._code or code
 
     @contextmanager
@@ -64,10 +64,10 @@ class StopRequest:
 
 
 class LauncherWatch:
-    """Asks for the end once torchrun, this worker's parent, is gone: nobody would start the run's other half again.
+    """Requests a stop once torchrun, this worker's parent, is gone: nobody would start the other ranks again.
 
     As long as there is nothing to save (`lead_to` has not been called) the worker ends at once: it may be waiting for
-    ranks that will never connect. Afterwards it saves at the next step boundary and leaves, and ends at once if it does
+    ranks that will never connect. Afterwards it saves at the next step boundary and exits, and ends at once if it does
     not get there in time.
     """
 
@@ -82,7 +82,7 @@ class LauncherWatch:
             self._watch = Periodic("launcher", LOOK_SECONDS, self._look)
 
     def lead_to(self, stop: StopRequest, seconds_to_leave: Callable[[], float]) -> None:
-        """From now on ask for a clean stop.
+        """From now on request a clean stop.
 
         Args:
             seconds_to_leave: how long a step and a save may take.
@@ -108,11 +108,11 @@ class LauncherWatch:
             self._gone_since = time.monotonic()
             self._stop.raise_flag(LAUNCHER)
         if time.monotonic() - self._gone_since > self._seconds_to_leave():
-            os._exit(1)  # a rank that hangs is of no use to anybody, and holds the GPU
+            os._exit(1)  # a rank that hangs is useless, and holds the GPU
 
 
 def remove_stop_file(path: Path) -> str:
-    """Take a STOP file that has been obeyed away, or a folder of that name; return why it stays, or ""."""
+    """Remove a STOP file that has been obeyed, or a folder of that name; return why it stays, or ""."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -125,7 +125,7 @@ def remove_stop_file(path: Path) -> str:
 
 
 def reason(code: int) -> str:
-    """The words for a code that ranks agreed on."""
+    """The reason for a code that ranks agreed on."""
     others = {STOP_FILE: "STOP file", DEADLINE: "deadline", LAUNCHER: "the launcher is gone"}
     return others.get(code) or STOP_SIGNALS[code - 1]
 
