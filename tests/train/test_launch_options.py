@@ -50,10 +50,11 @@ def accept(command: list[str], logs: Path) -> None:
         ("--nnodes=2 {script}", "no option names where the machines meet: give --master_addr=HOST"),
         (
             "--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=host:29400 {script}",
-            "--rdzv-backend is c10d, with which a machine executes what anybody sends to its port: .*",
+            "--rdzv-backend is c10d, with which a machine executes what anybody sends to its port: "
+            ".* give --master_addr",
         ),
         ("--standalone --nnodes=2 {script}", "--standalone is for one machine, and --nnodes is 2"),
-        ("--rdzv-backend=etcd {script}", "--rdzv-backend is etcd: it can be static or c10d"),
+        ("--rdzv-backend=etcd {script}", "--rdzv-backend is etcd: use static or c10d"),
         ("--rdzv_endpoint=somewhere {script}", "--rdzv-endpoint is somewhere: give HOST:PORT"),
         ("--rdzv_conf=timeout {script}", "torchrun refuses its options: .*'timeout' must have a value"),
         ("--max-restarts 2 {script}", "--max-restarts is 2 .*: ranks are not restarted inside a launch"),
