@@ -62,7 +62,7 @@ def accept(command: list[str], logs: Path) -> None:
         ("--max-r=1 {script}", "--max-restarts is 1 "),
         ("--virtual-local-rank {script}", "--virtual-local-rank hides"),
         ("--signals-to-handle=SIGTERM {script}", "--signals-to-handle can't be chosen"),
-        ("--event-log-handler=file {script}", "--event-log-handler is file: it can be null or console"),
+        ("--event-log-handler=file {script}", "--event-log-handler is file: use null or console"),
         ("--monitor-interval=0 {script}", "--monitor-interval is 0"),
         ("--redirects=x {script}", "torchrun refuses its options: x does not match"),
         ("--no-python -m {script}", "--no-python and --module exclude each other"),
