@@ -58,7 +58,7 @@ lint: dev-environment  ## style, types, shell scripts
 	$(BIN)/mypy
 	$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run)
 
-format: dev-environment  ## put the sources in the one style
+format: dev-environment  ## format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

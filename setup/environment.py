@@ -1,14 +1,14 @@
 """Make the virtual environment `.venv`, once, and again only when what it was made from changes.
 
 Runs with nothing but Python's standard library. `.venv/longhaul.json` records what the environment was made from and
-whether it is whole; one that was left half-built (a killed pip, a full disk) is noticed by that and built anew.
+whether it is whole; one that was left half-built (a killed pip, a full disk) is recognised by that and rebuilt.
 """
 
 from __future__ import annotations
 
 import sys
 
-if sys.version_info < (3, 11):  # noqa: UP036  (make looks for a newer one; this is for who calls the script itself)
+if sys.version_info < (3, 11):  # noqa: UP036  (make looks for a newer one; this is for calls of the script itself)
     sys.exit("error: Longhaul needs Python 3.11 or newer; this is " + sys.version.split()[0])
 
 import argparse
@@ -92,14 +92,14 @@ def parse_arguments() -> argparse.Namespace:
         help="package index to take torch from, such as PyTorch's index of CPU builds (the --index-url that the"
         " installation page of PyTorch shows); default: as the environment was made, pip's own for a new one",
     )
-    parser.add_argument("--match-python", action="store_true", help="build anew if .venv has another Python than this")
+    parser.add_argument("--match-python", action="store_true", help="rebuild if .venv has another Python than this")
     parser.add_argument(
         "--free-gib",
         type=float,
         metavar="GIB",
         help="disk space that must be free before anything is installed; default: what is usually needed, 0: any",
     )
-    parser.add_argument("--folder", type=Path, default=PROJECT / ".venv", help="where it goes (default: .venv)")
+    parser.add_argument("--folder", type=Path, default=PROJECT / ".venv", help="its folder (default: .venv)")
     return parser.parse_args()
 
 
@@ -131,7 +131,7 @@ def make_environment(arguments: argparse.Namespace, lock: int | None) -> None:
         unfinished.write(folder)
     else:
         if record:
-            print(f"{folder.name} is {'out of date' if record.whole else 'half-built'}: building it anew", flush=True)
+            print(f"{folder.name} is {'out of date' if record.whole else 'half-built'}: rebuilding it", flush=True)
         create(folder, unfinished)
     if usable is None or usable.recipe.packages != recipe.packages:
         install_packages(folder, recipe, lock)
@@ -190,7 +190,7 @@ def free_gib(asked: float | None, recipe: Recipe, *, new: bool) -> float:
 
 
 def check_disk(folder: Path, need_gib: float) -> None:
-    """One line now instead of a failed pip in ten minutes. pip unpacks downloads in the folder for temporary files."""
+    """Fail now instead of in pip after ten minutes, which unpacks downloads in the folder for temporary files."""
     temporary, parent = Path(tempfile.gettempdir()), folder.resolve().parent  # it may be a link to a larger disk
     while not parent.exists():
         parent = parent.parent
@@ -202,7 +202,7 @@ def check_disk(folder: Path, need_gib: float) -> None:
         if free < gib:
             raise UserError(
                 f"{place} has {free:.1f} GiB free and the installation needs about {gib:.1f}: free some space;"
-                f" {remedy} (FREE_GIB=0 installs all the same)"
+                f" {remedy} (FREE_GIB=0 installs anyway)"
             )
 
 
@@ -217,7 +217,7 @@ def create(folder: Path, unfinished: Record) -> None:
         real.mkdir(parents=True)
         unfinished.write(folder)
     except OSError as error:  # NFS keeps files that a running program still uses
-        raise UserError(f"can't make {folder} anew ({error}): end what runs from it, or move it away") from None
+        raise UserError(f"{folder} can't be rebuilt ({error}): end programs that run from it, or move it") from None
     made = subprocess.run(
         [sys.executable, "-m", "venv", str(real)], capture_output=True, text=True, encoding="utf-8", errors="replace"
     )

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Print the path of a Python that Longhaul can use, or say in one line on standard error what is missing (exit 2).
+# Print the path of a Python that Longhaul can use, or print one line on standard error about what is missing (exit 2).
 #   sh setup/find_python.sh [PYTHON]     PYTHON: the only one to try
 
 enough='import sys; sys.exit(sys.version_info < (3, 11))'
@@ -19,5 +19,5 @@ for candidate in "$@"; do
 done
 
 found=$("$1" -c "$version" 2>/dev/null) && found="$1 is $found" || found="$1 does not run here"
-echo "error: Longhaul needs Python 3.11 or newer, and $found: install one, or name it: make PYTHON=/path/to/python3.12" >&2
+echo "error: Longhaul needs Python 3.11 or newer, but $found: install one, or name it: make PYTHON=/path/to/python3.12" >&2
 exit 2

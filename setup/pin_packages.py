@@ -65,7 +65,7 @@ def main() -> int:
     everything = resolve([requirements, dev], constraints)
     write_whole(constraints, CONSTRAINTS_HEAD + text(pin.plain for pin in everything))
     needed = [pin for pin in resolve([requirements], constraints) if not is_torch(pin.line)]
-    known = {pin.line for pin in needed}  # markers included: what the tools need on more systems stands in both
+    known = {pin.line for pin in needed}  # markers included: what the tools need on more systems is in both
     added = [pin for pin in everything if pin.line not in known and not is_torch(pin.line)]
     for path, what, pins in (
         (hashes, "What requirements.txt brings in", needed),

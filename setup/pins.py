@@ -31,5 +31,5 @@ def read_pins(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"can't read {path} ({error.strerror}): 'git checkout -- {path}' brings it back") from None
+        raise UserError(f"{path} can't be read ({error.strerror}): 'git checkout -- {path}' restores it") from None
     return {found[1]: found[2] for line in lines if (found := PIN.match(line))}

@@ -1,4 +1,4 @@
-"""Run pip with one line of progress instead of hundreds of lines; what it said in full goes to a log file."""
+"""Run pip with one line of progress instead of hundreds of lines; its full output goes to a log file."""
 
 import os
 import queue
@@ -15,7 +15,7 @@ from common.plain_text import print_codes
 LINE_SECONDS = 10.0  # how often progress is written where standard output is no terminal
 STEPS = ("Collecting", "Downloading", "Building", "Installing")
 HASH_FILES = "setup/hashes.txt and setup/hashes-dev.txt"
-OTHER_PYTHON = "make PYTHON=/path/to/python3 takes another Python (3.11, 3.12 and 3.13 have all packages)"
+OTHER_PYTHON = "make PYTHON=/path/to/python3 uses another Python (3.11, 3.12 and 3.13 have all packages)"
 
 
 def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, lock: int | None) -> None:
@@ -23,7 +23,7 @@ def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, loc
 
     Args:
         log: file that pip's output is appended to. what: what is being installed, for the line of progress.
-        lock: file descriptor that pip shall hold open as well, if any.
+        lock: file descriptor that pip should hold open as well, if any.
 
     Raises UserError with pip's own reason.
     """
@@ -55,7 +55,7 @@ def progress_option(python: Path) -> list[str]:
 
 
 def follow(pip: "subprocess.Popen[str]", log: Path, what: str) -> list[str]:
-    """Show where pip is until it ends; returns its lines."""
+    """Show pip's progress until it ends; return its lines."""
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=forward, args=(pip, lines), daemon=True).start()
     terminal, started, shown, said = sys.stdout.isatty(), time.monotonic(), 0.0, list[str]()
@@ -108,23 +108,23 @@ def show(text: str, terminal: bool) -> None:
 
 
 def reason(said: list[str]) -> str:
-    """The line that tells why pip failed, with what to do where that is known."""
+    """The line with the reason why pip failed, and what to do where that is known."""
     text = "\n".join(said)
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return "the disk is full: free some space; TMPDIR and PIP_CACHE_DIR name other places for pip's own files"
     if found := re.search(r"DO NOT MATCH THE HASHES.*\n(\S+) from \S*?([^/\s#]+)(?:#\S*)? ", text):
         return (
-            f"{found[1]}: the SHA-256 of {found[2]} is none of those in {HASH_FILES}, so it is not the file that was"
+            f"{found[1]}: the SHA-256 of {found[2]} is not in {HASH_FILES}, so it is not the file that was"
             " tested: take it from another index or folder, or, if you trust it, install without make (pip install -r"
             " requirements.txt -c constraints.txt)"
         )
     if "Retrying (Retry(" in text:
-        return "no package index answers: is there a network here? Otherwise make the environment where there is one"
+        return "no package index answers: check the network, or make the environment where there is one"
     if failed := re.search("subprocess-exited-with-error|backend-?unavailable", text, flags=re.IGNORECASE):
         at = re.findall(r"^(?:Collecting|Processing|Building wheel for) (?:\S*/)?(\S+)", text[: failed.start()], re.M)
         name = at[-1] if at else "a package"
         return f"{name} has no wheel for this Python and machine and can't be built here; {OTHER_PYTHON}"
     if found := re.search(r"No matching distribution found for (\S+)", text):
         return f"{found[0]}: the index lacks it, or has nothing for this Python and machine; {OTHER_PYTHON}"
-    errors = [line for line in said if line.startswith("ERROR:")] or said or ["it said nothing"]
+    errors = [line for line in said if line.startswith("ERROR:")] or said or ["it printed nothing"]
     return errors[-1]

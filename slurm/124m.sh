@@ -3,9 +3,9 @@
 #
 #   sbatch slurm/124m.sh [--section.key value …]
 #
-# Options of sbatch go before the script's name and win over the lines below; partition and account may also stand in
+# Options of sbatch go before the script's name and win over the lines below; partition and account may also be in
 # SBATCH_PARTITION and SBATCH_ACCOUNT. What follows the name are train/pretrain.py's. Sites differ: slurm/site.sh.
-# docs/cluster.md tells the rest.
+# See docs/cluster.md for the rest.
 #
 #SBATCH --job-name=gpt2-124m
 #SBATCH --nodes=1

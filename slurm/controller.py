@@ -1,4 +1,4 @@
-"""Questions to Slurm's controller, through its own commands."""
+"""Queries to Slurm's controller, through its own commands."""
 
 import re
 import subprocess
@@ -19,12 +19,12 @@ def ask(*command: str) -> str:
 
 
 def node_addresses(names: list[str]) -> list[str]:
-    """What Slurm calls the nodes at, in the same order; a node's own name where it does not say."""
+    """The addresses Slurm uses for the nodes, in the same order; a node's own name where it has none."""
     return [fields(ask("scontrol", "-o", "show", "node", name)).get("NodeAddr", name) for name in names]
 
 
 def job_record(job_id: str) -> dict[str, str]:
-    """What the controller knows of a job; {} where it has forgotten it, or that is no job's id."""
+    """The controller's record of a job; {} where it has forgotten it, or that is not a job's id."""
     if not JOB_ID.fullmatch(job_id):
         return {}
     return fields(ask("scontrol", "-o", "show", "job", job_id))

@@ -1,6 +1,6 @@
 """`slurm.jsonl` in a run's folder: every start and end of the run on the cluster, one JSON object a line.
 
-The starts tell how often a job came back without getting further, whoever requeued it: this project's `requeue.py`, or
+The starts show how often a job came back without progress, whoever requeued it: this project's `requeue.py`, or
 Slurm by itself after a node's failure.
 """
 
@@ -23,7 +23,7 @@ FRUITLESS_LIMIT = 3  # starts in a row from the same checkpoint, after which the
 
 
 def fruitless_limit() -> int:
-    """After how many such starts to give up: $LONGHAUL_FRUITLESS_STARTS. Raises UserError where that is no count."""
+    """After how many such starts to give up: $LONGHAUL_FRUITLESS_STARTS. Raises UserError where that is not a count."""
     return whole_number("LONGHAUL_FRUITLESS_STARTS", FRUITLESS_LIMIT, lowest=1)
 
 
@@ -51,7 +51,7 @@ def starts_file(folder: RunFolder) -> Path:
 
 
 def read_starts(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of slurm.jsonl; torn and foreign ones are passed over. Raises UserError where it can't be read."""
+    """The lines of slurm.jsonl; torn and foreign ones are skipped. Raises UserError where it can't be read."""
     path = starts_file(folder)
     try:
         lines = read_json_lines(path)
@@ -66,17 +66,17 @@ def _is_ours(line: dict[str, Any]) -> bool:
 
 
 def append_start(folder: RunFolder, start: StartId, nodes: list[str], launch: str) -> None:
-    """Write down that a job begins or goes on."""
+    """Record that a job starts or resumes."""
     _append(folder, start, {"kind": "start", "from_step": saved_step(folder), "nodes": nodes, "launch": launch})
 
 
 def append_end(folder: RunFolder, start: StartId, decision: str, reason: str, *, pre_empted: bool) -> None:
-    """Write down how a start ended. What Slurm kills has no such line."""
+    """Record how a start ended. What Slurm kills has no such line."""
     _append(folder, start, {"kind": "end", "decision": decision, "reason": reason, "pre_empted": pre_empted})
 
 
 def append_submission(folder: RunFolder, job_id: str) -> None:
-    """Write down that a job was submitted for the run."""
+    """Record that a job was submitted for the run."""
     _append(folder, StartId(job_id, 0), {"kind": "submission"})
 
 
@@ -87,10 +87,10 @@ def saved_step(folder: RunFolder) -> int:
 
 
 def fruitless_starts(records: list[dict[str, Any]], start: StartId, step: int) -> int:
-    """How many of the job's latest starts in a row began at `step`, where the run still is.
+    """How many of the job's latest starts in a row started at `step`, where the run still is.
 
-    To be pre-empted before the first save is nobody's fault and ends the row. A time limit that is too short is one.
-    Another job's starts don't count: whoever submits anew has looked at what is wrong.
+    A pre-emption before the first save resets the count; a time limit that is too short does not.
+    Another job's starts don't count: a new submission means that somebody has looked at what is wrong.
     """
     count = 0
     mine = [record for record in records if record.get("job_id") == start.job_id]

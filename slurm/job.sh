@@ -38,7 +38,7 @@ nodes=() launcher_status=1
 run_job() { # DEFAULT_CONFIG [TRAINER OPTION…]: the whole life of a job
     local options=("${@:2}")
     names_config "${options[@]}" || options=("--config=$1" "${options[@]}")
-    begin "${options[@]}"
+    start "${options[@]}"
     if [ -z "$asked$told" ]; then check_nodes; fi
     if [ -z "$asked$told" ]; then train "${options[@]}"; fi
     conclude
@@ -52,18 +52,18 @@ names_config() { # [TRAINER OPTION…]: whether a configuration file is among th
     return 1
 }
 
-begin() { # [TRAINER OPTION…]: write down the start, and where the ranks meet
+start() { # [TRAINER OPTION…]: record the start, and where the ranks meet
     local node addresses=() printed status=0
     list_nodes
     for node in "${nodes[@]}"; do addresses+=("$(address_of "$node")"); done
     check_tasks
-    say "on ${nodes[*]}"
+    log "on ${nodes[*]}"
     printed=$("${python[@]}" slurm/start_job.py --nodes "${nodes[*]}" --addresses "${addresses[*]}" \
         --launch "$LONGHAUL_LAUNCH" -- "$@") || status=$?
     take_values <<< "$printed"
     if [ "$status" != 0 ]; then exit "$status"; fi
     if [ -z "$beginning" ]; then
-        say "error: ${python[*]} slurm/start_job.py ended well, but its output has not come here: does a wrapper or a" \
+        log "error: ${python[*]} slurm/start_job.py ended well, but its output has not come here: does a wrapper or a" \
             "container keep it back?" >&2
         exit 2
     fi
@@ -96,7 +96,7 @@ list_nodes() { # the job's nodes, by their names in Slurm
     names=$(scontrol show hostnames "$SLURM_JOB_NODELIST") || names=
     mapfile -t nodes <<< "$names"
     if [ -n "$names" ] && [ "${#nodes[@]}" = "$SLURM_JOB_NUM_NODES" ]; then return; fi
-    say "error: scontrol show hostnames $SLURM_JOB_NODELIST gave no list of $SLURM_JOB_NUM_NODES nodes: $names" >&2
+    log "error: scontrol show hostnames $SLURM_JOB_NODELIST gave no list of $SLURM_JOB_NUM_NODES nodes: $names" >&2
     exit 2
 }
 
@@ -111,7 +111,7 @@ address_of() { # NODE: what Slurm calls it at; its name where that is not known
 check_tasks() {
     local tasks=${SLURM_NTASKS:-$SLURM_JOB_NUM_NODES}
     if [ "$LONGHAUL_LAUNCH" = torchrun ] && [ "$tasks" != "$SLURM_JOB_NUM_NODES" ]; then
-        say "error: $tasks tasks on $SLURM_JOB_NUM_NODES nodes: torchrun needs one task a node" \
+        log "error: $tasks tasks on $SLURM_JOB_NUM_NODES nodes: torchrun needs one task a node" \
             "(--ntasks-per-node=1); LONGHAUL_LAUNCH=srun starts one task a rank" >&2
         exit 2
     fi
@@ -124,19 +124,19 @@ check_nodes() { # can all nodes reach the head, and do all see the same files?
         "${srun_options[@]}" "${in_container[@]}" "$step_python" slurm/preflight.py --nodes "${nodes[*]}" \
         && return
     if [ -n "$asked$told" ]; then return; fi
-    say "error: the nodes can't work together, no trainer was started" >&2
+    log "error: the nodes can't work together, no trainer was started" >&2
     exit 2
 }
 
-train() { # [TRAINER OPTION…]: start the trainers and wait for their end, passing on requests to stop
+train() { # [TRAINER OPTION…]: start the trainers and wait for their end, forwarding stop requests
     local step nudge="" again=()
-    if [ -n "$resume" ]; then again=("--resume=$resume"); fi # whatever the first start of the job began from
+    if [ -n "$resume" ]; then again=("--resume=$resume"); fi # whatever the first start of the job started from
     srun --kill-on-bad-exit=1 --label "${srun_options[@]}" "${in_container[@]}" \
         bash slurm/node.sh "$step_python" "$@" "${again[@]}" &
     step=$!
     while :; do
         if [ -n "$asked" ] && [ -z "$nudge" ]; then
-            say "asked to save and leave"
+            log "stop requested: the trainers save and exit"
             pass_on &
             nudge=$!
         fi

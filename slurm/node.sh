@@ -2,7 +2,7 @@
 # One task of a job: on each node the launcher of its ranks, or one rank (LONGHAUL_LAUNCH=srun). slurm/job.sh starts it:
 #   bash slurm/node.sh PYTHON [TRAINER OPTION…]
 set -euo pipefail
-trap '' USR1 USR2 # until the trainer listens: a request to save must not kill what has nothing to save yet
+trap '' USR1 USR2 # until the trainer handles them: a request to save must not kill a rank with nothing to save yet
 
 python=$1
 shift
@@ -11,7 +11,7 @@ project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 count_of() { # NAME VALUE: the value, which must be a number
     case $2 in
         "" | *[!0-9]*)
-            echo "error: $1 is '$2': it must be a whole number" >&2
+            echo "error: $1 is '$2': use a whole number" >&2
             exit 2
             ;;
     esac
@@ -31,7 +31,7 @@ if [ "$LONGHAUL_LAUNCH" = srun ]; then
 fi
 
 gpus=${SLURM_GPUS_ON_NODE:-${SLURM_GPUS_PER_NODE:-0}}
-gpus=$(count_of "the number of GPUs of a node" "${gpus##*:}") # a type may stand before it
+gpus=$(count_of "the number of GPUs of a node" "${gpus##*:}") # a type may precede it
 if [ "$gpus" = 0 ]; then gpus=1; fi
 ranks=$(count_of LONGHAUL_RANKS_PER_NODE "${LONGHAUL_RANKS_PER_NODE:-$gpus}")
 if [ "$SLURM_STEP_NUM_NODES" = 1 ]; then

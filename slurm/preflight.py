@@ -27,9 +27,7 @@ def main() -> int:
     a = parser.parse_args()
     beginning = os.environ.get(BEGINNING)
     if beginning is None:
-        raise UserError(
-            f"{BEGINNING} is not set: slurm/job.sh starts this, with what the first node knows of the start"
-        )
+        raise UserError(f"{BEGINNING} is not set: let slurm/job.sh start this, which sets it")
     number = whole_number("SLURM_PROCID", 0)
     check_nodes(Beginning(**json.loads(beginning)), a.nodes.split(), number, a.patience_seconds)
     return 0

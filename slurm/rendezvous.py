@@ -1,4 +1,4 @@
-"""Where the ranks of a job meet: the head node's address, and a port that no other job and no start before uses."""
+"""Where the ranks of a job meet: the head node's address, and a port that no other job and no earlier start uses."""
 
 import ipaddress
 import socket
@@ -11,13 +11,13 @@ from slurm.history import StartId
 
 LOWEST_PORT = 10_000
 HIGHEST_PORT = 65_535
-PORTS_PER_JOB = 13  # of one job's starts; neighbouring jobs lie as far apart
+PORTS_PER_JOB = 13  # of one job's starts; neighbouring jobs are as far apart
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PROBE_PORT = 9  # discard; nothing is sent
 
 
 def port_range(ephemeral: tuple[int, int]) -> range:
-    """Ports that the system hands to nobody by itself: below the ephemeral range, or above it, or all."""
+    """Ports that the system never assigns by itself: below the ephemeral range, or above it, or all."""
     low, high = ephemeral
     if low > LOWEST_PORT + 1000:
         return range(LOWEST_PORT, low)
@@ -60,7 +60,7 @@ def own_address_towards(other: str) -> str | None:
     """This machine's address on the way to `other`; None where `other` can't be found.
 
     A machine's own name may stand for 127.0.1.1 on the machine itself, and its name in Slurm for nothing at all. The
-    way to another node begins at an address that the other can answer to. Only to this very machine it is 127.0.0.1.
+    route to another node starts at an address that the other can answer to. Only to this very machine it is 127.0.0.1.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(other, PROBE_PORT, type=socket.SOCK_DGRAM)[0]
@@ -72,7 +72,7 @@ def own_address_towards(other: str) -> str | None:
 
 
 def head_address(node: str, others: list[str]) -> str:
-    """What the other nodes should call this one, the head: an address where one is found, else its name in Slurm."""
+    """The address at which the other nodes should reach this one, the head; its name in Slurm where none is found."""
     found = [address for other in others if (address := own_address_towards(other)) is not None]
     return found[0] if found else node
 
@@ -87,9 +87,9 @@ def interface_to(other: str) -> str | None:
 
 
 def own_name_is_useless() -> bool:
-    """Whether this machine's host name stands for itself alone (127.*), or for nothing.
+    """Whether this machine's host name resolves only to loopback (127.*), or to nothing.
 
-    gloo tells its peers the address that the host name stands for.
+    gloo sends its peers the address that the host name resolves to.
     """
     try:
         return ipaddress.ip_address(socket.gethostbyname(socket.gethostname())).is_loopback

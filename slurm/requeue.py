@@ -21,7 +21,7 @@ def main() -> int:
         f"{__doc__}\nExit status: " + ", ".join(f"{status} {action}" for action, status in EXIT_STATUS.items())
     )
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--job", default="", help="what `scontrol -o show job` says of the job")
+    parser.add_argument("--job", default="", help="what `scontrol -o show job` prints of the job")
     parser.add_argument("--exit-status", type=int, default=1, help="the launcher's")
     parser.add_argument("--asked", action="store_true", help="a user signal has come")
     parser.add_argument("--told", action="store_true", help="SIGTERM has come to the job's shell")

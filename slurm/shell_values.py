@@ -1,4 +1,4 @@
-"""Named values for a shell: each on a line of its own, which no banner of a wrapper or a container is taken for."""
+"""Named values for a shell: each on a line of its own, which no banner of a wrapper or container can look like."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,9 @@ def print_values(values: Mapping[str, object]) -> None:
     """
     for name, value in values.items():
         if "\n" in str(value):
-            raise UserError(f"{name} is {str(value)!r}: a job can't handle a line break in it, choose another name")
-    print()  # ends what a wrapper may have left without one
+            raise UserError(
+                f"{name} is {str(value)!r}and has a line break, which jobs can't handle: choose another name"
+            )
+    print()  # ends a line that a wrapper may have left unfinished
     for name, value in values.items():
         print_exactly(f"{MARKER}{name}={value}")

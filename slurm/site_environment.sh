@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# What every job's shell begins with: job.sh sources this, and so do the scripts that submit.py writes, each at its top
+# What every job's shell starts with: job.sh sources this, and so do the scripts that submit.py writes, each at its top
 # level, so that what the site's own slurm/site.sh declares is there for the whole job.
 #
 # site.sh is sourced as at a prompt: without errexit, nounset and pipefail, which the shell code of `module`, `conda` and
 # $PS1 does not stand, and without the job's own words in "$@". All that is put back afterwards. A command in it that
-# fails is named and passed over; where the file itself ends with a status that is not 0, or ends the shell, so does the
+# fails is named and skipped; where the file itself ends with a status that is not 0, or ends the shell, so does the
 # job, by name.
 site_file=$(dirname "${BASH_SOURCE[0]}")/site.sh
 site_folder=$PWD
@@ -14,7 +14,7 @@ site_words=("$@")
 
 site_failed() { # WHAT HAPPENED: end the job
     trap - EXIT ERR
-    echo "error: $site_file $1: the job ends before anything is started; mend the file" >&2
+    echo "error: $site_file $1: the job ends before anything is started: fix the file" >&2
     exit 2
 }
 

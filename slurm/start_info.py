@@ -1,4 +1,4 @@
-"""What the first node of a job tells the others about a start."""
+"""What the first node of a job sends the others about a start."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from common.publish import write_json_whole
 
 @dataclass(frozen=True)
 class Beginning:
-    """What a start of a job has to know of itself.
+    """The facts of one start of a job.
 
     Args:
         run_folder, data_folder: absolute paths.
-        data_identity: what the data's folder must hold on every node.
+        data_identity: of the data that the folder must hold on every node.
         head, port: where the ranks meet.
-        meeting_id: another one for every start of every job; names the start, and is easily guessed.
-        secret: known to the job's own processes alone. It travels in environments and in a file that only the user can
+        meeting_id: names the start, differs for every start of every job, and is easily guessed.
+        secret: known only to the job's own processes. It travels in environments and in a file that only the user can
             read, never in a command line, which all users of a node can.
         resume: what --resume must say in place of the first start's; "" leaves it.
         device: the configuration's run.device.
@@ -38,7 +38,7 @@ def mark_path(run_folder: Path, meeting_id: str) -> Path:
 
 
 def leave_mark(beginning: Beginning) -> None:
-    """Write a file that this start's other nodes must find, and take older ones away. The head calls."""
+    """Write a file that this start's other nodes must find, and remove older ones. The head calls."""
     folder = Path(beginning.run_folder)
     for old in folder.glob(".start-*"):
         old.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def leave_mark(beginning: Beginning) -> None:
 
 
 def read_mark(run_folder: Path, meeting_id: str) -> Beginning | None:
-    """What the head has written; None where it can't be seen (yet)."""
+    """What the head has written; None where it is not visible (yet)."""
     try:
         return read_json(mark_path(run_folder, meeting_id), Beginning)
     except (OSError, BadJson):

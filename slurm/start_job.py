@@ -22,7 +22,7 @@ from slurm.start_info import leave_mark
 def main() -> int:
     parser = CommandParser(__doc__)
     parser.add_argument("--nodes", required=True, help="the job's nodes, the first one first, with spaces between")
-    parser.add_argument("--addresses", default="", help="what Slurm calls them at, in the same order")
+    parser.add_argument("--addresses", default="", help="the addresses Slurm uses for them, in the same order")
     parser.add_argument("--launch", choices=["torchrun", "srun"], default="torchrun")
     parser.add_argument("options", nargs="*", help="after --: the trainer's options")
     a = parser.parse_args()

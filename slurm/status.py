@@ -1,10 +1,10 @@
-"""How runs are doing on the cluster: state, step, ETA, speed, restarts, and what became of the allocated time.
+"""The status of runs on the cluster: state, step, ETA, speed, restarts, and how the allocated time was used.
 
     python slurm/status.py              every run in runs/
     python slurm/status.py runs/a runs/b --json status.json
 
 Goodput is the time of steps that count over the time the nodes were allocated: starting, saving, validating, and steps
-that were done twice are what it lacks.
+that were done twice don't count.
 """
 
 import itertools
@@ -39,8 +39,8 @@ class RunStatus:
     """One run. None stands for what can't be known."""
 
     run: str
-    status: str  # the run's own word for it
-    alive: Verdict  # whether it gets on, as far as can be told from here
+    status: str  # the status that the run recorded
+    alive: Verdict  # whether it makes progress, as far as can be seen from here
     job_id: str | None
     slurm_state: str | None
     step: int
@@ -56,14 +56,14 @@ class RunStatus:
 
     @property
     def word(self) -> str:
-        """For people: the run's own word for how it ended, before its first start too, else the verdict."""
+        """For people: the status that the run recorded at its end, also before its first start, else the verdict."""
         return self.status if self.alive == "ended" or self.status in ("submitted", "unreadable") else self.alive
 
 
 def read_status(folder: RunFolder, now: float) -> RunStatus:
     """Read a run's folder, and ask Slurm about its last job.
 
-    What can't be read is told in the run's own line: the other runs shall be told of all the same.
+    What can't be read is reported in the run's own line: the other runs are reported all the same.
     """
     complaints: list[str] = []
     state = leniently(lambda: folder.read_state() or {}, complaints) or {}
@@ -103,10 +103,10 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
 
 
 def allocated_seconds(lines: list[dict[str, Any]], trained: list[dict[str, Any]], now: float | None) -> float:
-    """For how long the run's jobs have had their nodes.
+    """For how many seconds the run's jobs have had their nodes.
 
     Args:
-        lines: slurm.jsonl. A start that Slurm killed has no end there: its last step is taken for it.
+        lines: slurm.jsonl. A start that Slurm killed has no end there: its last step is taken as its end.
         trained: the records of all steps, those that were done again included.
         now: if the last job is still running.
     """
@@ -164,7 +164,7 @@ def _cells(s: RunStatus) -> list[str]:
 
 
 def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
-    """The runs to tell about. Raises UserError where there are none."""
+    """The runs to report. Raises UserError where there are none."""
     if not paths and os.path.isdir(root):
         try:
             paths = sorted(path for path in root.iterdir() if _is_run(path))
@@ -179,7 +179,7 @@ def find_runs(paths: list[Path], root: Path) -> list[RunFolder]:
 
 
 def _is_run(path: Path) -> bool:
-    """Whether this looks like a run's folder; what one may not look into may be one."""
+    """Whether this looks like a run's folder; a folder that may not be read may be one."""
     if not os.path.isdir(path):
         return False
     there = any(os.path.lexists(path / name) for name in ("state", "slurm.jsonl"))
@@ -190,7 +190,7 @@ def main() -> int:
     parser = CommandParser(__doc__)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="folders of runs; default: all below --root")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where runs are; default runs")
-    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="also write the figures to this file")
     a = parser.parse_args()
     statuses = [read_status(folder, time.time()) for folder in find_runs(a.runs, a.root)]
     print(table(statuses))

@@ -4,7 +4,7 @@
     python slurm/submit.py --config train/configs/gpt2-1p3b.yaml --nodes 4 --dry-run -- --optim.lr 1e-4
     python slurm/submit.py --config train/configs/gpt2-124m.yaml --sweep optim.lr=3e-4,6e-4
 
-The job goes on by itself after pre-emptions, time limits and lost nodes, until the run is done.
+The job resumes by itself after pre-emptions, time limits and lost nodes, until the run is done.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from slurm.history import append_submission
 from slurm.training_task import TrainingTask
 from train.settings.command_line import read_config
 
-NO_LIMIT = 1_000_000  # of time-outs; requeue.py's own rule ends a job that gets no further
+NO_LIMIT = 1_000_000  # of time-outs; requeue.py's own rule ends a job that makes no progress
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
 LOOK_SECONDS = 0.5
 
@@ -75,7 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, metavar="FILE", help="the run's configuration")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="0: train on CPUs")
-    parser.add_argument("--cpus-per-node", type=int, help="default: whole nodes, for this job alone")
+    parser.add_argument("--cpus-per-node", type=int, help="default: whole nodes, only for this job")
     parser.add_argument("--time", default="24:00:00", help="of one start: minutes, H:MM:SS or D-HH:MM:SS")
     parser.add_argument("--partition", default=os.environ.get("SBATCH_PARTITION"))
     parser.add_argument("--account", default=os.environ.get("SBATCH_ACCOUNT"))
@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--mail-type", metavar="EVENTS", help="when to send mail: END,FAIL,REQUEUE, …")
     parser.add_argument("--mail-user", metavar="ADDRESS", help="to whom; the submitter by default")
     parser.add_argument("--container", metavar="WORDS", help="before every Python command: 'apptainer exec --nv IMAGE'")
-    parser.add_argument("--image", help="sbatch --image, as Shifter has it; enter it by --container shifter")
+    parser.add_argument("--image", help="sbatch --image, for Shifter; enter it by --container shifter")
     parser.add_argument("--container-image", metavar="IMAGE", help="srun --container-image (pyxis)")
     parser.add_argument("--container-mounts", metavar="FOLDER,…", help="what the image needs beside project and runs")
     parser.add_argument("--python", help="the jobs'; default: LONGHAUL_CONTAINER_PYTHON, LONGHAUL_PYTHON or this one")
@@ -115,7 +115,7 @@ def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
         jobs.append(Job(name, RunFolder.find(parsed.run.root, name).path, chosen))
     names = [job.name for job in jobs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--sweep gives {twice[0]} twice: two jobs can't train one run, give each value once")
+        raise UserError(f"--sweep has {twice[0]} twice, and two jobs can't train one run: give each value once")
     return jobs
 
 
@@ -133,7 +133,7 @@ def minutes(text: str) -> int:
         raise UserError(f"--time {text}: give minutes, H:MM:SS or D-HH:MM:SS")
     days, first, second, third = (int(part or 0) for part in match.groups())
     if not any((days, first, second, third)):  # no limit, to sbatch; one minute would be too short to save anything
-        raise UserError(f"--time {text}: a job needs a limit here, such as the longest that the partition allows")
+        raise UserError(f"--time {text}: a job needs a limit: give one, such as the longest that the partition allows")
     if match[1] is not None or match[4] is not None:  # hours come first
         return max(1, (days * 24 + first) * 60 + second + (third > 0))
     return max(1, first + (second > 0))
@@ -161,7 +161,7 @@ def setup_lines(a: argparse.Namespace, folders: list[Path]) -> list[str]:
 
 
 def slurm_parameters(a: argparse.Namespace, job_name: str, folders: list[Path]) -> dict[str, Any]:
-    """What the sbatch script says."""
+    """The contents of the sbatch script."""
     parameters: dict[str, Any] = {
         "job_name": job_name,
         "nodes": a.nodes,
@@ -188,13 +188,13 @@ def slurm_parameters(a: argparse.Namespace, job_name: str, folders: list[Path]) 
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder that only the user may enter: a job runs the pickles that submitit lays there for it."""
+    """Make a folder that only the user may enter: a job executes the pickles that submitit writes there for it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) -> None:
     """Submit to Slurm, or show what would be submitted."""
-    python = '"${in_container[@]}" "$job_python"'  # of the script, which knows them where it runs
+    python = '"${in_container[@]}" "$job_python"'  # variables of the script, set where it runs
     executor = SbatchWriter(jobs[0].submitit / "%j", max_num_timeout=NO_LIMIT, python=python)
     folders = sorted({job.folder.parent for job in jobs})
     executor.update_parameters(**slurm_parameters(a, Path(a.config).stem, folders))
@@ -214,7 +214,7 @@ def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) ->
     for job, handle in zip(jobs, submitted, strict=True):
         append_submission(RunFolder(job.folder), handle.job_id)
         print(f"submitted job {handle.job_id}: {job.folder}, output in {handle.paths.stdout}")
-    print("python slurm/status.py tells how they are")
+    print("python slurm/status.py shows their status")
 
 
 def run_here(jobs: list[Job], tasks: list[TrainingTask], gpus: int) -> int:
@@ -230,7 +230,7 @@ def run_here(jobs: list[Job], tasks: list[TrainingTask], gpus: int) -> int:
         try:
             _show_until_done(handle)
         except KeyboardInterrupt:  # the terminal has sent it to the trainers as well
-            print("the trainers save and leave; the same command goes on", file=sys.stderr)
+            print("the trainers save and exit; the same command resumes", file=sys.stderr)
             raise
         try:
             print(handle.result())
@@ -255,9 +255,9 @@ def _show_until_done(handle: LocalJob[str]) -> None:
 def main() -> int:
     a = build_parser().parse_args()
     if a.local and a.nodes > 1:
-        raise UserError("--local is this one machine: leave --nodes out")
+        raise UserError("--local is for this one machine: leave --nodes out")
     if a.local and (a.image or a.container or a.container_image):
-        raise UserError("--local runs in no container: start submit.py itself inside it")
+        raise UserError("--local doesn't enter a container: start submit.py itself inside it")
     jobs = plan_jobs(a.config, a.options, a.sweep)
     tasks = [TrainingTask(job.options, job.folder, max(1, a.gpus_per_node)) for job in jobs]
     if a.local:

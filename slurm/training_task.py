@@ -1,4 +1,4 @@
-"""What submitit runs on every node of a job: the launcher of the node's ranks, and what becomes of the job after it."""
+"""What submitit runs on every node of a job: the launcher of the node's ranks, and the decision to requeue after it."""
 
 import os
 import signal
@@ -32,12 +32,12 @@ REPEAT_SECONDS = 5.0  # a trainer that is still starting may miss a request
 
 
 class JobFailed(Exception):
-    """The job is over and will not be requeued; the message says why."""
+    """The job is over and will not be requeued; the message has the reason."""
 
 
 @dataclass
 class TrainingTask:
-    """A callable for submitit. It freezes nothing: every start goes on from the run's newest checkpoint.
+    """A callable for submitit. It freezes nothing: every start resumes from the run's newest checkpoint.
 
     Args:
         options: train/pretrain.py's.
@@ -55,7 +55,7 @@ class TrainingTask:
 
         Returns why the job is over. Raises JobFailed on the first node.
         """
-        accept_any_text()  # this is submitit's process, in which no exit_on_user_error does it
+        accept_any_text()  # this is submitit's process, without exit_on_user_error
         requeue = signal.getsignal(submitit.JobEnvironment._usr_sig())  # submitit's own way to checkpoint and requeue
         before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         try:
@@ -67,15 +67,15 @@ class TrainingTask:
             assert callable(requeue)
             try:
                 requeue(signal.SIGUSR2, None)  # calls `checkpoint`, and ends this process
-            except (OSError, subprocess.SubprocessError) as error:  # in a container, say
-                print(f"scontrol does not requeue from here ({error}): left to the job's script", flush=True)
-                raise SystemExit(EXIT_STATUS["requeue"]) from None  # which is slurm/requeue.sh's to read
+            except (OSError, subprocess.SubprocessError) as error:  # in a container, for example
+                print(f"scontrol can't requeue from here ({error}): left to the job's script", flush=True)
+                raise SystemExit(EXIT_STATUS["requeue"]) from None  # for slurm/requeue.sh
         if decision.action == "failed":
             raise JobFailed(decision.reason)
         return decision.reason
 
     def checkpoint(self) -> DelayedSubmission:
-        """submitit's protocol: what the requeued job will run. The trainers have saved and left already."""
+        """submitit's protocol: what the requeued job will run. The trainers have already saved and exited."""
         return DelayedSubmission(TrainingTask(self.options, self.run_folder, self.ranks_per_node))
 
     def _train_and_decide(self) -> Decision:
@@ -96,7 +96,7 @@ class TrainingTask:
         )
 
     def _meet(self, nodes: list[str], number: int) -> Beginning:
-        """All nodes agree on this start: the first one checks and tells, the others find what it has written."""
+        """All nodes agree on this start: the first one checks and writes it down, the others find its file."""
         meeting_id = str(StartId.of_environment())
         try:
             if number == 0:
@@ -118,12 +118,13 @@ class TrainingTask:
                 return beginning
             time.sleep(LOOK_SECONDS)
         raise UserError(
-            f"{node} finds nothing from the job's first node in {self.run_folder}: either that node has failed, or the "
-            "folder is on no file system that all nodes share"
+            f"{node} finds nothing from the job's first node in {self.run_folder}: put the folder on a file system "
+            "that all "
+            "nodes share, if that node has not failed"
         )
 
     def _train(self, beginning: Beginning, options: list[str], nodes: int) -> int:
-        """Run the node's launcher to its end, passing on requests to stop."""
+        """Run the node's launcher to its end, forwarding stop requests."""
         script = ["bash", str(PROJECT / "slurm" / "node.sh"), sys.executable, *options]
         environment = os.environ | {
             "LONGHAUL_LAUNCH": "torchrun",

@@ -104,7 +104,7 @@ def text_ends(folder: Path, values: Mapping[str, Any], settings: TokenizerSettin
         name = _content(settings.get("bos_token") if kind == "bos" else settings.get("eos_token"))
         named = None if name is None else ids.get(name)
         if stated and named is not None and named not in stated:
-            verb = "begin" if kind == "bos" else "end"
+            verb = "start" if kind == "bos" else "end"
             raise UserError(
                 f"texts of the model in {folder} {verb} with id {stated[0]} by config.json, with {named} ({name}) by "
                 f"tokenizer_config.json: write the right {kind}_token_id into config.json"

@@ -66,7 +66,7 @@ SIGNS = Signs(
         ),
         ({"status": "done", "reason": "all steps done", "process": "gone"}, "done: all steps done"),
         ({"status": "preempted", "reason": "SIGTERM", "sign": None, "progress": None}, "preempted: SIGTERM"),
-        ({"status": None, "sign": None, "progress": None}, "unknown: no state that can be read"),
+        ({"status": None, "sign": None, "progress": None}, "unknown: no readable state"),
     ],
 )  # fmt: skip
 def test_the_judgement_in_words(signs: dict[str, Any], said: str):

@@ -109,7 +109,7 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     checkpoint = write_checkpoint(tmp_path / "run", block_size=16)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     cases = {
-        ("--tasks", "no_such_task"): "lm-eval knows no task no_such_task",
+        ("--tasks", "no_such_task"): "lm-eval has no task no_such_task",
         ("--tasks", "piqa", "--limit", "0"): "--limit is 0",
         ("--tasks", "piqa", "--include-path", str(tmp_path / "none")): "is not a folder",
     }

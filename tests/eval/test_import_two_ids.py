@@ -145,7 +145,7 @@ def test_hellaswags_contexts_begin_as_the_tokenizer_itself_begins_them(
 
 def test_files_that_contradict_each_other_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"bos_token_id": 7}, "begin with id 7 by config.json, with 0 (<s>) by tokenizer_config.json"),
+        ({"bos_token_id": 7}, "start with id 7 by config.json, with 0 (<s>) by tokenizer_config.json"),
         ({"eos_token_id": 7}, "end with id 7 by config.json, with 1 (</s>) by tokenizer_config.json"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}, "kind yarn"),
     ]

@@ -121,7 +121,7 @@ def test_made_once_and_brought_up_to_date_when_the_files_change(copy: Copy) -> N
     dev = copy.make("dev-environment")
     assert dev.returncode == 0, dev.stderr
     assert copy.version_of("tool") == "3.0"
-    assert copy.log().startswith(made), "built on, not built anew"
+    assert copy.log().startswith(made), "built on, not rebuilt"
     with_tools = copy.log()
     assert copy.make("environment").returncode == 0
     assert copy.make("dev-environment").returncode == 0
@@ -157,7 +157,7 @@ def begin_make(copy: Copy) -> "subprocess.Popen[str]":
     return process
 
 
-def test_an_environment_left_half_built_is_built_anew(copy: Copy) -> None:
+def test_an_environment_left_half_built_is_rebuilt(copy: Copy) -> None:
     process = begin_make(copy)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()

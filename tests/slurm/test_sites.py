@@ -119,7 +119,7 @@ def test_a_site_s_script_that_fails_is_named(kind: str, lines: list[str], words:
         assert "srun" not in done.stdout
     assert status == 2, said
     assert re.fullmatch(
-        rf"error: \S*slurm/site.sh {words}.*: the job ends before anything is started; mend the file", said[-1]
+        rf"error: \S*slurm/site.sh {words}.*: the job ends before anything is started: fix the file", said[-1]
     )
     assert site.started() == []
 
@@ -163,7 +163,7 @@ def test_settings_in_site_sh_need_no_export(site: Site, options: list[str]):
     assert job(site, *options) == (0, [])
     assert "--nproc_per_node=3" in site.started()[-1]["argv"]
     site.write_site("LONGHAUL_RANKS_PER_NODE='$(echo 4)'")
-    assert job(site, *options)[1] == ["error: LONGHAUL_RANKS_PER_NODE is '$(echo 4)': it must be a whole number"]
+    assert job(site, *options)[1] == ["error: LONGHAUL_RANKS_PER_NODE is '$(echo 4)': use a whole number"]
 
 
 def test_what_begin_prints_must_arrive(site: Site, options: list[str]):

@@ -122,7 +122,7 @@ def test_no_container_without_slurm(tmp_path: Path):
     done = run_submit("--config", str(SMOKE), "--local", "--container=shifter", cwd=tmp_path)
     assert (done.returncode, done.stderr.splitlines()) == (
         2,
-        ["error: --local runs in no container: start submit.py itself inside it"],
+        ["error: --local doesn't enter a container: start submit.py itself inside it"],
     )
 
 

@@ -46,7 +46,7 @@ def test_an_interruption_in_a_container_without_slurm(bench: Bench, undisturbed:
     bench.cluster.ask("scancel", "--signal=USR2", job.id)
     job.completes(restarts=1, like=undisturbed.run)
     assert job.decisions == ["requeue", "finished"]
-    assert "scontrol does not requeue from here" in job.output
+    assert "scontrol can't requeue from here" in job.output
     assert "the job's end is SLURM_JOB_END_TIME's" in job.run.log.read_text()
 
 

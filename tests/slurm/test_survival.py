@@ -50,7 +50,7 @@ def test_pre_emption_with_grace_by_sigterm_alone(bench: Bench, undisturbed: Job)
         job.wait_for_step(5)
         bench.pre_empt()
         job.wait_for_restart(1)
-        assert "asked to save" not in job.output
+        assert "stop requested" not in job.output
         job.completes(restarts=1, like=undisturbed.run)
         assert job.decisions == ["requeue", "finished"]
     finally:
@@ -94,7 +94,7 @@ def test_a_true_time_limit(bench: Bench, undisturbed: Job):
         "%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 100)
     )  # the least that can be asked is a minute
     bench.cluster.ask("scontrol", "update", f"JobId={job.id}", f"EndTime={end}")
-    job.wait_for_text("asked to save and leave")
+    job.wait_for_text("stop requested: the trainers save and exit")
     job.signal_rank(0, signal.SIGCONT)
     job.wait_for_restart(1)
     bench.cluster.ask("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")

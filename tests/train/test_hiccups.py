@@ -182,7 +182,7 @@ def test_records_wait_for_their_file_and_no_checkpoint_goes_before_them(
     lines = read_json_lines(run.metrics)
     assert [record["step"] for record in lines if "loss" in record] == list(range(1, 21)), "in order, none twice"
     log = run.log.read_text()
-    assert f"WARNING: {run.metrics} can't be written: File too large: what is recorded waits in memory" in log
+    assert f"WARNING: {run.metrics} can't be written: File too large: records wait in memory" in log
     assert log.index("waits in memory") < log.index("all records are written")
     assert [record["step"] for record in lines if record.get("kind") == "save_failed"] == [5]
 

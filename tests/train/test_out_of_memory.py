@@ -73,7 +73,7 @@ def test_a_batch_that_does_not_fit_ends_the_run_with_a_line(tmp_path: Path, data
     line = run_limited(tmp_path, script, *arguments)[-1]
     assert re.fullmatch(
         r"failed: rank 0 on \S+: out of memory \([\d.]+ [MG]iB more were asked for\): halve batch\.micro_batch \(128: "
-        r"--batch\.micro_batch 64; the batch stays the same\), or give --recompute\.mode full \(none now\); the "
+        r"--batch\.micro_batch 64; the batch stays the same\), or use --recompute\.mode full \(none now\); the "
         r"estimate for this configuration is [\d.]+ [MG]iB a rank",
         line,
     ), line

@@ -260,7 +260,7 @@ def test_waiting_is_said_at_once_ends_when_asked_and_an_empty_folder_does_not_st
         printed.append(capsys.readouterr().out)
         return True
 
-    with pytest.raises(UserError, match="asked to stop while waiting for the lock of process 4242 on node7"):
+    with pytest.raises(UserError, match="stopped while waiting for the lock of process 4242 on node7"):
         RunLock(tmp_path / "runs" / "a", 60).take(give_up)
     (line,) = printed
     assert line.startswith(f"waiting up to 60 s for the lock of process 4242 on node7 ({tmp_path / 'runs/a/lock'}): ")
