@@ -150,7 +150,7 @@ def test_a_node_that_stays_silent_is_named_whoever_speaks_for_it(beginning: Begi
 def test_what_was_overheard_is_no_proof_twice(beginning: Beginning):
     """A stranger sits at the head's port and hears a node; the head draws another number, and believes no replay."""
     with socket.create_server((beginning.head, beginning.port)) as impostor:
-        node = threading.Thread(target=_tell, args=(beginning, "n1", ""))
+        node = threading.Thread(target=_report, args=(beginning, "n1", ""))
         node.start()
         connection, _ = impostor.accept()
         with connection, connection.makefile("rb") as heard:
