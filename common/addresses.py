@@ -12,7 +12,7 @@ def own_address(host: str) -> str | None:
     """The address of this machine that `host` stands for, at which others can reach it.
 
     None where it stands for none: for another machine, for a virtual address in front of this one, for nothing; or, as
-    a machine's own name often does on the machine itself, for loopback, where nobody else is heard.
+    a machine's own name often does on the machine itself, for loopback, which nobody else can reach.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)

@@ -85,7 +85,7 @@ def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
 
 
 def write_checkpoint_manifest(checkpoint: Path, facts: Mapping[str, Any]) -> None:
-    """Write `checkpoint.json`: these facts (`files` among them), format 1 unless they say, a SHA-256 of all."""
+    """Write `checkpoint.json`: these facts (`files` among them), format 1 unless they name one, a SHA-256 of all."""
     facts = finite_or_null({"format_version": 1, **facts})
     manifest = json.loads(json.dumps(facts))  # as it will be read
     write_json_whole(checkpoint / CHECKPOINT_MANIFEST, {**manifest, OWN_HASH: _own_hash(manifest)})

@@ -62,9 +62,9 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry script's `main` and leave with its exit status.
 
     A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130. Under a launcher every
-    rank of a machine meets the same mistake in the same way, so only the machine's first says it. Errors of memory, and
-    those of the file system that only people can mend (a full disk, no permission), are one line as well, wherever they
-    come from. No text that is printed can end the script, whatever the terminal can show.
+    rank of a machine meets the same mistake in the same way, so only the machine's first prints it. Errors of memory,
+    and those of the file system that only people can mend (a full disk, no permission), are one line as well, wherever
+    they come from. No text that is printed can end the script, whatever the terminal can show.
     """
     accept_any_text()
     try:
@@ -79,7 +79,7 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(INTERRUPTED_STATUS)
-    except BrokenPipeError:  # the reader (head, less) has had enough
+    except BrokenPipeError:  # the reader (head, less) has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(status or 0)

@@ -51,7 +51,7 @@ class Signs:
     trouble: str  # what it can't write at present
     suspect: str  # the rank that it waits for
     job_id: str | None
-    process: Process  # of the first rank, which holds the lock, as far as this machine can tell
+    process: Process  # of the first rank, which holds the lock, as far as this machine can see
     pid: int | None
     host: str | None
     phase: str | None  # that the first rank is in, such as "validating"
@@ -93,7 +93,7 @@ def judge(signs: Signs, now: float, *, job_id: str | None = None, job_state: str
 
     Args:
         now: seconds since the epoch, by this machine's clock.
-        job_id, job_state: what Slurm says of a job. It counts if that is the job that `state` names.
+        job_id, job_state: Slurm's state of a job. It counts if that is the job that `state` names.
     """
     verdict, why = _judge(signs, now, job_state if job_id is not None and job_id == signs.job_id else None)
     if signs.trouble and verdict != "ended":

@@ -19,7 +19,7 @@ from common.metric_fields import mended
 from common.publish import finite_or_null
 from common.regular_file import append_to_regular, open_regular
 
-LATE_KINDS = ("save", "save_failed")  # records of something that began some steps before
+LATE_KINDS = ("save", "save_failed")  # records of something that started some steps before
 TAIL_BYTES = 1 << 16  # read from the end of a file
 
 
@@ -59,7 +59,7 @@ def to_line(record: dict[str, Any]) -> bytes:
 
 
 def ends_with_newline(path: Path) -> bool:
-    """Whether the next line may begin at a file's end. Raises OSError."""
+    """Whether the next line may start at a file's end. Raises OSError."""
     with open_regular(path) as file:
         if file.seek(0, os.SEEK_END) == 0:
             return True
@@ -111,7 +111,7 @@ def _lines_from_the_end(path: Path, block_bytes: int) -> Iterator[bytes]:
     except FileNotFoundError:
         return
     with file:
-        position, pieces, length = file.seek(0, os.SEEK_END), [b""], 0  # of a line whose beginning is not yet read
+        position, pieces, length = file.seek(0, os.SEEK_END), [b""], 0  # of a line whose start is not yet read
         while position > 0:
             size = min(block_bytes, position)
             position -= size
@@ -141,7 +141,7 @@ def last_json_lines(path: Path, byte_count: int = TAIL_BYTES) -> list[dict[str, 
             lines = file.read(byte_count).split(b"\n")[:-1]
     except OSError:
         return []
-    # the first one's beginning may lie before
+    # the first one's start may be before
     records = [record for line in lines if (record := parse_line(line)) is not None]
     return [found for record in records if (found := mended(record)) is not None]
 
@@ -207,5 +207,5 @@ def holding(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def record_kind(record: dict[str, Any]) -> str:
-    """`train`, `validation`, or what the record says of itself (`start`, `save`)."""
+    """`train`, `validation`, or the record's own `kind` (`start`, `save`)."""
     return str(record.get("kind", "validation" if "val_loss" in record else "train"))

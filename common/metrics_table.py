@@ -1,6 +1,6 @@
 """`metrics.jsonl` as columns, for reading a million steps in one pass and for following a run that is going.
 
-What holds and what a resume made void is told as in `common.metrics_file.read_metrics`. Beside that the table keeps
+What holds and what a resume made void is decided as in `common.metrics_file.read_metrics`. Beside that the table keeps
 what `read_metrics` drops: every start, and how much work was lost and done again.
 """
 
@@ -42,11 +42,11 @@ OWN_SECONDS = ("step_seconds", "val_seconds", "hellaswag_seconds", "save_blocked
 class Life:
     """One process's part of a run, from its start to its last record. Times in seconds since the epoch."""
 
-    step: int  # steps done when it began
+    step: int  # steps done when it started
     start: float
     end: float
     world_size: int | None
-    starting_seconds: float | None = None  # from the start to the beginning of its first piece of work
+    starting_seconds: float | None = None  # from the start to its first piece of work
 
 
 @dataclass
@@ -91,7 +91,7 @@ class MetricsTable:
         return like_the_newest(key, self.of_kind(key))
 
     def update(self) -> bool:
-        """Read what has been appended since, whole lines only; say whether there was anything.
+        """Read what has been appended since, whole lines only; return whether there was anything.
 
         Raises OSError where it can't be read.
         """

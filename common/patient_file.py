@@ -24,7 +24,7 @@ class PatientFile:
 
         Args:
             most_bytes: of lines that are kept.
-            retry_seconds: how long `append` leaves a file alone that has failed.
+            retry_seconds: how long `append` doesn't try a file again that has failed.
         """
         self.path = path
         self.trouble: OSError | None = None  # why lines are waiting

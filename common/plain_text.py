@@ -21,7 +21,7 @@ _BREAKS = "\t\n\u2028\u2029"
 _HIDDEN = re.compile(f"[\udc80-\udcff]+|[{_CONTROLS}]")
 _HIDDEN_OR_BREAK = re.compile(f"[\udc80-\udcff]+|[{_CONTROLS}{_BREAKS}]")
 _HIDDEN_BYTES = "\udc80-\udc9f"  # C1 to terminals of eight bits
-_BAR_CODES = re.compile(r"(\r|\x1b\[A)")  # to the line's beginning, and up a line: all that tqdm's bars need
+_BAR_CODES = re.compile(r"(\r|\x1b\[A)")  # to the line's start, and up a line: all that tqdm's bars need
 READABLE = "longhaul.readable"  # an error handler for encoding; accept_any_text makes it known
 LOOKALIKES = {"│": "|", "─": "-", "–": "-", "…": "...", "·": ".", "×": "x", "≥": ">=", "±": "+-", "█": "#", "░": "."}
 FIRST_BYTE, LAST_BYTE = "\udc80", "\udcff"  # what Python makes of undecodable bytes in a name

@@ -14,7 +14,7 @@ HIGHEST_PID = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process on one machine. A pid alone says little: it is reused, and counted anew in every container."""
+    """One process on one machine. A pid is not enough: it is reused, and every container counts its own."""
 
     host: str
     pid: int
@@ -85,7 +85,7 @@ def boot_id() -> str | None:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
-        # seconds, rounded: elsewhere the kernel gives the time of the start alone, which moves with the clock
+        # seconds, rounded: elsewhere the kernel gives only the time of the start, which moves with the clock
         return None if PROC.is_dir() else str(round(psutil.boot_time(), -1))
 
 

@@ -1,4 +1,4 @@
-"""Publishing files whole: nothing stands under its final name before all of its bytes are on the disk.
+"""Publishing files whole: nothing has its final name before all of its bytes are on the disk.
 
 Written aside, synced, renamed: a reader or a restart after a crash at any instant finds the old file or the new one.
 """

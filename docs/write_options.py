@@ -22,7 +22,7 @@ from train.settings.sections import FinetuneConfig
 REFERENCE = PROJECT / "docs" / "options.md"
 HEAD = """# Options of `train/pretrain.py`
 
-Written by `python docs/write_options.py` from the program itself. Every option can stand in a YAML file
+Written by `python docs/write_options.py` from the program itself. Every option can be in a YAML file
 (`optim: {lr: 3e-4}`) or on the command line (`--optim.lr 3e-4`); the command line wins over the file, the file over
 `model.preset`, the preset over the defaults. `--print_config` shows the result.
 """

@@ -3,7 +3,7 @@
     python eval/compare.py
     python eval/compare.py runs/gpt2-124m runs/llama-124m --markdown
 
-Without runs, those committed under records stand beside them whose tokens are GPT-2's. Of a run only what was
+Without runs, those committed under records are shown whose tokens are GPT-2's. Of a run only what was
 measured in it is shown, as far as it has come.
 """
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from model.gpt import GPT
 
 # Dense bf16 (fp16 on cards without bf16) tensor peak in FLOP/s, from the makers' data sheets, without sparsity. The
-# first entry whose words all occur in the device's name counts, so special cards stand before their family.
+# first entry whose words all occur in the device's name counts, so special cards come before their family.
 _PEAK_FLOPS: list[tuple[str, float]] = [
     ("GB200", 2500e12),
     ("B200", 2250e12),

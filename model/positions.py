@@ -36,7 +36,7 @@ def _llama3_frequencies(frequencies: Tensor, config: ModelConfig) -> Tensor:
 def rotary_angles(positions: Tensor, frequencies: Tensor) -> Rotary:
     """Cosines and sines of RoPE (Su et al. 2021), in float32, for any positions.
 
-    Computed anew in each forward: it costs less than one layer's bias and keeps the model free of buffers, so that a
+    Recomputed in each forward: it costs less than one layer's bias and keeps the model free of buffers, so that a
     model built on the meta device has nothing to lose.
 
     Args:

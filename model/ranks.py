@@ -129,7 +129,7 @@ def agreed(ranks: Ranks, decide: Callable[[], Decision], *kinds: Kind) -> Decisi
 
     Args:
         kinds: what a decision consists of beside JSON, tuples and paths (`model.messages.encode`); kinds of UserError
-            that somebody tells from others.
+            that a caller distinguishes.
     """
     outcome: Decision | UserError | None = None
     if ranks.is_first:

@@ -210,7 +210,7 @@ def create(folder: Path, unfinished: Record) -> None:
     """A new environment, marked as unfinished before anything is in it."""
     torch_folder = system_torch_folder() if unfinished.recipe.torch == "system" else None
     print(f"making {folder} with {sys.executable}", flush=True)
-    real = folder.resolve()  # a link stays (venv itself refuses one): .venv may lie on a larger disk than home
+    real = folder.resolve()  # a link stays (venv itself refuses one): .venv may be on a larger disk than home
     try:
         if real.exists():
             shutil.rmtree(real)

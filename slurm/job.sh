@@ -74,7 +74,7 @@ start() { # [TRAINER OPTION…]: record the start, and where the ranks meet
     export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-$((SLURM_CPUS_ON_NODE / ${SLURM_NTASKS_PER_NODE:-1}))}
 }
 
-take_values() { # from standard input: lines "longhaul:NAME=VALUE" set these names alone; all others are shown
+take_values() { # from standard input: lines "longhaul:NAME=VALUE" set only these names; all others are shown
     local line name
     while IFS= read -r line; do
         name=${line#longhaul:}

@@ -3,7 +3,7 @@
 # level, so that what the site's own slurm/site.sh declares is there for the whole job.
 #
 # site.sh is sourced as at a prompt: without errexit, nounset and pipefail, which the shell code of `module`, `conda` and
-# $PS1 does not stand, and without the job's own words in "$@". All that is put back afterwards. A command in it that
+# $PS1 don't survive, and without the job's own words in "$@". All that is restored afterwards. A command in it that
 # fails is named and skipped; where the file itself ends with a status that is not 0, or ends the shell, so does the
 # job, by name.
 site_file=$(dirname "${BASH_SOURCE[0]}")/site.sh
@@ -32,7 +32,7 @@ site_check_array() { # NAME: srun_options or in_container, as site.sh has left i
     esac
 }
 
-# after sbatch --export=NONE (a site's SBATCH_EXPORT, say) srun would pass nothing on of what is exported here
+# after sbatch --export=NONE (for example by a site's SBATCH_EXPORT) srun would pass nothing on of what is exported here
 export SLURM_EXPORT_ENV=ALL
 unset srun_options in_container
 if [ -e "$site_file" ]; then

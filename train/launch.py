@@ -10,8 +10,8 @@ launch: the same command resumes the run. SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and 
 torchrun, which would end them after 30 seconds: they save, however long that takes, and end by themselves. A second
 Ctrl-C ends everything at once.
 
-Exit status: 0 after the last step and after a clean stop alike (the run's `state` says which); 2 for a mistake in the
-command line; 1 for an error; 128 and the signal's number where a rank was killed; 130 after a second Ctrl-C.
+Exit status: 0 after the last step and after a clean stop alike (the run's `state` records which); 2 for a mistake in
+    the command line; 1 for an error; 128 and the signal's number where a rank was killed; 130 after a second Ctrl-C.
 """
 
 import contextlib

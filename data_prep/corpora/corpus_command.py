@@ -188,7 +188,7 @@ def _begun(arguments: argparse.Namespace, command: Command) -> dict[str, Any] | 
     source: dict[str, Any] = begun.plan["source"]
     if not begun.has_shards and _difference(command, source, None):
         return None
-    _check_same(arguments.out, command, source, "was begun", begun.files_read())
+    _check_same(arguments.out, command, source, "was started", begun.files_read())
     return source
 
 

@@ -129,7 +129,7 @@ def _fetch_rest(
 
 
 def _understand(answer: "requests.Response", have: int, url: str) -> str:
-    """How to open the partial file for what the server sends: append, anew, or not at all because it is all there."""
+    """How to open the partial file for what the server sends: append, overwrite, or not at all, as it is complete."""
     status = answer.status_code
     if status in BUSY:
         raise _TryAgainError(f"the server answers {status}", retry_after(answer.headers.get("Retry-After")))

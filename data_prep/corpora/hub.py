@@ -163,7 +163,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _fixed_folder(pattern: str) -> str:
-    """The folder that all files of a pattern lie in."""
+    """The folder that all files of a pattern are in."""
     fixed = pattern.split("*", 1)[0].split("?", 1)[0].split("[", 1)[0]
     return fixed.rpartition("/")[0]
 

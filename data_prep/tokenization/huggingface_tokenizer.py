@@ -59,7 +59,7 @@ class HuggingFaceTokenizer(Tokenizer):
         if framing is None:
             super().__init__("huggingface", self._pieces, end_of_text_id, packed=packed)
             return
-        self._pieces[check_id(framing.begin_of_text_id, size, "begins a text")] = b""
+        self._pieces[check_id(framing.begin_of_text_id, size, "starts a text")] = b""
         self.begins_contexts, self.other_end_ids = framing.begins_contexts, tuple(framing.other_end_ids)
         facts = asdict(framing) | {"other_end_ids": list(framing.other_end_ids)}
         also = canonical_json([facts, hashlib.sha256(canonical_json(description).encode()).hexdigest()])
@@ -67,7 +67,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "HuggingFaceTokenizer":
-        """Specs of an older Longhaul have no framing: one id begins and ends texts."""
+        """Specs of an older Longhaul have no framing: one id starts and ends texts."""
         names = [field.name for field in fields(Framing)]
         framing = Framing(**{name: spec[name] for name in names}) if names[0] in spec else None
         return cls(spec["packed"], spec["end_of_text_id"], framing)
@@ -121,8 +121,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return bool(whole == before + after) and (not self._has_pattern or self._is_split(left, right))
 
     def _is_split(self, left: str, right: str) -> bool:
-        """Whether the pattern has a border between the two, wherever to the left a piece of it begins: the same ids
-        alone could come of pieces that run across, and pieces further on would be others."""
+        """Whether the pattern has a border between the two, wherever to the left a piece of it starts: the same ids
+        might result from pieces that run across, and later pieces would differ."""
         normalizer, splitter = self._going_on.normalizer, self._going_on.pre_tokenizer
         if normalizer is not None:
             left, right = normalizer.normalize_str(left), normalizer.normalize_str(right)

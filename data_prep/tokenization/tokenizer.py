@@ -88,7 +88,7 @@ class Tokenizer(ABC):
 
         Args:
             continues: the ids follow others of the same text. Tokenizers that put a space before a text's first word
-                leave it out where a text begins, and only there.
+                leave it out at the start of a text, and only there.
 
         Raises ValueError for an id outside the vocabulary.
         """

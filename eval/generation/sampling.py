@@ -95,7 +95,7 @@ def continue_tokens(
 ) -> list[int]:
     """The `count` tokens that the model generates after `prompt`, fewer where it generates one of `stops`.
 
-    The plain way, which computes the last block_size tokens anew for every token; `decoding` is the fast one.
+    The plain way, which recomputes the last block_size tokens for every token; `decoding` is the fast one.
     The model's mode and the global random state stay as they are. Raises UserError as `choose_tokens` does.
     """
     was_training = model.training

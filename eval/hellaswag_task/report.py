@@ -17,7 +17,7 @@ COMPARABLE = {
     "acc_norm": "GPT-2 124M 0.2945, nanoGPT and its kin, GPT-3's paper",
     "acc_norm_chars": "lm-eval's acc_norm",
 }
-NOT_COMPARABLE = "nothing published: the text form's contexts are used as they stand"
+NOT_COMPARABLE = "nothing published: the text form's contexts are used as they are"
 
 
 def evaluate(arguments: argparse.Namespace, data: HellaSwag) -> None:

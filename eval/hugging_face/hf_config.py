@@ -189,7 +189,7 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _home(values: Mapping[str, Any]) -> str:
-    """`transformers` goes by the model type; where `architectures` says another class, one of them is wrong."""
+    """The class by the model type, as in `transformers`; where `architectures` names another, one of them is wrong."""
     named = next(iter(values.get("architectures") or []), None)
     of_type = next((home for home, its_type in MODEL_TYPES.items() if its_type == values.get("model_type")), None)
     home = named or of_type or values.get("model_type")

@@ -84,7 +84,7 @@ def to_tensors(config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Ten
 
 def with_head_of(config: ModelConfig, theirs: Mapping[str, Tensor]) -> ModelConfig:
     """Untied where the files hold a head that differs from the embedding table: `transformers` (since 5) keeps such a
-    head, whatever config.json says."""
+    head, whatever config.json has."""
     head, table = theirs.get(HEAD), theirs.get(embeddings(config, home_of_fields(config))["wte.weight"])
     differs = head is not None and table is not None and not torch.equal(head.float(), table.float())
     return replace(config, tie_weights=False) if differs else config
@@ -157,7 +157,7 @@ def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str,
     Raises UserError naming a tensor that is missing or that has no place here.
     """
     home, used = home_of_fields(config), set()
-    if config.tie_weights and HEAD in theirs:  # which is the table (`with_head_of`), and may stand in its place
+    if config.tie_weights and HEAD in theirs:  # which is the table (`with_head_of`), and may replace it
         theirs = {embeddings(config, home)["wte.weight"]: theirs[HEAD]} | dict(theirs)
 
     def take(name: str) -> Tensor:

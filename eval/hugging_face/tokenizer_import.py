@@ -30,7 +30,7 @@ from eval.hugging_face.hub_shapes import NamedToken, TokenizerDescription, Token
 from eval.hugging_face.tokenizer_files import SPEC_FILE
 
 GPT2_CLASS = "GPT2Tokenizer"  # of transformers, with or without Fast
-GPT2_CLASS_OF_TYPES = ("gpt2", "starcoder2")  # models whose tokenizer is of that class where no file says another
+GPT2_CLASS_OF_TYPES = ("gpt2", "starcoder2")  # models whose tokenizer is of that class where no file names another
 GPT2_MERGES = "vocab.bpe"
 MOST_IDS = 1 << 32  # `tokenizers` counts them in 32 bits
 

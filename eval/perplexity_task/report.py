@@ -37,7 +37,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     border = document_start(tokens.tokenizer_spec) if settings.get("data", {}).get("document_mask") else None
     started = time.monotonic()
     share = len(range(ranks.rank, len(window_starts(targets, length, stride)), ranks.world_size))  # nearly
-    with progress_bar(share, "window", "perplexity", disable=not ranks.is_first) as bar:
+    with progress_bar(share, "sequence", "perplexity", disable=not ranks.is_first) as bar:
         blocks = measure(
             loaded.model,
             stream,

@@ -35,7 +35,7 @@ def thin_out(x: Values, y: Values, buckets: int) -> tuple[Values, Values]:
         return x, y
     width = x[-1] - x[0]
     bucket = np.minimum((x - x[0]) / width * buckets, buckets - 1).astype(np.int64) if width > 0 else np.zeros(len(x))
-    first = np.flatnonzero(np.diff(bucket, prepend=-1))  # where each bucket begins
+    first = np.flatnonzero(np.diff(bucket, prepend=-1))  # where each bucket starts
     order = np.lexsort((y, bucket))  # by bucket, in each by y
     lowest, highest = order[first], order[np.append(first[1:], len(x)) - 1]
     chosen = np.unique(np.concatenate([lowest, highest]))

@@ -58,7 +58,7 @@ LOSS_AXES = (STEPS, TOKENS, FLOPS, HOURS)
 
 
 def position(run: RunData, axis: AxisKind, steps: Values, tokens: Values, times: Values) -> Values | None:
-    """Where records lie on an axis; None where the run does not tell (FLOPs without its configuration)."""
+    """Records' positions on an axis; None where the run does not record them (FLOPs without its configuration)."""
     if axis is STEPS:
         return steps
     if axis is TOKENS:
@@ -108,7 +108,7 @@ def to_png(figure: Figure) -> bytes:
 def style_of(index: int, runs: int = 1) -> dict[str, Any]:
     """Colour, width and, after the colours have run out, line style of a run.
 
-    The first are the widest: where curves lie on each other, what is below looks out at both sides.
+    The first are the widest: where curves overlap, the lower one shows at both sides.
     """
     width = 1.5 + 2.0 * (runs - 1 - index) / max(1, runs - 1)
     dashes = ("-", "--", ":")[index // len(COLORS) % 3]
@@ -116,9 +116,9 @@ def style_of(index: int, runs: int = 1) -> dict[str, Any]:
 
 
 def short(name: str, length: int = 40) -> str:
-    """A name as it stands in a picture, its middle left out where it would not fit.
+    """A name as shown in a picture, its middle left out where it would not fit.
 
-    To matplotlib a $ would begin a formula, and a legend has no entry for what begins with an underscore.
+    To matplotlib a $ would start a formula, and a legend has no entry for names that start with an underscore.
     """
     half = (length - 1) // 2
     name = name if len(name) <= length else f"{name[:half]}…{name[-half:]}"

@@ -18,7 +18,7 @@ from eval.reporting.run_data import RunData
 from eval.reporting.time_spent import LABELS, time_spent
 
 PART_COLORS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#DDDDDD")
-CUT_FRACTION = 0.03  # of a run, at its beginning, whose loss may lie above the picture
+CUT_FRACTION = 0.03  # of a run, at its start, whose loss may be above the picture
 
 
 def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:

@@ -47,7 +47,7 @@ def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> st
 
 
 def _show(pictures: dict[str, bytes], prefix: str) -> str:
-    """Pictures whose file names begin so, inside the page."""
+    """Pictures whose file names start with this, inside the page."""
     chosen = {name: data for name, data in pictures.items() if name.startswith(prefix)}
     encoded = {name.removesuffix(".png"): base64.b64encode(data).decode() for name, data in chosen.items()}
     images = [f'<img alt="{text(name)}" src="data:image/png;base64,{data}">' for name, data in encoded.items()]

@@ -1,6 +1,6 @@
 """What others' models of these sizes reach, each figure with its public source.
 
-Only figures of one kind stand in one column: HellaSwag is the accuracy by mean log-likelihood per token of the endings
+Only figures of one kind are in one column: HellaSwag is the accuracy by mean log-likelihood per token of the endings
 (`acc_norm`, completion style), losses are nats per GPT-2 token and comparable only on the same validation data.
 """
 
@@ -55,9 +55,9 @@ REFERENCES = (
 
 NOTES = (
     "HellaSwag is acc_norm: of the four endings the one with the highest mean log-likelihood per token, over all "
-    "10,042 validation examples unless a number of examples stands beside it. GPT-3's is its paper's own zero-shot "
+    "10,042 validation examples unless a number of examples is given beside it. GPT-3's is its paper's own zero-shot "
     "evaluation; Arcane's page names no definition.",
-    "Losses are nats per token of GPT-2's vocabulary, unless another number of symbols stands beside the data, and "
+    "Losses are nats per token of GPT-2's vocabulary, unless another number of symbols is given beside the data, and "
     "comparable only where the validation data are the same. GPT-2 was measured by "
     "others on data it was not trained on. The 100B tokens of GPT-2 are an estimate; OpenAI gave no number.",
     f"Sources: GPT-2 {LLMC} and {BUILD_NANOGPT}; GPT-3 {GPT3}; Arcane {ARCANE}.",

@@ -123,7 +123,7 @@ class RunData:
 
 
 def load_runs(paths: Sequence[Path]) -> list[RunData]:
-    """Read runs, naming them by their folders, as much of the paths as tells them apart.
+    """Read runs, naming them by their folders, as much of the paths as distinguishes them.
 
     One that can't be read is left out, with a line on standard error.
 

@@ -11,7 +11,7 @@ from common.metrics_table import Values
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 EMPTY = 0x2800
 LABEL_WIDTH = 8
-FALL_FRACTION = 0.05  # of the curve, at its beginning, that may lie above the plot
+FALL_FRACTION = 0.05  # of the curve, at its start, that may be above the plot
 
 
 def bucket_means(values: Values, buckets: int) -> Values:

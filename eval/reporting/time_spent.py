@@ -49,7 +49,7 @@ def time_spent(table: MetricsTable) -> TimeSpent:
     """Account for a run's time. What no record explains is `other`."""
     lives = table.lives
     times = [life.end for life in lives if math.isfinite(life.end)]
-    # 0 where no record tells a time
+    # 0 where no record has a time
     total = max(0.0, max(times, default=math.nan) - lives[0].start)
     stopped = sum(max(0.0, after.start - before.end) for before, after in pairwise(lives))
     data = float(np.nansum(table.column("data_wait_seconds")))

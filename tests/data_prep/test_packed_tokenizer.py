@@ -65,7 +65,7 @@ def test_a_bomb_is_refused_before_it_takes_memory(packed: str, words: str) -> No
         ({"end_of_text_id": 1_000_000}, "the id that ends a text is 1000000, but the tokenizer has 340 ids"),
         ({"end_of_text_id": -1}, "the id that ends a text is -1"),
         ({"end_of_text_id": "1"}, "the id that ends a text is '1'"),
-        ({"begin_of_text_id": 5000, "begins_contexts": True, "other_end_ids": []}, "the id that begins a text is 5000"),
+        ({"begin_of_text_id": 5000, "begins_contexts": True, "other_end_ids": []}, "the id that starts a text is 5000"),
         ({"begin_of_text_id": 0}, "the tokenizer's spec is damaged"),
         ({"vocab_size": 1 << 40}, "the huggingface tokenizer has 340 ids, but its spec records 1099511627776"),
         ({"kind": ["char"]}, "unknown tokenizer"),

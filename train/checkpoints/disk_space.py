@@ -30,7 +30,7 @@ def needed_bytes(
     Args:
         existing: steps of the checkpoints that are there.
         first_step: the one resumed from, which stays; 0 for a new run.
-        checkpoint_bytes, weights_bytes: of a whole checkpoint, and of its weights alone.
+        checkpoint_bytes, weights_bytes: of a whole checkpoint, and of only its weights.
     """
     every = config.every_steps or max_steps
     passed = first_step // every  # saves at multiples before the run (or this part of it)
@@ -79,7 +79,7 @@ def check_space(
     Reserving also finds quotas, which the number of free bytes ignores.
 
     Args:
-        folder: of the checkpoints. sizes: bytes of a checkpoint, and of its weights alone.
+        folder: of the checkpoints. sizes: bytes of a checkpoint, and of only its weights.
 
     Raises UserError naming the folder, the bytes needed and the bytes free.
     """

@@ -63,7 +63,7 @@ class CheckpointKeeper:
         """Start to save the state after `progress`; return whether a checkpoint has been published when it returns.
 
         Args:
-            final: the run ends here: wait for the save, which must succeed whatever checkpoint.on_failure says, and is
+            final: the run ends here: wait for the save, which must succeed whatever checkpoint.on_failure is, and is
                 tried several times where the file system fails for a moment. Does nothing where it is there already.
 
         Raises:

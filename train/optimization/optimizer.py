@@ -1,4 +1,4 @@
-"""AdamW (Loshchilov & Hutter 2017), with weight decay on matrices alone."""
+"""AdamW (Loshchilov & Hutter 2017), with weight decay only on matrices."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from train.settings.sections import OptimConfig
 
 
 def decay_groups(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """(decayed, not decayed) trainable parameters by name; a tied tensor stands once, under its first name.
+    """(decayed, not decayed) trainable parameters by name; a tied tensor is listed once, under its first name.
 
     Matrices and embeddings (two or more dimensions) decay; biases and the scales of norms don't.
     """

@@ -11,7 +11,7 @@ class WarmUp:
     """The warm-up as a run's checkpoints record it: it does not follow run.max_steps.
 
     Attributes:
-        start: steps done when it begins: 0, or the step that was resumed from with schedule.rewarm.
+        start: steps done when it starts: 0, or the step that was resumed from with schedule.rewarm.
         steps: how long it takes.
     """
 
@@ -30,7 +30,7 @@ class Course:
 
     Attributes:
         peak: the rate at the end of the warm-up.
-        decay_start: steps done when the rate begins to fall.
+        decay_start: steps done when the rate starts to fall.
         end: the step that has the last rate, `final_lr_fraction` of the peak.
     """
 
@@ -63,7 +63,7 @@ def in_steps(length: int | float, max_steps: int) -> int:
 
 
 def warm_up_from(step: int, config: ScheduleConfig, max_steps: int) -> WarmUp:
-    """The warm-up of a schedule that begins after `step` steps: 0 for a new run."""
+    """The warm-up of a schedule that starts after `step` steps: 0 for a new run."""
     return WarmUp(step, in_steps(config.warmup, max_steps))
 
 

@@ -126,7 +126,7 @@ class Stepper:
     def warm_up(self, block_size: int, *, document_mask: bool = False) -> None:
         """One forward and backward of a micro-batch's shape whose gradients are thrown away.
 
-        DDP lays out its buckets anew after the first backward, which changes the order of its sums from 3 ranks on: a
+        DDP rebuilds its buckets after the first backward, which changes the order of its sums from 3 ranks on: a
         resumed run would differ from the undisturbed one in its first step. Compilation happens here as well.
         """
         shape, device = (self._plan.micro_batch, block_size), self._ranks.device
@@ -150,7 +150,7 @@ class Stepper:
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Around the optimizer's step: tell one that reads it on the device whether it may update."""
+        """Around the optimizer's step: pass one that reads it on the device whether it may update."""
         if not self._on_device:
             yield
             return

@@ -88,7 +88,7 @@ def _identity(beat: dict[str, Any]) -> ProcessIdentity | None:
 
 
 def vanished_ranks(folder: RunFolder, ranks: Iterable[int]) -> list[dict[str, Any]]:
-    """The last heartbeats of those ranks whose processes are certainly gone, as far as this machine can tell."""
+    """The last heartbeats of those ranks whose processes are certainly gone, as far as this machine can see."""
     beats = [beat for rank in ranks if (beat := read_beat(folder, rank)) is not None]
     return [beat for beat in beats if (process := _identity(beat)) is not None and process.is_gone()]
 

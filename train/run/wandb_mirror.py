@@ -1,6 +1,6 @@
 """Weights & Biases as a mirror of `metrics.jsonl`: a thread of its own, which may fail or hang without costing a step.
 
-Offline unless WANDB_MODE says otherwise: compute nodes have no network, and `wandb sync` uploads later.
+Offline unless WANDB_MODE is online: compute nodes have no network, and `wandb sync` uploads later.
 """
 
 import atexit
@@ -45,7 +45,7 @@ class Place(TypedDict, total=False):
 
 
 def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: str) -> Any:
-    """The wandb run of this id, begun or gone on with. Raises whatever wandb does."""
+    """The wandb run of this id, started or resumed. Raises whatever wandb does."""
     os.fsencode(folder.path).decode()  # UnicodeDecodeError here, where wandb would print tracebacks first
     import wandb  # slow to import, and wanted by few
 
@@ -63,7 +63,7 @@ def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: st
 
 
 def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
-    """Log a record unless `place` says that its step has been; return whether it was, noting it in `place`."""
+    """Log a record unless its step is in `place` already; return whether it was logged, noting it in `place`."""
     kind = record_kind(record)
     if record["step"] <= place.get(kind, -1):
         return False

@@ -265,7 +265,7 @@ class LogConfig:
     Args:
         every_steps: a line in the log after every so many steps.
         sequences: record the numbers of the sequences that each step used.
-        wandb: mirror the record to Weights & Biases; offline unless the environment's WANDB_MODE says online.
+        wandb: mirror the record to Weights & Biases; offline unless the environment variable WANDB_MODE is online.
         wandb_project: the wandb project.
         wandb_finish_seconds: how long the end of the run waits for the mirror.
     """

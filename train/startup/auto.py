@@ -125,7 +125,7 @@ def _least_micro_batch(config: Config) -> int:
 def optimizer_bytes(config: Config) -> int:
     """What the optimizer keeps of all that is trained.
 
-    Blocks are alike: models of one and of two, built without memory for their weights, tell of any number.
+    Blocks are alike: models of one and of two, built without memory for their weights, give the figures for any number.
     """
     one, two = (_optimizer_bytes(config, layers) for layers in (1, 2))
     return one + (config.model.n_layer - 1) * (two - one)

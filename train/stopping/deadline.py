@@ -30,7 +30,7 @@ class StopMargin:
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Measure one part of what may lie between a boundary and the end of the process."""
+        """Measure one part of what may come between a boundary and the end of the process."""
         started = time.monotonic()
         yield
         self.saw(part, time.monotonic() - started)

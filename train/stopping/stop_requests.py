@@ -77,7 +77,7 @@ class LauncherWatch:
         self._seconds_to_leave: Callable[[], float] = lambda: 0.0
         self._gone_since: float | None = None
         self._watch: Periodic | None = None
-        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's; a shell may leave, and its nohup'ed child goes on
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's; a shell may exit, and its nohup'ed child continues
             self._parent = whole_number(LAUNCHER_PID, os.getppid())
             self._watch = Periodic("launcher", LOOK_SECONDS, self._look)
 
