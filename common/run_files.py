@@ -1,7 +1,7 @@
 """What a run's folder holds beside state and metrics, each file read as its declared type.
 
-A missing file has nothing to read. One that is there and can't be read, or is something
-else, is a UserError in one line with the file's name: views of a run leave that file out and pass the line on.
+A missing file has nothing to read. One that is there and can't be read, or is something else,
+is a UserError in one line with the file's name: views of a run leave that file out and pass the line on.
 """
 
 import json

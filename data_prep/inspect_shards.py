@@ -75,7 +75,7 @@ def print_statistics(figures: dict[str, Any]) -> None:
 
 
 def read_document(stream: TokenStream, starts: Ids, number: int, stop: int, tokenizer: Tokenizer) -> tuple[str, int]:
-    """Text and length in tokens of a document. Raises UserError where there is no such document."""
+    """Text and length in tokens of a document. Raises UserError where there is none. Args: starts: (n,) of all."""
     if not 0 <= number < len(starts):
         raise UserError(f"there is no document {number}: use a number from 0 to {len(starts) - 1}")
     begin = int(starts[number])
@@ -85,7 +85,7 @@ def read_document(stream: TokenStream, starts: Ids, number: int, stop: int, toke
 
 
 def draw_lengths(lengths: Ids, split: str, path: Path) -> None:
-    """A histogram of document lengths, and the share of tokens in documents up to a length, over a logarithmic axis."""
+    """A histogram of document lengths (n,), and the share of tokens in documents up to a length, over a log axis."""
     from matplotlib.figure import Figure  # here: only drawing needs it
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

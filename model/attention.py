@@ -73,4 +73,5 @@ class Attention(nn.Module):
         return attend(q, k, v, visibility, dropout=self.dropout if self.training else 0.0)
 
     def _normed(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """QK-norm of heads (B, T, H, D), each score's features by themselves."""
         return norm(x.unflatten(-1, (-1, self.score_size))).flatten(-2)

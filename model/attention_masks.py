@@ -135,7 +135,7 @@ def attend(
 
 
 def _wider_is_faster(q: Tensor) -> bool:
-    """Where sequences are short, the CPU's bf16 kernel is slow in its backward."""
+    """Whether (B, H, T, D) queries are short enough that the CPU's bf16 kernel is slow in its backward."""
     short = q.shape[2] * q.shape[3] <= LARGEST_WIDENED
     return short and q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
 
@@ -143,7 +143,9 @@ def _wider_is_faster(q: Tensor) -> bool:
 def _attend_in_blocks(
     q: Tensor, k: Tensor, v: Tensor, visibility: Visibility, dropout: float, scale: float | None
 ) -> Tensor:
-    """Each block of P queries against 2P keys: work grows with T·P instead of T²."""
+    """(B, H, T, D) and twice (B, K, T, D) to (B, H, T, D), each block of P queries against 2P keys: work grows with T·P
+    instead of T².
+    """
     assert visibility.block is not None
     assert visibility.mask is not None
     batch, _, length, _ = q.shape

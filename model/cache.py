@@ -76,8 +76,7 @@ class CacheStep:
 
     Three cases. An empty cache: the new tokens see each other as without a cache, through the same fast kernels;
     padding is at the right end, where no real token sees it. One token: it is written, then sees all slots in use.
-    Several tokens
-    after others: old slots and new tokens side by side under a mask.
+    Several tokens after others: old slots and new tokens side by side under a mask.
 
     Args:
         cache: read and written.
@@ -85,8 +84,7 @@ class CacheStep:
         lengths: (B,) real tokens of each row, the rest being padding at the right; None: all T.
         device: of the tokens.
 
-    Raises:
-        ValueError: the cache has no room for them.
+    Raises ValueError where the cache has no room for them.
     """
 
     def __init__(self, cache: KVCache, length: int, lengths: Tensor | None, device: torch.device) -> None:
@@ -154,6 +152,7 @@ class CacheStep:
         return int(self.cache.lengths.max())
 
     def _write_one(self, room: Tensor, fresh: Tensor) -> None:
+        """Write one new token's keys or values (B, K, 1, D) into the layer's (B, K, S, D)."""
         slots = room.shape[2]
         if self.uniform:
             room[:, :, self.cache.longest % slots] = fresh[:, :, 0]
@@ -162,6 +161,7 @@ class CacheStep:
             room[rows, :, self._start % slots] = fresh[:, :, 0]
 
     def _write_many(self, room: Tensor, fresh: Tensor) -> None:
+        """Write new keys or values (B, K, T, D) into the layer's (B, K, S, D)."""
         slots, longest = room.shape[2], self.cache.longest
         if self.cache.lengths is None and longest + self.length <= slots:  # padding lands behind the row's end: unseen
             room[:, :, longest : longest + self.length] = fresh

@@ -231,8 +231,7 @@ PRESETS: dict[str, ModelConfig] = {
 def preset_config(name: str) -> ModelConfig:
     """The configuration of a preset such as `gpt2-124m`.
 
-    Raises:
-        ValueError: no such preset; the message lists them.
+    Raises ValueError for another name, listing the presets.
     """
     _require(name in PRESETS, f"model.preset is {name!r}: use one of {', '.join(PRESETS)}")
     return PRESETS[name]
@@ -241,8 +240,7 @@ def preset_config(name: str) -> ModelConfig:
 def config_from_dict(values: Mapping[str, Any], source: object = "the checkpoint") -> ModelConfig:
     """A ModelConfig as a checkpoint keeps it; a field the checkpoint is too old to know has its default.
 
-    Raises:
-        UserError: naming `source`: a field this version does not know, or an impossible value or combination.
+    Raises UserError naming `source` for a field this version does not know, or an impossible value or combination.
     """
     unknown = sorted(set(values) - {field.name for field in fields(ModelConfig)})
     if unknown:

@@ -14,7 +14,7 @@ PACKED_DTYPES = (torch.float32, torch.bfloat16)
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is kept only in oneDNN's layout. For inference on a CPU."""
+    """A linear layer whose weight (out, in) is kept only in oneDNN's layout. For inference on a CPU."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()

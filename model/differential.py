@@ -41,6 +41,7 @@ class DifferentialAttention(Attention):
         return self.head_norm(mixed) * (1 - self.lambda_start)
 
     def _lambda(self) -> Tensor:
+        """(): the weight of the second map."""
         with torch.autocast(self.lambda_q.device.type, enabled=False):
             first, second = (self.lambda_q.float() * self.lambda_k.float()).sum(-1).exp().unbind()
         return first - second + self.lambda_start

@@ -19,7 +19,7 @@ SMALLEST_FLEX_HEAD = 16  # the least that its kernels' matrix products need
 
 
 def flex_mask(length: int, window: int | None, document_ids: Tensor | None, device: torch.device | None) -> BlockMask:
-    """Causal, inside the window and inside the document, as `attention_masks.see_before` has it."""
+    """Causal, inside the window and inside the document (B, T), as in `attention_masks.see_before`."""
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = query >= key

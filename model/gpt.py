@@ -96,9 +96,7 @@ class GPT(nn.Module):
         Returns:
             Without targets (B, T, V) logits, the padding ids at -inf; else the loss.
 
-        Raises:
-            UserError: learned positions end before the last token.
-            ValueError: the cache has no room left.
+        Raises UserError where the learned positions end before the last token, ValueError where the cache has no room.
         """
         hidden = self.hidden(tokens, positions=positions, document_ids=document_ids, cache=cache, lengths=lengths)
         if targets is None:
@@ -147,6 +145,7 @@ class GPT(nn.Module):
         return self.logits(hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1])
 
     def _blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """(B, T, C) to (B, T, C)."""
         for layer, block in enumerate(self.h):
             if self._recomputes(layer):
                 x = checkpoint(block, x, context, use_reentrant=False)
@@ -170,6 +169,7 @@ class GPT(nn.Module):
         return self.training and torch.is_grad_enabled()
 
     def _positions(self, tokens: Tensor, document_ids: Tensor | None) -> Tensor:
+        """(T) or, with documents, (B, T) int64."""
         if document_ids is not None:
             return document_positions(document_ids)  # (B, T)
         return torch.arange(tokens.shape[1], device=tokens.device)  # (T)

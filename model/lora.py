@@ -51,8 +51,7 @@ def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
 
     A is normal with deviation 1/R, depends only on (seed, name), and is the same on every rank.
 
-    Raises:
-        ValueError: the model is adapted already, or has none of the targets.
+    Raises ValueError where the model is adapted already, or has none of the targets.
     """
     if any(lora_layers(model)):
         raise ValueError("the model already has adapters: merge and drop them first")

@@ -37,6 +37,7 @@ def _scale(x: Tensor, eps: float) -> Tensor:
 
 
 def _normalised(x: Tensor, scale: Tensor) -> Tensor:
+    """x · scale, (..., C) and (..., 1) to (..., C), in the dtype of x."""
     return (_wide(x) * scale).to(x.dtype)
 
 

@@ -59,7 +59,7 @@ class Ranks:
         return total.tolist()
 
     def sum_tensor(self, values: Tensor) -> Tensor:
-        """Sum a tensor over all ranks on its own device, in place, without waiting for the device; returns it."""
+        """Sum a tensor of any shape over all ranks on its own device, in place, without waiting for it; return it."""
         if self.world_size > 1:
             self.on_meeting()
             dist.all_reduce(values, op=dist.ReduceOp.SUM)
@@ -86,7 +86,7 @@ class Ranks:
         return [decode(_bytes(row[: int(size)]), kinds) for row, size in zip(received, sizes, strict=True)]
 
     def gather_array(self, values: npt.NDArray[np.float64]) -> list[npt.NDArray[np.float64]]:
-        """Every rank's numbers, in the order of ranks, on all ranks; of the same shape everywhere."""
+        """Every rank's numbers, in the order of ranks, on all ranks; all of one shape."""
         if self.world_size == 1:
             return [values]
         return [row.numpy() for row in self._all_gathered(torch.from_numpy(np.ascontiguousarray(values)))]
@@ -144,7 +144,7 @@ def agreed(ranks: Ranks, decide: Callable[[], Decision], *kinds: Kind) -> Decisi
 
 
 def _bytes_tensor(message: bytes) -> Tensor:
-    """A message as a tensor of its bytes."""
+    """A message as a tensor (n,) of its bytes."""
     return torch.frombuffer(bytearray(message), dtype=torch.uint8)
 
 

@@ -69,8 +69,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[
 def read_tensors(paths: Iterable[Path]) -> dict[str, Tensor]:
     """All tensors of several safetensors files, on the CPU.
 
-    Raises:
-        UserError: a file isn't a whole safetensors file, or repeats another's tensors.
+    Raises UserError where a file isn't a whole safetensors file, or repeats another's tensors.
     """
     tensors: dict[str, Tensor] = {}
     for path in paths:
@@ -87,8 +86,7 @@ def read_shapes(paths: Iterable[Path], kinds: Callable[[str], tuple[str, ...]] =
     Args:
         kinds: the dtypes that tensors may have, by their names in safetensors.
 
-    Raises:
-        UserError: as `read_tensors`, and where a tensor has another dtype.
+    Raises UserError as `read_tensors`, and where a tensor has another dtype.
     """
     shapes: Shapes = {}
     for path in paths:
@@ -124,8 +122,7 @@ def _check_new(path: Path, known: Mapping[str, Any], more: Mapping[str, Any]) ->
 def load_weights(model: GPT, tensors: Mapping[str, Tensor], source: object) -> None:
     """Copy tensors into the model's parameters by name.
 
-    Raises:
-        UserError: missing, unknown or misshapen tensors, named with `source`.
+    Raises UserError naming `source`, and tensors that are missing, unknown or misshapen.
     """
     _check_and_fill(dict(model.named_parameters()), tensors, source)
 
@@ -145,8 +142,7 @@ def fill(parameters: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]]
 def check_shapes(parameters: Mapping[str, Tensor], shapes: Shapes, source: object) -> None:
     """Compare tensors with the parameters that they are to fill, which may be on the meta device.
 
-    Raises:
-        UserError: naming `source`, and what is missing, unknown or misshapen.
+    Raises UserError naming `source`, and what is missing, unknown or misshapen.
     """
     missing, unknown = sorted(parameters.keys() - shapes.keys()), sorted(shapes.keys() - parameters.keys())
     wrong = [f"{what} {names[:3]}" for what, names in (("missing", missing), ("unknown", unknown)) if names]
@@ -166,8 +162,7 @@ def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_h
         device: where the weights go.
         verify_hashes: also compare every file's SHA-256 (sizes always are).
 
-    Raises:
-        UserError: a listed file is missing, short or changed, or weights and configuration do not belong together.
+    Raises UserError where a listed file is missing, short or changed, or weights and configuration don't match.
     """
     fitting = fitting_checkpoint(checkpoint, hashes=verify_hashes)
     with torch.device("meta"):
@@ -199,8 +194,7 @@ class FittingCheckpoint:
 def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingCheckpoint:
     """Compare a checkpoint's configuration with its files' headers, before any memory is allocated for it.
 
-    Raises:
-        UserError: as `load_model`.
+    Raises UserError as `load_model`.
     """
     try:
         manifest = verify_checkpoint(checkpoint, hashes=hashes)

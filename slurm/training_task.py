@@ -119,8 +119,7 @@ class TrainingTask:
             time.sleep(LOOK_SECONDS)
         raise UserError(
             f"{node} finds nothing from the job's first node in {self.run_folder}: put the folder on a file system "
-            "that all "
-            "nodes share, if that node has not failed"
+            "that all nodes share, if that node has not failed"
         )
 
     def _train(self, beginning: Beginning, options: list[str], nodes: int) -> int:

@@ -11,7 +11,7 @@ torchrun, which would end them after 30 seconds: they save, however long that ta
 Ctrl-C ends everything at once.
 
 Exit status: 0 after the last step and after a clean stop alike (the run's `state` records which); 2 for a mistake in
-    the command line; 1 for an error; 128 and the signal's number where a rank was killed; 130 after a second Ctrl-C.
+the command line; 1 for an error; 128 and the signal's number where a rank was killed; 130 after a second Ctrl-C.
 """
 
 import contextlib

@@ -11,7 +11,9 @@ class Tokens(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger]: ...
+    def read(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger]:
+        """Tokens start … stop - 1: (stop - start,)."""
+        ...
 
 
 def document_ids(tokens: npt.NDArray[np.int64], begin_of_text_id: int) -> npt.NDArray[np.int64]:

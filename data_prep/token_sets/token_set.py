@@ -66,12 +66,13 @@ class TokenStream:
             if (largest := int(taken.max())) >= self._vocab_size:  # a model would fail on it without saying where
                 raise UserError(
                     f"{self._paths[index]} holds the token id {largest:,}, outside the vocabulary of "
-                    f"{self._vocab_size:,}: it is damaged: run data_prep/verify.py on its folder"
+                    f"{self._vocab_size:,}, so it is damaged: run data_prep/verify.py on its folder"
                 )
             position, index = end, index + 1
         return out
 
     def _tokens(self, index: int) -> Ids:
+        """All tokens (n,) of a shard, mapped. Raises UserError where its size has changed."""
         mapped = self._maps[index]
         if mapped.size() != self._sizes[index]:  # reading past a truncated file's end would kill the process
             raise UserError(f"{self._paths[index]} changed while it was read: run data_prep/verify.py on its folder")

@@ -84,7 +84,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Ids | Sequence[int], *, continues: bool = False) -> str:
-        """Text of token ids; the end of a text shows as <|endoftext|>, broken UTF-8 as U+FFFD.
+        """Text of token ids (n,); the end of a text shows as <|endoftext|>, broken UTF-8 as U+FFFD.
 
         Args:
             continues: the ids follow others of the same text. Tokenizers that put a space before a text's first word

@@ -139,12 +139,11 @@ class Decoding:
             if len(tokens) > block_size and not self._endless and self._slide is None:
                 raise UserError(
                     f"the prompt has {len(tokens)} tokens, and the model's context holds {block_size}: shorten it, or "
-                    "let the "
-                    "context slide (--slide)"
+                    "let the context slide (--slide)"
                 )
 
     def _take(self, tokens: Tensor) -> list[tuple[int, int]]:
-        """Give every live row its token; return those that belong to texts."""
+        """Give every live row its token of (B, 1); return (row, token) of those that belong to texts."""
         written = []
         for index, token in zip(self._live, tokens[:, 0].tolist(), strict=True):
             row = self.rows[index]
@@ -198,7 +197,7 @@ class Decoding:
         return context_start(len(text), self._model.config.block_size, self._slide or 1)
 
     def _keep(self, kept: list[int], tokens: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Continue only with these places."""
+        """Continue only with these B' places: tokens (B, 1) to (B', 1), `seen` (B, V) to (B', V)."""
         assert self._cache is not None
         places = torch.tensor(kept, device=self._device)
         self._live = [self._live[place] for place in kept]
@@ -206,6 +205,7 @@ class Decoding:
         return tokens[places], None if seen is None else seen[places]
 
     def _seen(self) -> Tensor:
+        """(B, V) bool: which tokens each row's text has."""
         seen = torch.zeros(len(self.rows), self._model.config.padded_vocab_size, dtype=torch.bool)  # (B, V)
         for place, row in enumerate(self.rows):
             seen[place, row.tokens] = True

@@ -124,7 +124,7 @@ def _ids(tokenizer: Tokenizer, text: str) -> Ids:
 
 
 def _opening(tokenizer: Tokenizer, context: Ids) -> Ids:
-    """The ids before a context: those that the tokenizer itself puts there, or those that start an empty one."""
+    """The ids (n,) before a context: those that the tokenizer itself puts there, or those that start an empty one."""
     opening: Ids = tuple(tokenizer.opening.tolist()) if tokenizer.begins_contexts or not context else ()
     if not context and not opening:
         raise UserError(

@@ -74,8 +74,7 @@ def log_likelihoods(
         dtype: of matrix products; the log-probabilities are in float32 and their sums in float64.
         done: called after every batch of this rank's share with the number of trunks of `trunk_share` it has finished.
 
-    Raises:
-        UserError: an ending by itself is longer than the model's context.
+    Raises UserError where an ending by itself is longer than the model's context.
     """
     require_room(questions, model.config.block_size)
     size = batch_size or BatchSize.for_device(ranks.device)
@@ -189,5 +188,5 @@ def _pad(rows: Sequence[Ids]) -> tuple[Tensor, Tensor]:
 
 
 def _unless_alike(lengths: Tensor, device: torch.device) -> Tensor | None:
-    """The lengths for a cache, which takes a faster path where rows don't differ."""
+    """The lengths (B,) for a cache, or None where rows don't differ, as it then takes a faster path."""
     return None if bool((lengths == lengths[0]).all()) else lengths.to(device)

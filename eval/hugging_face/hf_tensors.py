@@ -65,7 +65,7 @@ def embeddings(config: ModelConfig, home: str) -> dict[str, str]:
 
 
 def to_tensors(config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our parameters under their names, the vocabulary cropped to the tokenizer's; biases we lack are zeros."""
+    """Our parameters under their names, the table (V, C) cropped to the tokenizer's ids; biases we lack are zeros."""
     home = home_of(config)
     theirs = {}
     for name, its in embeddings(config, home).items():

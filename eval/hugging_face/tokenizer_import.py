@@ -219,8 +219,7 @@ def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     if changed:
         raise UserError(
             f"{folder / SPEC_FILE} describes another tokenizer than the files beside it: if these have been changed "
-            "since "
-            "the export, remove it"
+            "since the export, remove it"
         )
     return tokenizer
 

@@ -106,7 +106,7 @@ def measure(
 
 
 def window_starts(targets: int, length: int, stride: int) -> npt.NDArray[np.int64]:
-    """Where sequences of T inputs start so that together they count each of `targets` targets; the last may overlap."""
+    """Starts (n,) of sequences of T inputs that together count each of `targets` targets; the last may overlap."""
     return np.append(np.arange(0, targets - length, stride), targets - length)
 
 

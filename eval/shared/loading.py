@@ -46,8 +46,7 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu",
     if tokenizer.vocab_size != model.config.vocab_size:  # an id beyond the model's would end in an IndexError
         raise UserError(
             f"the model of {checkpoint} has {model.config.vocab_size:,} ids, but its tokenizer "
-            f"{tokenizer.vocab_size:,}: "
-            "they don't belong together, copy the checkpoint again"
+            f"{tokenizer.vocab_size:,}: they don't belong together, copy the checkpoint again"
         )
     return Loaded(model, tokenizer, checkpoint, manifest)
 

@@ -46,7 +46,7 @@ class Permutation:
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of splitmix64 (Steele et al. 2014); arithmetic modulo 2^64."""
+    """The finaliser of splitmix64 (Steele et al. 2014), (n,) to (n,); arithmetic modulo 2^64."""
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))

@@ -122,8 +122,7 @@ def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -
     if theirs != ours and (manifest["step"] > 0 or any(name.startswith("optimizer-") for name in manifest["files"])):
         raise UserError(
             f"{checkpoint} was trained with the optimizer {theirs}, but this run has {ours}: resume it with {theirs}, "
-            "or "
-            "start another run from its weights with train/finetune.py"
+            "or start another run from its weights with train/finetune.py"
         )
 
 

@@ -66,10 +66,8 @@ class CheckpointKeeper:
             final: the run ends here: wait for the save, which must succeed whatever checkpoint.on_failure is, and is
                 tried several times where the file system fails for a moment. Does nothing where it is there already.
 
-        Raises:
-            ReplicasDiffer, NonFiniteWeights: the ranks' weights are no longer the same, or NaN or inf; nothing of this
-                step is written.
-            SaveFailed: see `settle`.
+        Raises ReplicasDiffer where the ranks' weights are no longer the same, NonFiniteWeights where they are NaN or
+        inf (nothing of this step is written then), and SaveFailed as `settle`.
         """
         if final:
             return self._save_last(progress)

@@ -101,8 +101,7 @@ def arrange(options: argparse.Namespace, folder: Path) -> None:
         if options.node_rank == 0 and own_address(address[0]) is None:
             print(
                 f"WARNING: {address[0]} stands for no address of this machine that others could reach: listening at "
-                "all "
-                "of its addresses (with an address as --master_addr only at that one)",
+                "all of its addresses (with an address as --master_addr only at that one)",
                 file=sys.stderr, flush=True,
             )  # fmt: skip
     rank = options.node_rank

@@ -127,8 +127,7 @@ def _check_meeting(options: argparse.Namespace) -> None:
     if options.rdzv_backend == "c10d" and options.nnodes != "1":
         raise UserError(
             "--rdzv-backend is c10d, with which a machine executes what anybody sends to its port: for several "
-            "machines "
-            "leave it out, and give --master_addr, --master_port and each one's --node_rank"
+            "machines leave it out, and give --master_addr, --master_port and each one's --node_rank"
         )
     if options.master_port is not None and options.master_port not in PORTS:
         raise UserError(f"--master_port is {options.master_port}: give a port from 0 to {PORTS[-1]}")
@@ -138,8 +137,7 @@ def _check_meeting(options: argparse.Namespace) -> None:
     if options.nnodes != "1" and not options.rdzv_endpoint and options.master_addr is None:
         raise UserError(
             f"--nnodes is {options.nnodes}, but no option names where the machines meet: give --master_addr=HOST, one "
-            "of "
-            "them"
+            "of them"
         )
 
 

@@ -1,5 +1,4 @@
-"""A small file of each rank with its step, phase and memory: what is left to read of a rank that
-was killed."""
+"""A small file of each rank with its step, phase and memory: what is left of a rank that was killed."""
 
 import contextlib
 import time

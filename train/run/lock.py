@@ -185,8 +185,7 @@ class RunLock:
     def _why_wait(self, owner: dict[str, Any] | None) -> str:
         """The line that a start prints before it waits."""
         return (
-            f"waiting up to {self.patience_seconds:g} s for the lock of {_name(owner)} ({self.path}): whether it is "
-            "alive "
+            f"waiting up to {self.patience_seconds:g} s for the lock of {_name(owner)} ({self.path}): whether it lives "
             f"can't be seen from {socket.gethostname()}, but a live one renews its lock every {RENEW_SECONDS:g} s"
         )
 

@@ -281,8 +281,7 @@ def _begun_with(folder: RunFolder) -> FromCheckpoint | None:
         except BadCheckpoint as error:
             raise UserError(
                 f"{error}: without its base the run can't continue; copy it again from where the run was copied from, "
-                "or "
-                "give another --run.name"
+                "or give another --run.name"
             ) from None
         return FromCheckpoint(kept, manifest, manifest["identity"])
     for _, path in list_checkpoints(folder.checkpoints):
