@@ -1,10 +1,10 @@
-"""How fast Longhaul writes, beside `transformers` on the exported weights and beside re-running the context.
+"""How fast Longhaul generates, against `transformers` on the exported weights and against re-running the context.
 
     python eval/benchmarks/bench_generate.py --threads 1 2 --batch 1 16
     python eval/benchmarks/bench_generate.py --run runs/demo --tokens 64
 
-Every contestant has the same weights, dtype, threads, prompts and number of tokens, chooses greedily and passes over
-ends of text. They take turns, and each one's fastest turn counts, so that what else the machine does weighs on all
+Every contestant has the same weights, dtype, threads, prompts and number of tokens, chooses greedily and ignores
+ends of text. They take turns, and each one's fastest turn counts, so that other load on the machine affects all
 alike.
 """
 
@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], metavar="B", help="prompts at once")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="of the CPU")
     parser.add_argument("--prompt-tokens", type=int, default=32, metavar="N")
-    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="written for each prompt (default 64)")
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="generated for each prompt (default 64)")
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each contestant (default 3)")
     parser.add_argument("--no-rerun", action="store_true", help="leave out re-running the context, which is slow")
     add_device(parser, "cpu")

@@ -6,7 +6,8 @@
 That loop (build-nanogpt's hellaswag.py) takes one example at a time: four rows of context and ending, padded to the
 longest, through the model, and the logits of every position. Both have the same weights, dtype and threads and answer
 the same questions, the contexts without the activity label. They take turns, and each one's fastest turn counts.
-Processor time stands beside the clock's: on a machine that others use as well it is the fairer one. Weights need no
+Processor time is reported beside wall-clock time: on a machine that others use as well it is the fairer one. Weights
+need no
 training: the work is the same.
 """
 

@@ -47,7 +47,7 @@ class Figure:
 
 def compare_generation(arguments: argparse.Namespace) -> None:
     if min(*arguments.batch, *arguments.threads, arguments.tokens, arguments.prompt_tokens, arguments.turns) < 1:
-        raise UserError("--batch, --threads, --tokens, --prompt-tokens and --turns must be at least 1")
+        raise UserError("--batch, --threads, --tokens, --prompt-tokens and --turns take 1 or more: give such")
     device = device_for(arguments.device)
     model = build_model(arguments, device)
     if arguments.prompt_tokens + arguments.tokens > model.config.block_size:
@@ -91,7 +91,7 @@ def load_in_transformers(model: GPT) -> Any:
     try:
         import transformers
     except ImportError:
-        raise UserError("the benchmark needs transformers: pip install transformers") from None
+        raise UserError("transformers is not installed: pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
     parameters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def load_in_transformers(model: GPT) -> Any:
 
 
 def contestants_of(model: GPT, theirs: Any, batch: int, arguments: argparse.Namespace) -> dict[str, Contestant]:
-    """By name: writes the tokens that follow the prompts."""
+    """The contestants by name: each generates the tokens after the prompts, (B, T) to (B, tokens)."""
     generator = torch.Generator().manual_seed(batch)
     shape = (batch, arguments.prompt_tokens)
     prompts = torch.randint(0, model.config.vocab_size, shape, generator=generator)  # (B, T)
@@ -137,7 +137,7 @@ def write_with_transformers(theirs: Any, prompts: Tensor, count: int) -> list[li
 
 @torch.no_grad()
 def write_anew(model: GPT, prompts: Tensor, count: int) -> list[list[int]]:
-    """Without a cache: the whole text through the model for every token."""
+    """`count` tokens after each prompt (B, T), without a cache: the whole text through the model for every token."""
     tokens = prompts
     for _ in range(count):
         chosen = model.logits(model.hidden(tokens)[:, -1]).argmax(dim=-1, keepdim=True)  # (B, 1)

@@ -31,7 +31,7 @@ Scores = npt.NDArray[np.float64]
 
 def compare_answering(arguments: argparse.Namespace) -> None:
     if min(arguments.limit, arguments.threads, arguments.turns) < 1:
-        raise UserError("--limit, --threads and --turns must be at least 1")
+        raise UserError("--limit, --threads and --turns take 1 or more: give such")
     data = read_hellaswag(arguments.data)
     ranks = start_evaluation(arguments.device)
     torch.set_num_threads(arguments.threads)
@@ -41,7 +41,7 @@ def compare_answering(arguments: argparse.Namespace) -> None:
         LONGHAUL: lambda asked: log_likelihoods(model, asked, ranks, dtype=arguments.dtype),
         ONE_AT_A_TIME: lambda asked: one_at_a_time(model, asked, ranks.device, arguments.dtype),
     }
-    seconds = dict.fromkeys(contestants, float("inf"))  # by the clock
+    seconds = dict.fromkeys(contestants, float("inf"))  # wall-clock
     processor_seconds = dict.fromkeys(contestants, float("inf"))
     flops, scores = {}, {}
     with progress_bar((arguments.turns + 1) * len(contestants), "turn", "benchmark") as bar:
@@ -80,7 +80,7 @@ def compare_answering(arguments: argparse.Namespace) -> None:
     for name in contestants:
         print(f"{name:14} {speed[name]:8.2f} examples/s   {flops[name] / len(questions) / 1e9:8.1f} GFLOP an example")
     print(
-        f"{report['times_faster']:.2f} times as fast by the clock, {report['times_less_processor_time']:.2f} by "
+        f"{report['times_faster']:.2f} times as fast by wall-clock time, {report['times_less_processor_time']:.2f} by "
         f"processor time, with {report['flop_ratio']:.2f} times fewer FLOPs"
     )
     print(f"{same:.1%} of the predictions are the same ({len(questions)} examples)")

@@ -17,14 +17,14 @@ from model.flex import flex_works
 
 
 def dense_window(length: int, window: int, device: torch.device) -> Visibility:
-    """The window as a mask over all pairs, which hides and does not skip."""
+    """The window as a mask over all pairs, which hides keys without skipping their work."""
     index = torch.arange(length, device=device)
     distance = index[:, None] - index[None, :]
     return Visibility(causal=False, mask=((distance >= 0) & (distance < window))[None, None])
 
 
 def contestants(options: argparse.Namespace, device: torch.device) -> dict[str, Visibility]:
-    """By name, what each may see; masks are made once, as once per forward of a model."""
+    """The visibility of each contestant, by name; masks are made once, as once per forward of a model."""
     length, window = options.length, options.window
     ways = {
         "full causal": see_before(length, None, None, device),
@@ -85,19 +85,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def head_counts(options: argparse.Namespace) -> tuple[int, int, int]:
-    """Heads of q, k and v."""
+    """Random q (B, H, T, D), k and v (B, K, T, D)."""
     return options.heads, options.kv_heads, options.kv_heads
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises UserError for sizes that make no attention."""
+    """Raises UserError for sizes that can't be used."""
     small = [name for name, value in vars(options).items() if isinstance(value, int) and value < 1]
     if small:
-        raise UserError(f"--{small[0].replace('_', '-')} must be at least 1")
+        raise UserError(f"--{small[0].replace('_', '-')} is {getattr(options, small[0])}: use 1 or more")
     if options.heads % options.kv_heads:
-        raise UserError(f"--heads {options.heads} does not divide into groups for --kv-heads {options.kv_heads}")
+        raise UserError(f"--heads is {options.heads}, not a multiple of --kv-heads {options.kv_heads}: make it one")
     if options.device != "cpu" and not (options.device.startswith("cuda") and torch.cuda.is_available()):
-        raise UserError(f"--device {options.device} is not here: use cpu")
+        raise UserError(f"--device is {options.device}, but PyTorch sees no such device here: use cpu")
 
 
 def compare_attention(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""How much work a sliding window saves: the ways to attend side by side, forward and backward, on one device.
+"""How much work a sliding window saves: the implementations side by side, forward and backward, on one device.
 
     python model/benchmarks/bench_attention.py [--length 2048] [--window 256] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""Measure how long training waits for a checkpoint: written beside it, and waited for.
+"""Measure how long training waits for a checkpoint: written in the background, and synchronously.
 
     python train/benchmarks/bench_checkpoint.py --preset gpt2-124m gpt2-355m --ranks 1 2 --json checkpoint.json
 
@@ -29,7 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=file_to_write, help="write the figures to this file as well")
     arguments = parser.parse_args()
     if arguments.saves < 2:
-        parser.error("--saves: give 2 or more, as the first save makes the buffers that later ones use again")
+        parser.error(
+            f"--saves is {arguments.saves}: use 2 or more, as the first save makes the buffers that later ones reuse"
+        )
     return arguments
 
 

@@ -48,7 +48,7 @@ def make_state(preset: str, quick: bool) -> tuple[GPT, torch.optim.Optimizer]:
 
 
 def save_once(writer: CheckpointWriter, ranks: Ranks, step: int, *, asynchronous: bool) -> dict[str, float]:
-    """Seconds that this rank could not compute for, and until the checkpoint was published."""
+    """Seconds for which this rank could not compute, and until the checkpoint was published."""
     ranks.barrier()
     started = time.monotonic()
     check_weights(ranks, writer.model)
@@ -56,7 +56,7 @@ def save_once(writer: CheckpointWriter, ranks: Ranks, step: int, *, asynchronous
     beside = 0.0
     if asynchronous:
         left = time.monotonic()
-        while any(ranks.agree(writer.flags())):  # here training would go on
+        while any(ranks.agree(writer.flags())):  # here training would continue
             time.sleep(LOOK_SECONDS)
         beside = time.monotonic() - left
     saved = writer.finish()
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace, preset: str, world_size: int) -> dict
 
 
 def fits(preset: str, world_size: int) -> bool:
-    """Whether all ranks' copies and one snapshot find room in this machine's memory."""
+    """Whether all ranks' copies and one snapshot fit into this machine's memory."""
     with torch.device("meta"):
         weights = list(GPT(preset_config(preset)).named_parameters())
     state = sum(weight.nbytes for _, weight in weights) + ADAMW.nbytes(shapes_of(weights))
