@@ -67,7 +67,7 @@ def open_source(
     if arguments.source is not None:
         found = local or local_parquet(arguments.source, arguments.config, all_splits=arguments.all_splits)
         label = str(arguments.source)
-        return Opened(found.files, asked, label, rate, passed_over=found.passed_over, note=found.note)
+        return Opened(found.files, asked, label, rate, left_out=found.left_out, note=found.note)
     if begun is not None:
         if not {"repo", "config", "revision"} <= begun.keys():
             raise UserError(f"{arguments.out / JOURNAL_FILE} lacks the hub's repo, config or revision: {ANEW}")

@@ -127,7 +127,7 @@ def main() -> int:
         asked,
         replace(settings_of(arguments, tokenizer, validation_files=None), validation_one_in=arguments.val_one_in),
         tokenizer.token_bytes,
-        lambda begun: Opened(files, {}, label, rate, passed_over=found.passed_over, note=found.note),
+        lambda begun: Opened(files, {}, label, rate, left_out=found.left_out, note=found.note),
         lambda files: make_tokenizer(tokenizer, files, arguments.field, arguments.skip_bad),
     )
     return run(arguments, command)

@@ -18,10 +18,10 @@ from common.publish import TEMPORARY_SUFFIX
 from data_prep.corpora.corpus import Corpus, Files, Settings, prepare
 from data_prep.corpora.encode_pool import START_METHODS, warm_up
 from data_prep.corpora.file_kinds import suffix_of
-from data_prep.corpora.file_walk import PassedOver, told_passed_over
+from data_prep.corpora.file_walk import LeftOut, describe_left_out
 from data_prep.corpora.journal import JOURNAL_FILE, Begun, source_difference
 from data_prep.corpora.preparation import complete_set, positive_count, report, writing_alone
-from data_prep.corpora.skipping import told_skipped
+from data_prep.corpora.skipping import describe_skipped
 from data_prep.corpora.workers import choose_workers
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest
 from data_prep.token_sets.shard_writer import remove_file, shard_files
@@ -34,7 +34,7 @@ VALIDATION_ONE_IN = 32
 @dataclass(frozen=True)
 class Opened:
     """A source that has been looked at. `origin` is for the manifest; `extra_disk_bytes` is for downloads.
-    `passed_over` and `note` are for people.
+    `left_out` and `note` are for people.
     """
 
     files: Files
@@ -42,7 +42,7 @@ class Opened:
     label: str
     tokens_per_byte: float
     extra_disk_bytes: int = 0
-    passed_over: PassedOver = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=dict)
     note: str | None = None
     close: Callable[[bool], None] = lambda complete: None
 
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
     if skipped := manifest.source.get("skipped"):
-        print(f"warning: skipped {len(skipped)} unreadable: {told_skipped(skipped)} (manifest.json has them all)")
+        print(f"warning: skipped {len(skipped)} unreadable: {describe_skipped(skipped)} (manifest.json has them all)")
     if not manifest.splits["val"] and command.settings.val_tokens:
         print(
             "warning: no validation split, which training needs: none of the documents is the one in "
@@ -222,7 +222,7 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
     kinds = Counter(suffix_of(file.name) for file in opened.files.listed)
     told = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items(), key=str))
     print(f"source   {one_line(opened.label)}: {len(opened.files.listed)} files, {format_bytes(size)} ({told})")
-    for line in told_passed_over(opened.passed_over):
+    for line in describe_left_out(opened.left_out):
         print(f"left out {line}")
     if opened.note:
         print(one_line(f"note     {opened.note}"))

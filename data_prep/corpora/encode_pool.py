@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from common.errors import UserError
-from data_prep.corpora.encode_worker import ENCODING_ERRORS, Failure, Part, Work, encode, serve, told
+from data_prep.corpora.encode_worker import ENCODING_ERRORS, Failure, Part, Work, encode, error_text, serve
 from data_prep.corpora.file_kinds import kind_of
 from data_prep.corpora.readers import UnitReader, lines_before
 from data_prep.tokenization.tokenizer import Tokenizer
@@ -66,7 +66,7 @@ class SerialEncoder:
             try:
                 yield from encode(work, self._tokenizer, self._reader, progress, 0)
             except ENCODING_ERRORS as error:
-                raise UserError(f"{_where(work, progress[0])}: {told(error)}") from error
+                raise UserError(f"{_where(work, progress[0])}: {error_text(error)}") from error
 
     def check(self) -> None:
         """Does nothing: there is no worker that could have died."""

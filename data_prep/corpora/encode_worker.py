@@ -128,7 +128,9 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
             if work.skip_bad == 0:
                 if size:  # what comes before it may be all that is wanted
                     yield _part(work, rows, counts, pieces, skipped)
-                raise ValueError(f"{told(fragment.error)} (--skip-bad N skips up to N of them)") from fragment.error
+                raise ValueError(
+                    f"{error_text(fragment.error)} (--skip-bad N skips up to N of them)"
+                ) from fragment.error
             skipped.append(Skip(fragment.row, str(fragment.error), fragment.rest))
             count += 1
             if count > work.skip_bad:  # the parent reports it, as it knows them all
@@ -159,7 +161,7 @@ def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], ski
     return Part(work, numbers[0], numbers[1], np.concatenate(pieces), tuple(skipped))
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """An error in words, with its type where it is not about the text."""
     return str(error) if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: {error}"
 
@@ -189,7 +191,7 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
             for part in encode(work, tokenizer, reader, progress, slot):
                 outbox.put(part)
         except ENCODING_ERRORS as error:
-            outbox.put(Failure(progress[slot], told(error)))
+            outbox.put(Failure(progress[slot], error_text(error)))
         else:
             outbox.put(None)
         pa.default_memory_pool().release_unused()

@@ -27,7 +27,7 @@ HIDDEN, OTHER_KIND, NOT_REGULAR, SAME_FILE, SAME_FOLDER, LOOP = (
     "linked folders that are read under another name",
     "links that lead back to a folder above them",
 )
-PassedOver = dict[str, list[str]]  # names by reason
+LeftOut = dict[str, list[str]]  # names by reason
 
 
 class Found(NamedTuple):
@@ -44,7 +44,7 @@ class Walk:
 
     suffixes: Collection[str] = frozenset(KINDS)
     _files: list[tuple[Found, os.stat_result]] = field(default_factory=list)
-    passed_over: PassedOver = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=dict)
     _links: deque[tuple[Path, Path]] = field(default_factory=deque)  # a link to a folder, and the folder asked for
     _seen: set[tuple[int, int]] = field(default_factory=set)
 
@@ -79,7 +79,7 @@ class Walk:
         return sorted(first.values(), key=lambda file: file.path)
 
     def note(self, reason: str, name: str) -> None:
-        self.passed_over.setdefault(reason, []).append(name)
+        self.left_out.setdefault(reason, []).append(name)
 
     def _folder(self, folder: Path, root: Path, *, linked: bool) -> None:
         waiting = [folder]
@@ -128,10 +128,10 @@ class Walk:
         return None
 
 
-def told_passed_over(passed_over: PassedOver) -> list[str]:
+def describe_left_out(left_out: LeftOut) -> list[str]:
     """A line for every reason: how many, why, and the first names."""
     lines = []
-    for reason, names in sorted(passed_over.items()):
+    for reason, names in sorted(left_out.items()):
         shown = ", ".join(sorted(names)[:SHOWN_NAMES]) + ", …" * (len(names) > SHOWN_NAMES)
         lines.append(printable(f"{len(names):,} {reason}: {shown}"))
     return lines

@@ -19,7 +19,7 @@ from data_prep.corpora.encode_worker import Place
 from data_prep.corpora.preparation import first_difference
 from data_prep.corpora.skipping import Skipped
 from data_prep.token_sets.manifest import MOST_BYTES, Shard, SkippedRow, StoredTokenizer, shard_name, token_dtype
-from data_prep.token_sets.shard_writer import clear_token_set, remove_file, told
+from data_prep.token_sets.shard_writer import clear_token_set, remove_file, write_error
 
 JOURNAL_FILE = "preparing.json"
 ANEW = "use --force to start again"
@@ -209,7 +209,7 @@ class Journal:
             write_json_whole(self._path, {"plan": self._plan, "splits": splits} | self.skipped.to_store())
             size = size_of_file(self._path)
         except OSError as error:
-            raise told(error, self._path) from error
+            raise write_error(error, self._path) from error
         if size > MOST_BYTES:  # before the first shard: neither this nor the manifest could be read again
             raise UserError(
                 f"{self._path} would have {size:,} bytes for so many files, and at most {MOST_BYTES:,} are read: "

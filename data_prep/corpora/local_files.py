@@ -14,7 +14,7 @@ from common.yaml_file import BadYaml, parse_yaml
 from data_prep.corpora.corpus import InputFile
 from data_prep.corpora.fields import record_of, text_of
 from data_prep.corpora.file_kinds import DAMAGE, KINDS, READABLE, fingerprint, kind_of, open_bytes, suffix_of
-from data_prep.corpora.file_walk import PassedOver, Walk, told_passed_over
+from data_prep.corpora.file_walk import LeftOut, Walk, describe_left_out
 from data_prep.corpora.hub import config_patterns, matches
 from data_prep.corpora.split_names import choose_training_files
 
@@ -48,7 +48,7 @@ class LocalSource:
     """What was found: the files to read, those skipped by reason, and a note."""
 
     files: LocalFiles
-    passed_over: PassedOver
+    left_out: LeftOut
     note: str | None = None
 
 
@@ -86,7 +86,7 @@ def find_files(paths: Sequence[Path], field: str, *, all_splits: bool = False) -
     taken = [folder / name for name in choice.names]
     folder = _common_folder(taken)
     names = [path.relative_to(folder).as_posix() for path in taken]
-    return LocalSource(LocalFiles(folder, names), walk.passed_over | choice.left_out, choice.note)
+    return LocalSource(LocalFiles(folder, names), walk.left_out | choice.left_out, choice.note)
 
 
 def local_parquet(folder: Path, config: str, *, all_splits: bool = False) -> LocalSource:
@@ -109,10 +109,10 @@ def local_parquet(folder: Path, config: str, *, all_splits: bool = False) -> Loc
     else:
         choice = choose_training_files(names, str(folder), all_splits)
         names, note = choice.names, choice.note
-        walk.passed_over |= choice.left_out
+        walk.left_out |= choice.left_out
     if not names:
         raise UserError(f"{folder} has no parquet files (for the configuration {config!r}){_reasons(walk)}")
-    return LocalSource(LocalFiles(folder, names), walk.passed_over, note)
+    return LocalSource(LocalFiles(folder, names), walk.left_out, note)
 
 
 def _patterns_of_card(readme: Path, config: str, all_splits: bool) -> list[str] | None:
@@ -155,7 +155,7 @@ def _json_problem(path: Path, field: str) -> str | None:
 
 
 def _reasons(walk: Walk) -> str:
-    told = "; ".join(told_passed_over(walk.passed_over))
+    told = "; ".join(describe_left_out(walk.left_out))
     return f" (skipped: {told})" if told else ""
 
 

@@ -18,7 +18,7 @@ from common.paths import PROJECT
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import canonical_json, file_to_write, write_json_output
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
-from data_prep.token_sets.shard_writer import SHARD_TOKENS, told
+from data_prep.token_sets.shard_writer import SHARD_TOKENS, write_error
 from data_prep.tokenization.tokenizer import Tokenizer
 
 DATA_FOLDER = PROJECT / "data"
@@ -114,7 +114,7 @@ def finish_set(
     try:
         manifest.write(folder)
     except OSError as error:
-        raise told(error, folder / MANIFEST_FILE) from error
+        raise write_error(error, folder / MANIFEST_FILE) from error
     return manifest
 
 

@@ -32,9 +32,9 @@ class Skipped:
             if key not in self._entries and (last is None or key <= last[:3]):
                 self._entries[key] = self._entry(part, skip)
                 if len(self._entries) > self.allowed:
-                    told = told_skipped(self.entries)
+                    words = describe_skipped(self.entries)
                     raise UserError(
-                        f"more than --skip-bad {self.allowed} can't be read: {told} ({skip.why}): fix or "
+                        f"more than --skip-bad {self.allowed} can't be read: {words} ({skip.why}): fix or "
                         "remove them, or allow more"
                     )
 
@@ -54,7 +54,7 @@ class Skipped:
                 self._entries[tuple(key)] = entry
         if len(self._entries) > self.allowed:
             raise UserError(
-                f"the published shards have skipped {told_skipped(self.entries)}: allow it with --skip-bad "
+                f"the published shards have skipped {describe_skipped(self.entries)}: allow it with --skip-bad "
                 f"{len(self._entries)}, or start again with --force"
             )
 
@@ -71,10 +71,10 @@ class Skipped:
         return entry | ({"rest": True} if skip.rest else {})
 
 
-def told_skipped(entries: list[dict[str, Any]]) -> str:
+def describe_skipped(entries: list[dict[str, Any]]) -> str:
     """The first entries in words, and how many more there are."""
-    told = []
+    words = []
     for entry in entries[:NAMED]:
         where = " ".join(f"{name.replace('_', ' ')} {entry[name]}" for name in entry if name not in ("file", "rest"))
-        told.append(f"{entry['file']} {where}" + " and what follows it" * entry.get("rest", False))
-    return ", ".join(told) + f" and {len(entries) - NAMED} more" * (len(entries) > NAMED)
+        words.append(f"{entry['file']} {where}" + " and what follows it" * entry.get("rest", False))
+    return ", ".join(words) + f" and {len(entries) - NAMED} more" * (len(entries) > NAMED)

@@ -91,7 +91,7 @@ class ShardWriter:
                 self._file = open(self.path.with_name(self.path.name + TEMPORARY_SUFFIX), "wb", buffering=0)  # noqa: SIM115
             _write_all(self._file, data)
         except OSError as error:
-            raise told(error, self.path, self.room * self._tokenizer.dtype.itemsize) from error
+            raise write_error(error, self.path, self.room * self._tokenizer.dtype.itemsize) from error
         self._digest.update(data)
         self._tokens += len(part)
         self._documents += self._documents_in(part)
@@ -113,7 +113,7 @@ class ShardWriter:
             os.replace(temporary, self.path)
             fsync_folder(self._folder)
         except OSError as error:
-            raise told(error, self.path) from error
+            raise write_error(error, self.path) from error
         self._file = None
         shard = Shard(self.path.name, self._tokens, self._documents, self._bytes, self._digest.hexdigest())
         self.shards.append(shard)
@@ -172,7 +172,7 @@ def _write_all(file: BinaryIO, data: memoryview) -> None:
         data = data[file.write(data) or 0 :]  # an unbuffered write may take a part
 
 
-def told(error: OSError, path: Path, missing_bytes: int | None = None) -> UserError:
+def write_error(error: OSError, path: Path, missing_bytes: int | None = None) -> UserError:
     """The message for `path` that can't be written."""
     if error.errno not in _DISK_FULL:
         return UserError(refusal("written", error, path, otherwise="run the same command again"))

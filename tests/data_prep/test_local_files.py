@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from common.errors import UserError
-from data_prep.corpora.file_walk import told_passed_over
+from data_prep.corpora.file_walk import describe_left_out
 from data_prep.corpora.local_files import find_files, local_parquet
 from data_prep.corpora.split_names import choose_training_files
 from tests.helpers.parquet_files import write_parquet
@@ -84,7 +84,7 @@ def test_a_folder_named_by_the_user_says_nothing(tmp_path):
     assert taken(find_files([tmp_path / "data" / "validation"], "text")) == ["0.jsonl", "1.jsonl"]
     both = find_files(sorted((tmp_path / "data").iterdir()), "text")
     assert taken(both) == ["0.jsonl"]
-    assert told_passed_over(both.passed_over) == [
+    assert describe_left_out(both.left_out) == [
         "2 named for validation (--all-splits takes everything): validation/0.jsonl, validation/1.jsonl"
     ]
     assert len(taken(find_files([tmp_path / "data"], "text", all_splits=True))) == 3
@@ -96,7 +96,7 @@ def test_parquet_of_a_folder_without_a_card_s_configurations(tmp_path):
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n# A data set\n")
     found = local_parquet(tmp_path, "default")
     assert taken(found) == [names[1]]
-    assert sorted(reason.split(" (")[0] for reason in found.passed_over) == [
+    assert sorted(reason.split(" (")[0] for reason in found.left_out) == [
         "named for test", "named for validation", "of a kind that is not read",
     ]  # fmt: skip
     card = (
@@ -127,7 +127,7 @@ def test_what_is_passed_over_is_told_with_its_reason(tmp_path):
         server.bind(os.path.relpath(folder / "s.txt"))
         found = find_files([folder], "text")
     assert taken(found) == ["a.jsonl", "b/c.txt"]
-    assert told_passed_over(found.passed_over) == [
+    assert describe_left_out(found.left_out) == [
         "2 JSON, but a document, not an object per line: info.json, list.json",
         "1 JSON, but without the text: its first line has no field 'text': meta.json",
         "3 hidden, or of another program's bookkeeping: ._a.txt, .ipynb_checkpoints/, __MACOSX/",
@@ -160,11 +160,11 @@ def test_linked_folders_are_entered_once_and_loops_end(tmp_path):
     (tmp_path / "elsewhere" / "back").symlink_to(folder)
     found = find_files([folder], "text")
     assert taken(found) == ["more/deep/f.txt", "more/e.txt", "v2/a.txt", "v2/b.txt"]
-    assert told_passed_over(found.passed_over) == [
+    assert describe_left_out(found.left_out) == [
         "3 linked folders that are read under another name: latest, more/back, same",
         "2 links that lead back to a folder above them: more/deep/round, v2/up",
     ]
-    for reason in find_files([folder, folder / "v2", folder / "v2" / "a.txt"], "text").passed_over:
+    for reason in find_files([folder, folder / "v2", folder / "v2" / "a.txt"], "text").left_out:
         assert "link" in reason  # a file that is asked for twice is no other file
 
 

@@ -46,7 +46,7 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
         return None, []
     passed_over: list[str] = []
     if resume != "auto" and existing and not Path(resume).resolve().is_relative_to(folder.path.resolve()):
-        if not _began_from(resume, folder):
+        if not _started_from(resume, folder):
             raise UserError(
                 f"{folder.path} has checkpoints of its own, and did not start from {resume}: leave --resume out to "
                 "resume it, or give --run.name NAME for another run"
@@ -83,7 +83,7 @@ def _find(given: str, unsaved: RunFolder | None) -> tuple[Path, list[str]]:
             run's name meant: that one it is, though that run may have saved another since.
     """
     passed_over = []
-    began = [Path(path) for path in _beginnings(unsaved) if _names(given, path)] if unsaved else []
+    began = [Path(path) for path in _recorded_starts(unsaved) if _names(given, path)] if unsaved else []
     for path in began[-1:]:
         try:
             return find_checkpoint(path), []
@@ -92,12 +92,12 @@ def _find(given: str, unsaved: RunFolder | None) -> tuple[Path, list[str]]:
     return find_checkpoint(given), passed_over
 
 
-def _began_from(given: str, folder: RunFolder) -> bool:
+def _started_from(given: str, folder: RunFolder) -> bool:
     """Whether one of the run's starts was from this checkpoint of another run's, or from that run's newest."""
-    return any(_names(given, path) for path in _beginnings(folder))
+    return any(_names(given, path) for path in _recorded_starts(folder))
 
 
-def _beginnings(folder: RunFolder) -> list[str]:
+def _recorded_starts(folder: RunFolder) -> list[str]:
     """The checkpoints from which the run's launches started, oldest first."""
     return [str(start["resumed_from"]) for start in read_starts(folder.provenance) if start.get("resumed_from")]
 

@@ -106,7 +106,7 @@ class FromCheckpoint:
         Raises UserError as `find_base` does. One rank calls, and all take its answer: a run that is still training has
         another newest checkpoint a moment later.
         """
-        begun = _begun_with(folder)
+        begun = _started_with(folder)
         if begun is None and (self.source / CHECKPOINT_MANIFEST).exists():
             return self
         if begun is not None and begun.source == self.source:
@@ -202,7 +202,7 @@ def find_base(given: str, folder: RunFolder) -> FromCheckpoint:
 
     Raises UserError where there is none, or the run started from another one. (What was given may be gone by then.)
     """
-    begun, first = _begun_with(folder), _first_start(given, folder)
+    begun, first = _started_with(folder), _first_start(given, folder)
     if begun is not None:
         return replace(begun, given=given, note=_check_given(given, folder, begun, first is not None))
     note = ""
@@ -270,7 +270,7 @@ def _first_argument(command: str) -> str | None:
         return None
 
 
-def _begun_with(folder: RunFolder) -> FromCheckpoint | None:
+def _started_with(folder: RunFolder) -> FromCheckpoint | None:
     """The base that a run's files record, if it has started."""
     kept = folder.checkpoints / BASE_FOLDER
     if os.path.lexists(kept):
