@@ -2,8 +2,8 @@
 # shellcheck disable=SC2154 # srun_options and in_container come from site_environment.sh
 # What every job of this project does. Sourced by the batch scripts beside it.
 #
-# The job runs on the allocation's first node: it checks options, data and nodes, starts the trainers, passes on
-# requests to save and leave, and when they have ended asks requeue.py what becomes of the job.
+# The job runs on the allocation's first node: it checks options, data and nodes, starts the trainers, forwards
+# stop requests, and when they have ended runs requeue.py, which decides about the job.
 #
 # Settings, from the environment of sbatch or from slurm/site.sh (which is not in the repository, see
 # site_environment.sh):
@@ -11,7 +11,7 @@
 #   LONGHAUL_CONTAINER_PYTHON  the one inside a container of srun's, where it is another  (default LONGHAUL_PYTHON)
 #   LONGHAUL_LAUNCH            torchrun (one task a node) or srun (one a rank)  (default torchrun)
 #   LONGHAUL_RANKS_PER_NODE    ranks that torchrun starts on each node          (default: the GPUs, or 1 without)
-#   LONGHAUL_HEAD              what the other nodes call the first one          (default: its address that faces them)
+#   LONGHAUL_HEAD              address of the first node for the others         (default: its address that faces them)
 #   LONGHAUL_FRUITLESS_STARTS  starts in a row without a new checkpoint before the job is given up  (default 3)
 # and, in site.sh only, two arrays:
 #   srun_options=(…)           more options of srun, such as a container's
@@ -100,10 +100,10 @@ list_nodes() { # the job's nodes, by their names in Slurm
     exit 2
 }
 
-address_of() { # NODE: what Slurm calls it at; its name where that is not known
+address_of() { # NODE: the address Slurm uses for it; its name where that is not known
     local record address
     record=" $(scontrol -o show node "$1" || true)"
-    address=${record#* NodeAddr=} # the first: a comment of anybody's comes later
+    address=${record#* NodeAddr=} # the first: anybody's comment comes later
     if [ "$address" = "$record" ]; then address=$1; fi
     echo "${address%% *}"
 }

@@ -108,13 +108,17 @@ def contestants_of(model: GPT, theirs: Any, batch: int, arguments: argparse.Name
     prompts = torch.randint(0, model.config.vocab_size, shape, generator=generator)  # (B, T)
     prompts, count = prompts.to(model.wte.weight.device), arguments.tokens
     contestants = {
-        LONGHAUL: lambda: write_cached(model, prompts, count),
-        TRANSFORMERS: lambda: write_with_transformers(theirs, prompts, count),
+        LONGHAUL: lambda: generate_cached(model, prompts, count),
+        TRANSFORMERS: lambda: generate_with_transformers(theirs, prompts, count),
     }
-    return contestants if arguments.no_rerun else contestants | {RERUN: lambda: write_anew(model, prompts, count)}
+    return (
+        contestants
+        if arguments.no_rerun
+        else contestants | {RERUN: lambda: generate_by_rerunning(model, prompts, count)}
+    )
 
 
-def write_cached(model: GPT, prompts: Tensor, count: int) -> list[list[int]]:
+def generate_cached(model: GPT, prompts: Tensor, count: int) -> list[list[int]]:
     decoding = Decoding(model, prompts.tolist(), Sampling(temperature=0.0), count=count)
     for _ in decoding:
         pass
@@ -122,8 +126,8 @@ def write_cached(model: GPT, prompts: Tensor, count: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def write_with_transformers(theirs: Any, prompts: Tensor, count: int) -> list[list[int]]:
-    written = theirs.generate(
+def generate_with_transformers(theirs: Any, prompts: Tensor, count: int) -> list[list[int]]:
+    generated = theirs.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         do_sample=False,
@@ -131,19 +135,19 @@ def write_with_transformers(theirs: Any, prompts: Tensor, count: int) -> list[li
         min_new_tokens=count,
         use_cache=True,
     )
-    texts: list[list[int]] = written[:, prompts.shape[1] :].tolist()
+    texts: list[list[int]] = generated[:, prompts.shape[1] :].tolist()
     return texts
 
 
 @torch.no_grad()
-def write_anew(model: GPT, prompts: Tensor, count: int) -> list[list[int]]:
+def generate_by_rerunning(model: GPT, prompts: Tensor, count: int) -> list[list[int]]:
     """`count` tokens after each prompt (B, T), without a cache: the whole text through the model for every token."""
     tokens = prompts
     for _ in range(count):
         chosen = model.logits(model.hidden(tokens)[:, -1]).argmax(dim=-1, keepdim=True)  # (B, 1)
         tokens = torch.cat((tokens, chosen), dim=1)
-    written: list[list[int]] = tokens[:, prompts.shape[1] :].tolist()
-    return written
+    generated: list[list[int]] = tokens[:, prompts.shape[1] :].tolist()
+    return generated
 
 
 def measure(

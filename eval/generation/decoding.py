@@ -1,7 +1,7 @@
 """The cached decoding engine: prompts go in side by side, tokens come out one per row and step.
 
     decoding = Decoding(model, [prompt, other_prompt], Sampling(top_k=40), count=100, samples=3, seed=0, end_ids=[0])
-    for written in decoding:          # [(row, token), …] of one step
+    for step in decoding:             # [(row, token), …] of one step
         decoding.finish(row)          # ends a row early, as a stop string does
 
 A prompt is computed once (prefill) and its keys and values cloned for its samples; then every step computes one token
@@ -32,7 +32,7 @@ class Row:
     Attributes:
         prompt, sample: which prompt it continues, and which sample of it this is.
         tokens: prompt and continuation.
-        written: tokens of the continuation, an end of text not counted.
+        generated: tokens of the continuation, an end of text not counted.
         ended: why it ended, or None while it continues.
     """
 
@@ -40,12 +40,12 @@ class Row:
     sample: int
     tokens: list[int]
     generator: torch.Generator = field(repr=False)
-    written: int = 0
+    generated: int = 0
     ended: str | None = None
 
     @property
     def continuation(self) -> list[int]:
-        return self.tokens[len(self.tokens) - self.written :]
+        return self.tokens[len(self.tokens) - self.generated :]
 
 
 def goes_on(config: ModelConfig) -> bool:
@@ -144,20 +144,20 @@ class Decoding:
 
     def _take(self, tokens: Tensor) -> list[tuple[int, int]]:
         """Give every live row its token of (B, 1); return (row, token) of those that belong to texts."""
-        written = []
+        texts = []
         for index, token in zip(self._live, tokens[:, 0].tolist(), strict=True):
             row = self.rows[index]
             if token in self._end_ids:
                 row.ended = END
                 continue
             row.tokens.append(token)
-            row.written += 1
-            written.append((index, token))
-            if row.written == self._count:
+            row.generated += 1
+            texts.append((index, token))
+            if row.generated == self._count:
                 row.ended = COUNT
             elif len(row.tokens) > self._model.config.block_size and not self._endless and self._slide is None:
                 row.ended = FULL
-        return written
+        return texts
 
     def _begin(self) -> Tensor:
         """Prefill each prompt once and clone it for its samples: (B, V) logits."""

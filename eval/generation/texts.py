@@ -89,7 +89,7 @@ def generate(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> 
         print_text(f"{rest}\n" if alone else f"── {number} of {len(streams)}\n{prompts[row.prompt]}{stream.text}\n")
     complain(decoding.rows, loaded.model.config.block_size)
     return [
-        Text(prompts[row.prompt], row.sample, stream.text, row.written, str(row.ended))
+        Text(prompts[row.prompt], row.sample, stream.text, row.generated, str(row.ended))
         for row, stream in zip(decoding.rows, streams, strict=True)
     ]
 
