@@ -98,7 +98,7 @@ def collect_symbols(files: Files, field: str, skip_bad: int) -> str:
                         elif not skip_bad:
                             raise fragment.error
                 except ENCODING_ERRORS as error:
-                    raise UserError(f"{path} can't be read: {error}") from None
+                    raise UserError(f"{path} can't be read ({error}): fix it, or leave it out") from None
             reader.close()
             bar.update()
     return "".join(sorted(symbols))

@@ -486,7 +486,7 @@ def test_a_token_is_sent_to_the_hub(hub, tmp_path):
 def test_hub_mistakes_are_one_line(hub, tmp_path):
     cases = [
         (["--repo", REPO, "--config", "sample-99BT"], "choose one of default, sample-10BT"),
-        (["--repo", "someone/else"], "doesn't show someone/else: check its name"),
+        (["--repo", "someone/else"], "answers 404 for someone/else: check its name"),
     ]
     for options, words in cases:
         done = run(tmp_path / "set", *options, "--dry-run", HF_ENDPOINT=hub.url)
@@ -532,5 +532,5 @@ def test_a_copy_of_the_repository_is_read_by_configuration(source, tmp_path):
         (copy / "README.md").write_bytes(b"---\n" + broken + b"---\n")
         done = run(tmp_path / "other", "--source", copy, "--dry-run")
         assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
-        assert "README.md is not a data set's card" in done.stderr
+        assert "README.md is a data set's card that can't be read" in done.stderr
     assert pq.ParquetFile(copy / "sample" / "10BT" / "0.parquet").metadata.num_rows == 50

@@ -59,7 +59,7 @@ MANIFESTS: dict[str, tuple[Edit, str]] = {
     "a shard without tokens": (lambda m: m["splits"]["val"][0].pop("tokens"), r"val\.0\.tokens: it is missing"),
     "tokens beyond 64 bits": (lambda m: m["splits"]["val"][0].update(tokens=10**30), r"val\.0\.tokens: "),
     "a name with a NUL": (lambda m: m["splits"]["val"][0].update(file="a\0.bin"), "is not a shard's name"),
-    "deep": (lambda m: m.update(source={"name": "DEEP"}), "no JSON: recursion limit"),
+    "deep": (lambda m: m.update(source={"name": "DEEP"}), "not JSON: recursion limit"),
 }  # fmt: skip
 
 
@@ -146,7 +146,7 @@ JOURNALS: dict[str, tuple[Edit, str]] = {
     "tokenizer a text": (lambda j: j["plan"].update(tokenizer="byte"), r"plan\.tokenizer: it is not an object"),
     "skipped pairs": (lambda j: j.update(skipped=[[1, 2]]), r"skipped\.0\.0"),
     "skipped without a file": (lambda j: j.update(skipped=[[[0, 0, 0], {}]]), r"skipped\.0\.1\.file: it is missing"),
-    "deep": (lambda j: j.update(plan="DEEP"), "no JSON: recursion limit"),
+    "deep": (lambda j: j.update(plan="DEEP"), "not JSON: recursion limit"),
 }  # fmt: skip
 
 

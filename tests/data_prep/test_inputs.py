@@ -155,7 +155,7 @@ def test_what_can_not_be_read_says_why(tmp_path):
     for line, words in [
         (b"{torn", "Expecting"),
         (b'{"body": "x"}', "no field 'text'"),
-        (b'{"text": 3}', "holds no text"),
+        (b'{"text": 3}', "holds int, not text"),
         (b'\0\0\0{"text": "x"}', "NUL bytes in it: it is damaged, or in UTF-16"),
         ('{"text": "x"}'.encode("utf-16-le"), "NUL bytes in it"),
     ]:

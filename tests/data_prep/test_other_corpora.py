@@ -194,7 +194,7 @@ def test_a_handful_of_files_has_a_validation_split_where_more_of_them_are_asked_
     splits = [TokenSet.open(tmp_path / "set").split(split).documents for split in ("train", "val")]
     assert sum(splits) == 8
     assert min(splits) > 0
-    assert "give 2 or more" in run(*command, "--val-one-in", 1).stderr
+    assert "use 2 or more" in run(*command, "--val-one-in", 1).stderr
 
 
 def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
@@ -208,7 +208,7 @@ def test_text_files_mistakes_are_one_line(own_texts, tmp_path):
         ([folder / "ignored.csv"], "can be read"),
         ([folder / "b.jsonl", "--field", "body"], "no field 'body'"),
         ([tmp_path / "broken.jsonl"], "broken.jsonl, line 2: "),
-        ([tmp_path / "broken.jsonl", "--tokenizer", "char"], "broken.jsonl: Expecting"),
+        ([tmp_path / "broken.jsonl", "--tokenizer", "char"], "broken.jsonl can't be read (Expecting"),
         ([folder / "a.parquet", "--field", "score"], "double, not text, in its column 'score'"),
         ([tmp_path / "dangling"], "can't be read ("),
         ([tmp_path / "empty.txt", "--tokenizer", "char"], "there is no text"),

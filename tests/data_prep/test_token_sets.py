@@ -104,7 +104,7 @@ BROKEN = {
     "missing": (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no token set"),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "incomplete"),
     "not complete": (lambda folder: edit_manifest(folder, complete=False), "incomplete"),
-    "torn manifest": (lambda folder: (folder / "manifest.json").write_text('{"comp'), "is damaged .*no JSON"),
+    "torn manifest": (lambda folder: (folder / "manifest.json").write_text('{"comp'), "is damaged .*not JSON"),
     "other format": (lambda folder: edit_manifest(folder, format_version=99), "format 99"),
     "shard missing": (lambda folder: (folder / "train-00001.bin").unlink(), "train-00001.bin is missing"),
     "shard truncated": (truncate, "train-00001.bin has 100 bytes"),
@@ -233,7 +233,7 @@ def test_verify_finds_ids_outside_the_vocabulary_and_wrong_counts(tmp_path):
     assert "token id 256 is outside the vocabulary of 200" in bad.stdout
     assert "documents start in it" in bad.stdout
     assert re.search(r"train-00001\.bin \(train\): its tokens stand for [\d,]+ bytes of text, not ", bad.stdout)
-    assert "the tokenizer's vocab_size is not that of this tokenizer" in bad.stdout
+    assert "its tokenizer's vocab_size is not that of the tokenizer here" in bad.stdout
 
 
 def test_verify_counts_the_one_document_of_a_split_without_ends_of_text(tmp_path):
