@@ -263,5 +263,5 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert "\n" not in str(error.value)
     done = run_script(checkpoint)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: HellaSwag is not at")
+    assert done.stderr.startswith("error: there is no HellaSwag at")
     assert len(done.stderr.splitlines()) == 1

@@ -121,7 +121,7 @@ def test_tensors_that_are_not_the_configurations_are_refused(tmp_path: Path, mon
         retouch(source, **tensor)
         assert message in refused(monkeypatch, source, tmp_path / "in")
     for values, message in (
-        ({"attention_bias": True}, "tells of a model.layers.0.self_attn.q_proj.bias, and the folder lacks it"),
+        ({"attention_bias": True}, "config.json has a model.layers.0.self_attn.q_proj.bias, and the folder lacks it"),
         ({"model_type": "mistral"}, "the architecture LlamaForCausalLM, another one's"),
         ({"model_type": "qwen2"}, "qwen2"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
@@ -245,12 +245,12 @@ def test_an_exported_tokenizer_that_was_changed_is_not_taken_for_the_old_one(gpt
     assert recognise_tokenizer(folder, {}).spec["kind"] == "gpt2"
     transformers.AutoTokenizer.from_pretrained(folder).save_pretrained(folder)  # as fine-tuning it there does
     assert recognise_tokenizer(folder, {}).spec["kind"] == "gpt2"
-    with pytest.raises(UserError, match=r"longhaul_tokenizer\.json is of another tokenizer"):
+    with pytest.raises(UserError, match=r"longhaul_tokenizer\.json describes another tokenizer"):
         recognise_tokenizer(folder, {"eos_token_id": 7})
     changed = transformers.AutoTokenizer.from_pretrained(folder)
     changed.add_tokens(["<new>"])
     changed.save_pretrained(folder)
-    with pytest.raises(UserError, match=r"longhaul_tokenizer\.json is of another tokenizer"):
+    with pytest.raises(UserError, match=r"longhaul_tokenizer\.json describes another tokenizer"):
         recognise_tokenizer(folder, {})
     (folder / "longhaul_tokenizer.json").unlink()
     ends = {"bos_token_id": 50256, "eos_token_id": 50256}

@@ -65,7 +65,10 @@ def deep(name: str) -> Damage:
         (change("config.json", rope_scaling=5), "config.json is damaged (rope_scaling: it is not an object)"),
         (change("config.json", hidden_act=["silu"]), "config.json is damaged (hidden_act: it is not text)"),
         (change("config.json", eos_token_id=5000), "the id that ends a text is 5000, but the tokenizer has "),
-        (change("config.json", eos_token_id=[0, 10**25]), "eos_token_id is [0, 10000000000000000000000000]: an id or"),
+        (
+            change("config.json", eos_token_id=[0, 10**25]),
+            "eos_token_id is [0, 10000000000000000000000000]: use an id or",
+        ),
         (deep("config.json"), "config.json is damaged (it is not JSON: recursion limit exceeded"),
         (put("generation_config.json", [1]), "generation_config.json is damaged (it is not an object)"),
         (put("added_tokens.json", {"<x>": "7"}), "added_tokens.json is damaged (<x>: it is not a whole number)"),

@@ -174,7 +174,7 @@ def test_descriptions_that_broke_off_are_one_line(tmp_path: Path, monkeypatch: p
     (source / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert "tokenizer.json is damaged (it is not JSON: " in refused(monkeypatch, source, tmp_path / "in")
     (source / "tokenizer.json").write_text("{}")
-    assert "neither a byte-level BPE nor" in refused(monkeypatch, source, tmp_path / "in")
+    assert "has no vocabulary by name, so it is no BPE" in refused(monkeypatch, source, tmp_path / "in")
     assert "neither a folder nor" in refused(monkeypatch, "exports--demo", tmp_path / "in")
 
 

@@ -118,7 +118,7 @@ def test_a_full_disk_is_named_with_bytes_and_costs_no_checkpoint(tmp_path: Path,
         go_on.touch()
         assert group.join() == [2, 2]
         reason = state_of(run)["reason"]
-        why = r"could not be saved: .*: No space left on device; a checkpoint needs [\d,]+ bytes, [\d,]+ are free"
+        why = r"could not be saved: .*: No space left on device; a checkpoint needs [\d,]+ bytes, and [\d,]+ are free"
         assert re.search(why, reason)
         (checkpoint,) = [path for _, path in list_checkpoints(disk)]
         verify_checkpoint(checkpoint)

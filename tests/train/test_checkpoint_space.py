@@ -190,7 +190,8 @@ def test_a_disk_too_small_for_the_plan_is_refused_before_the_first_step(tmp_path
         done = train_by_path(*tiny_arguments(tmp_path, data, "small"))
         assert done.returncode == 2, done
         pattern = (
-            r"error: .*/small/checkpoints: the run's checkpoints need ([\d,]+) bytes \(.* each\), ([\d,]+) are free"
+            r"error: .*/small/checkpoints: the run's checkpoints need ([\d,]+) bytes \(.* each\), "
+            r"but only ([\d,]+) are free"
         )
         found = re.search(pattern, done.stderr)
         assert found

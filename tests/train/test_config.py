@@ -89,7 +89,7 @@ def test_without_a_file_it_is_the_124m_run_on_fineweb_edu() -> None:
         ("schedule: {warmup: .inf}", "schedule.warmup is inf: use a finite number"),
         ("model: {n_layer: 2.5}", "model.n_layer"),
         ("model: {norm: batchnorm}", "model.norm"),
-        ("model: {preset: gpt5}", "model.preset 'gpt5' is unknown"),
+        ("model: {preset: gpt5}", "model.preset is 'gpt5': use one of"),
         ("model: {n_embd: 100, n_head: 3}", "model.n_embd is 100, not a multiple of model.n_head 3: use"),
         ("batch: {micro_batch: 0}", "batch.micro_batch is 0"),
         ("batch: {micro_batch: some}", "batch.micro_batch"),

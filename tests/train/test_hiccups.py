@@ -194,7 +194,7 @@ def test_records_that_memory_cannot_hold_end_the_run_on_all_ranks(tmp_path: Path
     assert group.join() == [2, 2]
     state = state_of(run_of(tmp_path, "full"))
     assert (state["status"], state["failure"]) == ("failed", "storage")
-    assert "metrics.jsonl can't be written: File too large, and memory for records is full" in state["reason"]
+    assert "metrics.jsonl can't be written: File too large, and the memory for records is full" in state["reason"]
 
 
 @pytest.mark.parametrize(("refusals", "resumed"), [(2, 10), (3, 5)])

@@ -197,7 +197,8 @@ def test_only_other_optimizers_checkpoints_are_of_format_2(tmp_path: Path) -> No
 @pytest.mark.parametrize(("theirs", "ours"), [("factored", "adamw"), ("sgd", "factored"), ("adamw", "sgd")])
 def test_another_optimizers_state_is_refused_by_name(tmp_path: Path, theirs: str, ours: str) -> None:
     checkpoint = CheckpointWriter(tmp_path, start_ranks("cpu"), *stepped(theirs, 1)).save(Progress(1), FACTS)
-    with pytest.raises(UserError, match=f"trained with the optimizer {theirs}, this run has {ours}: resume it with"):
+    words = f"trained with the optimizer {theirs}, but this run has {ours}: resume it with"
+    with pytest.raises(UserError, match=words):
         load_training_state(checkpoint, *stepped(ours, 0))
 
 
@@ -238,7 +239,7 @@ def test_a_run_is_not_resumed_with_another_optimizer(tmp_path: Path) -> None:
     assert done.returncode == 2, done.stderr
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line == (
-        f"error: {checkpoint} was trained with the optimizer muon, this run has adamw: resume it with muon, or start "
-        "another run from its weights with train/finetune.py"
+        f"error: {checkpoint} was trained with the optimizer muon, but this run has adamw: resume it with muon, or "
+        "start another run from its weights with train/finetune.py"
     )
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before

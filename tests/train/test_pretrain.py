@@ -150,7 +150,10 @@ def test_missing_data_name_the_command_that_makes_them(tmp_path: Path) -> None:
         ("--model.vocab_size=300", "has 257 ids: leave model.vocab_size out"),
         ("--run.device=cuda", "run.device is cuda, but PyTorch sees no GPU"),
         ("--resume=nowhere", "nowhere is not a folder"),
-        ("--data.path={folder}/without", "without has no val split: make the set of more documents, or of one long"),
+        (
+            "--data.path={folder}/without",
+            "without has no val split: make the set from more documents, or from one long",
+        ),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path: Path, data: Path, argument: str, message: str) -> None:

@@ -65,7 +65,7 @@ def test_names_and_links_that_no_run_can_have(tmp_path: Path, data: Path) -> Non
         ("--run.root=" + "r" * 300, "contains a name of 300 bytes"),
         (f"--run.root={'r/' * 200}{('s' * 250 + '/') * 15}", "give a path of at most 3,800"),
         (f"--config={nul}", "contains a NUL, which no file name can"),
-        ("--run.name=linked", "checkpoints is a link to nothing, where the run has a folder: move it away"),
+        ("--run.name=linked", "checkpoints is a link to nothing, but the run needs a folder there: move it away"),
         (f"--run.root={tmp_path / 'file'}", "mine can't be made (Not a directory): a file is where a folder should be"),
     ):
         given = [word for word in arguments if not (option.startswith("--config") and word.startswith("--run.name"))]
