@@ -81,7 +81,7 @@ def _too_few(gpus: int, ranks: int) -> str:
     because = f" (CUDA_VISIBLE_DEVICES={visible})" if visible is not None else ""
     return (
         f"{ranks} ranks on {socket.gethostname()}, but PyTorch sees {gpus} GPU{'' if gpus == 1 else 's'}{because}: "
-        f"start with --nproc_per_node={gpus} (train/launch.py takes auto, one for each; make demo: RANKS={gpus}), or "
+        f"use --nproc_per_node={gpus} (train/launch.py takes auto, one for each; make demo: RANKS={gpus}), or "
         'on the CPU with --run.device cpu (make demo: DEMO_OPTIONS="--run.device cpu"; in eval: --device cpu)'
     )
 

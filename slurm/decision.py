@@ -1,4 +1,4 @@
-"""What becomes of a job whose trainers have ended: finished, requeued, left to Slurm, or failed for good.
+"""What to do with a job whose trainers have ended: finished, requeued, left to Slurm, or failed for good.
 
 The run's `state` decides, not an exit code: torchrun ends with 1 after a clean stop too.
 """
@@ -33,10 +33,10 @@ class Facts:
         state: the run's `state`; None where there is none.
         own: the `state` was written by the start of the job that ends here.
         steps_trained: by this start.
-        fruitless: starts in a row, this one included, that began where the run's newest checkpoint still is.
-        asked: Slurm (or a person, by its means) asked the job to save and leave.
+        fruitless: starts in a row, this one included, that started where the run's newest checkpoint still is.
+        asked: Slurm (or a person, through it) requested that the job save and exit.
         pre_empted: because another job needs its nodes.
-        ended_by_slurm: the job's own shell got SIGTERM, or Slurm has taken it off the running ones: `scancel`, the
+        ended_by_slurm: the job's own shell got SIGTERM, or Slurm does not list it as running any more: `scancel`, the
             time limit, a lost node, or the end of the grace period.
         exit_status: of the launcher.
     """
@@ -72,7 +72,7 @@ def decide(facts: Facts) -> Decision:
     elif status == "done" and facts.exit_status == 0:
         return Decision("finished", "all steps were done before")
     if facts.ended_by_slurm:
-        return Decision("leave", "Slurm ended the job, and requeues it if it means to")
+        return Decision("leave", "Slurm ended the job, and requeues it if it decides to")
     if facts.fruitless >= facts.fruitless_limit and not facts.pre_empted:
         return Decision(
             "failed", f"given up: {facts.fruitless} starts in a row saved nothing new (last: {_last(state)})"
@@ -85,7 +85,7 @@ def decide(facts: Facts) -> Decision:
         if state.get("reason") == "SIGINT":
             return Decision("stopped", "interrupted by a person (SIGINT)")
         return Decision("requeue", f"pre-empted at step {state.get('step')}: {state.get('reason')}")
-    return _after_a_loss(facts, str(state.get("reason")) if status == "failed" else "nobody was left to say why")
+    return _after_a_loss(facts, str(state.get("reason")) if status == "failed" else "no rank was left to record why")
 
 
 def _last(state: dict[str, Any]) -> str:
@@ -93,14 +93,14 @@ def _last(state: dict[str, Any]) -> str:
 
 
 def _after_a_loss(facts: Facts, reason: str) -> Decision:
-    """A rank, a node or a file system was lost: go on only if that gets the run further."""
+    """A rank, a node or a file system was lost: resume only if that makes progress."""
     if facts.steps_trained == 0 and not (facts.asked or facts.pre_empted):
         return Decision("failed", f"lost before a single step was done, so it would be lost again: {reason}")
     return Decision("requeue", f"lost after {facts.steps_trained} steps: {reason}")
 
 
 def is_newer_than_start(folder: RunFolder, start: StartId) -> bool:
-    """Whether `state` was written since the start. On Slurm its job id and restart count tell; clocks may differ."""
+    """Whether `state` was written since the start. On Slurm its job id and restart count decide; clocks may differ."""
     begun = [line["time"] for line in read_starts(folder) if line["kind"] == "start"]
     return bool(start.job_id) or not begun or folder.state.stat().st_mtime >= begun[-1]
 
@@ -131,6 +131,6 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
     )
     try:
         append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted)
-    except OSError as error:  # a full disk must not cost the job its next start, which may find room
+    except OSError as error:  # a full disk must not cost the job its next start, which may find space
         print(f"warning: {starts_file(folder)} can't be written: {error.strerror}", file=sys.stderr)
     return decision

@@ -1,6 +1,6 @@
 """The start of a job, on its first node, before any trainer is started.
 
-Checks the options and the data, refuses a job that comes back again and again without getting further, and writes the
+Checks the options and the data, refuses a job that comes back repeatedly without progress, and writes the
 start into the run's folder.
 """
 
@@ -25,13 +25,13 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
     """Check what can be checked on the first node, and write the start into the run's folder.
 
     Args:
-        options: the trainer's. nodes: the job's, the first one first. addresses: what Slurm calls them at, if known.
-            $LONGHAUL_HEAD is what the others shall call the first one, where a site knows better than Slurm.
+        options: the trainer's. nodes: the job's, the first one first. addresses: those Slurm uses for them, if known.
+            $LONGHAUL_HEAD is the address of the first one for the others, where a site knows better than Slurm.
 
-    Raises UserError for options or data that no trainer would accept, and for a job that gets no further.
+    Raises UserError for options or data that no trainer would accept, and for a job that makes no progress.
     """
     config, _ = read_config(options)
-    if config.data.stage_to is not None:  # every trainer would meet a variable that is not set, after minutes
+    if config.data.stage_to is not None:  # every trainer would fail at a variable that is not set, after minutes
         expand_path(config.data.stage_to)
     folder = RunFolder.find(config.run.root, str(config.run.name))
     tokens = TokenSet.open(find_token_set(config.data.path))
@@ -50,14 +50,14 @@ def begin(options: list[str], nodes: list[str], addresses: list[str], launch: st
         port=choose_port(start, port_range(ephemeral_ports())),
         meeting_id=str(start),
         secret=secrets.token_hex(SECRET_BYTES),
-        # a job that comes back goes on, whatever its first start began from
+        # a job that comes back resumes, whatever its first start started from
         resume="auto" if start.restart_count > 0 and list_checkpoints(folder.checkpoints) else "",
         device=config.run.device,
     )
 
 
 def refuse_a_crash_loop(folder: RunFolder, start: StartId) -> None:
-    """Raises UserError where the job's last starts all began where this one would."""
+    """Raises UserError where the job's last starts all started where this one would."""
     limit = fruitless_limit()
     step = saved_step(folder)
     count = fruitless_starts(read_starts(folder), start, step)

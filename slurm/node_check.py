@@ -1,8 +1,8 @@
 """Before the trainers start, on every node at once: can all reach the head, and do all see GPUs and the same files?
 
-The head listens where the ranks will meet. Every other node calls it and says what it finds in the run's folder and
-in the data's. A node that stays silent is named. Whoever else calls is not believed: the head begins with a number that
-it has drawn, and each node proves with it, and with what it says, that it knows the start's secret.
+The head listens where the ranks will meet. Every other node connects to it and reports what it finds in the run's
+folder and in the data's. A node that stays silent is named. Other callers are rejected: the head starts with a number
+that it has drawn, and each node proves with it, and with its report, that it knows the start's secret.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from slurm.start_info import Beginning, read_mark
 
 PATIENCE_SECONDS = 30.0  # a network file system may show a new file this late
 LOOK_SECONDS = 0.2
-TALK_SECONDS = 5.0  # for what one side has to tell the other
+TALK_SECONDS = 5.0  # for one side to send to the other
 CHALLENGE_BYTES = 32
 
 
@@ -67,7 +67,7 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
             except OSError:
                 continue
             if node not in missing:
-                continue  # a stranger's
+                continue  # from someone else
             missing.discard(node)
             if wrong:
                 complaints.append(f"{node} {wrong}")
@@ -90,7 +90,7 @@ def call_head(beginning: Beginning, node: str, patience_seconds: float, wrong: s
     until = time.monotonic() + patience_seconds
     while True:
         try:
-            _tell(beginning, node, wrong)
+            _report(beginning, node, wrong)
             break
         except OSError as error:
             if time.monotonic() > until:
@@ -103,7 +103,7 @@ def call_head(beginning: Beginning, node: str, patience_seconds: float, wrong: s
 
 
 def _hear(connection: socket.socket, secret: str) -> tuple[str, str]:
-    """What a node tells the head: its name and its complaint. ("", "") from one that does not know the secret.
+    """A node's report to the head: its name and its complaint. ("", "") from one that does not know the secret.
 
     Raises OSError where it breaks off or takes too long.
     """
@@ -121,14 +121,14 @@ def _hear(connection: socket.socket, secret: str) -> tuple[str, str]:
     return node, wrong
 
 
-def _tell(beginning: Beginning, node: str, wrong: str) -> None:
-    """Tell the head a node's complaint. Raises OSError where nobody listens."""
+def _report(beginning: Beginning, node: str, wrong: str) -> None:
+    """Send a node's complaint to the head. Raises OSError where nobody listens."""
     with socket.create_connection((beginning.head, beginning.port), timeout=TALK_SECONDS) as connection:
         challenge = b""
         while len(challenge) < CHALLENGE_BYTES:
             part = connection.recv(CHALLENGE_BYTES - len(challenge))
             if not part:
-                raise ConnectionError("the first node hung up")
+                raise ConnectionError("the first node closed the connection")
             challenge += part
         message = json.dumps([node, wrong]).encode()
         connection.sendall(_proof(beginning.secret, challenge, message) + b"\n" + message)
@@ -140,7 +140,7 @@ def _proof(secret: str, challenge: bytes, message: bytes) -> bytes:
 
 
 def check_nodes(beginning: Beginning, nodes: list[str], number: int, patience_seconds: float) -> None:
-    """One node's part of the check. All call at once; `number` is this node's place among `nodes`.
+    """One node's part of the check. All nodes call at once; `number` is this node's place among `nodes`.
 
     Raises UserError on the first node, and on the node that is wrong.
     """

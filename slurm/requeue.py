@@ -1,6 +1,6 @@
-"""Decide what becomes of a job whose trainers have ended (`slurm/decision.py`), and write it into the run's folder.
+"""Decide what to do with a job whose trainers have ended (`slurm/decision.py`), and write it into the run's folder.
 
-slurm/job.sh asks this at the end of every job and does what the exit status says.
+slurm/job.sh runs this at the end of every job and acts on its exit status.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The tokenizer that a spec describes, which token sets and checkpoints carry along."""
+"""The tokenizer that a spec describes, which token sets and checkpoints record."""
 
 import functools
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer, Gpt2T
 def load_tokenizer(spec: Mapping[str, Any] | str) -> Tokenizer:
     """The tokenizer of a spec, or of a bare kind (`gpt2`, `byte`).
 
-    Raises UserError where the kind is unknown, the spec is damaged, GPT-2's files can't be had without a download, or
+    Raises UserError where the kind is unknown, the spec is damaged, GPT-2's files aren't on this disk, or
     what is installed is another vocabulary than the one the spec was made with.
     """
     fields: Mapping[str, Any] = {"kind": spec} if isinstance(spec, str) else spec
@@ -26,7 +26,7 @@ def load_tokenizer(spec: Mapping[str, Any] | str) -> Tokenizer:
     kind = fields["kind"]
     if fields.get("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
         raise UserError(
-            f"the {kind} tokenizer has {tokenizer.vocab_size:,} ids, the spec it comes with says "
+            f"the {kind} tokenizer has {tokenizer.vocab_size:,} ids, but its spec records "
             f"{fields['vocab_size']!r}: copy the checkpoint or the token set again"
         )
     if fields.get("sha256", tokenizer.spec["sha256"]) != tokenizer.spec["sha256"]:

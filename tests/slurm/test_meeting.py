@@ -17,7 +17,7 @@ from common.errors import UserError
 from slurm import rendezvous
 from slurm.history import StartId
 from slurm.job_start import begin
-from slurm.node_check import CHALLENGE_BYTES, _hear, _tell, check_nodes
+from slurm.node_check import CHALLENGE_BYTES, _hear, _report, check_nodes
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range
 from slurm.start_info import Beginning, leave_mark, read_mark
 from tests.helpers.token_sets import make_token_set

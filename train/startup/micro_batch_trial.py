@@ -34,13 +34,13 @@ def settle_micro_batch(run: OpenRun, plan: StartPlan, recording: Recording, mode
     ranks, chosen = run.ranks, plan
     while (problem := _problem(plan, ranks, model)) is not None:
         smaller = _smaller(run, plan, ranks, model, problem)
-        recording.recorder.say(
+        recording.recorder.log(
             f"micro_batch {smaller.batch.micro_batch}, recompute {smaller.config.recompute.mode}: "
             f"{plan.batch.micro_batch} ran out of memory in a trial ({problem})"
         )
         plan = smaller
         if plan.config.run.compile:
-            torch._dynamo.reset()  # else the blocks would be compiled anew for batches of any size
+            torch._dynamo.reset()  # else the blocks would be compiled again for batches of any size
     if plan is not chosen:
         _record(run, plan, recording)
     return plan
@@ -99,7 +99,7 @@ def _smaller(run: OpenRun, plan: StartPlan, ranks: Ranks, model: GPT, problem: s
 
 
 def _record(run: OpenRun, plan: StartPlan, recording: Recording) -> None:
-    """Write the choice down for the starts to come, and into what a failure advises."""
+    """Record the choice for later starts, and for the advice of a failure."""
     folder, config = run.request.folder, plan.config
     agreed(run.ranks, lambda: write_whole(folder.config, to_yaml(config)))
     recording.reporter.memory_advice = memory_advice(config, plan.batch, run.ranks.device.type)
