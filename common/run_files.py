@@ -50,7 +50,7 @@ def read_configuration_as(folder: RunFolder, shape: type[Shape]) -> Shape:
     try:
         return _yaml_as(folder.config, shape)
     except FileNotFoundError:
-        raise UserError(f"{folder.config} is missing: is {folder.path} a run's folder?") from None
+        raise UserError(f"{folder.config} is missing: give a run's folder, or put it back") from None
     except OSError as error:
         raise UserError(unreadable(folder.config, error)) from None
     except BadJson as error:

@@ -223,7 +223,7 @@ def test_summary_without_a_configuration_is_one_line(run: RunFolder, tmp_path: P
     run.config.write_text("model: [1,")
     result = run_script("summary.py", "runs/tiny", cwd=tmp_path)
     assert result.returncode == 2
-    assert "no configuration" in result.stderr
+    assert "not a run's configuration" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

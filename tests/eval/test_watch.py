@@ -181,7 +181,7 @@ def test_without_a_terminal_it_prints_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["nowhere"], "no run's folder"), (["run", "--interval", "0"], "above")]
+    ("arguments", "said"), [(["nowhere"], "not a run's folder"), (["run", "--interval", "0"], "above")]
 )
 def test_wrong_input_is_one_line(arguments: list[str], said: str, tmp_path: Path) -> None:
     done = run_script("watch.py", *arguments, cwd=tmp_path)

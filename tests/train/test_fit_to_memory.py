@@ -158,7 +158,7 @@ def test_where_nothing_fits_all_ranks_end_with_what_to_do(tmp_path: Path, data: 
     assert state["reason"].startswith(
         "not even a micro-batch of one sequence of 16 tokens fits into the memory (rank 1"
     )
-    assert "give a smaller model.preset or model.block_size" in state["reason"]
+    assert "use a smaller model.preset or model.block_size" in state["reason"]
 
 
 def test_a_micro_batch_that_was_given_stays_and_is_named(tmp_path: Path, data: Path) -> None:

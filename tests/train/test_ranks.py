@@ -149,7 +149,7 @@ def test_a_rank_that_sees_one_gpu_of_its_own_takes_it(monkeypatch: pytest.Monkey
     assert [choose_device("auto", rank, 4) for rank in range(4)] == [torch.device("cuda", 0)] * 4
     monkeypatch.delenv("SLURM_GPUS_ON_NODE")
     assert choose_device("cuda", 3, 4) == torch.device("cuda", 0)
-    refused = r"4 ranks on .* sees 1 GPU: start with --nproc_per_node=1 .*make demo: RANKS=1"
+    refused = r"4 ranks on .* sees 1 GPU: use --nproc_per_node=1 .*make demo: RANKS=1"
     for name, value in (("SLURM_GPUS_ON_NODE", "1"), ("TORCHELASTIC_RUN_ID", "x")):
         with monkeypatch.context() as launcher:
             launcher.setenv(name, value)
