@@ -235,8 +235,14 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (): "run 'python data_prep/prepare_offline.py'",
         ("--data", tmp_path / "none.jsonl"): "there is no file",
         ("--data", write_official(tmp_path / "a.jsonl", [good[0], {"ctx": "x"}])): "line 2 is not a HellaSwag example",
-        ("--data", write_official(tmp_path / "b.jsonl", [{**good[0], "label": ""}])): "line 1 is no HellaSwag",
-        ("--data", write_official(tmp_path / "h.jsonl", [{**good[0], "label": 1e999}])): "line 1 is no HellaSwag",
+        (
+            "--data",
+            write_official(tmp_path / "b.jsonl", [{**good[0], "label": ""}]),
+        ): "line 1 is not a HellaSwag example",
+        (
+            "--data",
+            write_official(tmp_path / "h.jsonl", [{**good[0], "label": 1e999}]),
+        ): "line 1 is not a HellaSwag example",
         ("--data", write_official(tmp_path / "c.jsonl", good), "--limit", 0): "--limit is 0",
     }
     cases["--data", tmp_path / "c.jsonl", "--json", tmp_path / "c.jsonl" / "out.json"] = "out.json can't be written"

@@ -134,7 +134,7 @@ def test_a_file_system_that_stays_away_is_told_at_once_and_ends_the_run_after_so
     run = run_of(tmp_path, "away")
     state, records = state_of(run), read_json_lines(run.metrics)
     assert (state["status"], state["failure"], state["step"]) == ("failed", "storage", 0)
-    assert "step 15 could not be saved" in state["reason"] and "failed save 3 in a row" in state["reason"]
+    assert "step 15 could not be saved" in state["reason"] and "3 saves in a row have failed" in state["reason"]
     assert [record["step"] for record in records if record.get("kind") == "save_failed"] == [5, 10, 15]
     assert max(record["step"] for record in records) < 25
     troubles = [json.loads(line) for line in told.read_text().splitlines()]
@@ -183,7 +183,7 @@ def test_records_wait_for_their_file_and_no_checkpoint_goes_before_them(
     assert [record["step"] for record in lines if "loss" in record] == list(range(1, 21)), "in order, none twice"
     log = run.log.read_text()
     assert f"WARNING: {run.metrics} can't be written: File too large: records wait in memory" in log
-    assert log.index("waits in memory") < log.index("all records are written")
+    assert log.index("wait in memory") < log.index("all records are written")
     assert [record["step"] for record in lines if record.get("kind") == "save_failed"] == [5]
 
 
