@@ -191,8 +191,8 @@ class RunFolder:
             world_size: number of ranks.
             stop: what requested that a `preempted` run stop.
             failure: whether a `failed` run met an error of its own (the same command meets it again), could not write
-                what it has to, lost a process or a machine, or hung (the same command may go on in these cases).
-            trouble: what a `running` run can't write at present.
+                what it has to, lost a process or a machine, or hung (the same command may resume in these cases).
+            trouble: what a `running` run currently can't write.
             suspect: the rank that a `running` run waits for.
             wanted: asked at the last moment; False leaves the `state` as it is.
         """

@@ -66,9 +66,9 @@ def decide(facts: Facts) -> Decision:
         if status == "done":
             return Decision("finished", "all steps are done")
         if status == "preempted" and state.get("stop") == "file":
-            return Decision("stopped", "asked to by the STOP file")
+            return Decision("stopped", "requested by the STOP file")
         if status == "failed" and state.get("failure") not in ("lost_rank", "storage", "hung"):
-            return Decision("failed", f"not requeued, the same would happen again: {state.get('reason')}")
+            return Decision("failed", f"not requeued, as the same would happen again: {state.get('reason')}")
     elif status == "done" and facts.exit_status == 0:
         return Decision("finished", "all steps were done before")
     if facts.ended_by_slurm:

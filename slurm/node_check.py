@@ -50,11 +50,11 @@ def complaint(beginning: Beginning, patience_seconds: float) -> str:
 
 
 def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float, wrong: str = "") -> None:
-    """The head's part: hear every other node.
+    """The head's part: wait for every other node's report.
 
     Args: wrong: what is wrong with the head itself.
 
-    Raises UserError naming the nodes that did not come, or what a node complains of.
+    Raises UserError naming the nodes that did not connect, or a node's complaint.
     """
     missing, complaints = set(nodes[1:]), [f"{nodes[0]} {wrong}"] if wrong else []
     until = time.monotonic() + patience_seconds

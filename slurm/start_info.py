@@ -18,7 +18,7 @@ class Beginning:
         meeting_id: names the start, differs for every start of every job, and is easily guessed.
         secret: known only to the job's own processes. It travels in environments and in a file that only the user can
             read, never in a command line, which all users of a node can.
-        resume: what --resume must say in place of the first start's; "" leaves it.
+        resume: the value of --resume in place of the first start's; "" leaves it.
         device: the configuration's run.device.
     """
 

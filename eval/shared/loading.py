@@ -70,4 +70,4 @@ def device_for(choice: DeviceChoice) -> torch.device:
     except UserError:
         if choice == "auto":
             raise
-        raise UserError(f"PyTorch has no {choice} here: use --device cpu") from None
+        raise UserError(f"--device is {choice}, which PyTorch doesn't see here: use --device cpu") from None

@@ -42,7 +42,7 @@ def build_step_profiler(
     if steps:
         return StepProfiler(steps, folder, ranks, recorder, model)
     if not any(folder.profile.glob(f"steps-*-{last:05d}.json")):
-        recorder.say(f"profile: step {last} is past and was not profiled: give a profile.first of {next_step} or more")
+        recorder.log(f"profile: step {last} is past and was not profiled: give a profile.first of {next_step} or more")
     return None
 
 
@@ -120,7 +120,7 @@ class StepProfiler:
         """End what the run's own end has cut short: a start that resumes it profiles the steps that it does."""
         if self._profile is not None:
             self._stop()
-            self._recorder.say(f"profile: ended before step {self._steps[-1]} was done: nothing of it is kept")
+            self._recorder.log(f"profile: ended before step {self._steps[-1]} was done: nothing of it is kept")
 
     def _publish(self) -> None:
         """Stop, write this rank's trace and rank 0's table. What fails is reported, and ends nothing."""
@@ -134,7 +134,7 @@ class StepProfiler:
             trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
         for rank, why in enumerate(self._ranks.gather(trouble)):
             if why:
-                self._recorder.say(f"WARNING: no profile of rank {rank}: {why}")
+                self._recorder.log(f"WARNING: no profile of rank {rank}: {why}")
 
     def _exported(self, done: profile) -> bytes:
         """The trace as JSON. Raises OSError, RuntimeError, ValueError where it is not whole."""
@@ -167,5 +167,5 @@ class StepProfiler:
         )
         write_json_whole(folder / table_name(first, last), table)
         for line in profile_lines(table):
-            self._recorder.say(line)
-        self._recorder.say(f"  traces, for Perfetto (ui.perfetto.dev): {folder}")
+            self._recorder.log(line)
+        self._recorder.log(f"  traces, for Perfetto (ui.perfetto.dev): {folder}")

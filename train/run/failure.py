@@ -88,7 +88,7 @@ class FailureReporter:
     def tell(self, text: str) -> None:
         """A line for people in the run's log and on a terminal, from any rank."""
         if self.ranks.is_first:
-            self.recorder.say(text)
+            self.recorder.log(text)
         else:
             self._append_to_log(text)
             self._say_on_terminal(text)

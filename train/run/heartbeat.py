@@ -50,7 +50,7 @@ class Heartbeat:
             self._seen, self._progressed = progress, now
         record = {"rank": self._rank, "step": acts.step, "phase": acts.phase, "act": acts.act, "acts": acts.count}
         record |= {"token": self.token, "rss_gib": resident_bytes() / 2**30}
-        with contextlib.suppress(OSError):  # a full disk or a server that is away: the next one may succeed
+        with contextlib.suppress(OSError):  # a full disk or a server that doesn't answer: the next one may succeed
             self._file.write(record | self._identity | {"progressed": self._progressed, "time": now})
             self._file.sync()  # for readers on other machines
 

@@ -22,7 +22,7 @@ class RunState:
     folder: RunFolder
     lock: RunLock
     world_size: int
-    start: Progress  # the step at which this launch of the trainer started
+    start: Progress  # that at which this launch of the trainer started
     _running: bool = False  # this start has recorded that it runs
 
     def write(
@@ -122,5 +122,5 @@ class RunState:
 
 
 UNCERTAIN = "a rank vanished"
-WEIGHT = {"exception": 3, "storage": 2, "hung": 1, "lost_rank": 0}  # whose word counts more
+WEIGHT = {"exception": 3, "storage": 2, "hung": 1, "lost_rank": 0}  # which report counts more
 SETTLE_SECONDS = 1.0  # how long another rank may take from its last look at `state` to replacing it

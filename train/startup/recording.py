@@ -57,11 +57,11 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
         closing(Heartbeat(folder, ranks.rank, acts, token=run.lock.token)) as heartbeat,
         closing(HangWatch(folder, ranks, heartbeat, reporter, limit_seconds=limit)),
     ):
-        run.deadline.report = recorder.say
+        run.deadline.report = recorder.log
         for line in describe_start(run, plan):
             recorder.log(line)
         if config.log.wandb and ranks.is_first:
-            recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.say))
+            recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.log))
         yield Recording(recorder, acts, reporter)
 
 
