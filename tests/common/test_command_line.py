@@ -50,7 +50,7 @@ BAD_VALUES = {
     "eval/perplexity.py eval --data=no-data": "no-data",
     "eval/perplexity.py no-run --dtype=fp8": "fp8",
     "train/benchmarks/bench_step.py --micro-batch=0": "above zero",
-    "train/benchmarks/bench_step.py --model.n_head=5": "does not divide",
+    "train/benchmarks/bench_step.py --model.n_head=5": "not a multiple of model.n_head",
     "train/finetune.py no-run": "no-run is not a folder",
     "train/pretrain.py --data.path=no-data": "there is no token set in",
     "train/pretrain.py --optim.lr=x": "optim.lr is x",

@@ -86,4 +86,4 @@ def test_a_damaged_profile_is_left_out_by_name(tmp_path: Path) -> None:
     done = run_script("report.py", run.path, cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
-    assert done.stderr == f"left out: {file} is damaged (rank: it is no whole number): move it away\n"
+    assert done.stderr == f"left out: {file} is damaged (rank: it is not a whole number): move it away\n"

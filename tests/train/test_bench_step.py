@@ -252,7 +252,7 @@ def test_a_trace_of_a_step(tmp_path: Path) -> None:
         (["--contestants=nobody"], "nobody"),
         (["--micro-batch=0"], "above zero"),
         (["--preset=llama-124m", "--config=train/configs/demo.yaml"], "give one of them"),
-        (["--model.n_head=5"], "does not divide"),
+        (["--model.n_head=5"], "not a multiple of model.n_head"),
         (["--model.heads=5"], "unknown option --model.heads"),
         (["--resume=never"], "train/pretrain.py only"),
         (["--device=mps"], "use cpu or cuda"),
