@@ -157,7 +157,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The valid records, by step: lines that a resume superseded are dropped.
+    """The valid records, by step: lines that a resume has overwritten are dropped.
 
     Steps only ever grow, so a record of an earlier step shows that the run went back, and everything after that step
     is void. A step's training record comes first, so it also voids the step's other records; a repeated validation

@@ -1,4 +1,4 @@
-"""Print a run's results: loss beside that of token frequencies alone, speed, samples, where everything is.
+"""Print a run's results: loss compared with that of only token frequencies, speed, samples, where everything is.
 
     python eval/summary.py runs/demo --require-margin 1.0
 

@@ -3,8 +3,8 @@
     python train/sync_wandb.py runs/gpt2-124m
     WANDB_MODE=online python train/sync_wandb.py runs/gpt2-124m
 
-metrics.jsonl is the record; lines that a resume superseded are left out. wandb-mirror.json in the run's folder has the
-wandb run's id and its last step. Offline (the default) this writes a folder for `wandb sync` below RUN/wandb.
+metrics.jsonl is the record; lines that a resume has overwritten are left out. wandb-mirror.json in the run's folder has
+the wandb run's id and its last step. Offline (the default) this writes a folder for `wandb sync` below RUN/wandb.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """What a Longhaul model is in Hugging Face's `transformers`: the class and its config.json, both ways.
 
-Four classes of `transformers` hold what can be exported; the rest is refused by name. This module needs no
-`transformers`.
+Four classes of `transformers` hold what can be exported; the rest is refused, and the error names it. This module
+needs no `transformers`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -128,7 +128,7 @@ def bars(runs: dict[str, dict[str, Any]]) -> bytes:
     ends = [f"{name.replace('-', chr(10))}\n{run['step']:,} steps" for name, run in runs.items()]
     for shift, key, label, alpha in (
         (-0.2, "loss", "all positions", 1.0),
-        (0.2, "last_position_loss", "last position alone", 0.55),
+        (0.2, "last_position_loss", "only the last position", 0.55),
     ):
         places = [index + shift for index in range(len(runs))]
         heights = [run[key] for run in runs.values()]

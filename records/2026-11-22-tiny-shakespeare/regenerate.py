@@ -3,7 +3,7 @@
     python records/2026-11-22-tiny-shakespeare/regenerate.py
     … regenerate.py --only causal-seed1 --runs runs/again --out runs/again/record
 
-Runs go on where they stopped when it is started again. Options it doesn't know go to every run's trainer, such as
+Runs resume where they stopped when it is started again. Options it doesn't know go to every run's trainer, such as
 --run.max_steps 100.
 """
 
@@ -81,7 +81,7 @@ def main() -> int:
             config = HERE / "configs" / f"{run.config}.yaml"
             call(*run.script, "--config", config, *where, "--run.seed", run.seed, *trainer_options)
         elif not folder.checkpoints.is_dir():
-            print(f"{folder.path} is not there: passed over")
+            print(f"{folder.path} is not there: skipped")
             continue
         record(folder, arguments.out / "runs" / name)
         call(HERE / "measure.py", folder.path, "--data", arguments.data, "--json", measured(arguments.out, name))

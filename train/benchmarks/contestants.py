@@ -157,7 +157,7 @@ def _dtype(config: Config, device: torch.device) -> Dtype:
 
 
 def _compiles(config: Config, device: torch.device) -> bool:
-    """As the trainer decides it, but for its trial: what fails here is a row that says so."""
+    """As the trainer decides it, but for its trial: what fails here is a row with the reason."""
     return config.run.compile is True or (config.run.compile == "auto" and device.type == "cuda")
 
 

@@ -20,7 +20,7 @@ INHERITED = {"attention", "head"}  # by backward functions
 
 
 class _Open(NamedTuple):
-    """An operator that has begun. part: None for what only marks a range. fixed: what lies in it is of its part."""
+    """An operator that has started. part: None for what only marks a range. fixed: what lies in it is of its part."""
 
     end: float
     name: str
