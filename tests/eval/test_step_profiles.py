@@ -3,7 +3,6 @@
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,28 +11,12 @@ from common.run_folder import RunFolder
 from common.step_profile import PARTS, table_name
 from eval.reporting.step_profiles import PART_COLORS
 from tests.eval.test_report import run_script
-from tests.helpers.recorded_runs import recorded_run
+from tests.helpers.recorded_runs import a_profile, recorded_run
 
 
 def write_profile(run: RunFolder, first: int, last: int, **seconds: float) -> None:
-    """A table as the trainer writes it, with these seconds by part."""
-    total = sum(seconds.values())
-    table: dict[str, Any] = {
-        "measured": "main thread",
-        "seconds": total,
-        "parts": dict.fromkeys(PARTS, 0.0) | seconds,
-        "shares": dict.fromkeys(PARTS, 0.0) | {part: each / total for part, each in seconds.items()},
-        "hidden_communication_seconds": 0.02,
-        "largest": [{"name": "aten::<mm>", "part": "matrix_products", "seconds": 1.5}],
-        "first_step": first,
-        "last_step": last,
-        "rank": 0,
-        "world_size": 2,
-        "device": "cpu",
-        "traces": ["steps-00003-00004-rank-00000.json.gz"],
-    }
     run.profile.mkdir(exist_ok=True)
-    (run.profile / table_name(first, last)).write_text(json.dumps(table), encoding="utf-8")
+    (run.profile / table_name(first, last)).write_text(json.dumps(a_profile(first, last, **seconds)), encoding="utf-8")
 
 
 def test_the_report_shows_where_profiled_steps_went(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from common.run_folder import RunFolder
+from common.step_profile import table_name
 from slurm.decision import EXIT_STATUS
 from tests.fuzz.bases import copy_base, make_base
 from tests.fuzz.cases import Case
 from tests.fuzz.mutations import json_bytes, mutate_bytes, mutate_json, replace_by
-from tests.helpers.recorded_runs import write_run
+from tests.helpers.recorded_runs import a_profile, write_run
 
 PATIENCE = "--run.lock_patience_seconds=0.2"
 READERS = {
@@ -29,7 +30,9 @@ TRAINERS = {
     "train/pretrain.py": ["--config=tiny.yaml", "--run.root=runs", "--run.name=one", "--run.max_steps=6", PATIENCE],
 }
 LINES = ["metrics.jsonl", "samples.jsonl", "slurm.jsonl"]
+PROFILE = f"profile/{table_name(2, 3)}"
 OBJECTS = ["state", "lock", "provenance.json", "ranks/rank-00000.json", "report/hellaswag.json", "wandb-mirror.json"]
+OBJECTS += [PROFILE]
 OTHERS = ["config.yaml", "log.txt", "STOP"]
 TORN = [
     b"{",
@@ -54,6 +57,8 @@ def prepare(bases: Path) -> None:
     run.report.mkdir()
     score = {"acc_norm": 0.31, "acc_norm_stderr": 0.01, "examples": 400, "step": 4, "data": {"form": "official"}}
     (run.report / "hellaswag.json").write_text(json.dumps(score), encoding="utf-8")
+    run.profile.mkdir()
+    (run.path / PROFILE).write_text(json.dumps(a_profile(2, 3)), encoding="utf-8")
     (run.path / "wandb-mirror.json").write_text(json.dumps({"id": "0123abcd", "train": 4}), encoding="utf-8")
     lines = [
         {"kind": "submission", "time": 1_699_999_000.0, "job_id": "7", "restart_count": 0},

@@ -9,6 +9,7 @@ import yaml
 
 from common.metrics_file import MetricsFile
 from common.run_folder import RunFolder
+from common.step_profile import PARTS, trace_name
 
 BEGIN = 1_700_000_000.0
 TOKENS_PER_STEP = 1_000
@@ -96,3 +97,23 @@ def recorded_run(root: Path, name: str, **options: Any) -> RunFolder:
     folder = RunFolder(root / "runs" / name)
     write_run(folder, **options)
     return folder
+
+
+def a_profile(first: int, last: int, **seconds: float) -> dict[str, Any]:
+    """A table of profiled steps as the trainer writes it, with these seconds by part."""
+    seconds = seconds or {"matrix_products": 3.0, "idle": 1.0}
+    total = sum(seconds.values())
+    return {
+        "measured": "main thread",
+        "seconds": total,
+        "parts": dict.fromkeys(PARTS, 0.0) | seconds,
+        "shares": dict.fromkeys(PARTS, 0.0) | {part: each / total for part, each in seconds.items()},
+        "hidden_communication_seconds": 0.02,
+        "largest": [{"name": "aten::<mm>", "part": "matrix_products", "seconds": 1.5}],
+        "first_step": first,
+        "last_step": last,
+        "rank": 0,
+        "world_size": 2,
+        "device": "cpu",
+        "traces": [trace_name(first, last, 0)],
+    }

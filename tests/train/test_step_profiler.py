@@ -270,6 +270,20 @@ def test_a_full_disk_ends_nothing_and_leaves_nothing_cut_off(tmp_path: Path, dat
     assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
 
 
+def test_no_room_for_temporary_files_ends_nothing(tmp_path: Path, data: Path) -> None:
+    """PyTorch raises nothing where it can't export all of a trace."""
+    run = run_of(tmp_path, "temporary")
+
+    with small_disk(tmp_path / "tmp", kibibytes=256):
+        done = train_by_path(*tiny_arguments(tmp_path, data, "temporary", *SHORT, *PROFILED), TMPDIR=f"{tmp_path}/tmp")
+
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: no profile of rank 0: PyTorch has written " in log_of(run)
+    assert f"of a trace: is {tmp_path}/tmp full?" in log_of(run)
+    assert "done at step 6" in log_of(run)
+    assert not run.profile.exists()
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -130,6 +130,8 @@ class StepProfiler:
                 self._write(self._exported(done))
         except OSError as error:
             trouble = refusal("written", error, error.filename or self._folder.profile)
+        except ValueError as error:
+            trouble = str(error)
         except Exception as error:  # whatever the profiler comes up with: it only looks on
             trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
         for rank, why in enumerate(self._ranks.gather(trouble)):
@@ -137,13 +139,15 @@ class StepProfiler:
                 self._recorder.log(f"WARNING: no profile of rank {rank}: {why}")
 
     def _exported(self, done: profile) -> bytes:
-        """The trace as JSON. Raises OSError, RuntimeError, ValueError where it is not whole."""
+        """The trace as JSON. Raises OSError, RuntimeError; ValueError if it is not whole."""
         with scratch_folder(SCRATCH) as scratch:
             path = scratch / "trace.json"
             done.export_chrome_trace(str(path))
-            trace = path.read_bytes()
+            trace = path.read_bytes() if path.exists() else b""
             if LAST_KEY not in trace[-LAST_BYTES:]:  # PyTorch raises nothing where the disk is full
-                raise ValueError(f"the trace is cut off after {format_bytes(len(trace))}: is {scratch.parent} full?")
+                raise ValueError(
+                    f"PyTorch has written {format_bytes(len(trace))} of a trace: is {scratch.parent} full?"
+                )
             return trace
 
     def _write(self, trace: bytes) -> None:
