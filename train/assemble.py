@@ -74,6 +74,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         stop=run.stop,
         state=plan.state,
         acts=recording.acts,
+        slow_ranks=recording.slow_ranks,
         margin=run.margin,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,

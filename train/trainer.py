@@ -23,6 +23,7 @@ from train.progress import Progress
 from train.run.acts import Acts
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
+from train.run.slow_ranks import SlowRanks
 from train.run.state import RunState
 from train.settings.sections import Config
 from train.stopping.deadline import StopMargin
@@ -63,6 +64,7 @@ class Trainer:
     stop: StopRequest
     state: RunState
     acts: Acts
+    slow_ranks: SlowRanks
     margin: StopMargin
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
@@ -168,6 +170,7 @@ class Trainer:
             record["sequences"] = sorted(window for share in shares for window in share)
         logging_started = time.monotonic()
         self.recorder.step(record)
+        self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started
         if time.monotonic() - self._state_written > STATE_SECONDS:
             self._write_state(progress, "training")

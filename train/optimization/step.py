@@ -17,6 +17,7 @@ from train.batches.loader import MicroBatch, StepBatch
 from train.batches.plan import BatchPlan
 from train.errors import NonFiniteLoss
 from train.objectives.objective import Objective
+from train.optimization.compute_timer import ComputeTimer
 from train.optimization.ddp import Parallel
 
 SMALLEST_LOSS_SCALE = 1.0  # of fp16: what overflows without being scaled up will overflow in every step
@@ -78,6 +79,7 @@ class Stepper:
         self._seed = seed
         self._limits = limits
         self._on_act = on_act
+        self.compute_timer = ComputeTimer(ranks.device)
         self._parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == "fp16")
         self._summed = torch.float32 if ranks.device.type == "mps" else torch.float64  # which MPS lacks
@@ -98,6 +100,7 @@ class Stepper:
         # Accumulate the gradient of the mean over all targets. (DDP averages over ranks, hence their number.)
         weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
         loss_sum = torch.zeros((), device=self._ranks.device)
+        self.compute_timer.start()
         for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
             self._seed_dropout(step, index)
             loss_sum += self._backward(micro_batch, weight, last=index == self._plan.accumulation - 1)
@@ -145,8 +148,13 @@ class Stepper:
             with autocast(self._dtype, self._ranks.device):
                 loss = self.objective.loss(self._parallel.replica, batch)  # ()
             self._on_act("backward")
-            self._parallel.backward(loss * weight, on_reduction=lambda: self._on_act("reduction"))
+            self._parallel.backward(loss * weight, on_reduction=self._end_own_part)
         return loss.detach()
+
+    def _end_own_part(self) -> None:
+        """This rank's own gradients are done: what follows waits for the other ranks."""
+        self.compute_timer.stop()
+        self._on_act("reduction")
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:

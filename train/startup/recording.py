@@ -11,6 +11,7 @@ from train.run.failure import FailureReporter
 from train.run.hang_watch import HangWatch
 from train.run.heartbeat import Heartbeat
 from train.run.recorder import Recorder
+from train.run.slow_ranks import SlowRanks
 from train.run.wandb_mirror import WandbMirror
 from train.settings.command_line import as_dict
 from train.startup.announce import (
@@ -32,6 +33,7 @@ class Recording:
 
     recorder: Recorder
     acts: Acts
+    slow_ranks: SlowRanks
     reporter: FailureReporter
 
 
@@ -50,6 +52,7 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
     )
     acts, limit = Acts(config.run.hang_seconds), config.run.hang_limit_seconds
     ranks.on_meeting = acts.meet
+    slow_ranks = SlowRanks(ranks, [str(machine["host"]) for machine in plan.machines], recorder)
     if config.run.compile:
         report_compilations(acts.compiling, acts.compiled)
     with (
@@ -62,7 +65,7 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
             recorder.log(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.log))
-        yield Recording(recorder, acts, reporter)
+        yield Recording(recorder, acts, slow_ranks, reporter)
 
 
 def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
