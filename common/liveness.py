@@ -7,6 +7,7 @@ which keeps beating when training hangs. What can't be read is unknown, never gu
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from common.curves import SECONDS
 from common.errors import UserError
 from common.metric_fields import TIME
 from common.metrics_file import last_json_lines, record_kind
@@ -23,7 +24,7 @@ SILENT_SECONDS = 120.0  # without progress after which a run counts as silent, u
 SILENT_STEPS = 20.0  # times a step's usual time
 SILENT_PIECES = 3.0  # times the longest of its latest validations and the like
 SIGN_SECONDS = 60.0  # after its last sign of life, when a process that can't be seen from here may be gone
-OWN_SECONDS = ("val_seconds", "hellaswag_seconds", "save_blocked_seconds")
+BESIDE_TRAINING = "save_seconds"  # how long a save takes, which may run beside it
 OVER = {  # Slurm's states of a job without processes
     "BOOT_FAIL",
     "CANCELLED",
@@ -161,9 +162,15 @@ def _process(identity: ProcessIdentity) -> Process:
 def _patience(records: list[dict[str, Any]]) -> float:
     """Seconds that a run may go without progress, judged by what its latest pieces of work took."""
     steps = [s for record in records if record_kind(record) == "train" for s in _numbers(record, "step_seconds")]
-    pieces = [s for record in records for key in OWN_SECONDS for s in _numbers(record, key)]
+    pieces = [s for record in records if record_kind(record) != "train" for s in _pieces(record)]
     usual = sum(steps) / len(steps) if steps else 0.0
     return max(SILENT_SECONDS, SILENT_STEPS * usual, SILENT_PIECES * max(pieces, default=0.0))
+
+
+def _pieces(record: dict[str, Any]) -> list[float]:
+    """What took how long while training waited: told by the keys' ends, as what describes them may lie far before."""
+    keys = [key for key in record if key.endswith(SECONDS) and key != BESIDE_TRAINING]
+    return [seconds for key in keys for seconds in _numbers(record, key)]
 
 
 def _read_state(folder: RunFolder) -> dict[str, Any]:

@@ -3,35 +3,31 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# by the figure: what it was measured on. Of several names in one entry the first that both records have decides.
-MEASURED_ON: dict[str, tuple[tuple[str, ...], ...]] = {
-    "val_loss": (
-        ("val_sha256", "data_identity"),  # of the validation split's bytes, of the whole token set
-        ("val_tokens", "val_tokens_wanted"),
-        ("val_block_size",),
-        ("val_document_mask",),
-    ),
-    "hellaswag_acc_norm": (("hellaswag_sha256",), ("hellaswag_examples",), ("hellaswag_official",)),
-}
+from common.curves import VALIDATION, Curve
 
 
-def measured_alike(figure: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+def measured_alike(curve: Curve, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two records' figures compare. What one of both does not record (an older one) counts as the same."""
-    for names in MEASURED_ON.get(figure, ()):
-        known = [name for name in names if one.get(name) is not None and other.get(name) is not None]
+    for names in curve.measured_on:
+        known = [name for name in names if _is_told(one.get(name)) and _is_told(other.get(name))]
         if known and one[known[0]] != other[known[0]]:
             return False
     return True
 
 
-def like_the_newest(figure: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _is_told(value: Any) -> bool:
+    """Anything else that stands there is damage, which may be too deep to be compared."""
+    return isinstance(value, int | float | str)
+
+
+def like_the_newest(curve: Curve, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Those of the records, in their order, whose figure was measured as the last one's was."""
-    return [record for record in records if measured_alike(figure, record, records[-1])]
+    return [record for record in records if measured_alike(curve, record, records[-1])]
 
 
 def validation_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint's val_loss was measured on. Older manifests leave it to their configuration and data."""
-    names = [name for alternatives in MEASURED_ON["val_loss"] for name in alternatives]
+    names = [name for alternatives in VALIDATION.measured_on for name in alternatives]
     found = {name: manifest.get(name) for name in names}
     config = manifest.get("config") or {}
     length = config.get("model", {}).get("block_size")

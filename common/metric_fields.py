@@ -1,4 +1,7 @@
-"""The types of a run's records: counts, numbers, texts. A value of another type is read as null, as NaN and inf are."""
+"""The types of a run's records: counts, numbers, texts. A value of another type is read as null, as NaN and inf are.
+
+Figures of evaluations other than validation are not among them: `common.curves.Curve` reads them from a record.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,19 +26,18 @@ class Field:
 
 TIME = Field(frozenset({int, float}), 0, LAST_TIME)
 _COUNT = Field(frozenset({int}), 0, MOST_COUNT)
-_NUMBER = Field(frozenset({int, float}), -LARGEST, LARGEST)
+NUMBER = Field(frozenset({int, float}), -LARGEST, LARGEST)
 _TEXT, _FLAG = Field(frozenset({str})), Field(frozenset({bool}))
 
 FIELDS: dict[str, Field] = {
     "time": TIME,
     **dict.fromkeys(("step", "tokens", "world_size"), _COUNT),
-    **dict.fromkeys(("val_tokens", "val_tokens_wanted", "val_block_size", "hellaswag_examples"), _COUNT),
-    **dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib"), _NUMBER),
-    **dict.fromkeys(("step_seconds", "data_wait_seconds", "val_seconds", "hellaswag_seconds"), _NUMBER),
-    **dict.fromkeys(("save_seconds", "save_blocked_seconds", "val_loss"), _NUMBER),
-    **dict.fromkeys(("hellaswag_acc_norm", "hellaswag_acc_norm_stderr"), _NUMBER),
-    **dict.fromkeys(("val_sha256", "data_identity", "hellaswag_sha256", "prompt", "text"), _TEXT),
-    **dict.fromkeys(("val_document_mask", "hellaswag_official"), _FLAG),
+    **dict.fromkeys(("val_tokens", "val_tokens_wanted", "val_block_size"), _COUNT),
+    **dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib"), NUMBER),
+    **dict.fromkeys(("step_seconds", "data_wait_seconds", "val_seconds"), NUMBER),
+    **dict.fromkeys(("save_seconds", "save_blocked_seconds", "val_loss"), NUMBER),
+    **dict.fromkeys(("val_sha256", "data_identity", "prompt", "text"), _TEXT),
+    "val_document_mask": _FLAG,
 }
 
 

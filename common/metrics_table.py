@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic_core import from_json
 
+from common.curves import KnownCurves
 from common.growing_file import GrowingFile
 from common.measured import like_the_newest
-from common.metric_fields import FIELDS, fits, is_step, mended
+from common.metric_fields import FIELDS, NUMBER, fits, is_step, mended
 from common.metrics_file import parse_line
 
 Values = npt.NDArray[np.float64]
@@ -35,7 +36,7 @@ TRAIN_COLUMNS = (
     "memory_gib",
     "time",
 )
-OWN_SECONDS = ("step_seconds", "val_seconds", "hellaswag_seconds", "save_blocked_seconds", "save_seconds")
+SAVE_SECONDS = ("save_blocked_seconds", "save_seconds")  # the first that a save's record has
 
 
 @dataclass
@@ -65,6 +66,7 @@ class MetricsTable:
     events: list[dict[str, Any]] = field(default_factory=list)  # validations, saves and the like, by step
     lives: list[Life] = field(default_factory=list)
     lost: Lost = field(default_factory=Lost)
+    curves: KnownCurves = field(default_factory=KnownCurves)  # as far as the file has been read
     _columns: dict[str, "array[float]"] = field(default_factory=lambda: {key: array("d") for key in TRAIN_COLUMNS})
     _file: GrowingFile = field(init=False)
 
@@ -88,7 +90,13 @@ class MetricsTable:
 
     def comparable(self, key: str) -> list[dict[str, Any]]:
         """Those of `of_kind` that were measured as the newest of them was: on the same data, as much of them."""
-        return like_the_newest(key, self.of_kind(key))
+        records, curve = self.of_kind(key), self.curves.get(key)
+        return records if curve is None else like_the_newest(curve, records)
+
+    @property
+    def complaint(self) -> str:
+        """Which of the descriptions of curves could not be taken; empty where all were."""
+        return self.curves.complaint_about(self.path)
 
     def update(self) -> bool:
         """Read what has been appended since, whole lines only; return whether there was anything.
@@ -136,6 +144,7 @@ class MetricsTable:
         if record.get("kind") == "start" or not self.lives:
             self._begin_life(record, step)
         if record.get("kind") == "start":
+            self.curves.learn(record)
             self._void(step)
             return
         if "loss" in record:
@@ -145,12 +154,12 @@ class MetricsTable:
         if "val_loss" in record:
             self._void(step)
         self._note_time(record)
-        kind = _event_kind(record)
+        kind = self._event_kind(record)
         position = bisect.bisect_right(self.events, step, key=lambda event: event["step"])
         for index in range(position - 1, -1, -1):
             if self.events[index]["step"] != step:
                 break
-            if _event_kind(self.events[index]) == kind:
+            if self._event_kind(self.events[index]) == kind:
                 del self.events[index]
                 position -= 1
                 break
@@ -159,7 +168,7 @@ class MetricsTable:
     def _begin_life(self, record: dict[str, Any], step: int) -> None:
         time = record.get("time")
         time = float(time) if time is not None else (self.lives[-1].end if self.lives else math.nan)
-        own = 0.0 if record.get("kind") == "start" else _own_seconds(record)
+        own = 0.0 if record.get("kind") == "start" else self._own_seconds(record)
         self.lives.append(Life(step, time - own, time, record.get("world_size")))
 
     def _note_time(self, record: dict[str, Any]) -> None:
@@ -168,7 +177,7 @@ class MetricsTable:
             return
         life = self.lives[-1]
         if life.starting_seconds is None:
-            life.starting_seconds = max(0.0, time - life.start - _own_seconds(record))
+            life.starting_seconds = max(0.0, time - life.start - self._own_seconds(record))
         if not life.end >= time:
             life.end = float(time)
 
@@ -181,7 +190,20 @@ class MetricsTable:
             for column in self._columns.values():
                 del column[keep:]
         while self.events and self.events[-1]["step"] > step:
-            self.lost.seconds += _own_seconds(self.events.pop())
+            self.lost.seconds += self._own_seconds(self.events.pop())
+
+    def _event_kind(self, record: dict[str, Any]) -> str:
+        for curve in self.curves:
+            if curve.figure in record:
+                return curve.figure
+        return str(record.get("kind"))
+
+    def _own_seconds(self, record: dict[str, Any]) -> float:
+        """How long the work took that a record is about."""
+        for key in ("step_seconds", *self.curves.seconds, *SAVE_SECONDS):
+            if NUMBER.has(record.get(key)):
+                return float(record[key])
+        return 0.0
 
 
 def read_metrics_table(path: Path) -> MetricsTable:
@@ -189,21 +211,6 @@ def read_metrics_table(path: Path) -> MetricsTable:
     table = MetricsTable(path)
     table.update()
     return table
-
-
-def _event_kind(record: dict[str, Any]) -> str:
-    for key in ("val_loss", "hellaswag_acc_norm"):
-        if key in record:
-            return key
-    return str(record.get("kind"))
-
-
-def _own_seconds(record: dict[str, Any]) -> float:
-    """How long the work took that a record is about."""
-    for key in OWN_SECONDS:
-        if record.get(key) is not None and fits(key, record[key]):
-            return float(record[key])
-    return 0.0
 
 
 def _parse(lines: bytes) -> list[dict[str, Any]]:

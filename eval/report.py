@@ -23,6 +23,7 @@ from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_output, w
 from common.regular_file import what_stands_at
 from eval.reporting import figures
 from eval.reporting.comparison import run_row
+from eval.reporting.evaluation_pictures import evaluation_pictures
 from eval.reporting.key_figures import differences, key_figures
 from eval.reporting.page import page
 from eval.reporting.run_data import RunData, load_runs, tell_complaints
@@ -68,9 +69,7 @@ def draw_all(runs: Sequence[RunData]) -> dict[str, bytes]:
     """Every picture that the runs have figures for, by file name, in the order of the page."""
     pictures = figures.loss_pictures(runs)
     pictures |= figures.quantity_pictures(runs)
-    hellaswag = figures.hellaswag_picture(runs)
-    if hellaswag:
-        pictures["hellaswag.png"] = hellaswag
+    pictures |= evaluation_pictures(runs)
     pictures["time.png"] = figures.time_picture(runs)
     if (profiles := profile_picture(runs)) is not None:
         pictures["profile.png"] = profiles

@@ -27,16 +27,18 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
+from common.curves import KnownCurves
 from common.errors import UserError, exit_on_user_error
 from common.json_file import Count
 from common.liveness import Liveness, Verdict, look_at
-from common.metrics_file import read_metrics, record_kind
+from common.metrics_file import holding, read_records, record_kind
 from common.plain_text import one_line
 from common.progress import format_count, format_duration
 from common.publish import write_json_output
 from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet, TokenStream, find_token_set
+from eval.reporting.outcomes import Outcome, outcomes
 from eval.reporting.run_data import training_script
 from eval.shared.arguments import add_json
 
@@ -86,6 +88,16 @@ class Summary:
     val_sha256: str  # of the validation split
     val_tokens: int | None  # of it, from its start: losses on equal ones compare
     training_seconds: float  # in steps; without validation, saving and pauses
+    evaluations: dict[str, Outcome]  # by figure, what else was measured between steps
+    left_out: str  # of the record, and why; empty where nothing was
+
+    def as_json(self) -> dict[str, Any]:
+        """The figures by name; of other evaluations only where there are some."""
+        found = asdict(self)
+        del found["left_out"]
+        if not self.evaluations:
+            del found["evaluations"]
+        return found
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,7 +122,7 @@ def main() -> int:
     print_places(folder)
     print_next(folder, summary)
     if arguments.json:
-        write_json_output(arguments.json, asdict(summary) | {"required_margin": arguments.require_margin})
+        write_json_output(arguments.json, summary.as_json() | {"required_margin": arguments.require_margin})
     if arguments.require_margin is not None and summary.margin < arguments.require_margin:
         print(f"\nThe margin of {summary.margin:.3f} nats is under the required {arguments.require_margin}.")
         return 1
@@ -122,11 +134,12 @@ def summarise(folder: RunFolder) -> Summary:
     if not os.path.lexists(folder.metrics):
         raise UserError(f"{folder.path} is not a run's folder: it has no {folder.metrics.name}")
     try:
-        records = read_metrics(folder.metrics)
+        written = read_records(folder.metrics)
     except OSError as error:
         raise UserError(unreadable(folder.metrics, error)) from None
+    records, known = holding(written), KnownCurves.of(written)
     train = [record for record in records if record_kind(record) == "train"]
-    validation = [record for record in records if record_kind(record) == "validation"]
+    validation = [record for record in records if record_kind(record) == "validation" and "val_loss" in record]
     if not train or not validation:
         raise UserError(
             f"{folder.metrics} holds no training step with a validation after it: try again when the run has reached "
@@ -166,6 +179,8 @@ def summarise(folder: RunFolder) -> Summary:
         training_seconds=sum(_numbers(train, "step_seconds")),
         val_sha256=measured_on,
         val_tokens=validation[-1].get("val_tokens"),
+        evaluations=outcomes(known, records),
+        left_out=known.complaint_about(folder.metrics),
     )
 
 
@@ -195,10 +210,14 @@ def print_figures(summary: Summary) -> None:
     print(f"  validation set    {first}sha256 {summary.val_sha256}")
     print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
     print(f"  margin            {summary.margin:.3f} nats")
+    for end in summary.evaluations.values():
+        print(one_line(f"  {end.label:16}  {end}{'' if end.step == summary.step else f' (at step {end.step:,})'}"))
     print(
         f"  training          {format_count(summary.run_tokens)} tokens in {format_duration(summary.training_seconds)},"
         f" {format_count(summary.tokens_per_second)} tokens/s"
     )
+    if summary.left_out:
+        print(one_line(f"  left out          {summary.left_out}"))
 
 
 def print_samples(folder: RunFolder) -> None:

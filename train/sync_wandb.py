@@ -14,15 +14,16 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.command_line import CommandParser
+from common.curves import KnownCurves
 from common.errors import UserError, exit_on_user_error
-from common.metrics_file import read_metrics, record_kind
+from common.metrics_file import holding, read_records
 from common.os_errors import refusal
 from common.processes import ProcessIdentity
 from common.progress import format_count
 from common.rewritten_file import read_record
 from common.run_files import read_configuration, unreadable
 from common.run_folder import RunFolder
-from train.run.wandb_mirror import MIRRORED, new_place, open_run, read_place, send, write_place
+from train.run.wandb_mirror import is_mirrored, new_place, open_run, read_place, send, write_place
 
 
 def main() -> int:
@@ -32,9 +33,13 @@ def main() -> int:
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run)
     try:
-        records = [record for record in read_metrics(folder.metrics) if record_kind(record) in MIRRORED]
+        written = read_records(folder.metrics)
     except OSError as error:
         raise UserError(unreadable(folder.metrics, error)) from None
+    known = KnownCurves.of(written)
+    if complaint := known.complaint_about(folder.metrics):
+        print(f"left out: {complaint}", file=sys.stderr)
+    records = [record for record in holding(written) if is_mirrored(record, known)]
     if not records:
         raise UserError(f"{folder.metrics} holds no record: give the folder of a run that has started")
     config = read_configuration(folder)

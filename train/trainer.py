@@ -15,7 +15,7 @@ from model.ranks import Ranks, agreed
 from train.batches.loader import StepBatch, StepLoader
 from train.checkpoints.saver import CheckpointKeeper
 from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed
-from train.evaluations.evaluation import WHOLE, Due, Evaluation, due_after, is_due
+from train.evaluations.evaluation import WHOLE, Due, Evaluation, described, due_after, is_due
 from train.optimization.optimizer import set_learning_rate
 from train.optimization.schedule import Course
 from train.optimization.step import Stepper, Verdict
@@ -82,7 +82,7 @@ class Trainer:
         """
         last_step = self.config.run.max_steps
         start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
-        self.recorder.note(start | self.start_facts)
+        self.recorder.note(start | self.start_facts | described(self.evaluations))
         self.acts.enter("warming up", step=progress.step)
         self._warm_up()
         if (stop_code := self._agree(progress)) != 0:

@@ -1,13 +1,14 @@
 """The table of published models with runs of this project beside them."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.plain_text import one_line
 from common.progress import format_count
 from eval.reporting.key_figures import key_figures
+from eval.reporting.outcomes import Outcome
 from eval.reporting.references import GPT2_VOCABULARY, GPT3, HELLASWAG_EXAMPLES, REFERENCES
 from eval.reporting.run_data import RunData
 
@@ -42,12 +43,17 @@ class Row:
     hellaswag_examples: int | None
     source: str
     hellaswag_step: int | None = None  # at which it was measured, where the run has continued since
+    evaluations: dict[str, Outcome] = field(default_factory=dict)  # by figure, what no published model has
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """The figures by name; of other evaluations only where there are some."""
+        found = asdict(self)
+        if not self.evaluations:
+            del found["evaluations"]
+        return found
 
-    def cells(self) -> list[str]:
-        """As people read it, in the order of `HEADINGS`."""
+    def cells(self, figures: Iterable[str] = ()) -> list[str]:
+        """As people read it, in the order of `HEADINGS`, then those figures of other evaluations."""
         digits = 3 if self.source == GPT3 else 4  # as published
         swag = "" if self.hellaswag_acc_norm is None else f"{self.hellaswag_acc_norm:.{digits}f}"
         if swag and self.hellaswag_examples not in (None, HELLASWAG_EXAMPLES):
@@ -64,8 +70,24 @@ class Row:
             "" if self.val_loss is None else f"{self.val_loss:.4f}".removesuffix("00"),
             self.val_data or "",
             swag,
+            *(str(self.evaluations.get(figure, "")) for figure in figures),
         ]
         return list(map(one_line, cells))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows as people read them, with a column for every figure that any of them has."""
+
+    headings: list[str]
+    cells: list[list[str]]
+    numbers: set[int]  # columns that are set at the right
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Table":
+        more = {figure: end.label for row in rows for figure, end in row.evaluations.items()}
+        headings = [*HEADINGS, *map(one_line, more.values())]
+        return cls(headings, [row.cells(more) for row in rows], NUMBERS | {*range(len(HEADINGS), len(headings))})
 
 
 def reference_rows() -> list[Row]:
@@ -107,10 +129,11 @@ def run_row(run: RunData) -> Row:
         train_loss=figures.train_loss,
         val_loss=figures.val_loss,
         val_data=None if figures.val_loss is None else f"{data}{shortened}{counted}{unit}",
-        hellaswag_acc_norm=figures.hellaswag_acc_norm,
-        hellaswag_examples=figures.hellaswag_examples,
+        hellaswag_acc_norm=figures.score.acc_norm,
+        hellaswag_examples=figures.score.examples,
         source=str(run.folder.path),
-        hellaswag_step=figures.earlier_hellaswag_step,
+        hellaswag_step=figures.earlier_score_step,
+        evaluations=figures.evaluations,
     )
 
 
@@ -121,28 +144,31 @@ def rows_with(runs: Sequence[RunData]) -> list[Row]:
 
 def as_text(rows: Sequence[Row]) -> str:
     """A table for the terminal, a line between others' models and these runs."""
-    cells = [list(HEADINGS), *(row.cells() for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
+    table = Table.of(rows)
+    cells = [table.headings, *table.cells]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(table.headings))]
 
     def line(texts: list[str]) -> str:
         padded = [
-            text.rjust(width) if column in NUMBERS else text.ljust(width)
+            text.rjust(width) if column in table.numbers else text.ljust(width)
             for column, (text, width) in enumerate(zip(texts, widths, strict=True))
         ]
         return "  ".join(padded).rstrip()
 
     rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    lines = [line(cells[0]), rule, *(line(row.cells()) for row in rows if not row.ours)]
-    ours = [line(row.cells()) for row in rows if row.ours]
+    texts = [(line(texts), row.ours) for texts, row in zip(table.cells, rows, strict=True)]
+    lines = [line(table.headings), rule, *(text for text, is_ours in texts if not is_ours)]
+    ours = [text for text, is_ours in texts if is_ours]
     return "\n".join([*lines, rule, *ours] if ours else lines)
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, these runs in bold."""
-    marks = ["---:" if column in NUMBERS else "---" for column in range(len(HEADINGS))]
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "|".join(marks) + "|"]
-    for row in rows:
-        cells = [cell.replace("|", "\\|") for cell in row.cells()]
+    table = Table.of(rows)
+    marks = ["---:" if column in table.numbers else "---" for column in range(len(table.headings))]
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (table.headings, *table.cells)]
+    lines = ["| " + " | ".join(escaped[0]) + " |", "|" + "|".join(marks) + "|"]
+    for row, cells in zip(rows, escaped[1:], strict=True):
         if row.ours:
             cells[0] = f"**{cells[0]}**"
         lines.append("| " + " | ".join(cells) + " |")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,12 +13,21 @@ from common.metrics_table import Values
 from common.progress import format_duration
 from eval.reporting import drawing
 from eval.reporting.curves import smooth, thin_out
-from eval.reporting.drawing import BUCKETS, FLOPS, GREY, LOSS_AXES, STEPS, TOKENS, AxisKind, draw, short, style_of
-from eval.reporting.references import CHANCE, HELLASWAG_EXAMPLES, lines_for
+from eval.reporting.drawing import BUCKETS, FLOPS, GREY, LOSS_AXES, STEPS, AxisKind, draw, short, style_of
 from eval.reporting.run_data import RunData
-from eval.reporting.time_spent import LABELS, time_spent
+from eval.reporting.time_spent import labels_of, time_spent
 
-PART_COLORS = ("#0072B2", "#E69F00", "#009E73", "#56B4E9", "#F0E442", "#CC79A7", "#D55E00", "#999999", "#DDDDDD")
+PART_COLORS = {
+    "compute": "#0072B2",
+    "data": "#E69F00",
+    "save": "#F0E442",
+    "starting": "#CC79A7",
+    "done_again": "#D55E00",
+    "other": "#999999",
+    "stopped": "#DDDDDD",
+}
+EVALUATION_COLORS = ("#009E73", "#56B4E9", "#332288", "#AA4499", "#44AA99", "#882255")  # in turn
+DARK = ("#0072B2", "#009E73", "#D55E00", "#332288", "#AA4499", "#882255")
 CUT_FRACTION = 0.03  # of a run, at its start, whose loss may be above the picture
 
 
@@ -161,58 +171,21 @@ def quantity_panel(axes: Axes, runs: Sequence[RunData], quantity: Quantity, colu
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.plain(value)))
 
 
-def hellaswag_picture(runs: Sequence[RunData]) -> bytes | None:
-    """HellaSwag during training against tokens, with what GPT-2 and GPT-3 of the nearest size reach; None without."""
-    events = [event for run in runs for event in run.table.comparable("hellaswag_acc_norm")]
-    if not events:
-        return None
-    official = all(event.get("hellaswag_official", True) for event in events)
-    references = lines_for(max(run.parameters or 0 for run in runs) or None) if official else []
-
-    def paint(axes: Axes) -> None:
-        for index, run in enumerate(runs):
-            tokens = run.event_column("hellaswag_acc_norm", "tokens")
-            values = run.event_column("hellaswag_acc_norm", "hellaswag_acc_norm")
-            error = run.event_column("hellaswag_acc_norm", "hellaswag_acc_norm_stderr")
-            color = style_of(index)["color"]
-            if len(tokens):
-                axes.plot(tokens, values, "o-", markersize=3.5, linewidth=1.4, label=short(run.name), color=color)
-                axes.fill_between(tokens, values - error, values + error, color=color, alpha=0.15, linewidth=0)
-        for reference, dashes in zip(references, ("--", "-."), strict=False):
-            axes.axhline(reference.hellaswag or np.nan, color=GREY, linestyle=dashes, linewidth=1.2,
-                         label=f"{reference.model}: {reference.hellaswag:.4g}")  # fmt: skip
-        axes.axhline(CHANCE, color=GREY, linestyle=":", linewidth=1.2, label=f"chance: {CHANCE:g}")
-        drawing.set_x(axes, TOKENS)
-        axes.set_ylabel("acc_norm")
-
-    form = "" if official else ", text form"
-    return draw(paint, f"HellaSwag{form} ({hellaswag_examples(runs)} examples)")
-
-
-def hellaswag_examples(runs: Sequence[RunData]) -> str:
-    """On how many examples the runs were measured, as people read it."""
-    found = {event.get("hellaswag_examples") for run in runs for event in run.table.comparable("hellaswag_acc_norm")}
-    counts = sorted(count for count in found if isinstance(count, int))
-    if not counts:
-        return "unknown number of"
-    text = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    return text if counts == [HELLASWAG_EXAMPLES] else f"{text} of {HELLASWAG_EXAMPLES:,}"
-
-
 def time_picture(runs: Sequence[RunData]) -> bytes:
     """Where each run's time went, a bar a run."""
     spent = [time_spent(run.table) for run in runs]
 
     def paint(axes: Axes) -> None:
-        left, rows = np.zeros(len(runs)), range(len(runs))
-        for (part, label), color in zip(LABELS.items(), PART_COLORS, strict=True):
-            shares = np.array([100 * entry.parts[part] / entry.total if entry.total else 0.0 for entry in spent])
+        left, rows, evaluation_colors = np.zeros(len(runs)), range(len(runs)), cycle(EVALUATION_COLORS)
+        for part, label in labels_of(spent).items():
+            color = PART_COLORS.get(part) or next(evaluation_colors)
+            parts = [(entry.parts.get(part, 0.0), entry.total) for entry in spent]
+            shares = np.array([100 * seconds / total if total else 0.0 for seconds, total in parts])
             if shares.max() < 0.05:
                 continue
-            bars = axes.barh(rows, shares, 0.6, left, color=color, label=label, edgecolor="white", linewidth=0.5)
+            bars = axes.barh(rows, shares, 0.6, left, color=color, label=short(label), edgecolor="white", linewidth=0.5)
             texts = [f"{share:.0f} %" if share >= 7 else "" for share in shares]
-            dark = color in ("#0072B2", "#009E73", "#D55E00")
-            axes.bar_label(bars, texts, label_type="center", fontsize=9, color="white" if dark else "black")
+            axes.bar_label(bars, texts, label_type="center", fontsize=9, color="white" if color in DARK else "black")
             left += shares
         axes.set_yticks(rows, [short(run.name, 24) for run in runs])
         axes.set_xlim(0, 100)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from eval.reporting.outcomes import Outcome, outcomes
+from eval.reporting.published_score import PUBLISHED, PublishedScore, published_score
 from eval.reporting.run_data import RunData
 from eval.reporting.time_spent import TimeSpent, time_spent
 
@@ -33,9 +35,8 @@ class KeyFigures:
     val_sha256: str | None  # what both were measured on
     val_tokens: int | None
     validations_left_out: int  # earlier ones, measured on something else
-    hellaswag_acc_norm: float | None  # of report/hellaswag.json, or of training where that has a later one
-    hellaswag_examples: int | None
-    hellaswag_step: int | None  # at which it was measured
+    score: PublishedScore
+    evaluations: dict[str, Outcome]  # by figure, of curves that no published model has
     tokens_per_second: float | None  # median over steps
     mfu: float | None  # median over steps
     memory_gib: float | None  # largest
@@ -44,16 +45,22 @@ class KeyFigures:
     seconds: TimeSpent
 
     @property
-    def earlier_hellaswag_step(self) -> int | None:
+    def earlier_score_step(self) -> int | None:
         """The step of the score where the run has continued since."""
-        return None if self.hellaswag_step == self.step else self.hellaswag_step
+        return None if self.score.step == self.step else self.score.step
 
     @property
     def perplexity(self) -> float | None:
         return None if self.val_loss is None else math.exp(min(self.val_loss, 700.0))
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"perplexity": self.perplexity}
+        """The run's figures by name; of other evaluations only where it has some."""
+        found: dict[str, Any] = {}
+        for name, value in (asdict(self) | {"seconds": self.seconds.as_json()}).items():
+            found |= self.score.as_json() if name == "score" else {name: value}
+        if not self.evaluations:
+            del found["evaluations"]
+        return found | {"perplexity": self.perplexity}
 
 
 def key_figures(run: RunData) -> KeyFigures:
@@ -65,7 +72,6 @@ def key_figures(run: RunData) -> KeyFigures:
     validations = [event for event in comparable if event["val_loss"] is not None]
     best = min(validations, key=lambda event: float(event["val_loss"]), default={})
     last = validations[-1] if validations else {}
-    hellaswag = _hellaswag(run)
     return KeyFigures(
         run=run.name,
         status=run.status,
@@ -83,9 +89,8 @@ def key_figures(run: RunData) -> KeyFigures:
         val_sha256=last.get("val_sha256"),
         val_tokens=last.get("val_tokens"),
         validations_left_out=len(table.of_kind("val_loss")) - len(comparable),
-        hellaswag_acc_norm=hellaswag[0],
-        hellaswag_examples=hellaswag[1],
-        hellaswag_step=hellaswag[2],
+        score=published_score(run),
+        evaluations=outcomes((curve for curve in table.curves if curve is not PUBLISHED), table.events),
         tokens_per_second=_over(np.median, run, "tokens_per_second"),
         mfu=_over(np.median, run, "mfu"),
         memory_gib=_over(np.max, run, "memory_gib"),
@@ -93,27 +98,6 @@ def key_figures(run: RunData) -> KeyFigures:
         steps_done_again=table.lost.steps,
         seconds=time_spent(table),
     )
-
-
-def _hellaswag(run: RunData) -> tuple[float | None, int | None, int | None]:
-    """acc_norm, the number of examples and the step: of report/hellaswag.json, else of the last record of training.
-
-    A run that was extended after that file was written has later records, and these count. Those of the text form,
-    whose contexts are others, compare with nothing published and are left out.
-    """
-    last = (run.table.of_kind("hellaswag_acc_norm") or [{}])[-1]
-    measured = run.hellaswag
-    data = measured.get("data")
-    if isinstance(data, dict) and data.get("form") == "text":
-        measured = {}
-    official = last.get("hellaswag_official", True)
-    step = measured.get("step")
-    superseded = isinstance(step, int) and official and step < last.get("step", step)
-    if "acc_norm" in measured and "examples" in measured and not superseded:
-        return measured["acc_norm"], measured["examples"], step
-    if not official:
-        return None, None, None
-    return last.get("hellaswag_acc_norm"), last.get("hellaswag_examples"), last.get("step")
 
 
 def _over(reduce: Any, run: RunData, key: str, last: int | None = None) -> float | None:

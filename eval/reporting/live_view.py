@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from common.curves import VALIDATION, format_figure
 from common.liveness import Liveness, Signs, judge, read_signs
 from common.metric_fields import is_step
 from common.metrics_file import last_json_lines
@@ -53,6 +54,7 @@ class LiveRun:
             self.table.update()
         except OSError as error:
             self.complaints.append(unreadable(self.folder.metrics, error))
+        self.complaints += [self.table.complaint] if self.table.complaint else []
         self.state = leniently(lambda: self.folder.read_state() or {}, self.complaints) or {}
         self.signs = read_signs(self.folder)
         try:
@@ -180,9 +182,10 @@ def _evaluations(run: LiveRun) -> str:
         others = len(run.table.of_kind("val_loss")) - len(comparable)
         left_out = f"; {others} of another measure left out" if others and len(validations) < 4 else ""
         parts.append(f"validation {shown} (step {validations[-1]['step']:,}{left_out})")
-    swag = run.table.of_kind("hellaswag_acc_norm")
-    if swag and swag[-1]["hellaswag_acc_norm"] is not None:
-        parts.append(f"HellaSwag {swag[-1]['hellaswag_acc_norm']:.4f}")
+    for curve in run.table.curves:
+        measured = run.table.of_kind(curve.figure)
+        if curve is not VALIDATION and measured and (value := curve.value(measured[-1])) is not None:
+            parts.append(f"{curve.label} {format_figure(value)}")
     saves = run.table.of_kind("save_seconds")
     if saves:
         parts.append(f"saved at step {saves[-1]['step']:,}")

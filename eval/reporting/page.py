@@ -9,6 +9,7 @@ from common.progress import format_count, format_duration
 from eval.reporting import page_sections as sections
 from eval.reporting.html_parts import table, text
 from eval.reporting.key_figures import KeyFigures, differences, key_figures
+from eval.reporting.published_score import HEADING, PICTURE, PUBLISHED, TILE
 from eval.reporting.run_data import RunData, format_time
 from eval.reporting.step_profiles import profile_tables
 
@@ -25,7 +26,8 @@ def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> st
         ("Key figures", "figures", _overview(runs, figures)),
         ("Loss", "loss", _show(pictures, "loss-") + sections.loss_note(runs)),
         ("Learning rate, gradients, speed, memory", "steps", _show(pictures, "step-") + sections.steps_note(runs)),
-        ("HellaSwag and published models", "hellaswag", _show(pictures, "hellaswag") + sections.comparison(runs)),
+        (HEADING, PUBLISHED.kind, _show(pictures, PICTURE) + sections.comparison(runs)),
+        ("Other evaluations", "evaluations", _show(pictures, "evaluation-") + sections.evaluations(runs, figures)),
         ("Where the time went", "time", _show(pictures, "time") + sections.time_table(figures)),
         ("Where the profiled steps went", "profile", _show(pictures, "profile") + profile_tables(runs)),
         ("Starts and restarts", "starts", sections.starts(runs)),
@@ -87,7 +89,7 @@ def _tiles(figures: KeyFigures) -> str:
 def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
     """(what it is, the figure as people read it) of all that the run records."""
     of = f" of {figures.max_steps:,}" if figures.max_steps else ""
-    seconds, scored = figures.seconds, figures.earlier_hellaswag_step
+    seconds, scored = figures.seconds, figures.earlier_score_step
     at = f" (step {scored:,})" if scored is not None else ""
     entries: list[tuple[str, str | None]] = [
         ("steps", f"{figures.step:,}{of}"),
@@ -99,7 +101,8 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("perplexity", _number(figures.perplexity, ",.2f")),
         ("validation loss, best", _number(figures.best_val_loss, ".4f")),
         ("tokens validated on", None if figures.val_tokens is None else f"{figures.val_tokens:,}"),
-        ("HellaSwag acc_norm", _number(figures.hellaswag_acc_norm, ".4f", at)),
+        (TILE, _number(figures.score.acc_norm, ".4f", at)),
+        *((end.label, str(end)) for end in figures.evaluations.values()),
         (
             "tokens per second, median",
             None if figures.tokens_per_second is None else format_count(figures.tokens_per_second),

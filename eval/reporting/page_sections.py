@@ -7,14 +7,16 @@ from typing import Any
 
 import yaml
 
+from common.curves import VALIDATION, Curve, format_figure
 from common.measured import describe_validation, measured_alike
 from common.progress import format_duration
-from eval.reporting.comparison import HEADINGS, NUMBERS, rows_with
+from eval.reporting.comparison import Table, rows_with
 from eval.reporting.html_parts import code, folded, table, text
 from eval.reporting.key_figures import KeyFigures
+from eval.reporting.published_score import NOT_MEASURED, PUBLISHED, describe_examples
 from eval.reporting.references import NOTES
 from eval.reporting.run_data import RunData, format_time, training_script
-from eval.reporting.time_spent import LABELS
+from eval.reporting.time_spent import labels_of
 
 SHOWN_STEPS = 12  # of samples, spread over the run
 SHOWN_STARTS = 60
@@ -24,7 +26,7 @@ SHOWN_CHARACTERS = 1_000
 def loss_note(runs: Sequence[RunData]) -> str:
     """What the curves are, and on which data the validation losses were measured."""
     drawn = "The dotted lines are validation losses. " if len(runs) > 1 else ""
-    data = " ".join([_measured_on(runs), *(_left_out(run, "val_loss", describe_validation) for run in runs)])
+    data = " ".join([_measured_on(runs), *(_left_out(run, VALIDATION, describe_validation) for run in runs)])
     flops = "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention), 4N where adapters leave N frozen."
     return f'<p class="soft">{drawn}Hours leave out the time between a stop and the next start. {flops} {data}</p>'
 
@@ -36,16 +38,16 @@ def _measured_on(runs: Sequence[RunData]) -> str:
     if not any(described for _, _, described in told):
         return ""
     first = max((event for _, event, _ in told), key=lambda event: len(describe_validation(event)))
-    if all(measured_alike("val_loss", event, first) for _, event, _ in told):
+    if all(measured_alike(VALIDATION, event, first) for _, event, _ in told):
         return f"Validation set: {text(describe_validation(first))}."
     each = "; ".join(f"{text(name)}: {text(described or 'not recorded')}" for name, _, described in told)
     return f"<b>The validation sets are not the same: these validation losses can't be compared.</b> {each}."
 
 
-def _left_out(run: RunData, figure: str, describe: Callable[[dict[str, Any]], str]) -> str:
+def _left_out(run: RunData, curve: Curve, describe: Callable[[dict[str, Any]], str]) -> str:
     """Which of a run's figures the curve (and the best one) leave out."""
-    measured = run.table.of_kind(figure)
-    others = [event for event in measured if not measured_alike(figure, event, measured[-1])]
+    measured = run.table.of_kind(curve.figure)
+    others = [event for event in measured if not measured_alike(curve, event, measured[-1])]
     if not others:
         return ""
     kinds = "; ".join(dict.fromkeys(describe(event) for event in others))
@@ -61,32 +63,46 @@ def steps_note(runs: Sequence[RunData]) -> str:
 
 def comparison(runs: Sequence[RunData]) -> str:
     """The ancestors' table with these runs below."""
-    rows = rows_with(runs)
+    beside = Table.of(rows := rows_with(runs))
     ours = [index for index, row in enumerate(rows) if row.ours]
-    measured = any(run.table.of_kind("hellaswag_acc_norm") for run in runs)
-    missing = "" if measured else '<p class="soft">HellaSwag was not measured during training.</p>'
-    others = " ".join(filter(None, (_left_out(run, "hellaswag_acc_norm", _examples) for run in runs)))
+    measured = any(run.table.of_kind(PUBLISHED.figure) for run in runs)
+    missing = "" if measured else f'<p class="soft">{NOT_MEASURED}</p>'
+    others = " ".join(filter(None, (_left_out(run, PUBLISHED, describe_examples) for run in runs)))
     missing += f'<p class="soft">{others}</p>' if others else ""
     notes = "".join(f'<p class="soft">{text(note)}</p>' for note in NOTES)
-    return missing + table(HEADINGS, [row.cells() for row in rows], numbers=NUMBERS, marked=ours) + notes
+    return missing + table(beside.headings, beside.cells, numbers=beside.numbers, marked=ours) + notes
 
 
-def _examples(event: dict[str, Any]) -> str:
-    return f"{event.get('hellaswag_examples')} examples{'' if event.get('hellaswag_official', True) else ', text form'}"
+def evaluations(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> str:
+    """Where the curves end that no published model has, and which is the best figure of each."""
+    known = {curve.figure: curve for run in runs for curve in run.table.curves}
+    names = dict.fromkeys(name for figure in figures for name in figure.evaluations)
+    rows = []
+    for curve in map(known.__getitem__, names):
+        ends = [figure.evaluations.get(curve.figure) for figure in figures]
+        better = "highest" if curve.higher_is_better else "lowest"
+        last = ["–" if end is None else f"{end} (step {end.step:,})" for end in ends]
+        best = ["–" if end is None else f"{format_figure(end.best)} (step {end.best_step:,})" for end in ends]
+        rows += [[f"{curve.label}, last", *last], [f"{curve.label}, {better}", *best]]
+    left_out = [_left_out(run, known[name], known[name].describe) for name in names for run in runs]
+    others = " ".join(filter(None, left_out))
+    notes = f'<p class="soft">{others}</p>' if others else ""
+    return table(["", *(run.name for run in runs)], rows, numbers=range(1, len(runs) + 1)) + notes if rows else ""
 
 
 def time_table(figures: Sequence[KeyFigures]) -> str:
-    parts = [part for part in LABELS if any(figure.seconds.parts[part] >= 0.05 for figure in figures)]
+    labels = labels_of(figure.seconds for figure in figures)
+    spent = {part: [figure.seconds.parts.get(part, 0.0) for figure in figures] for part in labels}
     rows = [
         [
-            LABELS[part],
+            labels[part],
             *(
-                f"{format_duration(figure.seconds.parts[part])} "
-                f"({figure.seconds.parts[part] / max(figure.seconds.total, 1e-9):.1%})"
-                for figure in figures
+                f"{format_duration(seconds)} ({seconds / max(figure.seconds.total, 1e-9):.1%})"
+                for seconds, figure in zip(each, figures, strict=True)
             ),
         ]
-        for part in parts
+        for part, each in spent.items()
+        if max(each) >= 0.05
     ]
     rows.append(["from the first start to the last record", *(format_duration(f.seconds.total) for f in figures)])
     return table(["", *(figure.run for figure in figures)], rows, numbers=range(1, len(figures) + 1))

@@ -16,7 +16,7 @@ import numpy as np
 from common.errors import UserError
 from common.json_file import BadJson, as_shape
 from common.liveness import Liveness, look_at
-from common.metric_fields import LARGEST, fits, is_step
+from common.metric_fields import LARGEST, NUMBER, fits, is_step
 from common.metrics_table import MetricsTable, Values
 from common.plain_text import printable
 from common.run_files import Score, leniently, read_configuration, read_samples, read_score, read_starts, read_table
@@ -41,7 +41,7 @@ class RunData:
     state: dict[str, Any]
     liveness: Liveness  # when the folder was read
     samples: list[dict[str, Any]]
-    hellaswag: Score  # what eval/hellaswag.py wrote to report/hellaswag.json
+    score: Score  # what was measured after training, to stand beside published models
     profiles: list[StepProfile] = field(default_factory=list)  # by step
     complaints: list[str] = field(default_factory=list)  # of files that are there and can't be read
 
@@ -118,8 +118,9 @@ class RunData:
         return np.asarray((times - starts[0] - np.cumsum(gaps)[index]) / SECONDS_AN_HOUR)
 
     def event_column(self, key: str, value: str) -> Values:
-        """`value` of all comparable records that hold `key`, NaN where it is missing."""
-        return np.array([event.get(value) for event in self.table.comparable(key)], dtype=np.float64)
+        """`value` of all comparable records that hold `key`, NaN where it is missing or no number."""
+        found = [event.get(value) for event in self.table.comparable(key)]
+        return np.array([number if NUMBER.has(number) else np.nan for number in found], dtype=np.float64)
 
 
 def load_runs(paths: Sequence[Path]) -> list[RunData]:
@@ -146,11 +147,12 @@ def load_run(path: Path, name: str | None = None, table: MetricsTable | None = N
 
     Raises UserError for a folder that is not a run or has no training step yet.
     """
-    folder, complaints = RunFolder(path), list[str]()
+    folder, table = RunFolder(path), table or _table_with_steps(RunFolder(path))
+    complaints = [table.complaint] if table.complaint else []
     return RunData(
         folder,
         printable(name or path.resolve().name),
-        table or _table_with_steps(folder),
+        table,
         leniently(lambda: read_configuration(folder), complaints) or {},
         leniently(lambda: read_starts(folder.provenance), complaints) or [],
         leniently(lambda: folder.read_state() or {}, complaints) or {},

@@ -1,11 +1,13 @@
 """Where a run's time went, from the seconds in its records and the times they were written at."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
+from common.metric_fields import NUMBER
 from common.metrics_table import MetricsTable
 
 
@@ -15,34 +17,39 @@ class TimeSpent:
 
     compute: float  # steps that count, without their wait for data
     data: float  # steps that count, waiting for data
-    validation: float
-    hellaswag: float
+    evaluations: dict[str, float]  # by the kind of their records
     save: float  # training stood still for it
     starting: float  # from a start to its first piece of work: warm-up, compilation
     done_again: float  # work that no checkpoint held when the run stopped
     other: float  # samples, records, garbage collection
     stopped: float  # from the last record before a stop to the next start
     total: float
+    evaluation_labels: dict[str, str]
 
     @property
     def parts(self) -> dict[str, float]:
         """Every part but the total."""
-        parts = asdict(self)
-        del parts["total"]
-        return parts
+        before, after = ({part: getattr(self, part) for part in labels} for labels in (_BEFORE, _AFTER))
+        return before | self.evaluations | after
+
+    def as_json(self) -> dict[str, float]:
+        return self.parts | {"total": self.total}
 
 
-LABELS = {
-    "compute": "computing",
-    "data": "waiting for data",
-    "validation": "validation",
-    "hellaswag": "HellaSwag",
+_BEFORE = {"compute": "computing", "data": "waiting for data"}
+_AFTER = {
     "save": "saving",
     "starting": "starting up",
     "done_again": "lost, done again",
     "other": "samples and other",
     "stopped": "stopped, between starts",
 }
+
+
+def labels_of(spent: Iterable[TimeSpent]) -> dict[str, str]:
+    """What people read, by part, in the order in which parts are shown: with the evaluations of any of the runs."""
+    evaluations = {kind: label for entry in spent for kind, label in entry.evaluation_labels.items()}
+    return _BEFORE | evaluations | _AFTER
 
 
 def time_spent(table: MetricsTable) -> TimeSpent:
@@ -54,21 +61,31 @@ def time_spent(table: MetricsTable) -> TimeSpent:
     stopped = sum(max(0.0, after.start - before.end) for before, after in pairwise(lives))
     data = float(np.nansum(table.column("data_wait_seconds")))
     compute = max(0.0, float(np.nansum(table.column("step_seconds"))) - data)
+    evaluations = _evaluation_seconds(table)
     known = {
         "compute": compute,
         "data": data,
-        "validation": _event_seconds(table, "val_seconds"),
-        "hellaswag": _event_seconds(table, "hellaswag_seconds"),
         "save": _save_seconds(table),
         "starting": sum(life.starting_seconds or 0.0 for life in lives),
         "done_again": table.lost.seconds,
         "stopped": stopped,
     }
-    return TimeSpent(**known, other=max(0.0, total - sum(known.values())), total=total)
+    other = max(0.0, total - sum(known.values()) - sum(evaluations.values()))
+    labels = {kind: _label(table, kind) for kind in evaluations}
+    return TimeSpent(**known, evaluations=evaluations, other=other, total=total, evaluation_labels=labels)
 
 
-def _event_seconds(table: MetricsTable, key: str) -> float:
-    return float(sum(event[key] or 0.0 for event in table.of_kind(key)))
+def _evaluation_seconds(table: MetricsTable) -> dict[str, float]:
+    spent = dict.fromkeys(table.curves.seconds.values(), 0.0)
+    for key, kind in table.curves.seconds.items():
+        spent[kind] += sum(float(event[key]) for event in table.events if NUMBER.has(event.get(key)))
+    return spent
+
+
+def _label(table: MetricsTable, kind: str) -> str:
+    """An evaluation's: that of its curve, or its own name where it has several."""
+    labels = [curve.label for curve in table.curves if curve.kind == kind]
+    return labels[0] if len(labels) == 1 else kind
 
 
 def _save_seconds(table: MetricsTable) -> float:

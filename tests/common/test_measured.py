@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from common.curves import VALIDATION
 from common.measured import describe_validation, like_the_newest, measured_alike, validation_of
 from common.metrics_file import MetricsFile
 from common.metrics_table import read_metrics_table
-from eval.reporting.figures import hellaswag_examples
 from eval.reporting.page_sections import comparison
+from eval.reporting.published_score import examples_of
 from eval.reporting.run_data import load_run
 from tests.helpers.recorded_runs import recorded_run
 
@@ -17,14 +18,14 @@ FULL = {"val_sha256": "ab", "val_tokens": 640, "val_block_size": 16, "val_docume
 
 @pytest.mark.parametrize(("name", "other"), [*zip(FULL, ("ba", 32, 8, True), strict=True)])
 def test_each_part_counts_and_what_is_not_recorded_does_not(name: str, other: object) -> None:
-    assert not measured_alike("val_loss", FULL, {**FULL, name: other})
-    assert measured_alike("val_loss", FULL, {key: value for key, value in FULL.items() if key != name})
-    assert like_the_newest("val_loss", [FULL, {**FULL, name: other}, FULL]) == [FULL, FULL]
+    assert not measured_alike(VALIDATION, FULL, {**FULL, name: other})
+    assert measured_alike(VALIDATION, FULL, {key: value for key, value in FULL.items() if key != name})
+    assert like_the_newest(VALIDATION, [FULL, {**FULL, name: other}, FULL]) == [FULL, FULL]
 
 
 def test_a_manifest_without_configuration_is_like_any() -> None:
     """An imported checkpoint's."""
-    assert measured_alike("val_loss", validation_of({"data_identity": None}), validation_of(FULL))
+    assert measured_alike(VALIDATION, validation_of({"data_identity": None}), validation_of(FULL))
     assert describe_validation(validation_of({})) == ""
 
 
@@ -38,5 +39,5 @@ def test_a_curve_of_hellaswag_keeps_to_as_many_examples_as_the_newest_score(tmp_
     events = read_metrics_table(run.metrics).comparable("hellaswag_acc_norm")
     assert [event["hellaswag_examples"] for event in events] == [1_000]
     loaded = load_run(run.path)
-    assert hellaswag_examples([loaded]).startswith("1,000 of ")
+    assert examples_of([loaded]).startswith("1,000 of ")
     assert "left out what was measured on something else (400 examples), step 10 to 30" in comparison([loaded])

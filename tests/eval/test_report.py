@@ -23,6 +23,7 @@ from common.plain_text import printable
 from common.run_folder import RunFolder
 from eval import plot_loss
 from eval.reporting import drawing, figures
+from eval.reporting.evaluation_pictures import evaluation_pictures
 from eval.reporting.key_figures import key_figures
 from eval.reporting.run_data import RunData, load_run, load_runs
 from eval.reporting.time_spent import time_spent
@@ -145,7 +146,7 @@ def test_where_the_time_went(tmp_path: Path) -> None:
     spent = time_spent(load_run(run.path).table)
     assert spent.compute == pytest.approx(40 * 0.75)
     assert spent.data == pytest.approx(40 * 0.25)
-    assert spent.validation == pytest.approx(4 * 2.0)
+    assert spent.evaluations["validation"] == pytest.approx(4 * 2.0)
     assert spent.save == pytest.approx(4 * 0.5)
     assert spent.starting == pytest.approx(3 * 5.0)
     assert spent.done_again == pytest.approx(5 + 3 + 2.0 + 0.5)
@@ -272,7 +273,7 @@ def test_a_name_is_drawn_as_it_is(tmp_path: Path, name: str) -> None:
     assert other == "other"
     assert not is_math_text(label)
     assert label.removeprefix(drawing.HAIR_SPACE).replace(r"\$", "$") == printable(name)
-    pictures = [*figures.loss_pictures(runs).values(), figures.time_picture(runs), figures.hellaswag_picture(runs)]
+    pictures = [*figures.loss_pictures(runs).values(), figures.time_picture(runs), *evaluation_pictures(runs).values()]
     assert all(picture is not None and Image.open(io.BytesIO(picture)).size[0] > 500 for picture in pictures)
     assert plot_loss.draw(runs[0])
 

@@ -68,7 +68,7 @@ def prepare(bases: Path) -> None:
     (run.path / "slurm.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     samples = [{"step": step, "prompt": "Once", "text": "ab\ncd", "time": 1_700_000_000.0} for step in (2, 4)]
     run.samples.write_text("".join(json.dumps(sample) + "\n" for sample in samples), encoding="utf-8")
-    write_run(RunFolder(bases / "runs" / "two"), lives=((0, 25), (20, 40)), hellaswag=True)
+    write_run(RunFolder(bases / "runs" / "two"), lives=((0, 25), (20, 40)), hellaswag=True, own=True)
 
 
 def cases(rng: random.Random, count: int, bases: Path) -> Iterator[Case]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from common.curves import Curve
 from common.metrics_file import MetricsFile
 from common.run_folder import RunFolder
 from common.step_profile import PARTS, trace_name
@@ -14,6 +15,16 @@ from common.step_profile import PARTS, trace_name
 BEGIN = 1_700_000_000.0
 TOKENS_PER_STEP = 1_000
 START_SECONDS, PAUSE_SECONDS, VALIDATION_SECONDS, WAIT_SECONDS, SAVE_SECONDS = 5.0, 60.0, 2.0, 0.25, 0.5
+OWN_SECONDS = 1.0
+OWN = Curve(
+    kind="toy",
+    figure="toy_share",
+    label="Toy <b>share</b>",
+    error="toy_share_stderr",
+    seconds="toy_seconds",
+    measured_on=(("toy_questions",),),
+    higher_is_better=True,
+)
 MODEL = {"vocab_size": 257, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rope"}
 
 
@@ -43,17 +54,20 @@ def write_run(
     end_loss: float = 2.0,
     hellaswag: bool = False,
     official: bool = True,
+    own: bool = False,
 ) -> None:
     """A run of several lives, each (steps done when it began, last step): 5 s to start, 60 s from one to the next.
 
-    A step takes 1 s, 0.25 of them waiting for data; each validation 2 s with a save of 0.5 s after it.
+    A step takes 1 s, 0.25 of them waiting for data; each validation 2 s with a save of 0.5 s after it. With
+    `own` there is an evaluation that only the starts tell of, `OWN`: 1 s each time, best at step 20.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     config = {"model": MODEL, "data": {"path": "data/tiny"}, "optim": {"lr": learning_rate, "grad_clip": 1.0}}
     folder.config.write_text(yaml.safe_dump({**config, "run": {"name": folder.path.name, "max_steps": 100}}))
     metrics, now = MetricsFile(folder.metrics), BEGIN
     for first, last in lives:
-        metrics.append({"kind": "start", "step": first, "world_size": 2, "time": now})
+        described = {"curves": [OWN.as_json()]} if own else {}
+        metrics.append({"kind": "start", "step": first, "world_size": 2, "time": now, **described})
         now += START_SECONDS
         for step in range(first + 1, last + 1):
             now += 1.0
@@ -76,6 +90,11 @@ def write_run(
                         "hellaswag_official": official,
                     }
                     metrics.append({"kind": "hellaswag", "step": step, "tokens": tokens, **score, "time": now})
+                if own:
+                    now += OWN_SECONDS
+                    share = {"toy_share": 0.75 - abs(step - 20) / 100, "toy_share_stderr": 0.01, "toy_questions": 8}
+                    more = {"toy_seconds": OWN_SECONDS, "time": now}
+                    metrics.append({"kind": "toy", "step": step, "tokens": tokens, **share, **more})
                 now += SAVE_SECONDS
                 metrics.append({"kind": "save", "step": step, "save_seconds": SAVE_SECONDS, "time": now})
         now += PAUSE_SECONDS

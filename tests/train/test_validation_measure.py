@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest, write_checkpoint_manifest
-from common.measured import MEASURED_ON
+from common.curves import VALIDATION
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from eval.reporting.key_figures import key_figures
@@ -68,7 +68,7 @@ def test_more_tokens_than_before_begin_a_new_measure(tmp_path: Path, data: Path,
     assert [(record["step"], record["val_tokens"]) for record in validations] == [
         (0, 32), (2, 32), (4, 32), (6, 496), (8, 496)
     ]  # fmt: skip
-    known = {name for names in MEASURED_ON["val_loss"] for name in names}
+    known = {name for names in VALIDATION.measured_on for name in names}
     manifests = {step: dict(read_checkpoint_manifest(path)) for step, path in list_checkpoints(run.checkpoints)}
     assert set(manifests) <= {4, 6, 8} and (4 in manifests) == (4 == min(manifests))
     for record in validations[3:]:

@@ -18,6 +18,7 @@ from common.checkpoint_files import (
     verify_checkpoint,
     write_checkpoint_manifest,
 )
+from common.curves import VALIDATION
 from common.measured import measured_alike, validation_of
 from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder
 from train.settings.sections import CheckpointConfig
@@ -47,7 +48,7 @@ def expendable(checkpoints: Sequence[Checkpoint], config: CheckpointConfig, neve
     if config.keep_every_steps > 0:
         kept.update(step for step in newest if step % config.keep_every_steps == 0)
     measured = sorted((c for c in checkpoints if c.val_loss is not None), key=lambda checkpoint: checkpoint.step)
-    alike = [c for c in measured if measured_alike("val_loss", c.validation, measured[-1].validation)]
+    alike = [c for c in measured if measured_alike(VALIDATION, c.validation, measured[-1].validation)]
     if config.keep_best and alike:
         kept.add(min((checkpoint.val_loss, checkpoint.step) for checkpoint in alike)[1])
     return {step for step in newest if step not in kept}

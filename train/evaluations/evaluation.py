@@ -1,7 +1,8 @@
 """What is measured between steps and leaves the training curve untouched.
 
 An evaluation is one class in one file, and one line in `train.evaluations.registry`. What it measures goes to
-metrics.jsonl as a record with its `kind`.
+metrics.jsonl as a record with its `kind`; its `curves` tell the report, the live view and the other readers how to show
+that.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.curves import BUILT_IN, Curve
 from common.errors import UserError
 from common.metrics_file import metrics_of_step, record_kind
 from common.os_errors import refusal
@@ -61,6 +63,7 @@ class Evaluation:
     phase = ""  # what a rank is doing, for its heartbeat
     before_save = False  # whether it comes before a save that is due at the same step, as that records the figure
     at_start = False  # whether it is also due before the first step
+    curves: tuple[Curve, ...] = ()  # of the figures that its records hold
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -90,6 +93,12 @@ class Evaluation:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint's manifest records of it."""
         return {}
+
+
+def described(evaluations: Iterable[Evaluation]) -> dict[str, Any]:
+    """What the record of a start tells readers of the evaluations that they don't know."""
+    curves = [curve for evaluation in evaluations for curve in evaluation.curves if curve not in BUILT_IN]
+    return {"curves": [curve.as_json() for curve in curves]} if curves else {}
 
 
 def is_due(step: int, every: int) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.curves import HELLASWAG
 from common.paths import expand_path
 from eval.hellaswag_task.examples import evenly_spaced, read_hellaswag, require_hellaswag
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, is_due
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 class HellaSwag(Evaluation):
     """Measures `acc_norm`, the mean per token over contexts without the activity label."""
 
-    name, phase = "hellaswag", "answering HellaSwag"
+    name, phase, curves = HELLASWAG.kind, "answering HellaSwag", (HELLASWAG,)
 
     def check(self, tokens: TokenSet) -> None:
         """Raises UserError where its file is missing."""

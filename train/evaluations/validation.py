@@ -6,6 +6,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from common.curves import VALIDATION
 from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.sequences import Windows
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, Written, is_due
@@ -20,7 +21,7 @@ FIRST_LOSS_MARGIN = 0.5  # nats
 class Validation(Evaluation):
     """The validation loss. The last step is always validated; a checkpoint records the latest one."""
 
-    name, phase = "validation", "validating"
+    name, phase, curves = VALIDATION.kind, "validating", (VALIDATION,)
     before_save = at_start = True
     latest: float | None = None  # nats per token
     latest_step: int | None = None

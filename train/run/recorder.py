@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.metrics_file import record_kind
+from common.curves import KnownCurves
 from common.os_errors import refusal
 from common.patient_file import PatientFile
 from common.plain_text import bar_file, one_line
@@ -19,7 +19,7 @@ from common.run_folder import RunFolder
 from model.ranks import Ranks
 from train.errors import StorageFailed
 from train.run.storage import RETRY_DELAYS, is_transient
-from train.run.wandb_mirror import MIRRORED, WandbMirror
+from train.run.wandb_mirror import WandbMirror, is_mirrored
 
 
 class Recorder:
@@ -39,6 +39,7 @@ class Recorder:
         if not self._active:
             return
         self._folder = folder
+        self._curves = KnownCurves()
         self._mirror: WandbMirror | None = None
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
@@ -97,12 +98,17 @@ class Recorder:
 
     def note(self, record: dict[str, Any]) -> None:
         """Record anything else that belongs to a step (a validation, a start)."""
-        if self._active:
-            self._record(record)
+        if not self._active:
+            return
+        self._record(record)
+        if record.get("kind") == "start":
+            self._curves.learn(record)
+            if complaint := self._curves.complaint_about(self._folder.metrics):
+                self.say(f"WARNING: {complaint}: mend its evaluation's curves")
 
     def _record(self, record: dict[str, Any]) -> None:
         self._append(self._metrics, record)
-        if self._mirror is not None and record_kind(record) in MIRRORED:
+        if self._mirror is not None and is_mirrored(record, self._curves):
             self._mirror.put(record)
 
     def sync(self) -> None:

@@ -11,14 +11,16 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable
-from typing import Annotated, Any, Required
+from typing import Annotated, Any
 
 import psutil
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from common.curves import KnownCurves
 from common.errors import UserError
-from common.json_file import BadJson, Count, keep_others, read_json
+from common.json_file import BadJson, keep_others, read_json
+from common.metric_fields import is_step
 from common.metrics_file import record_kind
 from common.os_errors import refusal
 from common.plain_text import printable
@@ -30,18 +32,14 @@ from train.settings.sections import LogConfig
 SERVICE_PROGRAM = "wandb-core"
 SERVICE_GRACE_SECONDS = 1.0
 MIRROR_FILE = "wandb-mirror.json"
-MIRRORED = ("train", "validation", "hellaswag")  # kinds of records: what has a curve
 QUEUE_RECORDS = 100_000  # a mirror that hangs costs memory up to here
 
 
 @keep_others
-class Place(TypedDict, total=False):
-    """Which wandb run mirrors a run, and the last step that it has of each kind."""
+class Place(TypedDict):
+    """Which wandb run mirrors a run, and the last step that it has of each kind of records, under the kind's name."""
 
-    id: Required[Annotated[str, Field(pattern=r"^[\w-]{1,128}$")]]
-    train: Count
-    validation: Count
-    hellaswag: Count
+    id: Annotated[str, Field(pattern=r"^[\w-]{1,128}$")]
 
 
 def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: str) -> Any:
@@ -60,6 +58,11 @@ def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: st
         mode=mode,
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
     )
+
+
+def is_mirrored(record: dict[str, Any], known: KnownCurves) -> bool:
+    """Whether a record is part of a curve."""
+    return record_kind(record) in {"train", *known.kinds}
 
 
 def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
@@ -91,7 +94,9 @@ def read_place(folder: RunFolder) -> dict[str, Any]:
     """
     path = folder.path / MIRROR_FILE
     try:
-        return {**read_json(path, Place)}
+        place = {**read_json(path, Place)}
+        if all(is_step(step) for kind, step in place.items() if kind != "id"):
+            return place
     except (OSError, BadJson):
         pass
     if (what := what_stands_at(path)) not in ("", "a file", "a link to nothing"):

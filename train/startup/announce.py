@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from common.curves import VALIDATION
 from common.measured import describe_validation, measured_alike, validation_of
 from common.progress import format_bytes, format_count
 from common.run_folder import RunFolder
@@ -93,7 +94,7 @@ def describe_measure(facts: Mapping[str, Any], before: Mapping[str, Any] | None)
     now = validation_of(facts)
     lines = [f"validation on {describe_validation(now)}"]
     earlier = validation_of(before) if before and before.get("val_loss") is not None else None
-    if earlier is not None and not measured_alike("val_loss", earlier, now):
+    if earlier is not None and not measured_alike(VALIDATION, earlier, now):
         was = describe_validation(earlier) or "something else"
         lines.append(
             f"validation losses up to the checkpoint were measured on {was}: they don't compare with later ones"
