@@ -1,7 +1,7 @@
 """What readers of `metrics.jsonl` know of the figures that are measured between steps.
 
-They know the curves of validation and of HellaSwag. Of every other evaluation they learn from the records of starts,
-which describe its curves under `curves`: no reader has to be changed for it.
+Those of validation and HellaSwag are built in. Every other evaluation's are described by the records of starts, under
+`curves`: no reader has to be changed for it.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Curve:
 
     def describe(self, record: Mapping[str, Any]) -> str:
         """On what a record's figure was measured, as people read it."""
-        told = [(name, record.get(name)) for names in self.measured_on for name in names]
-        return ", ".join(f"{name} {str(value)[:40]}" for name, value in told if isinstance(value, int | float | str))
+        found = [(name, record.get(name)) for names in self.measured_on for name in names]
+        return ", ".join(f"{name} {str(value)[:40]}" for name, value in found if isinstance(value, int | float | str))
 
 
 VALIDATION = Curve(
@@ -115,7 +115,7 @@ def read_curve(value: Any) -> Curve:
 class KnownCurves:
     """The curves of one run: those that are built in, and what its starts describe.
 
-    A start that describes a figure anew, after its label was changed, say, holds for the whole run.
+    If several starts describe the same figure, the last one holds for the whole run.
 
     Attributes:
         complaint: the first description that was not taken, and why; empty where all were.

@@ -168,7 +168,7 @@ def _patience(records: list[dict[str, Any]]) -> float:
 
 
 def _pieces(record: dict[str, Any]) -> list[float]:
-    """What took how long while training waited: told by the keys' ends, as what describes them may lie far before."""
+    """How long work took that training waited for. By the keys' ends, as what describes them may lie far before."""
     keys = [key for key in record if key.endswith(SECONDS) and key != BESIDE_TRAINING]
     return [seconds for key in keys for seconds in _numbers(record, key)]
 

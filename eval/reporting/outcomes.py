@@ -29,10 +29,11 @@ class Outcome:
 def outcome(curve: Curve, records: Sequence[dict[str, Any]]) -> Outcome | None:
     """Of the records that hold the figure, in their order; None where none is a number."""
     alike = like_the_newest(curve, records)
-    told = [(value, record) for record in alike if (value := curve.value(record)) is not None]
-    if not told:
+    found = [(value, record) for record in alike if (value := curve.value(record)) is not None]
+    if not found:
         return None
-    (value, last), (best, best_at) = told[-1], (max if curve.higher_is_better else min)(told, key=lambda pair: pair[0])
+    (value, last), better = found[-1], max if curve.higher_is_better else min
+    best, best_at = better(found, key=lambda pair: pair[0])
     return Outcome(curve.label, value, curve.error_of(last), last["step"], best, best_at["step"])
 
 

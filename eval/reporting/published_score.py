@@ -1,4 +1,4 @@
-"""The score that published models are compared by, HellaSwag's, of runs and in words."""
+"""HellaSwag's score, by which runs are compared with published models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What a start's record tells of an evaluation's curves: taken where it is whole, left out in words where it is not."""
+"""The curves that a start's record describes: valid ones are taken, invalid ones are left out and reported."""
 
 import json
 from pathlib import Path

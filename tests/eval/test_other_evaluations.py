@@ -1,4 +1,4 @@
-"""Evaluations that only a run's starts tell of: several runs beside each other, a run that is going, hostile words."""
+"""Evaluations that only a run's starts describe: several runs together, a growing run, hostile descriptions."""
 
 import json
 import os

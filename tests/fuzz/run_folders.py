@@ -115,9 +115,17 @@ def _damaged(rng: random.Random, name: str, content: bytes) -> tuple[bytes, str]
     seed, what = rng.randrange(1 << 30), ""
     same = rng.random() < 0.5  # the same damage in each of these lines
     for number in numbers:
-        value, what = mutate_json(random.Random(seed if same else rng.randrange(1 << 30)), json.loads(lines[number]))
+        value, what = _mutated(random.Random(seed if same else rng.randrange(1 << 30)), json.loads(lines[number]))
         lines[number] = json_bytes(value) + b"\n"
     return b"".join(lines), f"{what} in line {', '.join(map(str, numbers))[:40]}"
+
+
+def _mutated(rng: random.Random, record: dict[str, Any]) -> tuple[Any, str]:
+    """A record with one thing wrong; where it describes evaluations, often in that."""
+    if not record.get("curves") or rng.random() < 0.4:
+        return mutate_json(rng, record)
+    curves, what = mutate_json(rng, record["curves"])
+    return record | {"curves": curves}, f"curves: {what}"
 
 
 def _make(bases: Path, name: str, changed: dict[str, bytes], replaced: tuple[str, int] | None, folder: Path) -> None:

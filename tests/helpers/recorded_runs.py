@@ -59,7 +59,7 @@ def write_run(
     """A run of several lives, each (steps done when it began, last step): 5 s to start, 60 s from one to the next.
 
     A step takes 1 s, 0.25 of them waiting for data; each validation 2 s with a save of 0.5 s after it. With
-    `own` there is an evaluation that only the starts tell of, `OWN`: 1 s each time, best at step 20.
+    `own` there is an evaluation that only the starts describe, `OWN`: 1 s each time, best at step 20.
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     config = {"model": MODEL, "data": {"path": "data/tiny"}, "optim": {"lr": learning_rate, "grad_clip": 1.0}}

@@ -1,8 +1,8 @@
 """What is measured between steps and leaves the training curve untouched.
 
 An evaluation is one class in one file, and one line in `train.evaluations.registry`. What it measures goes to
-metrics.jsonl as a record with its `kind`; its `curves` tell the report, the live view and the other readers how to show
-that.
+metrics.jsonl as a record with its `kind`; its `curves` describe that record to the report, the live view and the other
+readers.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Evaluation:
 
 
 def described(evaluations: Iterable[Evaluation]) -> dict[str, Any]:
-    """What the record of a start tells readers of the evaluations that they don't know."""
+    """What the record of a start holds for readers: the curves that they don't know."""
     curves = [curve for evaluation in evaluations for curve in evaluation.curves if curve not in BUILT_IN]
     return {"curves": [curve.as_json() for curve in curves]} if curves else {}
 
