@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from common.checkpoint_files import list_checkpoints
@@ -16,6 +18,7 @@ from common.metrics_file import read_metrics
 from common.progress import format_duration
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
+from model.ranks import Ranks
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, losses, run_of, tiny_arguments, train, train_as_rank
@@ -23,6 +26,7 @@ from tests.train.test_wandb_mirror import mirrored_steps
 from train.evaluations import registry
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, is_due
 from train.progress import Progress
+from train.run.recorder import Recorder
 
 
 class CountNorms(Evaluation):
@@ -157,6 +161,19 @@ def test_every_reader_shows_it(tmp_path: Path, own: RunFolder) -> None:
     assert mirrored_steps(own, "toy") == [8, 16, 20], "while it trained"
     assert "records added" in read(own, "train/sync_wandb.py", "--again")
     assert mirrored_steps(own, "toy") == [8, 16, 20] * 2, "and once more from its record"
+
+
+def test_a_start_warns_of_a_curve_that_no_reader_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
+    recorder = Recorder(RunFolder(tmp_path), alone, 1, first_step=0, line_every=1)
+    recorder.open_files()
+    for curve, warned in ((CountNorms.curves[0], False), (replace(CountNorms.curves[0], figure="loss"), True)):
+        recorder.note({"kind": "start", "step": 0, "curves": [curve.as_json()]})
+        recorder.note({"kind": "toy", "step": 1, "toy": 1})
+        assert capsys.readouterr().out.count("WARNING") == warned
+    recorder.close()
+    assert "WARNING" in (tmp_path / "log.txt").read_text(encoding="utf-8")
+    assert "curves.0: figure: loss is the name of something else" in (tmp_path / "log.txt").read_text(encoding="utf-8")
 
 
 def train_and_fail_at_16(arguments: list[str]) -> None:
