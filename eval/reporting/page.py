@@ -102,7 +102,6 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("validation loss, best", _number(figures.best_val_loss, ".4f")),
         ("tokens validated on", None if figures.val_tokens is None else f"{figures.val_tokens:,}"),
         (TILE, _number(figures.score.acc_norm, ".4f", at)),
-        *((end.label, str(end)) for end in figures.evaluations.values()),
         (
             "tokens per second, median",
             None if figures.tokens_per_second is None else format_count(figures.tokens_per_second),
@@ -112,7 +111,15 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("running", format_duration(seconds.total - seconds.stopped)),
         ("restarts", str(figures.starts - 1)),
     ]
-    return [(label, value) for label, value in entries if value is not None]
+    others = _others(figures, [label for label, _ in entries])
+    return [(label, value) for label, value in entries if value is not None] + others
+
+
+def _others(figures: KeyFigures, taken: list[str]) -> list[tuple[str, str]]:
+    """Those of other evaluations. Their labels are a run's own: one that is taken has its figure's name beside it."""
+    ends = figures.evaluations.items()
+    taken = taken + [end.label for _, end in ends]
+    return [(end.label if taken.count(end.label) == 1 else f"{end.label} ({name})", str(end)) for name, end in ends]
 
 
 def _number(value: float | None, form: str, unit: str = "") -> str | None:

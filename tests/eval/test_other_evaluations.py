@@ -94,6 +94,18 @@ def test_a_run_that_is_followed_tells_of_it_when_it_resumes(tmp_path: Path) -> N
     assert "Toy <b>share</b> 0.7500" in "".join(frame(run, 200, 30, Look(True, False), 0.0))
 
 
+def test_a_label_takes_no_other_figures_place(tmp_path: Path) -> None:
+    run = recorded_run(tmp_path, "run", lives=[(0, 25), (20, 40)], own=True)
+    metrics = MetricsFile(run.metrics)
+    metrics.append({"kind": "start", "step": 40, "curves": [OWN.as_json() | {"label": "restarts"}]})
+    metrics.close()
+    for runs in ([load_run(run.path)], [load_run(run.path)] * 2):
+        text = page(runs, {}, 0.0)
+        assert "restarts (toy_share)" in text
+        assert ("<b>2</b><span>restarts</span>" in text) == (len(runs) == 1)
+        assert ('<td class="any">restarts</td><td class="any">2</td>' in text) == (len(runs) == 2)
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A run whose starts describe what they like, with records of all of it."""
