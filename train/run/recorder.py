@@ -104,7 +104,7 @@ class Recorder:
         if record.get("kind") == "start":
             self._curves.learn(record)
             if complaint := self._curves.complaint_about(self._folder.metrics):
-                self.say(f"WARNING: {complaint}: correct the curves of its evaluation")
+                self.log(f"WARNING: {complaint}: correct the curves of its evaluation")
 
     def _record(self, record: dict[str, Any]) -> None:
         self._append(self._metrics, record)
