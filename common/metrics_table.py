@@ -113,9 +113,8 @@ class MetricsTable:
 
     def _add(self, records: list[dict[str, Any]]) -> None:
         """Take in records in the order of the file."""
-        steps = self._columns["step"]
         plain: list[dict[str, Any]] = []
-        last = steps[-1] if steps else -math.inf
+        last = self._last_step()
         for record in records:
             step: Any = record.get("step")
             if not is_step(step):
@@ -128,8 +127,14 @@ class MetricsTable:
             plain = []
             if (uncommon := mended(record)) is not None:
                 self._add_uncommon(uncommon, step)
-            last = steps[-1] if steps else -math.inf
+            last = self._last_step()
         self._append(plain)
+
+    def _last_step(self) -> float:
+        """A training record of a later one voids nothing."""
+        return max(
+            self._columns["step"][-1:].tolist() + [event["step"] for event in self.events[-1:]], default=-math.inf
+        )
 
     def _append(self, records: list[dict[str, Any]]) -> None:
         if not records:

@@ -133,6 +133,20 @@ def test_a_save_that_ends_after_later_steps_takes_none_of_them_away(tmp_path: Pa
     assert [event["step"] for event in table.of_kind("save_seconds")] == [2]
 
 
+def test_a_training_record_voids_what_its_step_had_before(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    records = [
+        {"step": 1, "loss": 9.0},
+        {"step": 2, "val_loss": 8.0},
+        {"step": 2, "loss": 7.0},
+        {"step": 3, "loss": 6.0},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    table = read_metrics_table(path)
+    assert (table.column("loss").tolist(), table.events) == ([9.0, 7.0, 6.0], [])
+    assert read_metrics(path) == [records[0], *records[2:]]
+
+
 def test_steps_that_go_back_without_a_start_count_anew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     records = [{"step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 8.0), (3, 7.0), (2, 6.0))]
