@@ -182,7 +182,8 @@ class Trainer:
             return None
         from train.profiler.step_profiler import build_step_profiler
 
-        return build_step_profiler(self.config, progress.step + 1, self.folder, self.ranks, self.recorder, self.model)
+        own = (self.folder, self.ranks, self.recorder, self.acts, self.model)
+        return build_step_profiler(self.config, progress.step + 1, *own)
 
     def _save(self, progress: Progress, *, final: bool) -> None:
         self.acts.enter("saving")

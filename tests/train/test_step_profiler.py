@@ -114,6 +114,12 @@ def test_a_profiled_run_is_the_same_run_to_the_bit(runs: Path) -> None:
 def train_with_one_trace(arguments: list[str]) -> None:
     from train.profiler import step_profiler
 
+    def seen(self: step_profiler.StepProfiler, trace: bytes) -> None:
+        self._recorder.log(f"writes while {self._acts.phase}")
+        write(self, trace)
+
+    write = step_profiler.StepProfiler._write
+    step_profiler.StepProfiler._write = seen  # type: ignore[method-assign]
     step_profiler.MOST_TRACES = 1
     train_as_rank(arguments)
 
@@ -127,6 +133,7 @@ def test_of_many_ranks_the_first_write_traces(tmp_path: Path, data: Path) -> Non
     trace = "steps-00003-00004-rank-00000.json.gz"
     assert (the_profile(run)["world_size"], the_profile(run)["traces"]) == (2, [trace])
     assert {path.name for path in run.profile.iterdir()} == {trace, "steps-00003-00004.json"}
+    assert "writes while profiling" in log_of(run)  # by which a hang is told from a large trace
 
 
 def test_the_documentation_explains_every_part() -> None:
@@ -252,7 +259,7 @@ def test_what_can_not_be_written_ends_nothing(tmp_path: Path, data: Path) -> Non
     done = train_by_path(*arguments)
 
     assert done.returncode == 0, done.stderr
-    assert f"WARNING: no profile of rank 0: {run.profile} can't be written (File exists)" in done.stdout
+    assert f"WARNING: profile of rank 0: {run.profile} can't be written (File exists)" in done.stdout
     assert "done at step 6" in done.stdout
     assert done.stderr == ""  # PyTorch's profiler would report its own starts there
 
@@ -265,9 +272,26 @@ def test_a_full_disk_ends_nothing_and_leaves_nothing_cut_off(tmp_path: Path, dat
         train(1, tmp_path, arguments)
         assert list(run.profile.iterdir()) == []
 
-    assert "WARNING: no profile of rank 0: " in log_of(run)
+    assert "WARNING: profile of rank 0: " in log_of(run)
     assert "No space left on device" in log_of(run)
     assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
+
+
+def train_with_a_small_limit(arguments: list[str]) -> None:
+    from train.profiler import step_profiler
+
+    step_profiler.MOST_TABLED_BYTES = 1 << 10
+    train_as_rank(arguments)
+
+
+def test_a_trace_that_is_too_large_for_a_table_is_kept(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(tmp_path, data, "large", *SHORT, *PROFILED)
+
+    assert RankGroup(1, tmp_path / "store", train_with_a_small_limit, arguments).join() == [0]
+
+    run = run_of(tmp_path, "large")
+    assert [path.name for path in run.profile.iterdir()] == ["steps-00003-00004-rank-00000.json.gz"]
+    assert "WARNING: profile of rank 0: no table, its trace is too large (" in log_of(run)
 
 
 def test_no_room_for_temporary_files_ends_nothing(tmp_path: Path, data: Path) -> None:
@@ -278,7 +302,7 @@ def test_no_room_for_temporary_files_ends_nothing(tmp_path: Path, data: Path) ->
         done = train_by_path(*tiny_arguments(tmp_path, data, "temporary", *SHORT, *PROFILED), TMPDIR=f"{tmp_path}/tmp")
 
     assert done.returncode == 0, done.stderr
-    assert "WARNING: no profile of rank 0: PyTorch has written " in log_of(run)
+    assert "WARNING: profile of rank 0: PyTorch has written " in log_of(run)
     assert f"of a trace: is {tmp_path}/tmp full?" in log_of(run)
     assert "done at step 6" in log_of(run)
     assert not run.profile.exists()

@@ -23,10 +23,12 @@ from model.ranks import Ranks
 from train.batches.loader import StepBatch
 from train.profiler.names import HEAD, WAIT
 from train.profiler.trace_table import read_events, tabulate
+from train.run.acts import Acts
 from train.run.recorder import Recorder
 from train.settings.sections import Config
 
 MOST_TRACES = 8  # ranks that write one: they take megabytes, and are much alike
+MOST_TABLED_BYTES = 256 << 20  # of a trace: a million events, which take gigabytes of memory and a minute to read
 SCRATCH = "longhaul-profile-"
 FAST = 3  # gzip's level: somewhat larger files than its best, in a fraction of the time
 LAST_KEY = b'"traceName"'  # of a trace that is whole
@@ -34,13 +36,13 @@ LAST_BYTES = 8192  # in which that stands
 
 
 def build_step_profiler(
-    config: Config, next_step: int, folder: RunFolder, ranks: Ranks, recorder: Recorder, model: GPT
+    config: Config, next_step: int, folder: RunFolder, ranks: Ranks, recorder: Recorder, acts: Acts, model: GPT
 ) -> "StepProfiler | None":
     """What profiles the steps that the configuration names, as far as they are to come; None where none is."""
     first, last = config.profile.first, min(config.profile.first + config.profile.steps - 1, config.run.max_steps)
     steps = range(max(first, next_step), last + 1)
     if steps:
-        return StepProfiler(steps, folder, ranks, recorder, model)
+        return StepProfiler(steps, folder, ranks, recorder, acts, model)
     if not any(folder.profile.glob(f"steps-*-{last:05d}.json")):
         recorder.log(f"profile: step {last} is past and was not profiled: give a profile.first of {next_step} or more")
     return None
@@ -49,11 +51,14 @@ def build_step_profiler(
 class StepProfiler:
     """Profiles some steps of this rank. All ranks call its methods together, whether they write a trace or not."""
 
-    def __init__(self, steps: range, folder: RunFolder, ranks: Ranks, recorder: Recorder, model: GPT) -> None:
+    def __init__(
+        self, steps: range, folder: RunFolder, ranks: Ranks, recorder: Recorder, acts: Acts, model: GPT
+    ) -> None:
         self._steps = steps
         self._folder = folder
         self._ranks = ranks
         self._recorder = recorder
+        self._acts = acts
         self._model = model
         self._profile: profile | None = None
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -125,6 +130,7 @@ class StepProfiler:
     def _publish(self) -> None:
         """Stop, write this rank's trace and rank 0's table. What fails is reported, and ends nothing."""
         trouble = ""
+        self._acts.enter("profiling")  # a large trace takes longer than a step: that is no hang
         try:
             if (done := self._stop()) is not None:
                 self._write(self._exported(done))
@@ -136,7 +142,7 @@ class StepProfiler:
             trouble = f"{type(error).__name__}: {' '.join(str(error).split())}"
         for rank, why in enumerate(self._ranks.gather(trouble)):
             if why:
-                self._recorder.log(f"WARNING: no profile of rank {rank}: {why}")
+                self._recorder.log(f"WARNING: profile of rank {rank}: {why}")
 
     def _exported(self, done: profile) -> bytes:
         """The trace as JSON. Raises OSError, RuntimeError; ValueError if it is not whole."""
@@ -151,7 +157,10 @@ class StepProfiler:
             return trace
 
     def _write(self, trace: bytes) -> None:
-        """Publish this rank's trace; and the table, if it is rank 0. Raises OSError."""
+        """Publish this rank's trace; and the table, if it is rank 0.
+
+        Raises OSError; ValueError for a trace that is too large for a table, or not what a trace should be.
+        """
         first, last, rank = self._steps[0], self._steps[-1], self._ranks.rank
         folder, traced = self._folder.profile, min(self._ranks.world_size, MOST_TRACES)
         traces = [trace_name(first, last, number) for number in range(traced)]
@@ -160,6 +169,8 @@ class StepProfiler:
         write_whole(folder / traces[rank], gzip.compress(trace, FAST, mtime=0))
         if rank > 0:
             return
+        if len(trace) > MOST_TABLED_BYTES:
+            raise ValueError(f"no table, its trace is too large ({format_bytes(len(trace))}): lower profile.steps")
         table = StepProfile(
             first_step=first,
             last_step=last,
