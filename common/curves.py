@@ -59,7 +59,7 @@ class Curve:
         return tuple(key for key in (self.figure, self.error, self.seconds) if key is not None)
 
     def value(self, record: Mapping[str, Any]) -> float | int | None:
-        """The figure of a record; None where it has none, or what is no number."""
+        """The figure of a record; None where it has none, or one that is not a number."""
         return _number(record, self.figure)
 
     def error_of(self, record: Mapping[str, Any]) -> float | int | None:
@@ -160,7 +160,7 @@ class KnownCurves:
             return
         described = record["curves"]
         if not isinstance(described, list):
-            self._complain("curves: it is no list")
+            self._complain("curves: it is not a list")
             return
         for number, value in enumerate(described[:MOST_CURVES]):
             try:

@@ -17,12 +17,12 @@ from train.evaluations.registry import EVALUATIONS
 
 GOOD: dict[str, Any] = {"kind": "toy", "figure": "toy", "label": "Toy"}
 WRONG: list[tuple[Any, str]] = [
-    (3, "curves: it is no list"),
-    (None, "curves: it is no list"),
-    ({"0": GOOD}, "curves: it is no list"),
-    ([None], "curves.0: it is no object"),
+    (3, "curves: it is not a list"),
+    (None, "curves: it is not a list"),
+    ({"0": GOOD}, "curves: it is not a list"),
+    ([None], "curves.0: it is not an object"),
     ([GOOD, {"kind": "toy", "figure": "b"}], "curves.1: label: it is missing"),
-    ([GOOD | {"label": 3}], "label: it is no text"),
+    ([GOOD | {"label": 3}], "label: it is not text"),
     ([GOOD | {"label": ""}], "label: string should have at least 1 character"),
     ([GOOD | {"label": "x" * 61}], "label: string should have at most 60 characters"),
     ([GOOD | {"label": "To\x1b[2Jy"}], "label: it holds control characters"),
@@ -38,7 +38,7 @@ WRONG: list[tuple[Any, str]] = [
     ([GOOD | {"seconds": "toy_minutes"}], "seconds: toy_minutes does not end in _seconds"),
     ([GOOD | {"kind": "id"}], "kind: id is the name of something else"),
     ([GOOD | {"kind": "train"}], "kind: train is the name of something else"),
-    ([GOOD | {"measured_on": "toy"}], "measured_on: it is no list"),
+    ([GOOD | {"measured_on": "toy"}], "measured_on: it is not a list"),
     ([GOOD | {"measured_on": [["a"]] * 17}], "measured_on: "),
     ([GOOD | {"higher_is_better": "yes"}], "higher_is_better: it is neither true nor false"),
     ([GOOD | {"figure": f"toy_{number}"} for number in range(10_000)], f"there are more than {MOST_CURVES}"),
@@ -46,7 +46,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("described", "said"), WRONG, ids=[said for _, said in WRONG])
-def test_what_is_no_description_is_left_out_and_told(described: Any, said: str) -> None:
+def test_an_invalid_description_is_left_out_and_reported(described: Any, said: str) -> None:
     known = KnownCurves()
     known.learn({"kind": "start", "step": 0, "curves": described})
     assert said in known.complaint_about(Path("runs/a/metrics.jsonl"))

@@ -139,7 +139,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("command", READERS)
-def test_hostile_descriptions_are_harmless_and_told(tmp_path: Path, hostile: RunFolder, command: str) -> None:
+def test_hostile_descriptions_are_harmless_and_reported(tmp_path: Path, hostile: RunFolder, command: str) -> None:
     done = subprocess.run(
         [sys.executable, str(PROJECT / command), str(hostile.path), *READERS[command]],
         cwd=tmp_path,
@@ -151,7 +151,7 @@ def test_hostile_descriptions_are_harmless_and_told(tmp_path: Path, hostile: Run
     )
     said = done.stdout + done.stderr
     assert (done.returncode, "Traceback" in said) == (0, False), said
-    assert "describes a figure that can't be shown (curves: it is no list)" in said.replace("\n", " ")
+    assert "describes a figure that can't be shown (curves: it is not a list)" in said.replace("\n", " ")
     assert "\x1b" not in said
     if command == "eval/report.py":
         names = {path.name for path in hostile.report.glob("*.png")}
