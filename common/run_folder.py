@@ -220,7 +220,17 @@ class RunFolder:
 
         Raises OSError, and UserError where there is none that can be read.
         """
-        state = self.read_state()
-        if state is not None and state.get("status") == "running" and state.get("suspect", "") != suspect:
+        state = self.read_state() or {}
+        if state.get("status") == "running" and state.get("suspect", "") != suspect:
             others = {key: value for key, value in state.items() if key != "suspect"}
             write_json_whole(self.state, others | ({"suspect": suspect} if suspect else {}))
+
+    def note_hang(self, reason: str) -> None:
+        """Write into a `running` run's `state` that it has failed by hanging, and leave the rest as it is.
+
+        Raises OSError, and UserError where there is none that can be read.
+        """
+        state = self.read_state() or {}
+        if state.pop("status", None) == "running":
+            state.pop("suspect", None)
+            write_json_whole(self.state, {"status": "failed", **state, "reason": reason, "failure": "hung"})

@@ -30,8 +30,11 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import INTERRUPTED_STATUS, UserError, exit_on_user_error
+from common.run_note import NOTES_FOLDER
+from common.scratch_folder import scratch_folder
 from common.version import VERSION_LINE
 from train.launching.agent_parent import AGENT_PARENT
+from train.launching.rank_watch import RankWatch
 
 AGENT = Path(__file__).with_name("launching") / "torchrun_agent.py"
 POLL_SECONDS = 0.1
@@ -59,8 +62,11 @@ class Requests:
 class Launch:
     """torchrun in a process group of its own, and its workers."""
 
-    def __init__(self, arguments: list[str]) -> None:
-        environment = {"OMP_NUM_THREADS": "1", **os.environ, AGENT_PARENT: str(os.getpid())}
+    def __init__(self, arguments: list[str], notes: Path) -> None:
+        """Args: notes: a folder for the workers' notes."""
+        self._watch = RankWatch(notes)
+        own = {AGENT_PARENT: str(os.getpid()), NOTES_FOLDER: str(notes)}
+        environment = {"OMP_NUM_THREADS": "1", **os.environ, **own}
         for name in OF_A_RANK:  # leftovers in the shell; its ranks get their own
             environment.pop(name, None)
         self.agent = psutil.Popen(
@@ -106,6 +112,11 @@ class Launch:
                             worker.send_signal(number)
                     self._told[worker.pid] = len(self._asked)
 
+    def watch(self) -> None:
+        """Name workers that stand still."""
+        if self._started:
+            self._watch.look(self._children())
+
     def _wait_for_workers(self) -> None:
         """Give up where the other machines, which torchrun waits for before it starts a worker, don't come soon."""
         assert self._asked_first is not None
@@ -150,12 +161,14 @@ def main() -> int:
     if os.name != "posix":
         raise UserError("there are no POSIX signals here to forward: start train/pretrain.py itself")
     requests = Requests()
-    launch = Launch(arguments)
-    while launch.agent.poll() is None:
-        while requests.waiting:
-            launch.ask(requests.waiting.popleft())
-        launch.hand_on()
-        time.sleep(POLL_SECONDS)
+    with scratch_folder("longhaul-notes-") as notes:
+        launch = Launch(arguments, notes)
+        while launch.agent.poll() is None:
+            while requests.waiting:
+                launch.ask(requests.waiting.popleft())
+            launch.hand_on()
+            launch.watch()
+            time.sleep(POLL_SECONDS)
     return launch.status()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+from common.run_note import leave_note
 from model.ranks import agreed
 from train.optimization.compilation import report_compilations
 from train.run.acts import Acts
@@ -55,6 +56,7 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
     slow_ranks = SlowRanks(ranks, [str(machine["host"]) for machine in plan.machines], recorder)
     if config.run.compile:
         report_compilations(acts.compiling, acts.compiled)
+    leave_note(folder.path, ranks.rank, ranks.world_size, limit)
     with (
         reporter.reporting(),
         closing(Heartbeat(folder, ranks.rank, acts, token=run.lock.token)) as heartbeat,

@@ -1,0 +1,124 @@
+"""The launcher names a worker that stands still where no other rank can, and ends a single one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from common.run_folder import RunFolder
+from common.run_note import NOTES_FOLDER, leave_note, read_note
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import PRETRAIN, PROJECT, run_of, tiny_arguments
+from train.launching import rank_watch
+from train.launching.rank_watch import RankWatch
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_watch, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(rank_watch, "STILL_SECONDS", 1.0)
+
+
+def look_until(watch: RankWatch, worker: subprocess.Popen[bytes], condition: Callable[[], Any]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        watch.look([psutil.Process(worker.pid)])
+        time.sleep(0.05)
+
+
+def suspect_of(run: RunFolder) -> str:
+    return str((run.read_state() or {}).get("suspect", ""))
+
+
+def test_a_single_rank_that_stands_still_is_named_until_it_moves(tmp_path: Path) -> None:
+    make_token_set(tmp_path / "tokens", train_tokens=20_000, val_tokens=1_000)
+    run, notes = run_of(tmp_path, "single"), tmp_path / "notes"
+    notes.mkdir()
+    arguments = tiny_arguments(tmp_path, tmp_path / "tokens", "single", "--run.max_steps=100000")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", NOTES_FOLDER: str(notes)}
+    worker = subprocess.Popen([sys.executable, str(PRETRAIN), *arguments], env=environment, stdout=subprocess.DEVNULL)
+    try:
+        watch = RankWatch(notes)
+        look_until(watch, worker, lambda: run.state.exists() and (run.read_state() or {}).get("step", 0) > 0)
+        worker.send_signal(signal.SIGSTOP)
+        look_until(watch, worker, lambda: suspect_of(run))
+        assert suspect_of(run).startswith("rank 0 on ") and f"(pid {worker.pid}), stopped for " in suspect_of(run)
+        assert "WARNING: training hangs, and waits for: rank 0 on " in run.log.read_text(encoding="utf-8")
+
+        worker.send_signal(signal.SIGCONT)
+        look_until(watch, worker, lambda: not suspect_of(run))
+        look_until(watch, worker, lambda: "the rank moves again" in run.log.read_text(encoding="utf-8"))
+        assert (run.read_state() or {})["status"] == "running"
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def test_a_rank_that_has_met_no_other_is_named_on_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | {"RANK": "3"})
+    try:
+        watch, told = RankWatch(tmp_path), [""]
+
+        def is_named() -> bool:
+            told[0] += capsys.readouterr().err
+            return "hangs" in told[0]
+
+        worker.send_signal(signal.SIGSTOP)
+        look_until(watch, worker, is_named)
+        assert told[0].startswith("WARNING: training hangs, and waits for: rank 3 on ")
+        assert told[0].count("\n") == 1
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+def test_ranks_that_have_met_watch_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The launcher keeps out of it."""
+    monkeypatch.setenv(NOTES_FOLDER, str(tmp_path))
+    leave_note(tmp_path / "run", 1, 2, 600.0)
+    note = read_note(tmp_path, os.getpid())
+    assert note == {"run": str(tmp_path / "run"), "rank": 1, "world_size": 2, "limit_seconds": 600.0}
+    assert read_note(tmp_path, 1) is None
+    monkeypatch.setattr(psutil.Process, "status", lambda self: psutil.STATUS_STOPPED)
+    watch = RankWatch(tmp_path)
+    until = time.monotonic() + 3 * rank_watch.STILL_SECONDS
+    while time.monotonic() < until:
+        watch.look([psutil.Process()])
+    assert not watch._standing
+
+
+def test_the_launcher_ends_a_single_rank_that_stays_frozen(tmp_path: Path) -> None:
+    make_token_set(tmp_path / "tokens", train_tokens=20_000, val_tokens=1_000)
+    run = run_of(tmp_path, "frozen")
+    more = ["--run.max_steps=100000", "--run.hang_limit_seconds=31"]
+    command = [sys.executable, str(PROJECT / "train" / "launch.py"), "--nproc_per_node=1", str(PRETRAIN)]
+    launcher = subprocess.Popen(
+        [*command, *tiny_arguments(tmp_path, tmp_path / "tokens", "frozen", *more)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+    until = time.monotonic() + 120
+    while not run.state.exists() or (run.read_state() or {}).get("step", 0) == 0:
+        assert launcher.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    os.kill(int((run.read_state() or {})["pid"]), signal.SIGSTOP)
+    _, errors = launcher.communicate(timeout=120)
+
+    assert launcher.returncode != 0
+    state = run.read_state() or {}
+    assert (state["status"], state["failure"]) == ("failed", "hung"), errors
+    assert state["reason"].startswith("hung for ") and ", stopped for " in state["reason"]
+    assert f"failed: {state['reason']}" in errors
+    assert f"failed: {state['reason']}" in run.log.read_text(encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Names a worker that stands still where no other rank can: a single one, and all before they have met.
+
+Once several ranks have met they watch each other (`train/run/hang_watch.py`). What is looked at here is the process
+itself: stopped, or waiting for a disk, without any processor time in between.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from common.errors import UserError
+from common.plain_text import one_line
+from common.run_folder import RunFolder
+from common.run_note import RunNote, read_note
+
+LOOK_SECONDS = 5.0
+STILL_SECONDS = 30.0
+STANDING = {
+    psutil.STATUS_STOPPED: "stopped",
+    psutil.STATUS_TRACING_STOP: "stopped by a debugger",
+    psutil.STATUS_DISK_SLEEP: "waiting for a disk",
+}
+
+
+@dataclass
+class Standing:
+    """A worker that has been found standing still: how, since when, at what processor time; whether it was named."""
+
+    how: str
+    since: float
+    processor_seconds: float
+    named: bool = False
+
+
+class RankWatch:
+    """Args: notes: the folder in which workers leave notes."""
+
+    def __init__(self, notes: Path) -> None:
+        self._notes = notes
+        self._looked = time.monotonic()
+        self._standing: dict[int, Standing] = {}  # by pid
+
+    def look(self, workers: Iterable[psutil.Process]) -> None:
+        """Look at the workers, every few seconds; to be called more often."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        for worker in workers:
+            with contextlib.suppress(psutil.Error):  # it has ended since
+                self._look_at(worker, now)
+
+    def _look_at(self, worker: psutil.Process, now: float) -> None:
+        note = read_note(self._notes, worker.pid)
+        if note is not None and note["world_size"] > 1:
+            self._standing.pop(worker.pid, None)
+            return
+        how, times = STANDING.get(worker.status()), worker.cpu_times()
+        used = times.user + times.system
+        before = self._standing.get(worker.pid)
+        if how is None or (before is not None and before.processor_seconds != used):
+            if before is not None and before.named:
+                self._tell(note, "the rank moves again")
+                self._name(note, "")
+            self._standing.pop(worker.pid, None)
+        elif before is None:
+            self._standing[worker.pid] = Standing(how, now, used)
+        elif now - before.since >= STILL_SECONDS:
+            self._report(worker, note, before, now - before.since)
+
+    def _report(self, worker: psutil.Process, note: RunNote | None, standing: Standing, seconds: float) -> None:
+        rank = note["rank"] if note else worker.environ().get("RANK", "?")
+        who = f"rank {rank} on {os.uname().nodename} (pid {worker.pid}), {standing.how} for {seconds:.0f} s"
+        if not standing.named:
+            self._tell(note, f"WARNING: training hangs, and waits for: {who}")
+        standing.named = True
+        self._name(note, who)
+        if note is not None and seconds > note["limit_seconds"]:
+            self._end(worker, note, f"hung for {seconds:.0f} s: {who}")
+
+    def _tell(self, note: RunNote | None, text: str) -> None:
+        """A line on the terminal, and in the run's log once there is one."""
+        print(text, file=sys.stderr, flush=True)
+        if note is not None:
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {one_line(text)}\n"
+            log = RunFolder(Path(note["run"])).log
+            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(line)
+
+    def _name(self, note: RunNote | None, suspect: str) -> None:
+        if note is not None:
+            with contextlib.suppress(OSError, UserError):
+                RunFolder(Path(note["run"])).name_suspect(suspect)
+
+    def _end(self, worker: psutil.Process, note: RunNote, why: str) -> None:
+        """Write into `state` that the run has hung, and kill the worker, which can't do so."""
+        folder = RunFolder(Path(note["run"]))
+        with contextlib.suppress(OSError, UserError):
+            folder.note_hang(why)
+        self._tell(note, f"failed: {why}")
+        worker.kill()
