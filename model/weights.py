@@ -210,7 +210,9 @@ def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingChec
     lora, shapes = _adapters_of(facts, checkpoint), read_shapes(own)
     stored, wanted = _count(shapes), adapter_count(config, lora)
     if stored != wanted:
-        raise UserError(f"{checkpoint} holds {stored:,} adapter parameters, but its rank and targets make {wanted:,}")
+        raise UserError(
+            f"{checkpoint} holds {stored:,} adapter parameters, but its rank and targets make {wanted:,}: copy it again"
+        )
     try:
         add_lora(model, lora, seed=0)
     except ValueError as error:

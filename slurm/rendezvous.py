@@ -44,7 +44,10 @@ def choose_port(start: StartId, ports: range) -> int:
         port = ports[(first + attempt) % len(ports)]
         if is_free(port):
             return port
-    raise UserError(f"no TCP port of {ports.start} to {ports.stop - 1} is free on {socket.gethostname()}")
+    raise UserError(
+        f"no TCP port of {ports.start} to {ports.stop - 1} is free on {socket.gethostname()}: submit again, to other "
+        "nodes"
+    )
 
 
 def is_free(port: int) -> bool:

@@ -192,7 +192,7 @@ class EncodePool:
         )
         place = f"at {_where(worker.works[0].work, self._progress[worker.slot])}" if worker.works else "without work"
         raise UserError(
-            f"worker {worker.slot} {how} {place}; run the same command again to resume from the last whole shard "
+            f"worker {worker.slot} {how} {place}: run the same command again to resume from the last whole shard "
             "(short of memory? fewer --workers)"
         )
 

@@ -98,7 +98,9 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
             "with --source DIR"
         ) from None
     if not found:
-        raise UserError(f"{repo} at {revision} has no parquet files for the configuration {config!r}")
+        raise UserError(
+            f"{repo} at {revision} has no parquet files for the configuration {config!r}: choose another --config"
+        )
     if info.sha is None:
         raise UserError(f"{endpoint()} gives no commit for {repo} at {revision}: {_LATER}")
     return HubSource(repo, config, info.sha, tuple(found[name] for name in sorted(found)))

@@ -181,10 +181,13 @@ def check_carried(description: Mapping[str, Any]) -> None:
         raise UserError("tokenizer.json has a dropout, which makes ids random: set it to null")
     for part in _parts(description.get("normalizer"), "normalizers"):
         if part.get("type") not in NORMALIZERS:
-            raise UserError(f"tokenizer.json has the normalizer {part.get('type')}, which Longhaul can't carry along")
+            raise UserError(f"tokenizer.json has the normalizer {part.get('type')}: Longhaul can't use it")
     for part in _parts(description.get("pre_tokenizer"), "pretokenizers"):
         if part.get("type") not in PRE_TOKENIZERS or part.get("behavior") == "Removed":
-            raise UserError(f"tokenizer.json has the pre-tokenizer {part.get('type')}, which drops parts of a text")
+            raise UserError(
+                f"tokenizer.json has the pre-tokenizer {part.get('type')}, which drops parts of a text: Longhaul can't "
+                "use it"
+            )
 
 
 def _check_harmless(description: Mapping[str, Any]) -> None:

@@ -79,7 +79,10 @@ def verify(loaded: Loaded, folder: Path) -> float:
     got = theirs(tokens).logits  # (B, T, V)
     difference = float((got - expected).abs().max() / expected.abs().max())
     if got.shape != expected.shape or not difference <= TOLERANCE:
-        raise UserError(f"transformers {transformers.__version__} gives other logits ({difference:.1e} relative)")
+        raise UserError(
+            f"transformers {transformers.__version__} gives other logits ({difference:.1e} relative): the folder was "
+            "not published"
+        )
     _verify_tokenizer(loaded, transformers.AutoTokenizer.from_pretrained(folder))
     return difference
 

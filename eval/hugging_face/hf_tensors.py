@@ -187,7 +187,9 @@ def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str,
             ours[f"{module.ours}.bias"] = torch.cat(biases)
     spare = sorted(theirs.keys() - used - {HEAD})
     if spare:
-        raise UserError(f"the folder's tensor {spare[0]} has no place in Longhaul's model")
+        raise UserError(
+            f"the folder's tensor {spare[0]} has no place in Longhaul's model: this model can't be imported"
+        )
     return ours
 
 

@@ -122,7 +122,7 @@ def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: 
         (["--allow-change=model.n_embdd"], "no such option, did you mean model.n_embd?"),
         (["--lr=1"], "unknown option --lr, did you mean --optim.lr?"),
         (["train/configs/smoke.yaml"], "unexpected argument train/configs/smoke.yaml: use --config FILE"),
-        (["--config"], "--config needs the name of a YAML file"),
+        (["--config"], "--config has no file: give the name of a YAML file"),
         (["--config=nowhere.yaml"], "nowhere.yaml can't be read (No such file or directory): name another --config"),
         (["--optim.lr=1e400"], "optim.lr is inf: use a finite number"),
         (["--run.lock_patience_seconds=.nan"], "run.lock_patience_seconds is nan: use a finite number"),

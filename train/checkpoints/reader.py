@@ -35,12 +35,15 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
     state = read_shapes(_files(checkpoint, manifest, OPTIMIZER), lambda name: _kinds(wanted.get(name)))
     for name, shape in state.items():
         if name not in wanted:
-            raise UserError(f"{checkpoint} has optimizer state {name}, which this model's training does not use")
+            raise UserError(
+                f"{checkpoint} has optimizer state {name}, which this model's training does not use: resume from "
+                "another"
+            )
         if shape != wanted[name].shape:
             instead = f"{shape} instead of {wanted[name].shape}"
             raise UserError(f"{checkpoint} does not hold this model: {name} has shape {instead}")
     if (state or manifest["step"] > 0) and (absent := sorted(wanted.keys() - state.keys())):
-        raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}")
+        raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}: resume from another")
 
 
 def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

@@ -170,7 +170,7 @@ def _split_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
             try:
                 files.append(next(rest))
             except StopIteration:
-                raise UserError("--config needs the name of a YAML file") from None
+                raise UserError("--config has no file: give the name of a YAML file") from None
         elif argument.startswith("--config="):
             files.append(argument.removeprefix("--config="))
         else:
