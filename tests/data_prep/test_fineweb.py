@@ -425,7 +425,7 @@ def test_a_worker_that_dies_during_a_download_ends_the_command(hub, tmp_path):
     finally:
         process.kill()
     assert (process.returncode, "Traceback" in err) == (2, False), err
-    assert "was killed by SIGKILL without work; run the same command again" in err
+    assert "was killed by SIGKILL without work: run the same command again" in err
 
 
 @pytest.mark.parametrize("number", [0, 1])  # before the first shard, and after some
