@@ -2,18 +2,19 @@
 
 import gzip
 import json
+import multiprocessing
 import os
-import signal
 import statistics
 import subprocess
 import sys
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.errors import UserError
@@ -142,27 +143,22 @@ def test_who_fails_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
 
 def test_a_process_that_dies_is_a_row() -> None:
     case = replace(case_of(), contestants=("ceiling", "textbook"), turns=2)
-    before = set(psutil.Process().children())
     answers: list[tuple[str, str]] = []
     for name, kind, answer in take_turns(case):
         answers.append((name, kind))
         if kind == "error":
             assert answer["error"] == "its process ended (signal 9, as when memory runs out)"
         if (name, kind) == ("ceiling", "warm_up"):
-            (process,) = (child for child in psutil.Process().children() if is_worker(child) and child not in before)
-            process.send_signal(signal.SIGKILL)
+            processes()["ceiling"].kill()
     assert answers == [
-        *(("ceiling", kind) for kind in ("facts", "warm_up")),
-        *(("textbook", kind) for kind in ("facts", "warm_up")),
-        ("ceiling", "error"),
-        *[("textbook", "turn")] * 2,
+        *[("ceiling", "facts"), ("textbook", "facts"), ("ceiling", "warm_up"), ("textbook", "warm_up")],
+        *[("ceiling", "error"), ("textbook", "turn"), ("textbook", "turn")],
     ]
-    assert not [child for child in psutil.Process().children() if is_worker(child) and child not in before]
+    assert not processes().keys() & {"ceiling", "textbook"}
 
 
-def is_worker(process: psutil.Process) -> bool:
-    """Not the tracker of resources that `multiprocessing` may have started."""
-    return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+def processes() -> dict[str, BaseProcess]:
+    return {child.name: child for child in multiprocessing.active_children()}
 
 
 def test_ratios_are_medians_of_paired_turns() -> None:
@@ -200,6 +196,18 @@ def test_seconds_of_a_gpu() -> None:
     assert "MFU" in table(case, {"longhaul": row})
 
 
+def test_nanogpt_compiled_as_a_whole() -> None:
+    losses = []
+    for compiled in ("false", "true"):
+        counters.clear()
+        case = case_of("--model.n_layer=1", "--accumulation=1", f"--compile={compiled}")
+        contestant = build("nanogpt", case, CPU)
+        losses.append(contestant.step(random_batch(case, 0, pinned=False), 1))
+        assert counters["stats"]["unique_graphs"] == (compiled == "true")
+        assert contestant.compiled == (compiled == "true")
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 @pytest.mark.parametrize("options", [[], ["--preset=llama-124m"], ["--model.n_kv_head=1", "--model.window=8"]], ids=str)
 def test_the_ceiling_multiplies_what_a_step_must(options: list[str]) -> None:
     case = case_of(*options)
@@ -214,7 +222,7 @@ def test_the_ceiling_multiplies_what_a_step_must(options: list[str]) -> None:
     window = min(config.window or 32, 32)
     keys = sum(min(position + 1, window) for position in range(32)) / 32  # that a query sees
     attention = 12 * config.n_layer * config.n_embd * keys
-    assert counter.get_total_flops() == pytest.approx(tokens * (6 * matrices + attention), rel=0.02)
+    assert counter.get_total_flops() == pytest.approx(tokens * (6 * matrices + attention), rel=0.005)
 
 
 def model_of(case: Case) -> torch.nn.Module:

@@ -21,7 +21,7 @@ class Worker:
     def __init__(self, name: str, case: Case) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, case), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, name, case), name=name, daemon=True)
         self._process.start()
         theirs.close()  # so that its end is noticed here
 
@@ -62,33 +62,33 @@ def _serve(connection: Connection, name: str, case: Case) -> None:
 def take_turns(case: Case) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """What each contestant answers, in the order in which they do: (its name, which kind of answer, the answer).
 
-    Kinds: `facts` and `warm_up` of one after the other, then `turn` of each, and again, `trace` last. Whoever fails has
-    an `error` ({"error": one line}) and takes no more turns.
+    Kinds: `facts` of each, `warm_up` of each, then `turn` of each, and again; `trace` last. Whoever fails has an
+    `error` ({"error": one line}) and takes no more turns.
     """
+    rounds: list[tuple[str, Request | None]] = [("facts", None), ("warm_up", Request(case.warm_up))]
+    rounds += [("turn", Request(case.steps))] * case.turns
     workers: dict[str, Worker] = {}
     try:
-        for name in case.contestants:
+        for name in case.contestants:  # they get ready at the same time
             workers[name] = Worker(name, case)
-            yield from _answers(workers, name, [("facts", None), ("warm_up", Request(case.warm_up))])
-        for _ in range(case.turns):
+        for kind, request in rounds:
             for name in list(workers):
-                yield from _answers(workers, name, [("turn", Request(case.steps))])
+                yield _answer(workers, name, kind, request)
         if case.profile is not None:
             for name in list(workers):
                 trace = Request(1, case.profile / f"{case.name}-{name}.json.gz")
-                yield from _answers(workers, name, [("trace", trace)])
+                yield _answer(workers, name, "trace", trace)
     finally:
         for worker in workers.values():
             worker.end()
 
 
-def _answers(
-    workers: dict[str, Worker], name: str, requests: list[tuple[str, Request | None]]
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _answer(
+    workers: dict[str, Worker], name: str, kind: str, request: Request | None
+) -> tuple[str, str, dict[str, Any]]:
     """One contestant's; where it fails it is taken out of the workers."""
     try:
-        for kind, request in requests:
-            yield name, kind, workers[name].ask(request) if request else workers[name].receive()
+        return name, kind, workers[name].ask(request) if request else workers[name].receive()
     except Failed as failure:
         workers.pop(name).end()
-        yield name, "error", {"error": str(failure)}
+        return name, "error", {"error": str(failure)}
