@@ -7,11 +7,13 @@ can go through FlexAttention instead, which skips the same blocks in one kernel.
 B batch, T queries, S keys, H heads, K key/value heads, D head size, W window, N blocks, P block size.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
 from model.flex import flex_attend, flex_mask
@@ -102,6 +104,18 @@ def _with_previous(x: Tensor, dim: int) -> Tensor:
     first = torch.zeros_like(x.narrow(dim, 0, 1))
     previous = torch.cat((first, x.narrow(dim, 0, blocks - 1)), dim)
     return torch.cat((previous, x), dim + 1)
+
+
+def kernels_for(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Around a forward: which fused kernels its attention may take.
+
+    Training, whose sequences all have one length, leaves that to torch, which prefers cuDNN's on some GPUs. Those are
+    planned anew for every shape (tens of milliseconds): without gradients, as texts are read and generated in all
+    lengths, the others are taken.
+    """
+    if device.type != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return contextlib.nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def attend(

@@ -49,18 +49,22 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention)
 
 
-def flex_works(device: torch.device) -> bool:
-    """Whether FlexAttention can train here: on CUDA, if a trial of its kernels compiles (tried once)."""
-    if device.type != "cuda":
+def flex_works(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
+    """Whether FlexAttention can train here: on CUDA, if a trial of its kernels compiles (once for each kind).
+
+    Args:
+        dtype: of queries, keys and values. head_size: D.
+    """
+    if device.type != "cuda" or head_size < SMALLEST_FLEX_HEAD:
         return False
-    return True if torch.compiler.is_compiling() else _trial(device)
+    return True if torch.compiler.is_compiling() else _trial(device, dtype, head_size)
 
 
 @functools.cache
-def _trial(device: torch.device) -> bool:
+def _trial(device: torch.device, dtype: torch.dtype, head_size: int) -> bool:
     try:
         with torch.enable_grad():
-            x = torch.zeros(1, 1, 128, SMALLEST_FLEX_HEAD, device=device, requires_grad=True)
+            x = torch.zeros(1, 1, 128, head_size, dtype=dtype, device=device, requires_grad=True)  # (1, 1, T, D)
             flex_attend(x, x, x, flex_mask(128, 32, None, device), None).sum().backward()
     except Exception as error:  # a compiler fails in any way it likes
         warnings.warn(

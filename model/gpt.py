@@ -8,14 +8,15 @@ from torch.utils.checkpoint import checkpoint
 from common.errors import UserError
 from model.attention import Attention, AttentionContext
 from model.attention_kinds import ATTENTION_KINDS
-from model.attention_masks import see_before
+from model.attention_masks import kernels_for, see_before
 from model.cache import CacheStep, KVCache
 from model.config import ModelConfig
-from model.flex import SMALLEST_FLEX_HEAD, flex_works
+from model.flex import flex_works
 from model.loss import IGNORE_INDEX, Reduction, head_loss
 from model.mlp import MLP
 from model.norms import build_norm
 from model.positions import document_positions, rotary_angles, rotary_frequencies
+from model.precision import matmul_dtype
 
 __all__ = ["GPT", "IGNORE_INDEX", "Block"]
 
@@ -126,7 +127,9 @@ class GPT(nn.Module):
             self._check_length(tokens, cache)
             x = x + self.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
-        x = self._blocks(x, self._context(tokens, positions, document_ids, step))
+        context = self._context(tokens, positions, document_ids, step)
+        with kernels_for(x.device):
+            x = self._blocks(x, context)
         if step is not None:
             step.finish()
         return self.ln_f(x)
@@ -190,8 +193,10 @@ class GPT(nn.Module):
         rotary = None
         if config.position == "rope":
             rotary = rotary_angles(positions, rotary_frequencies(config, device))
+        masked = document_ids is not None or any(window and window < length for window in config.windows)
         drops = self.training and config.dropout > 0
-        flex = step is None and not drops and config.head_size >= SMALLEST_FLEX_HEAD and flex_works(device)
+        flex = step is None and masked and not drops
+        flex = flex and flex_works(device, matmul_dtype(self.head_weight), config.head_size)
         visibility = {
             window: step.visibility(window) if step else see_before(length, window, document_ids, device, flex=flex)
             for window in set(config.windows)

@@ -54,6 +54,12 @@ def non_finite_predictions(dtype: Dtype | torch.dtype) -> str:
     )
 
 
+def matmul_dtype(operand: torch.Tensor) -> torch.dtype:
+    """What matrix products of this tensor are computed in: autocast's format where it is on."""
+    kind = operand.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else operand.dtype
+
+
 def autocast(dtype: Dtype, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Run matrix multiplications in `dtype`, with the weights kept in float32."""
     if dtype == "fp32":

@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=3, metavar="N", help="of each contestant (default 3)")
     parser.add_argument("--no-rerun", action="store_true", help="leave out re-running the context, which is slow")
     add_device(parser, "cpu")
-    add_dtype(parser, "the weights")
+    add_dtype(parser, "the weights", auto=False)
     add_json(parser)
     return parser.parse_args()
 

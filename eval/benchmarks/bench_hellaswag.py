@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the CPU (default 1)")
     parser.add_argument("--turns", type=int, default=2, metavar="N", help="of each contestant (default 2)")
     add_device(parser, "cpu")
-    add_dtype(parser)
+    add_dtype(parser, auto=False)
     add_json(parser)
     return parser.parse_args()
 

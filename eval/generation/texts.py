@@ -12,10 +12,10 @@ from common.plain_text import as_typed, print_text
 from eval.generation.decoding import FULL, STOPPED, Decoding, Row
 from eval.generation.options import HALF_OF_THE_CONTEXT, GenerationOptions
 from eval.generation.text_stream import TextStream
-from eval.shared.loading import Loaded, device_for, load_checkpoint
+from eval.shared.loading import Loaded, device_for, evaluation_dtype, load_checkpoint
 from model.cpu_inference import pack
 from model.devices import DeviceChoice
-from model.precision import TORCH_DTYPES, Dtype
+from model.precision import TORCH_DTYPES, DtypeChoice
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,16 @@ class Text:
     ended: str
 
 
-def load(run: Path, options: GenerationOptions, device: DeviceChoice, dtype: Dtype) -> tuple[Loaded, GenerationOptions]:
+def load(
+    run: Path, options: GenerationOptions, device: DeviceChoice, dtype: DtypeChoice
+) -> tuple[Loaded, GenerationOptions]:
     """The model, ready to generate, and the options with the number of tokens to forget at a time.
 
     Raises UserError where there is no checkpoint, or more is to be forgotten than the context holds.
     """
-    loaded = load_checkpoint(run, device_for(device))
-    pack(loaded.model.to(TORCH_DTYPES[dtype]))
+    where = device_for(device)
+    loaded = load_checkpoint(run, where)
+    pack(loaded.model.to(TORCH_DTYPES[evaluation_dtype(dtype, where)]))
     context = loaded.model.config.block_size
     slide = max(1, context // 2) if options.slide == HALF_OF_THE_CONTEXT else options.slide
     if slide is not None and not 1 <= slide <= context:

@@ -9,7 +9,7 @@ from common.publish import write_json_output
 from eval.hellaswag_task.examples import FULL_SIZE, HellaSwag
 from eval.hellaswag_task.metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
 from eval.hellaswag_task.multiple_choice import BatchSize, require_room, trunk_share
-from eval.shared.loading import Loaded, load_checkpoint, start_evaluation
+from eval.shared.loading import Loaded, evaluation_dtype, load_checkpoint, start_evaluation
 from model.ranks import Ranks
 
 COMPARABLE = {
@@ -23,6 +23,7 @@ NOT_COMPARABLE = "nothing published: the text form's contexts are used as they a
 def evaluate(arguments: argparse.Namespace, data: HellaSwag) -> None:
     """Evaluate as eval/hellaswag.py's arguments ask, and print the scores. Raises UserError. All ranks call."""
     ranks = start_evaluation(arguments.device)
+    arguments.dtype = evaluation_dtype(arguments.dtype, ranks.device)
     loaded = load_checkpoint(arguments.run, ranks.device, ranks)
     started = time.monotonic()
     choices = answer(loaded, data, ranks, arguments)

@@ -14,13 +14,14 @@ from common.publish import write_json_output
 from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from eval.perplexity_task.measure import Blocks, measure, window_starts
-from eval.shared.loading import Loaded, load_checkpoint, start_evaluation
+from eval.shared.loading import Loaded, evaluation_dtype, load_checkpoint, start_evaluation
 from model.precision import non_finite_predictions
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure as eval/perplexity.py's arguments ask, and print the figures. Raises UserError. All ranks call."""
     ranks = start_evaluation(arguments.device)
+    arguments.dtype = evaluation_dtype(arguments.dtype, ranks.device)
     loaded = load_checkpoint(arguments.run, ranks.device, ranks)
     settings: Mapping[str, Any] = loaded.manifest.get("config") or {}
     tokens = open_tokens(arguments.data, settings, loaded)

@@ -42,8 +42,12 @@ def add_device(parser: Parser, default: str = "auto") -> None:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default=default)
 
 
-def add_dtype(parser: Parser, of: str = "matrix products") -> None:
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help=f"of {of} (default fp32)")
+def add_dtype(parser: Parser, of: str = "matrix products", *, auto: bool = True) -> None:
+    """Args: auto: whether the device may decide, by `loading.evaluation_dtype`."""
+    choices = [*DTYPES, "auto"] if auto else DTYPES
+    means = "auto: bf16 on a GPU that has it, else fp32, without TensorFloat-32" if auto else "fp32"
+    default = "auto" if auto else "fp32"
+    parser.add_argument("--dtype", choices=choices, default=default, help=f"of {of} (default {means})")
 
 
 def add_json(parser: Parser, what: str = "figures") -> None:

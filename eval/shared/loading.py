@@ -12,6 +12,7 @@ from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Tokenizer
 from model.devices import DeviceChoice, choose_device, share_threads
 from model.gpt import GPT
+from model.precision import Dtype, DtypeChoice, resolve_dtype
 from model.ranks import Ranks, agreed, start_ranks
 from model.weights import load_model
 
@@ -71,3 +72,13 @@ def device_for(choice: DeviceChoice) -> torch.device:
         if choice == "auto":
             raise
         raise UserError(f"--device is {choice}, which PyTorch doesn't see here: use --device cpu") from None
+
+
+def evaluation_dtype(choice: DtypeChoice, device: torch.device) -> Dtype:
+    """What an evaluation's `--dtype` means on this device.
+
+    `auto` is bf16 on GPUs that multiply in it, as in training there, and else fp32, which stays full float32.
+    """
+    if choice != "auto":
+        return choice
+    return "bf16" if device.type == "cuda" and resolve_dtype("auto", device)[0] == "bf16" else "fp32"

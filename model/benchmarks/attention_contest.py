@@ -31,7 +31,7 @@ def contestants(options: argparse.Namespace, device: torch.device) -> dict[str, 
         "window, dense mask": dense_window(length, window, device),
         "window, in blocks": see_before(length, window, None, device),
     }
-    if flex_works(device):
+    if flex_works(device, getattr(torch, options.dtype), options.head_size):
         ways["window, FlexAttention"] = see_before(length, window, None, device, flex=True)
     return ways
 

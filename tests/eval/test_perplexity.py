@@ -16,7 +16,7 @@ from common.metrics_file import read_metrics
 from data_prep.token_sets.token_set import TokenSet
 from eval.perplexity import main
 from eval.perplexity_task.measure import measure, ratio
-from eval.shared.loading import load_checkpoint
+from eval.shared.loading import evaluation_dtype, load_checkpoint
 from model.ranks import start_ranks
 from tests.eval.checkpoints import write_checkpoint
 from tests.helpers.ranks import run_ranks
@@ -205,3 +205,27 @@ def test_mistakes_are_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest
         with pytest.raises(UserError, match=message) as error:
             main()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((9, 0), "bf16"), ((7, 5), "fp32")])
+def test_the_dtype_of_an_evaluation_follows_the_device(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: str
+) -> None:
+    """As torch would answer on an H100 and on a T4, whose fp16 ends at 65,504."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    assert evaluation_dtype("auto", torch.device("cuda", 0)) == dtype
+    assert evaluation_dtype("fp16", torch.device("cuda", 0)) == "fp16"
+    assert evaluation_dtype("auto", torch.device("cpu")) == "fp32"
+
+
+def test_the_report_names_the_dtype_that_was_taken(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    command = [
+        "perplexity.py",
+        str(write_checkpoint(tmp_path / "run", block_size=LENGTH)),
+        f"--data={folder / 'data'}",
+        "--device=cpu",
+    ]
+    monkeypatch.setattr(sys, "argv", [*command, f"--json={tmp_path / 'figures.json'}"])
+    main()
+    assert json.loads((tmp_path / "figures.json").read_text())["dtype"] == "fp32"

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import attention_masks
+from model import attention_masks, flex
 from model.attention_masks import attend, see_before
+from model.cache import KVCache
 from tests.model.small import random_tokens, small_model
 
 
@@ -84,10 +85,59 @@ def test_flex_trains_as_the_other_paths_do(options, compiled):
     run = torch.compile(model) if compiled else model
     fast = torch.autograd.grad(run(tokens, targets, document_ids=ids), list(model.parameters()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("model.gpt.flex_works", lambda device: False)
+        patch.setattr("model.gpt.flex_works", lambda *_: False)
         slow = torch.autograd.grad(model(tokens, targets, document_ids=ids), list(model.parameters()))
     for a, b in zip(fast, slow, strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm() + 1e-4
+
+
+def test_flex_is_tried_only_where_something_is_masked_and_as_it_is_used(monkeypatch):
+    asked = []
+    monkeypatch.setattr("model.gpt.flex_works", lambda *kind: asked.append(kind))
+    tokens, ids = random_tokens(1, 40), torch.zeros(1, 40, dtype=torch.int64)
+    small_model(n_embd=128)(tokens)
+    small_model(n_embd=128, window=64)(tokens)  # which nothing of 40 tokens fills
+    assert asked == []
+    small_model(n_embd=128, window=30)(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        small_model(n_embd=128)(tokens, document_ids=ids)
+    cpu = torch.device("cpu")
+    assert asked == [(cpu, torch.float32, 32), (cpu, torch.bfloat16, 32)]
+
+
+def test_flex_is_tried_in_the_format_and_head_size_that_are_used(monkeypatch):
+    tried = []
+
+    def attend_without_a_kernel(q, k, v, mask, scale):
+        tried.append((q.dtype, q.shape[-1]))
+        return q + k + v
+
+    monkeypatch.setattr(flex, "flex_attend", attend_without_a_kernel)
+    for _ in range(2):  # once for each kind
+        assert flex._trial(torch.device("cpu"), torch.bfloat16, 48)
+    assert tried == [(torch.bfloat16, 48)]
+    assert not flex.flex_works(torch.device("cuda"), torch.bfloat16, 8)  # too narrow for its kernels
+
+
+def test_only_training_may_take_kernels_that_are_planned_for_each_shape(monkeypatch):
+    """As on CUDA; what a CPU computes with them is the same."""
+    attention, may_plan = torch.nn.functional.scaled_dot_product_attention, []
+
+    def noted(*arguments, **options):
+        may_plan.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attention(*arguments, **options)
+
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", noted)
+    monkeypatch.setattr("model.gpt.kernels_for", lambda device: attention_masks.kernels_for(torch.device("cuda")))
+    model, tokens = small_model(n_layer=1), random_tokens(2, 9)
+    model(tokens)
+    with torch.no_grad():
+        model(tokens)
+        cache = KVCache(model.config, 2, 20)
+        model.next_logits(tokens, cache)
+        model.next_logits(tokens[:, :1], cache)
+    assert may_plan == [True, False, False, False]
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("short", [True, False])

@@ -334,3 +334,23 @@ def test_a_pipe_where_a_file_is_written_is_refused_before_anything_is_written(
     group = start_ranks_training(1, tmp_path, tiny_arguments(tmp_path, data, "piped"))
     assert group.join(60.0) == [2]
     assert [path.name for path in run.path.rglob("*") if not path.is_dir()] == [Path(name).name]
+
+
+def train_without_drawing(arguments: list[str]) -> None:
+    def draw(*_: object) -> None:
+        raise AssertionError("a resumed run has no use for random weights")
+
+    pytest.MonkeyPatch().setattr("model.initialisation.initialise", draw)
+    train_as_rank(arguments)
+
+
+def test_a_resumed_run_draws_no_random_weights(tmp_path: Path, data: Path) -> None:
+    options = ("--schedule.kind=constant", "--run.max_steps=8")
+    train(2, tmp_path, tiny_arguments(tmp_path, data, "calm", *options))
+    arguments = tiny_arguments(tmp_path, data, "stopped", *options)
+    train(2, tmp_path, [*arguments, "--run.max_steps=5"])
+    assert RankGroup(2, tmp_path / "store", train_without_drawing, arguments).join() == [0, 0]
+    run, calm = run_of(tmp_path, "stopped"), run_of(tmp_path, "calm")
+    assert losses(run) == losses(calm)
+    (_, saved), (_, expected) = (list_checkpoints(folder.checkpoints)[0] for folder in (run, calm))
+    assert weights_hashes(saved) == weights_hashes(expected)
