@@ -273,6 +273,12 @@ def test_mistakes_are_one_line(options: list[str], complaint: str) -> None:
         case_of(*options)
 
 
+def test_cases_of_one_name_are_told_apart() -> None:
+    cases, _ = read_cases(build_parser(""), [*TINY, "--micro-batch", "2", "2", "2"])
+    names = [case.name for case in cases]
+    assert names == [names[0], f"{names[0]}#2", f"{names[0]}#3"]
+
+
 def test_the_records_cases() -> None:
     cases, _ = read_cases(build_parser(""), ["--cases", "record", "--turns=7"])
     assert {case.micro_batch for case in cases} == {8, 1}

@@ -129,7 +129,10 @@ def read_cases(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[l
     cases: list[Case] = []
     for line in lines:
         options, others = parser.parse_known_args([*line, *arguments])
-        cases += [_case(options, others, micro_batch) for micro_batch in options.micro_batch]
+        for micro_batch in options.micro_batch:
+            case = _case(options, others, micro_batch)
+            alike = sum(other.name.partition("#")[0] == case.name for other in cases)  # by other options, or by none
+            cases.append(replace(case, name=f"{case.name}#{alike + 1}") if alike else case)
     if asked.profile is not None and not asked.profile.is_dir():
         raise UserError(f"--profile {asked.profile} is not a folder: make it, or leave --profile out")
     return cases, asked.json
