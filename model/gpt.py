@@ -17,6 +17,7 @@ from model.mlp import MLP
 from model.norms import build_norm
 from model.positions import document_positions, rotary_angles, rotary_frequencies
 from model.precision import matmul_dtype
+from model.shared_table import embed_with_shared_table
 
 __all__ = ["GPT", "IGNORE_INDEX", "Block"]
 
@@ -82,6 +83,7 @@ class GPT(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | None = None,
         lengths: Tensor | None = None,
+        scale: Tensor | None = None,
     ) -> Tensor:
         """Logits, or the loss where targets are given.
 
@@ -93,16 +95,22 @@ class GPT(nn.Module):
             document_ids: (B, T) integers; attention stays inside runs of equal ids. None: one document.
             cache: the tokens continue what it holds, and are added to it.
             lengths: (B,) with a cache: real tokens of each row, the rest being padding at the right.
+            scale: with targets, as `loss.head_loss` takes it.
 
         Returns:
             Without targets (B, T, V) logits, the padding ids at -inf; else the loss.
 
         Raises UserError where the learned positions end before the last token, ValueError where the cache has no room.
         """
-        hidden = self.hidden(tokens, positions=positions, document_ids=document_ids, cache=cache, lengths=lengths)
         if targets is None:
+            hidden = self.hidden(tokens, positions=positions, document_ids=document_ids, cache=cache, lengths=lengths)
             return self.logits(hidden)
-        return head_loss(hidden, self.head_weight, targets, self.config.vocab_size, reduction)
+        if self.config.tie_weights:
+            embedded, head = embed_with_shared_table(tokens, self.wte.weight)  # (B, T, C), (V, C)
+        else:
+            embedded, head = self.wte(tokens), self.lm_head.weight
+        hidden = self._hidden(embedded, tokens, positions, document_ids, cache, lengths)
+        return head_loss(hidden, head, targets, self.config.vocab_size, reduction, scale=scale)
 
     def hidden(
         self,
@@ -114,6 +122,18 @@ class GPT(nn.Module):
         lengths: Tensor | None = None,
     ) -> Tensor:
         """The last norm's output, (B, T, C), from which `logits` computes (B, T, V). Arguments as in `forward`."""
+        return self._hidden(self.wte(tokens), tokens, positions, document_ids, cache, lengths)
+
+    def _hidden(
+        self,
+        x: Tensor,
+        tokens: Tensor,
+        positions: Tensor | None,
+        document_ids: Tensor | None,
+        cache: KVCache | None,
+        lengths: Tensor | None,
+    ) -> Tensor:
+        """`hidden` for embedded tokens x, (B, T, C)."""
         step = None
         if cache is not None:
             assert positions is None, "with a cache, positions follow from its contents: leave them out"
@@ -122,7 +142,6 @@ class GPT(nn.Module):
             positions = step.positions
         elif positions is None:
             positions = self._positions(tokens, document_ids)
-        x = self.wte(tokens)  # (B, T, C)
         if self.config.position == "learned":
             self._check_length(tokens, cache)
             x = x + self.wpe(positions)

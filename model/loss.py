@@ -1,11 +1,11 @@
 """Cross-entropy of the output layer, without ever holding all logits.
 
-At 50,304 ids the logits of one micro-batch outweigh everything else in memory. In eager mode the rows are therefore
-taken a chunk at a time: logits, loss, and at once the gradients of the hidden states and of the head's weight, so that
-a chunk's logits are gone before the next (the idea of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989; here in plain
-torch). Under torch.compile the plain formula is used, because inductor fuses it.
+At 50,304 ids the logits of one micro-batch outweigh everything else in memory. The rows are therefore taken a chunk at
+a time: logits, loss, and at once the gradients of the hidden states and of the head's weight, so that a chunk's logits
+are gone before the next (the idea of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989; here in plain torch). Where a
+whole model is compiled the plain formula is used.
 
-N rows (tokens), C width, V padded vocabulary.
+N rows (tokens), n rows of a chunk, C width, V padded vocabulary.
 """
 
 from typing import Any, Literal
@@ -18,11 +18,21 @@ from torch.nn import functional as F
 IGNORE_INDEX = -100
 Reduction = Literal["sum", "none"]
 
-CHUNK_ROWS_CPU = 256
+CHUNK_ROWS_CPU = 512
 CHUNK_ROWS_GPU = 4096
+BLOCK_ROWS_CPU = 16  # rows that are widened at a time: they stay in a core's cache
+SMALLEST_PROBABILITY = 1e-30  # whose logarithm is as exact as any
 
 
-def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, reduction: Reduction = "sum") -> Tensor:
+def head_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    reduction: Reduction = "sum",
+    *,
+    scale: Tensor | None = None,
+) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T) against targets; ids from `vocab_size` on get no probability.
 
     The matrix products run in autocast's dtype where autocast is on, everything else in float32 (float64 for float64
@@ -34,6 +44,8 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, 
         targets: (...) int64; `IGNORE_INDEX` counts for nothing.
         vocab_size: real ids, at most V.
         reduction: sum: a scalar; none: one loss per target, 0 where ignored.
+        scale: (): the gradient that the loss is going to get, as in `loss.backward(scale)`. The result is the same
+            without it, and with another one that is got then; but float16's logits are kept where it isn't known.
 
     Returns:
         float32 (float64 for float64 input), a scalar or of the targets' shape.
@@ -41,12 +53,12 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, 
     rows, flat = hidden.flatten(0, -2), targets.flatten()  # (N, C), (N)
     dtype = _matmul_dtype(hidden)
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    # Gradients made in the forward pass miss a loss scaler's factor, and without it float16 rounds most of them to 0.
-    plain = torch.compiler.is_compiling() or (needs_grad and (reduction == "none" or dtype == torch.float16))
-    if plain:
+    # Gradients made in the forward pass need a loss scaler's factor: without it float16 rounds most of them to 0.
+    unscaled = dtype == torch.float16 and scale is None
+    if torch.compiler.is_compiling() or (needs_grad and (reduction == "none" or unscaled)):
         losses = _plain_losses(rows, weight, flat, vocab_size)
     elif needs_grad:
-        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype)
+        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype, scale)
     else:
         losses = _chunked_losses(rows, weight, flat, vocab_size, dtype)
     return losses.sum() if reduction == "sum" else losses.view(targets.shape)
@@ -77,84 +89,150 @@ def _chunk_rows(device: torch.device) -> int:
 def _chunked_losses(rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
     """(N) losses and nothing else."""
     with torch.autocast(rows.device.type, enabled=False), torch.no_grad():
-        rows, weight = rows.to(dtype), weight.to(dtype)
-        scratch = _Scratch(rows, weight)
+        head = _Head(rows.to(dtype), weight.to(dtype), targets, vocab_size)
         losses = torch.empty(len(rows), dtype=_wide(dtype), device=rows.device)
-        for part in scratch.parts():
-            losses[part] = scratch.exponentials(rows[part], weight, targets[part], vocab_size)[1]
+        for part in head.parts():
+            losses[part] = head.losses(part)
         return losses
 
 
-class _Scratch:
-    """Room for one chunk's logits, taken once: fresh memory, page by page, costs a CPU a fifth more time."""
+class _Head:
+    """The output layer over its rows, a chunk at a time.
 
-    def __init__(self, rows: Tensor, weight: Tensor) -> None:
-        self.rows = len(rows)
-        self.size = min(len(rows), _chunk_rows(rows.device))
-        self.narrow = rows.new_empty(self.size, len(weight))  # in the dtype of the matrix products
-        wide = _wide(rows.dtype)
-        self.wide = self.narrow if wide == rows.dtype else self.narrow.new_empty(self.narrow.shape, dtype=wide)
+    There is room for one chunk's logits, taken once: fresh memory, page by page, costs a CPU a fifth more time.
+    """
+
+    def __init__(self, rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> None:
+        self._rows, self._weight, self._targets, self._vocab_size = rows, weight, targets, vocab_size
+        self._size = min(len(rows), _chunk_rows(rows.device))
+        self._logits = rows.new_empty(self._size, len(weight))  # (n, V) in the dtype of the matrix products
+        self._block = self._size
+        self._wide = self._logits  # where they are widened, a block after another; the same memory where they are wide
+        if (wide := _wide(rows.dtype)) != rows.dtype:
+            self._block = min(self._size, BLOCK_ROWS_CPU) if rows.device.type == "cpu" else self._size
+            self._wide = rows.new_empty(self._block, len(weight), dtype=wide)
 
     def parts(self) -> list[slice]:
-        return [slice(start, min(start + self.size, self.rows)) for start in range(0, self.rows, self.size or 1)]
+        """The chunks."""
+        return _slices(len(self._rows), self._size)
 
-    def exponentials(
-        self, rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """exp(logits - their maximum) (n, V), the losses (n) and the sums of those exponentials (n, 1)."""
-        product, logits = self.narrow[: len(rows)], self.wide[: len(rows)]
-        torch.mm(rows, weight.T, out=product)
-        if logits.dtype != product.dtype:
-            logits.copy_(product)
-        logits[:, vocab_size:] = float("-inf")
-        largest = logits.amax(dim=1, keepdim=True)  # (n, 1)
-        chosen = logits.gather(1, _index(targets)).sub_(largest)  # (n, 1)
-        exponentials = logits.sub_(largest).exp_()
-        total = exponentials.sum(dim=1, keepdim=True)  # (n, 1)
-        losses = (total.log() - chosen).squeeze(1).masked_fill(targets == IGNORE_INDEX, 0.0)
-        return exponentials, losses, total
+    def losses(self, part: slice) -> Tensor:
+        """(n) of a chunk."""
+        return torch.cat([self._exponentials(part, block)[1] for block in self._multiply(part)])
+
+    def gradient(self, part: slice, factor: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Losses (n) of a chunk, their gradient for its logits (n, V), and what is left to multiply that by (n, 1).
+
+        The latter is left to the C-wide factors of the matrix products, where the dtype's range allows it.
+
+        Args:
+            factor: (n, 1) the gradient that each loss gets.
+        """
+        losses, left = [], []
+        for block in self._multiply(part):
+            exponentials, of_block, total = self._exponentials(part, block)
+            exponentials.scatter_add_(1, _index(self._targets[part][block]), -total)
+            share = factor[block] / total  # (., 1)
+            if self._logits.dtype == torch.float16:
+                exponentials.mul_(share)
+            if self._wide is not self._logits:
+                self._logits[block].copy_(exponentials)
+            losses.append(of_block)
+            left.append(share)
+        grad = self._logits[: part.stop - part.start]
+        return torch.cat(losses), grad, None if grad.dtype == torch.float16 else torch.cat(left)
+
+    def _multiply(self, part: slice) -> list[slice]:
+        """Fill the logits of a chunk; return the blocks in which they are widened."""
+        count = part.stop - part.start
+        torch.mm(self._rows[part], self._weight.T, out=self._logits[:count])
+        self._logits[:count, self._vocab_size :] = float("-inf")
+        return _slices(count, self._block)
+
+    def _exponentials(self, part: slice, block: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Of a block of b rows: exponentials of its logits (b, V), the losses (b), the exponentials' sums (b, 1)."""
+        targets = self._targets[part][block]
+        logits = self._logits[block]  # (b, V)
+        if self._wide is not self._logits:
+            logits = self._wide[: len(logits)].copy_(logits)
+        if logits.device.type == "cpu":
+            # one pass over the logits, all the rest is in cache; the sums are 1
+            exponentials = torch.softmax(logits, dim=1, out=logits)
+            total = exponentials.new_ones(len(logits), 1)
+            chosen = exponentials.gather(1, _index(targets)).squeeze(1)  # (b)
+            losses = -chosen.log()
+            if bool((chosen < SMALLEST_PROBABILITY).any()):
+                self._mend(losses, chosen, slice(part.start + block.start, part.start + block.stop))
+        else:
+            largest = logits.amax(dim=1, keepdim=True)  # (b, 1)
+            shifted = logits.gather(1, _index(targets)).sub_(largest)  # (b, 1)
+            exponentials = logits.sub_(largest).exp_()
+            total = exponentials.sum(dim=1, keepdim=True)  # (b, 1)
+            losses = (total.log() - shifted).squeeze(1)
+        return exponentials, losses.masked_fill_(targets == IGNORE_INDEX, 0.0), total
+
+    def _mend(self, losses: Tensor, chosen: Tensor, where: slice) -> None:
+        """Work out again, a few rows at a time, the losses of probabilities that are too small for their logarithm."""
+        for few in (chosen < SMALLEST_PROBABILITY).nonzero().squeeze(1).split(BLOCK_ROWS_CPU):
+            rows, targets = self._rows[where][few], self._targets[where][few]
+            losses[few] = _plain_losses(rows, self._weight, targets, self._vocab_size)
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Summed cross-entropy whose backward only scales what the forward has already worked out.
+    """Summed cross-entropy whose gradients the forward works out already.
 
-    The gradient of the logits is (e - s·[target]) / s for exponentials e that sum to s. Dividing by s is left to the
-    narrow factors (C wide instead of V wide), so that the logits are passed over three times and no more.
-
-    Measured on one CPU thread in float32, N = 2048, C = 256, V = 50,304, forward and backward: 0.7 of the time of
-    F.cross_entropy(F.linear(...)), half of `_plain_losses`, and 1.1 of only the three matrix products. 256, 512 and
-    1,024 rows a chunk are alike; 64 rows cost 1.2 times as much.
+    Measured on one CPU thread in float32, N = 2048, C = 256, V = 50,304, forward and backward: 1.04 of the time of the
+    three matrix products by themselves and 0.7 of F.cross_entropy(F.linear(...)). 256, 512 and 1,024 rows a chunk are
+    within 3 % of each other.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        dtype: torch.dtype,
+        scale: Tensor | None,
+    ) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):
             cast_rows, cast_weight = rows.to(dtype), weight.to(dtype)
+            head = _Head(cast_rows, cast_weight, targets, vocab_size)
+            parts = head.parts()
             rows_grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-            weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+            weight_grad = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+            if weight_grad is not None and not parts:
+                weight_grad.zero_()
             losses = torch.empty(len(rows), dtype=_wide(dtype), device=rows.device)
-            scratch = _Scratch(cast_rows, cast_weight)
-            for part in scratch.parts():
-                grad, losses[part], total = scratch.exponentials(
-                    cast_rows[part], cast_weight, targets[part], vocab_size
-                )
-                grad.scatter_add_(1, _index(targets[part]), -total)
-                if grad.dtype != dtype:
-                    grad = scratch.narrow[: len(grad)].copy_(grad)
-                share = (targets[part] != IGNORE_INDEX).unsqueeze(1) / total  # (n, 1)
+            factor = (targets != IGNORE_INDEX).to(losses.dtype).unsqueeze(1)  # (N, 1)
+            if scale is not None:
+                factor = factor * scale
+            for part in parts:
+                losses[part], grad, left = head.gradient(part, factor[part])
                 if rows_grad is not None:
-                    rows_grad[part] = (grad @ cast_weight) * share
+                    product = grad @ cast_weight  # (n, C)
+                    rows_grad[part] = product if left is None else product * left
                 if weight_grad is not None:
-                    _add_product(weight_grad, grad, (cast_rows[part] * share).to(dtype))
+                    narrow = cast_rows[part] if left is None else (cast_rows[part] * left).to(dtype)  # (n, C)
+                    _add_product(weight_grad, grad, narrow, first=part.start == 0)
         ctx.save_for_backward(rows_grad, weight_grad)
+        ctx.scale = scale
         return losses.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        # Scaled in place: the copies would be as large as the embedding. A second backward is refused by autograd.
-        rows_grad, weight_grad = (None if grad is None else grad.mul_(grad_loss) for grad in ctx.saved_tensors)
-        return rows_grad, weight_grad, None, None, None
+        grads = ctx.saved_tensors
+        if grad_loss is not ctx.scale:  # by itself, not by its value, for which a GPU would have to be waited for
+            factor = grad_loss if ctx.scale is None else grad_loss / ctx.scale
+            # In place: the copies would be as large as the embedding. A second backward is refused by autograd.
+            grads = tuple(None if grad is None else grad.mul_(factor) for grad in grads)
+        return *grads, None, None, None, None
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, count)) for start in range(0, count, size or 1)]
 
 
 def _index(targets: Tensor) -> Tensor:
@@ -162,9 +240,12 @@ def _index(targets: Tensor) -> Tensor:
     return targets.masked_fill(targets == IGNORE_INDEX, 0).unsqueeze(1)
 
 
-def _add_product(total: Tensor, grad: Tensor, rows: Tensor) -> None:
-    """total += gradᵀ rows, kept in the total's (wider) dtype."""
-    if total.dtype == grad.dtype:
-        total.addmm_(grad.T, rows)
+def _add_product(total: Tensor, grad: Tensor, rows: Tensor, *, first: bool) -> None:
+    """total += gradᵀ rows, kept in the total's (wider) dtype; the first is written over what stands there."""
+    if total.dtype != grad.dtype:
+        product = grad.T @ rows
+        total.copy_(product) if first else total.add_(product)
+    elif first:
+        torch.mm(grad.T, rows, out=total)
     else:
-        total += grad.T @ rows
+        total.addmm_(grad.T, rows)

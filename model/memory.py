@@ -11,7 +11,7 @@ from model.attention_kinds import ATTENTION_KINDS
 from model.attention_masks import SMALLEST_BLOCK
 from model.config import ModelConfig
 from model.counts import parameter_count
-from model.loss import CHUNK_ROWS_CPU, CHUNK_ROWS_GPU
+from model.loss import BLOCK_ROWS_CPU, CHUNK_ROWS_CPU, CHUNK_ROWS_GPU
 from model.precision import Dtype
 
 FLOAT32 = 4  # bytes
@@ -99,15 +99,14 @@ def _head_bytes(config: ModelConfig, tokens: int, dtype: Dtype, device_type: str
 def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compiled: bool) -> int:
     """What `model.loss.head_loss` holds of (tokens, vocab) logits at its fullest, in training.
 
-    All of them where it takes the plain formula (compiled; fp16, whose gradients need the loss scale), else a chunk.
+    All of them where it takes the plain formula (compiled), else a chunk.
     """
     matmul = FLOAT32 if dtype == "fp32" else 2
     if compiled:
         return 2 * tokens * vocab * matmul
-    if dtype == "fp16":  # log-probabilities, their gradient and the masked logits' gradient
-        return 3 * tokens * vocab * FLOAT32
     rows = min(tokens, CHUNK_ROWS_CPU if device_type == "cpu" else CHUNK_ROWS_GPU)
-    return rows * vocab * (matmul if matmul == FLOAT32 else matmul + FLOAT32)
+    widened = 0 if matmul == FLOAT32 else min(tokens, BLOCK_ROWS_CPU) if device_type == "cpu" else rows
+    return (rows * matmul + widened * FLOAT32) * vocab
 
 
 def _block_bytes_per_token(

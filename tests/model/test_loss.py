@@ -147,6 +147,80 @@ def test_a_second_backward_is_refused():
         loss.backward()
 
 
+@pytest.mark.parametrize("got", [0.37, 2.0])  # as announced, or another
+def test_gradients_are_right_whichever_scale_was_announced(got):
+    hidden, weight, targets = problem()
+    expected = torch.autograd.grad(reference(hidden, weight, targets) * got, (hidden, weight))
+    loss = head_loss(hidden, weight, targets, VOCAB, scale=torch.tensor(0.37, dtype=torch.float64))
+    torch.testing.assert_close(loss, reference(hidden, weight, targets))
+    actual = torch.autograd.grad(loss, (hidden, weight), torch.tensor(got, dtype=torch.float64))
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_announced_scale_costs_no_pass_over_the_gradients():
+    hidden, weight, targets = problem()
+    scale = torch.tensor(0.37, dtype=torch.float64)
+    loss = head_loss(hidden, weight, targets, VOCAB, scale=scale)
+    with torch.profiler.profile() as profile:
+        loss.backward(scale)
+    assert {"_ChunkedLossBackward", "aten::mul_"} & {event.key for event in profile.key_averages()} == {
+        "_ChunkedLossBackward"
+    }
+
+
+@pytest.mark.parametrize("scale", [64.0, 65504.0])  # the larger one overflows float16 somewhere in the products
+def test_float16_in_chunks_is_float16_of_all_logits(scale):
+    hidden, weight, targets = problem(torch.float32)
+    with torch.no_grad():
+        hidden[0, 0] *= 8
+    scale = torch.tensor(scale)
+    found = []
+    for announced in (None, scale):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = head_loss(hidden, weight, targets, VOCAB, scale=announced)
+        found.append((loss.detach(), *torch.autograd.grad(loss, (hidden, weight), scale)))
+    (plain_loss, *plain), (loss, *grads) = found
+    torch.testing.assert_close(loss, plain_loss)
+    for ours, theirs in zip(grads, plain, strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.isfinite(ours).all() == torch.isfinite(theirs).all() == (scale < 1000)
+        if scale < 1000:
+            assert (ours - theirs).norm() < 2e-3 * theirs.norm()
+
+
+def test_float16_in_chunks_keeps_no_logits():
+    hidden, weight, targets = problem(torch.float32)
+    kept = []
+
+    def keep(x):
+        kept.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", dtype=torch.float16):
+        head_loss(hidden, weight, targets, VOCAB, scale=torch.tensor(1.0))
+    assert max(kept) <= max(hidden.numel(), weight.numel()) < ROWS * PADDED
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_target_of_no_probability_has_the_loss_of_its_logit(dtype):
+    hidden, weight, targets = problem(torch.float32, ignored=0.0)
+    with torch.no_grad():
+        hidden[:, ::2] *= 100  # every other row
+        narrow = hidden.to(dtype), weight.to(dtype)
+        losses = head_loss(*narrow, targets, VOCAB, "none")
+        expected = reference(F.linear(*narrow).float(), torch.eye(PADDED), targets, "none")
+    assert (losses > 200).sum() > 10
+    torch.testing.assert_close(losses, expected)
+
+
+def test_no_rows_have_no_loss_and_no_gradient():
+    hidden, weight, targets = problem()
+    loss = head_loss(hidden[:0], weight, targets[:0], VOCAB)
+    assert loss == 0
+    assert (torch.autograd.grad(loss, weight)[0] == 0).all()
+
+
 def test_compiled_gives_the_same_loss():
     hidden, weight, targets = problem(torch.float32)
     compiled = torch.compile(head_loss, backend="aot_eager", fullgraph=True)

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
+from model.precision import Dtype
 from model.ranks import start_ranks
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
@@ -89,7 +92,10 @@ def one_step(data: Path, world_size: int, micro_batch: int) -> tuple[float, floa
     parts.stepper.warm_up(8)
     rounds = 0
     result = parts.stepper(parts.batch, 1)
-    return result.loss, result.grad_norm, parts.optimizer.kept, rounds
+    kept, rounds_of_one = parts.optimizer.kept, rounds
+    assert parts.stepper(parts.batch, 1) == result  # nothing of the step before is left in the gradients
+    assert all(np.array_equal(kept[name], again) for name, again in parts.optimizer.kept.items())
+    return result.loss, result.grad_norm, kept, rounds_of_one
 
 
 def textbook_step(data: Path) -> tuple[float, dict[str, np.ndarray]]:
@@ -146,21 +152,75 @@ def test_one_ranks_nan_stops_all_ranks_before_the_update_and_is_named(tmp_path: 
     assert message.startswith("step 7: loss nan, gradient norm nan, before the update (rank 1, sequences [")
 
 
-def test_clipping_scales_to_the_limit(data: Path) -> None:
+@pytest.mark.parametrize("fused", [True, False])  # the optimizer clips, or the step does
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_clipping_scales_to_the_limit(data: Path, fused: bool, dtype: Dtype) -> None:
     ranks = start_ranks("cpu")
     model = GPT(CONFIG)
     initialise(model, seed=1)
     before = parameters(model)
     plan = plan_batch(SEQUENCES * 8, 8, SEQUENCES, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=fused)
     stepper = Stepper(
-        Parallel(model, ranks), optimizer, ranks, plan, LanguageModelling(), dtype="fp32", grad_clip=0.01, seed=1
+        Parallel(model, ranks), optimizer, ranks, plan, LanguageModelling(), dtype=dtype, grad_clip=0.01, seed=1
     )
     windows = Windows(TokenSet.open(data).split("train"), 8)
     result = stepper(StepLoader(windows, plan, rank=0, seed=1).step_at(0), 1)
     assert result.grad_norm > 0.1  # as it was before clipping
     change = math.sqrt(sum(((before[name] - p) ** 2).sum().item() for name, p in parameters(model).items()))
     assert change == pytest.approx(0.01, rel=1e-3)
+    assert not {"grad_scale", "found_inf"} & set(vars(optimizer))
+
+
+@pytest.mark.parametrize("clip", [1e-2, 1e2])  # above and below the norm
+def test_whoever_clips_the_update_is_the_same(data: Path, clip: float) -> None:
+    updated = []
+    for fused in (True, False):
+        ranks, model, plan = start_ranks("cpu"), GPT(CONFIG), plan_batch(SEQUENCES * 8, 8, SEQUENCES, 1)
+        initialise(model, seed=1)
+        optimizer = build_optimizer(model, OptimConfig(fused=fused, lr=1e-3))
+        stepper = Stepper(
+            Parallel(model, ranks), optimizer, ranks, plan, LanguageModelling(), dtype="fp32", grad_clip=clip, seed=1
+        )
+        loader = StepLoader(Windows(TokenSet.open(data).split("train"), 8), plan, rank=0, seed=1)
+        results = [stepper(loader.step_at(step * SEQUENCES), step + 1) for step in range(3)]
+        assert all((result.grad_norm > clip) == (clip < 1) for result in results)
+        updated.append(parameters(model) | {"moment": optimizer.state[model.wte.weight]["exp_avg"]})
+    for name, value in updated[0].items():
+        torch.testing.assert_close(value, updated[1][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+class CastCounter(TorchDispatchMode):
+    """Counts the casts of a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor, self.count = tensor, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default and args[0] is self.tensor
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recompute_every", [0, 1])
+def test_weights_are_cast_once_a_step_and_learn_from_every_micro_batch(data: Path, recompute_every: int) -> None:
+    gradients = []
+    for micro_batch in (2, SEQUENCES):
+        ranks, model, plan = start_ranks("cpu"), GPT(CONFIG), plan_batch(SEQUENCES * 8, 8, micro_batch, 1)
+        initialise(model, seed=1)
+        model.recompute_every = recompute_every
+        optimizer = GradientKeeper(model)
+        stepper = Stepper(
+            Parallel(model, ranks), optimizer, ranks, plan, LanguageModelling(), dtype="bf16", grad_clip=0.0, seed=1
+        )
+        windows = Windows(TokenSet.open(data).split("train"), 8)
+        with CastCounter(model.get_parameter("h.0.mlp.c_fc.weight")) as counter:
+            stepper(StepLoader(windows, plan, rank=0, seed=1).step_at(0), 1)
+        assert counter.count == 1
+        gradients.append(optimizer.kept)
+    for name, gradient in gradients[0].items():
+        whole = gradients[1][name]
+        assert np.linalg.norm(gradient - whole) <= 0.02 * np.linalg.norm(whole) + 1e-9, name
 
 
 def test_dropout_is_another_in_every_step_and_micro_batch_and_depends_on_nothing_else(data: Path) -> None:

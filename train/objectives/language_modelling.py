@@ -14,9 +14,9 @@ class LanguageModelling:
         """Each token but a sequence's first is a target once."""
         return batch.target_count
 
-    def loss(self, model: Callable[..., Tensor], batch: MicroBatch) -> Tensor:
+    def loss(self, model: Callable[..., Tensor], batch: MicroBatch, scale: Tensor) -> Tensor:
         """The summed cross-entropy of a micro-batch in nats: (), float32."""
-        return model(batch.tokens, batch.targets, document_ids=batch.document_ids)
+        return model(batch.tokens, batch.targets, document_ids=batch.document_ids, scale=scale)
 
     def record(self, loss: float) -> dict[str, float]:
         """Nats per token."""

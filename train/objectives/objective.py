@@ -14,12 +14,13 @@ class Objective(Protocol):
     def target_count(self, batch: StepBatch) -> int:
         """How many targets this rank's share of a step has: the loss of a step is the mean over those of all ranks."""
 
-    def loss(self, model: Callable[..., Tensor], batch: MicroBatch) -> Tensor:
+    def loss(self, model: Callable[..., Tensor], batch: MicroBatch, scale: Tensor) -> Tensor:
         """The loss of a micro-batch, summed over its targets: (), float32.
 
         Args:
             model: the model, perhaps as one of several replicas; called exactly once.
             batch: on the model's device.
+            scale: () the gradient that the loss is going to get, for a model that works its gradients out at once.
         """
 
     def record(self, loss: float) -> dict[str, float]:

@@ -43,16 +43,21 @@ class Parallel:
         """
         return contextlib.nullcontext() if self._ddp is None or last else self._ddp.no_sync()
 
-    def backward(self, loss: Tensor, on_reduction: Callable[[], None]) -> None:
-        """Gradients of a loss ().
+    def backward(self, loss: Tensor, factor: Tensor, on_reduction: Callable[[], None]) -> None:
+        """Gradients of a loss () times a factor ().
 
         Args:
             on_reduction: called when this rank's own gradients are done, and it may have to wait for other ranks.
         """
         # The engine calls what was queued first first, and DDP queues its wait at the first parameter's gradient.
         loss.register_hook(lambda _: Variable._execution_engine.queue_callback(on_reduction))
-        loss.backward()
+        loss.backward(factor)
 
-    def zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
-        """Forget the gradients. Under DDP they are views into its buckets and stay in place."""
-        optimizer.zero_grad(set_to_none=self._ddp is None)
+    def zero_grad(self, optimizer: torch.optim.Optimizer, *, accumulating: bool) -> None:
+        """Forget the gradients. Under DDP they are views into its buckets, in which they accumulate.
+
+        Args:
+            accumulating: whether a step has several micro-batches. A single one's gradients are copied into the
+                buckets, each as it comes, which takes less than half as long as to zero them and add.
+        """
+        optimizer.zero_grad(set_to_none=self._ddp is None or not accumulating)

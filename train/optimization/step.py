@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.seeds import seed_of
 from model.precision import Dtype, autocast
@@ -20,6 +21,7 @@ from train.objectives.objective import Objective
 from train.optimization.compute_timer import ComputeTimer
 from train.optimization.ddp import Parallel
 
+CLIP_EPSILON = 1e-6  # as in torch's clip_grad_norm_
 SMALLEST_LOSS_SCALE = 1.0  # of fp16: what overflows without being scaled up will overflow in every step
 
 
@@ -84,6 +86,7 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == "fp16")
         self._summed = torch.float32 if ranks.device.type == "mps" else torch.float64  # which MPS lacks
         self._refused = torch.zeros((), device=ranks.device)  # (): 1.0 where there must be no update
+        self._divisor: Tensor | None = None  # (): of the gradients, where the optimizer is to clip them
         # Fused optimizers read on the device whether to update: the host need not wait for loss and norm first.
         self._on_device = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
@@ -101,13 +104,15 @@ class Stepper:
         weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
         loss_sum = torch.zeros((), device=self._ranks.device)
         self.compute_timer.start()
-        for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
-            self._seed_dropout(step, index)
-            loss_sum += self._backward(micro_batch, weight, last=index == self._plan.accumulation - 1)
+        with autocast(self._dtype, self._ranks.device):  # around all of them: weights are cast once a step
+            for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
+                self._seed_dropout(step, index)
+                loss_sum += self._backward(micro_batch, weight, last=index == self._plan.accumulation - 1)
 
         # Take the loss scale of fp16 off again, and clip: the norm is that of the true gradient.
         self.scaler.unscale_(self._optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._grad_clip)  # ()
+        norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])  # ()
+        self._clip(norm)
 
         # Judge loss and norm on the device; both are the same on all ranks.
         loss = self._ranks.sum_tensor(loss_sum.to(self._summed)) / target_count  # ()
@@ -123,7 +128,7 @@ class Stepper:
                 self.scaler.step(self._optimizer)
         result = result or self._read(report, batch, step, loss_sum)
         self.scaler.update()
-        self._parallel.zero_grad(self._optimizer)
+        self._parallel.zero_grad(self._optimizer, accumulating=self._plan.accumulation > 1)
         return result
 
     def warm_up(self, block_size: int, *, document_mask: bool = False) -> None:
@@ -135,9 +140,10 @@ class Stepper:
         shape, device = (self._plan.micro_batch, block_size), self._ranks.device
         tokens = torch.zeros(shape, dtype=torch.int64, device=device)  # (M, T)
         batch = MicroBatch(tokens, tokens, tokens if document_mask else None)
-        for last in (False, True):
+        accumulating = self._plan.accumulation > 1
+        for last in (False, True) if accumulating else (True,):
             self._backward(batch, torch.zeros((), device=device), last=last)
-        self._parallel.zero_grad(self._optimizer)
+        self._parallel.zero_grad(self._optimizer, accumulating=accumulating)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
@@ -146,9 +152,10 @@ class Stepper:
         with self._parallel.backward_of(last=last):
             self._on_act("forward")
             with autocast(self._dtype, self._ranks.device):
-                loss = self.objective.loss(self._parallel.replica, batch)  # ()
+                loss = self.objective.loss(self._parallel.replica, batch, weight)  # ()
             self._on_act("backward")
-            self._parallel.backward(loss * weight, on_reduction=self._end_own_part)
+            with torch.autocast(self._ranks.device.type, enabled=False):
+                self._parallel.backward(loss, weight, on_reduction=self._end_own_part)
         return loss.detach()
 
     def _end_own_part(self) -> None:
@@ -156,9 +163,19 @@ class Stepper:
         self.compute_timer.stop()
         self._on_act("reduction")
 
+    def _clip(self, norm: Tensor) -> None:
+        """Scale gradients above the limit down to it, or have the optimizer do so as it reads them."""
+        self._divisor = None
+        if math.isinf(self._grad_clip) or (norm.device.type == "cpu" and bool(norm <= self._grad_clip)):
+            return
+        if self._on_device:
+            self._divisor = ((norm + CLIP_EPSILON) / self._grad_clip).clamp(min=1.0)  # ()
+        else:
+            clip_grads_with_norm_(self._parameters, self._grad_clip, norm)
+
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """Around the optimizer's step: pass one that reads it on the device whether it may update."""
+        """Around the optimizer's step: pass one that reads it on the device whether it may update, and to clip."""
         if not self._on_device:
             yield
             return
@@ -167,10 +184,16 @@ class Stepper:
             yield
         finally:
             hook.remove()
-            vars(self._optimizer).pop("found_inf", None)  # the scaler removes it where there is one
+            for name in ("found_inf", "grad_scale"):  # the scaler removes them where there is one
+                vars(self._optimizer).pop(name, None)
 
     def _tell_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Before its step: no update where this one was refused, nor where fp16's scaler has found an overflow."""
+        """Before its step: no update where this one was refused, nor where fp16's scaler has found an overflow.
+
+        The gradients are unscaled by now, so that the scaler has set no `grad_scale`, by which they are divided.
+        """
+        if self._divisor is not None:
+            optimizer.grad_scale = self._divisor  # type: ignore[attr-defined]
         overflow = getattr(optimizer, "found_inf", None)
         found = self._refused if overflow is None else torch.maximum(overflow, self._refused)
         optimizer.found_inf = found  # type: ignore[attr-defined]

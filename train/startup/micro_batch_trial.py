@@ -66,9 +66,10 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
         shape = (plan.batch.micro_batch, config.model.block_size)
         tokens = torch.zeros(shape, dtype=torch.int64, device=ranks.device)  # (M, T)
         batch = MicroBatch(tokens, tokens, tokens if config.data.document_mask else None)
+        scale = torch.ones((), device=ranks.device)
         with autocast(plan.dtype, ranks.device):
-            loss = LanguageModelling().loss(model, batch)  # ()
-        loss.backward()
+            loss = LanguageModelling().loss(model, batch, scale)  # ()
+        loss.backward(scale)
         del room
     except Exception as error:
         if not is_out_of_memory(error):
