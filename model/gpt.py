@@ -10,6 +10,7 @@ from model.attention import Attention, AttentionContext
 from model.attention_kinds import ATTENTION_KINDS
 from model.attention_masks import kernels_for, see_before
 from model.cache import CacheStep, KVCache
+from model.chunk_kernel import ChunkKernel
 from model.config import ModelConfig
 from model.flex import flex_works
 from model.loss import IGNORE_INDEX, Reduction, head_loss
@@ -50,6 +51,7 @@ class GPT(nn.Module):
             that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
         recompute_norms: while training, recompute each norm together with the projection after it, which then keeps
             no input of its own: two (B, T, C) tensors a block less, for little work.
+        chunk_kernel: the compiled middle of the head's loss (`chunk_kernel.compiled_kernel`); None: torch's own.
         packed_head: the output layer laid out for a CPU's kernels by `model.cpu_inference`, used for generation on a
             CPU.
     """
@@ -59,6 +61,7 @@ class GPT(nn.Module):
         self.config = config
         self.recompute_every = 0
         self.recompute_norms = False
+        self.chunk_kernel: ChunkKernel | None = None
         self.packed_head: nn.Module | None = None
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.position == "learned":
@@ -110,7 +113,8 @@ class GPT(nn.Module):
         else:
             embedded, head = self.wte(tokens), self.lm_head.weight
         hidden = self._hidden(embedded, tokens, positions, document_ids, cache, lengths)
-        return head_loss(hidden, head, targets, self.config.vocab_size, reduction, scale=scale)
+        size, kernel = self.config.vocab_size, self.chunk_kernel
+        return head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel)
 
     def hidden(
         self,

@@ -15,11 +15,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-IGNORE_INDEX = -100
+from model.chunk_kernel import IGNORE_INDEX, ChunkKernel
+
+__all__ = ["IGNORE_INDEX", "Reduction", "head_loss"]
+
 Reduction = Literal["sum", "none"]
 
 CHUNK_ROWS_CPU = 512
 CHUNK_ROWS_GPU = 4096
+CHUNK_ROWS_KERNEL = 16_384  # on a GPU, where a kernel keeps nothing wide: fewer sums of the head's gradient
 BLOCK_ROWS_CPU = 16  # rows that are widened at a time: they stay in a core's cache
 SMALLEST_PROBABILITY = 1e-30  # whose logarithm is as exact as any
 
@@ -32,6 +36,7 @@ def head_loss(
     reduction: Reduction = "sum",
     *,
     scale: Tensor | None = None,
+    kernel: ChunkKernel | None = None,
 ) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T) against targets; ids from `vocab_size` on get no probability.
 
@@ -46,6 +51,7 @@ def head_loss(
         reduction: sum: a scalar; none: one loss per target, 0 where ignored.
         scale: (): the gradient that the loss is going to get, as in `loss.backward(scale)`. The result is the same
             without it, and with another one that is got then; but float16's logits are kept where it isn't known.
+        kernel: what works on a chunk's logits, where there is a compiled one.
 
     Returns:
         float32 (float64 for float64 input), a scalar or of the targets' shape.
@@ -58,9 +64,9 @@ def head_loss(
     if torch.compiler.is_compiling() or (needs_grad and (reduction == "none" or unscaled)):
         losses = _plain_losses(rows, weight, flat, vocab_size)
     elif needs_grad:
-        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype, scale)
+        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype, scale, kernel)
     else:
-        losses = _chunked_losses(rows, weight, flat, vocab_size, dtype)
+        losses = _chunked_losses(rows, weight, flat, vocab_size, dtype, kernel)
     return losses.sum() if reduction == "sum" else losses.view(targets.shape)
 
 
@@ -82,14 +88,19 @@ def _plain_losses(rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int
     )
 
 
-def _chunk_rows(device: torch.device) -> int:
-    return CHUNK_ROWS_CPU if device.type == "cpu" else CHUNK_ROWS_GPU
+def chunk_rows(device_type: str, *, compiled: bool) -> int:
+    """Rows of a chunk. Args: compiled: there is a kernel."""
+    if device_type == "cpu":
+        return CHUNK_ROWS_CPU
+    return CHUNK_ROWS_KERNEL if compiled else CHUNK_ROWS_GPU
 
 
-def _chunked_losses(rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype) -> Tensor:
+def _chunked_losses(
+    rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype, kernel: ChunkKernel | None
+) -> Tensor:
     """(N) losses and nothing else."""
     with torch.autocast(rows.device.type, enabled=False), torch.no_grad():
-        head = _Head(rows.to(dtype), weight.to(dtype), targets, vocab_size)
+        head = _Head(rows.to(dtype), weight.to(dtype), targets, vocab_size, kernel)
         losses = torch.empty(len(rows), dtype=_wide(dtype), device=rows.device)
         for part in head.parts():
             losses[part] = head.losses(part)
@@ -102,13 +113,16 @@ class _Head:
     There is room for one chunk's logits, taken once: fresh memory, page by page, costs a CPU a fifth more time.
     """
 
-    def __init__(self, rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> None:
+    def __init__(
+        self, rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, kernel: ChunkKernel | None
+    ) -> None:
         self._rows, self._weight, self._targets, self._vocab_size = rows, weight, targets, vocab_size
-        self._size = min(len(rows), _chunk_rows(rows.device))
+        self._kernel = kernel
+        self._size = min(len(rows), chunk_rows(rows.device.type, compiled=kernel is not None))
         self._logits = rows.new_empty(self._size, len(weight))  # (n, V) in the dtype of the matrix products
         self._block = self._size
         self._wide = self._logits  # where they are widened, a block after another; the same memory where they are wide
-        if (wide := _wide(rows.dtype)) != rows.dtype:
+        if (wide := _wide(rows.dtype)) != rows.dtype and kernel is None:
             self._block = min(self._size, BLOCK_ROWS_CPU) if rows.device.type == "cpu" else self._size
             self._wide = rows.new_empty(self._block, len(weight), dtype=wide)
 
@@ -118,6 +132,8 @@ class _Head:
 
     def losses(self, part: slice) -> Tensor:
         """(n) of a chunk."""
+        if self._kernel is not None:
+            return self.gradient(part, self._wide.new_ones(part.stop - part.start, 1, dtype=_wide(self._rows.dtype)))[0]
         return torch.cat([self._exponentials(part, block)[1] for block in self._multiply(part)])
 
     def gradient(self, part: slice, factor: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -128,8 +144,12 @@ class _Head:
         Args:
             factor: (n, 1) the gradient that each loss gets.
         """
+        blocks = self._multiply(part)
+        grad = self._logits[: part.stop - part.start]
+        if self._kernel is not None:
+            return self._kernel(grad, self._targets[part], factor, self._vocab_size), grad, None
         losses, left = [], []
-        for block in self._multiply(part):
+        for block in blocks:
             exponentials, of_block, total = self._exponentials(part, block)
             exponentials.scatter_add_(1, _index(self._targets[part][block]), -total)
             share = factor[block] / total  # (., 1)
@@ -139,14 +159,14 @@ class _Head:
                 self._logits[block].copy_(exponentials)
             losses.append(of_block)
             left.append(share)
-        grad = self._logits[: part.stop - part.start]
         return torch.cat(losses), grad, None if grad.dtype == torch.float16 else torch.cat(left)
 
     def _multiply(self, part: slice) -> list[slice]:
         """Fill the logits of a chunk; return the blocks in which they are widened."""
         count = part.stop - part.start
         torch.mm(self._rows[part], self._weight.T, out=self._logits[:count])
-        self._logits[:count, self._vocab_size :] = float("-inf")
+        if self._kernel is None:
+            self._logits[:count, self._vocab_size :] = float("-inf")
         return _slices(count, self._block)
 
     def _exponentials(self, part: slice, block: slice) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,10 +215,11 @@ class _ChunkedLoss(torch.autograd.Function):
         vocab_size: int,
         dtype: torch.dtype,
         scale: Tensor | None,
+        kernel: ChunkKernel | None,
     ) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):
             cast_rows, cast_weight = rows.to(dtype), weight.to(dtype)
-            head = _Head(cast_rows, cast_weight, targets, vocab_size)
+            head = _Head(cast_rows, cast_weight, targets, vocab_size, kernel)
             parts = head.parts()
             rows_grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
             weight_grad = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
@@ -228,7 +249,7 @@ class _ChunkedLoss(torch.autograd.Function):
             factor = grad_loss if ctx.scale is None else grad_loss / ctx.scale
             # In place: the copies would be as large as the embedding. A second backward is refused by autograd.
             grads = tuple(None if grad is None else grad.mul_(factor) for grad in grads)
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
 
 def _slices(count: int, size: int) -> list[slice]:

@@ -11,7 +11,7 @@ from model.attention_kinds import ATTENTION_KINDS
 from model.attention_masks import SMALLEST_BLOCK
 from model.config import ModelConfig
 from model.counts import parameter_count
-from model.loss import BLOCK_ROWS_CPU, CHUNK_ROWS_CPU, CHUNK_ROWS_GPU
+from model.loss import BLOCK_ROWS_CPU, chunk_rows
 from model.precision import Dtype
 
 FLOAT32 = 4  # bytes
@@ -53,8 +53,8 @@ def memory_estimate(
         recompute_every: as `GPT.recompute_every`.
         recompute_norms: as `GPT.recompute_norms`.
         device_type: attention with dropout keeps its weights on a CPU, which has no fused kernel for it.
-        compiled: the compiled loss holds a whole micro-batch's logits and their gradient. What the compiler saves
-            elsewhere is not credited.
+        compiled: the head's compiled kernel takes more rows at a time and widens none in memory. What the compiler
+            saves elsewhere is not credited.
         adapters: parameters of adapters, where only they are trained; None: all weights are. What a frozen model's
             blocks keep is taken to be the same.
         optimizer_bytes: what the optimizer keeps of all that is trained.
@@ -97,15 +97,10 @@ def _head_bytes(config: ModelConfig, tokens: int, dtype: Dtype, device_type: str
 
 
 def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compiled: bool) -> int:
-    """What `model.loss.head_loss` holds of (tokens, vocab) logits at its fullest, in training.
-
-    All of them where it takes the plain formula (compiled), else a chunk.
-    """
+    """What `model.loss.head_loss` holds of (tokens, vocab) logits at its fullest, in training."""
     matmul = FLOAT32 if dtype == "fp32" else 2
-    if compiled:
-        return 2 * tokens * vocab * matmul
-    rows = min(tokens, CHUNK_ROWS_CPU if device_type == "cpu" else CHUNK_ROWS_GPU)
-    widened = 0 if matmul == FLOAT32 else min(tokens, BLOCK_ROWS_CPU) if device_type == "cpu" else rows
+    rows = min(tokens, chunk_rows(device_type, compiled=compiled))
+    widened = 0 if matmul == FLOAT32 or compiled else min(rows, BLOCK_ROWS_CPU) if device_type == "cpu" else rows
     return (rows * matmul + widened * FLOAT32) * vocab
 
 

@@ -1,5 +1,7 @@
 """The chunked loss against F.cross_entropy, values and gradients, in every dtype and mode it meets."""
 
+import shutil
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from model import loss as loss_module
+from model.chunk_kernel import compiled_kernel, losses_and_gradient
 from model.loss import IGNORE_INDEX, head_loss
 
 ROWS, WIDTH, VOCAB, PADDED = 150, 16, 61, 64
@@ -219,6 +222,51 @@ def test_no_rows_have_no_loss_and_no_gradient():
     loss = head_loss(hidden[:0], weight, targets[:0], VOCAB)
     assert loss == 0
     assert (torch.autograd.grad(loss, weight)[0] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_kernel_gives_what_the_chunks_give_without_it(dtype):
+    hidden, weight, targets = problem(torch.float64 if dtype == torch.float64 else torch.float32)
+    scale = torch.tensor(0.37, dtype=hidden.dtype)
+    found = []
+    for kernel in (None, losses_and_gradient):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
+            loss = head_loss(hidden, weight, targets, VOCAB, scale=scale, kernel=kernel)
+            with torch.no_grad():
+                quiet = head_loss(hidden, weight, targets, VOCAB, kernel=kernel)
+                losses = head_loss(hidden, weight, targets, VOCAB, "none", kernel=kernel)
+        found.append((loss.detach(), quiet, losses, *torch.autograd.grad(loss, (hidden, weight), scale)))
+    (*plain, plain_rows, plain_weight), (*ours, ours_rows, ours_weight) = found
+    for got, want in zip(ours, plain, strict=True):
+        torch.testing.assert_close(got, want)
+    tolerance = 0.01 if dtype == torch.bfloat16 else 1e-3 if dtype == torch.float16 else 1e-5
+    for got, want in ((ours_rows, plain_rows), (ours_weight, plain_weight)):
+        assert got.dtype == want.dtype
+        assert (got - want).norm() <= tolerance * want.norm()
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler on CPUs"
+)
+def test_the_compiled_kernel_is_compiled_once_and_keeps_nothing_wide():
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters["stats"]
+    before = counters["unique_graphs"]
+    kernel = compiled_kernel()
+    hidden, weight, targets = problem(torch.float32)
+    for count in (150, 100, 70):  # other chunks, and other last ones
+        rows, ids = hidden.flatten(0, 1)[:count], targets.flatten()[:count]
+        loss, plain = (head_loss(rows, weight, ids, VOCAB, kernel=each) for each in (kernel, None))
+        torch.testing.assert_close(loss, plain)
+        for got, want in zip(*(torch.autograd.grad(each, (hidden, weight)) for each in (loss, plain)), strict=True):
+            torch.testing.assert_close(got, want)
+    assert counters["unique_graphs"] - before == 1
+    logits = torch.randn(64, 4096).bfloat16()
+    arguments = torch.zeros(64, dtype=torch.int64), torch.ones(64, 1), 4000
+    kernel(logits, *arguments)
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        kernel(logits, *arguments)
+    assert sum(max(0, event.self_cpu_memory_usage) for event in profile.events()) < 64 * 4096
 
 
 def test_compiled_gives_the_same_loss():

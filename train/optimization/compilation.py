@@ -1,4 +1,4 @@
-"""torch.compile, a block at a time.
+"""torch.compile, a block at a time, and what the head's loss does to its logits.
 
 All blocks share one compiled graph, so a deep model compiles as fast as a shallow one; DDP's hooks still fire block by
 block; and activation checkpointing wraps compiled blocks from outside. `Module.compile` works in place: parameter names
@@ -10,11 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from model.chunk_kernel import compiled_kernel
 from model.gpt import GPT
 
 
 def compile_blocks(model: GPT) -> None:
-    """Let every block compile at its first call, as one graph, with dropout's masks as they are without compilation."""
+    """Let every block compile at its first call, as one graph, with dropout's masks as they are without compilation.
+
+    The head's loss gets its compiled kernel.
+    """
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
@@ -26,6 +30,7 @@ def compile_blocks(model: GPT) -> None:
     for block in model.h:
         assert isinstance(block, nn.Module)
         block.compile()
+    model.chunk_kernel = compiled_kernel()
 
 
 def report_compilations(started: Callable[[], None], ended: Callable[[], None]) -> None:

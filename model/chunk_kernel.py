@@ -1,0 +1,45 @@
+"""What happens to a chunk of logits, as one function that torch.compile makes kernels of.
+
+n rows, V padded vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+ChunkKernel = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+def losses_and_gradient(logits: Tensor, targets: Tensor, factor: Tensor, vocab_size: int) -> Tensor:
+    """Cross-entropies (n), float32 or wider; the logits are overwritten with the gradient for them.
+
+    Args:
+        logits: (n, V). targets: (n) int64. factor: (n, 1) the gradient that each loss gets.
+        vocab_size: ids from here on get no probability.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    columns = torch.arange(logits.shape[1], device=logits.device)  # (V)
+    wide = wide.masked_fill(columns >= vocab_size, float("-inf"))
+    index = targets.masked_fill(targets == IGNORE_INDEX, 0).unsqueeze(1)  # (n, 1)
+    largest = wide.amax(dim=1, keepdim=True)  # (n, 1)
+    log_total = largest + (wide - largest).exp().sum(dim=1, keepdim=True).log()  # (n, 1)
+    losses = log_total - wide.gather(1, index)  # (n, 1)
+    # exponentials anew, of another difference: those above, used twice, would be kept in memory, wide
+    gradient = ((wide - log_total).exp() - (columns == index).to(wide.dtype)) * factor
+    logits.copy_(gradient)
+    return losses.squeeze(1).masked_fill(targets == IGNORE_INDEX, 0.0)
+
+
+def compiled_kernel() -> ChunkKernel:
+    """`losses_and_gradient`, compiled once for any number of rows; logits are never widened in memory."""
+    compiled = torch.compile(losses_and_gradient, fullgraph=True)
+
+    def kernel(logits: Tensor, targets: Tensor, factor: Tensor, vocab_size: int) -> Tensor:
+        for tensor in (logits, targets, factor):  # else the last chunk would be compiled anew
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        losses: Tensor = compiled(logits, targets, factor, vocab_size)
+        return losses
+
+    return kernel
