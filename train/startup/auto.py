@@ -157,6 +157,7 @@ def _fits(
         recompute_every=every,
         recompute_norms=config.recompute.norms,
         device_type=device_type,
+        compiled=config.run.compile is True,
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config),
     )

@@ -19,6 +19,7 @@ def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
         recompute_every=recompute_every(config),
         recompute_norms=config.recompute.norms,
         device_type=device_type,
+        compiled=config.run.compile is True,
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config),
     )
