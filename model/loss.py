@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from model.chunk_kernel import IGNORE_INDEX, ChunkKernel
+from model.precision import matmul_dtype
 
 __all__ = ["IGNORE_INDEX", "Reduction", "head_loss"]
 
@@ -57,7 +58,7 @@ def head_loss(
         float32 (float64 for float64 input), a scalar or of the targets' shape.
     """
     rows, flat = hidden.flatten(0, -2), targets.flatten()  # (N, C), (N)
-    dtype = _matmul_dtype(hidden)
+    dtype = matmul_dtype(hidden)
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     # Gradients made in the forward pass need a loss scaler's factor: without it float16 rounds most of them to 0.
     unscaled = dtype == torch.float16 and scale is None
@@ -68,11 +69,6 @@ def head_loss(
     else:
         losses = _chunked_losses(rows, weight, flat, vocab_size, dtype, kernel)
     return losses.sum() if reduction == "sum" else losses.view(targets.shape)
-
-
-def _matmul_dtype(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
