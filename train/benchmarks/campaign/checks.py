@@ -64,6 +64,7 @@ RIGHT = (
         "each architecture's file, with documents and without, compiles once, and learns as without compilation",
         (
             Figure("that failed", at("errors"), 0, most=0),
+            Figure("compilations in the first step, least", at("least_first_compilations"), least=1, gpu_only=True),
             Figure("compilations after the first step", at("late_compilations"), 0, most=0),
             Figure("largest difference to eager", at("largest_difference"), 0.0, most=0.02),
             Figure("largest difference to the other masks", at("largest_flex_difference"), 0.0, most=0.02),

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from model import loss as head
 from train.benchmarks.campaign.machine import seconds_of
-from train.benchmarks.campaign.parity import BACKENDS, case_of
+from train.benchmarks.campaign.parity import BACKENDS, Note, case_of
 from train.benchmarks.campaign.replaced import replaced
 from train.benchmarks.contestants import build
 from train.benchmarks.step_worker import describe, random_batch, synchronise
@@ -26,7 +26,7 @@ from train.optimization import ddp
 REPEATS = 5
 
 
-def heads(device: torch.device, *, tiny: bool) -> dict[str, Any]:
+def heads(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
     """Microseconds a token, forward and backward, and bytes at the peak, of ways to the loss of 124M's head."""
     rows, width, vocabulary = (64, 32, 250) if tiny else (32 * 1024, 768, 50_257)
     padded = -(-vocabulary // 128) * 128
@@ -38,8 +38,11 @@ def heads(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     def ours() -> Tensor:
         return head.head_loss(hidden, weight, targets, vocabulary)
 
+    padding = torch.arange(padded, device=device) >= vocabulary
+
     def plain() -> Tensor:
-        return F.cross_entropy(F.linear(hidden, weight[:vocabulary]).float(), targets, reduction="sum")
+        logits = F.linear(hidden, weight).float().masked_fill(padding, float("-inf"))
+        return F.cross_entropy(logits, targets, reduction="sum")
 
     variants: dict[str, Callable[[], Tensor]] = {"longhaul": ours, "plain": plain}
     for chunk in () if tiny else (1024, 16_384):
@@ -55,13 +58,12 @@ def heads(device: torch.device, *, tiny: bool) -> dict[str, Any]:
         return loss.detach(), *torch.autograd.grad(loss, [hidden, weight])
 
     want = gradients(plain)
-    return {"rows": rows} | _each(
-        variants,
-        lambda way: (
-            _measured(lambda: gradients(way), device, per=rows)
-            | {"difference": max(_distance(a, b) for a, b in zip(gradients(way), want, strict=True))}
-        ),
-    )
+
+    def measure(way: Callable[[], Tensor]) -> dict[str, Any]:
+        found = _measured(lambda: gradients(way), device, per=rows)
+        return found | {"difference": max(_distance(a, b) for a, b in zip(gradients(way), want, strict=True))}
+
+    return _each(variants, measure, note)
 
 
 def _with_chunks(way: Callable[[], Tensor], rows: int) -> Callable[[], Tensor]:
@@ -77,25 +79,31 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float((one.float() - other.float()).norm() / other.float().norm())
 
 
-def attentions(device: torch.device, *, tiny: bool) -> dict[str, Any]:
+def attentions(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
     """Microseconds a token and layer, forward and backward, of torch's backends, at the shapes of 124M and 1.3B."""
     shapes = {"tiny": (1, 2, 32, 16)} if tiny else {"124m": (32, 12, 1024, 64), "1p3b": (8, 16, 2048, 128)}
     found: dict[str, Any] = {}
     for name, shape in shapes.items():
         q, k, v = (torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
 
-        def work(backend: SDPBackend, q: Tensor = q, k: Tensor = k, v: Tensor = v) -> tuple[Tensor, ...]:
-            with sdpa_kernel(backend):
-                out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            return torch.autograd.grad(out.float().sum(), [q, k, v])
+        backward = torch.ones_like(q)
+
+        def measure(
+            backend: SDPBackend, q: Tensor = q, k: Tensor = k, v: Tensor = v, backward: Tensor = backward
+        ) -> dict[str, Any]:
+            def work() -> tuple[Tensor, ...]:
+                with sdpa_kernel(backend):
+                    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                return torch.autograd.grad(out, [q, k, v], backward)
+
+            return _measured(work, device, per=q.shape[0] * q.shape[2])
 
         backends = {"math": BACKENDS["math"]} if tiny else BACKENDS
-        tokens = shape[0] * shape[2]
-        found[name] = _each(backends, lambda backend: _measured(lambda: work(backend), device, per=tokens))  # noqa: B023
+        found[name] = _each(backends, measure, lambda rows, name=name: note(found | {name: rows}))  # type: ignore[misc]
     return found
 
 
-def _each(variants: dict[str, Any], measure: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+def _each(variants: dict[str, Any], measure: Callable[[Any], dict[str, Any]], note: Note) -> dict[str, Any]:
     """By variant, what was measured, or the error in one line."""
     found: dict[str, Any] = {}
     for name, variant in variants.items():
@@ -103,6 +111,7 @@ def _each(variants: dict[str, Any], measure: Callable[[Any], dict[str, Any]]) ->
             found[name] = measure(variant)
         except Exception as error:  # a kernel that is not there, memory that runs out
             found[name] = {"error": describe(error)}
+        note(found)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -118,7 +127,7 @@ def _measured(work: Callable[[], Any], device: torch.device, *, per: int) -> dic
     return {"microseconds_per_token": microseconds, "peak_bytes": peak}
 
 
-def ddp_of_one(device: torch.device, options: list[str], *, micro_batch: int, tiny: bool) -> dict[str, Any]:
+def ddp_of_one(device: torch.device, options: list[str], *, micro_batch: int, tiny: bool, note: Note) -> dict[str, Any]:
     """Seconds a step without DDP, and with DDP around a single rank: its wrapper, buckets and hooks, no network."""
     case = case_of(options, micro_batch=micro_batch)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=HashStore(), rank=0, world_size=1)
@@ -146,7 +155,7 @@ def ddp_of_one(device: torch.device, options: list[str], *, micro_batch: int, ti
         tokens = case.config.batch.tokens_per_step
         return {"seconds": seconds, "tokens_per_second": tokens / seconds[len(seconds) // 2]}
 
-    found = _each(variants, measure)
+    found = _each(variants, measure, note)
     dist.destroy_process_group()
     return found
 

@@ -2,6 +2,7 @@
 
 import gc
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from train.startup.auto import set_determinism
 
 ARCHITECTURES = PROJECT / "train" / "configs" / "architectures"
 STEPS = 20
+Note = Callable[[Any], None]  # takes what is known so far, so that a check that is cut short leaves that
 SHAPE = ("--model.block_size=512", "--model.n_layer=4", "--model.n_head=4", "--model.n_embd=256", "--optim.lr=1e-3")
 TINY = (
     "--model.block_size=32", "--model.n_layer=2", "--model.n_head=2", "--model.n_embd=32", "--model.vocab_size=257",
@@ -56,7 +58,7 @@ def losses_of(
     return [math.nan if loss is None else loss for loss in losses]
 
 
-def parity(device: torch.device, *, tiny: bool) -> dict[str, Any]:
+def parity(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
     """Losses by variant, and how far each is from the one it is compared with, relative to that."""
     shape = [*(TINY if tiny else SHAPE)]
     fp32, bf16 = ([*shape, f"--run.dtype={dtype}", "--run.compile=false"] for dtype in ("fp32", "bf16"))
@@ -73,9 +75,9 @@ def parity(device: torch.device, *, tiny: bool) -> dict[str, Any]:
     for name in ["math"] if tiny else BACKENDS:
         variants[f"device bf16 {name}"] = (bf16, device, "device bf16")
     found: dict[str, Any] = {"losses": {}, "differences": {}, "errors": {}}
-    set_determinism(True, device)  # no TensorFloat-32
     for name, (options, where, other) in variants.items():
         backend = BACKENDS.get(name.rpartition(" ")[2])
+        set_determinism("fp32" in name, device)  # without TensorFloat-32; some of the attentions have no exact form
         try:
             losses = losses_of(case_of(options), where, context=None if backend is None else sdpa_kernel(backend))
         except Exception as error:  # of a backend, a compiler, a driver: an entry of its own
@@ -84,6 +86,7 @@ def parity(device: torch.device, *, tiny: bool) -> dict[str, Any]:
         found["losses"][name] = losses
         if other in found["losses"]:
             found["differences"][f"{name} from {other}"] = difference(losses, found["losses"][other])
+        note(found)
     return found
 
 
@@ -93,53 +96,57 @@ def difference(losses: list[float], others: list[float]) -> float:
     return max(abs(one - other) / other if math.isfinite(one) else math.inf for one, other in pairs)
 
 
-def architectures(device: torch.device, *, tiny: bool) -> dict[str, Any]:
+def architectures(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
     """Each architecture's file, with documents and without: losses compiled and eager, compilations by step."""
-    compilations = [0]
-
-    def count() -> None:
-        compilations[0] += 1
-
-    report_compilations(count, lambda: None)
     files = sorted(ARCHITECTURES.glob("*.yaml"))
     rows: list[dict[str, Any]] = []
     for file in files[:2] if tiny else files:
         for documents in (False, True):
             options = [*(TINY if tiny else SHAPE), f"--data.document_mask={str(documents).lower()}", "--run.dtype=bf16"]
             row: dict[str, Any] = {"architecture": file.stem, "documents": documents}
+            torch._dynamo.reset()
             try:
-                row |= _architecture(options, file, device, compilations, compiles=not tiny)
+                row |= _architecture(options, file, device, compiles=not tiny)
             except Exception as error:  # the others are tried all the same
                 row["error"] = describe(error)
             rows.append(row)
-            torch._dynamo.reset()
+            note(_together(rows))
+    return _together(rows)
+
+
+def _together(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    def largest(key: str) -> float | None:
+        return max((row[key] for row in rows if key in row), default=None)
+
     return {
         "rows": rows,
         "errors": sum("error" in row for row in rows),
-        "late_compilations": sum(row.get("late_compilations", 0) for row in rows),
-        "largest_difference": max((row["difference"] for row in rows if "difference" in row), default=None),
-        "largest_flex_difference": max(
-            (row["flex_difference"] for row in rows if "flex_difference" in row), default=None
+        "least_first_compilations": min(
+            (row["compilations"][0] for row in rows if "compilations" in row), default=None
         ),
+        "late_compilations": sum(row.get("late_compilations", 0) for row in rows),
+        "largest_difference": largest("difference"),
+        "largest_flex_difference": largest("flex_difference"),
     }
 
 
-def _architecture(
-    options: list[str], file: Path, device: torch.device, compilations: list[int], *, compiles: bool
-) -> dict[str, Any]:
+def _architecture(options: list[str], file: Path, device: torch.device, *, compiles: bool) -> dict[str, Any]:
+    compilations: list[None] = []
+    report_compilations(lambda: compilations.append(None), lambda: None)  # anew: a reset forgets whom to tell
     case, eager = (
         case_of([*options, f"--run.compile={str(choice).lower()}"], configs=(file,)) for choice in (compiles, False)
     )
     step = build("longhaul", case, device).step
     batch, losses, counts = random_batch(case, 0, pinned=device.type == "cuda"), [], []
     for number in range(4):
-        before = compilations[0]
+        compilations.clear()
         losses.append(step(batch, number + 1) or math.nan)
-        counts.append(compilations[0] - before)
+        counts.append(len(compilations))
     row = {"losses": losses, "compilations": counts, "late_compilations": sum(counts[1:])}
     row["difference"] = difference(losses, _same_batch(eager, device))
-    with replaced(gpt, "flex_works", lambda device: False):
-        row["flex_difference"] = difference(losses, _same_batch(eager, device))
+    if eager.config.model.window or eager.config.data.document_mask:  # else FlexAttention has nothing to do
+        with replaced(gpt, "flex_works", lambda *_: False):
+            row["flex_difference"] = difference(losses, _same_batch(eager, device))
     return row
 
 

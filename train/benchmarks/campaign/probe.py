@@ -6,6 +6,8 @@ python train/benchmarks/campaign/probe.py parity --work /tmp/campaign --data dat
 import argparse
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,7 @@ def find(arguments: argparse.Namespace, options: list[str]) -> Any:
     import torch  # here, as the command line is answered first, and data need none
 
     device = torch.device("cpu") if arguments.tiny else torch.device("cuda", 0)
-    return on_device(arguments, options, device)
+    return on_device(arguments, options, device, partial(write_json_output, arguments.json))
 
 
 def make_data(folder: Path, *, tiny: bool) -> dict[str, Any]:
@@ -66,22 +68,24 @@ def make_data(folder: Path, *, tiny: bool) -> dict[str, Any]:
     return {"folder": str(folder), "tokens_made": made, "hellaswag_made": questions}
 
 
-def on_device(arguments: argparse.Namespace, options: list[str], device: Any) -> Any:
+def on_device(arguments: argparse.Namespace, options: list[str], device: Any, note: Callable[[Any], None]) -> Any:
+    """Args: note: writes down what is known so far."""
     from train.benchmarks.campaign import kernels, machine, parity, runs
     from train.benchmarks.campaign.trainers import trainers
 
     tiny = arguments.tiny
     if arguments.probe == "ddp":
-        return kernels.ddp_of_one(device, options, micro_batch=arguments.micro_batch, tiny=tiny)
+        return kernels.ddp_of_one(device, options, micro_batch=arguments.micro_batch, tiny=tiny, note=note)
+    if arguments.probe == "facts":
+        return machine.facts(device, tiny=tiny)
     alone = {
-        "facts": machine.facts,
         "parity": parity.parity,
         "architectures": parity.architectures,
         "heads": kernels.heads,
         "attentions": kernels.attentions,
     }
     if arguments.probe in alone:
-        return alone[arguments.probe](device, tiny=tiny)
+        return alone[arguments.probe](device, tiny=tiny, note=note)
     with trainers(arguments.work, arguments.data, tiny=tiny) as started:
         if arguments.probe == "steps":
             found = runs.steps(started, arguments.name, options)
