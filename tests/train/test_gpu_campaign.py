@@ -1,5 +1,6 @@
 """The GPU campaign on a CPU with tiny sizes, so that it is ready when there is a GPU."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -8,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -15,11 +17,15 @@ from packaging.utils import canonicalize_name
 from common.errors import UserError
 from tests.helpers.training import PROJECT
 from train.benchmarks import gpu_campaign
+from train.benchmarks.campaign import probe
 from train.benchmarks.campaign.checks import CHECKS, CPU_TESTS, GPU_TESTS
 from train.benchmarks.campaign.data import make_tokens
+from train.benchmarks.campaign.figures import PROBE, STEP
 from train.benchmarks.campaign.parity import difference
 from train.benchmarks.campaign.running import EVERY_PART, Campaign, Check, Figure
 from train.benchmarks.campaign.summary import line_of, table
+from train.benchmarks.step_cases import build_parser, read_cases
+from train.settings.command_line import read_config
 
 SCRIPT = PROJECT / "train" / "benchmarks" / "gpu_campaign.py"
 PARTS = (1, 2, 3)
@@ -47,6 +53,13 @@ def campaign(folder: Path, *checks: Check, seconds: float = 60, tiny: bool = Tru
 
 def statuses(record: dict[str, Any]) -> dict[str, str]:
     return {row["name"]: row["status"] for row in record["checks"]}
+
+
+def still_runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +125,13 @@ def test_what_part_1_shows(parts: dict[int, tuple[str, dict[str, Any]]]) -> None
 
 
 def test_what_fails_or_hangs_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
-    hang = "import subprocess, sys, time; print('hangs', flush=True); subprocess.run([sys.executable, '-c', {!r}])"
+    sleep = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    hang = f"import subprocess, sys; it = {sleep}; open(r'{{json}}', 'w').write(str(it.pid)); print('hangs'); it.wait()"
     record = campaign(
         tmp_path,
         check("fails", "print('before'); raise SystemExit(3)"),
         check("dies", "import os; print('alive', flush=True); os.kill(os.getpid(), 9)"),
-        check("hangs", hang.format("import time; time.sleep(600)"), seconds=2),
+        check("hangs", hang, seconds=2),
         check("good", "print('well')"),
         tiny=False,
     )
@@ -126,6 +140,7 @@ def test_what_fails_or_hangs_is_a_row_and_the_others_go_on(tmp_path: Path) -> No
     assert (fails["reason"], fails["last_lines"]) == ("exit status 3", ["before"])
     assert (dies["reason"], dies["last_lines"]) == ("signal 9", ["alive"])
     assert (hangs["reason"], hangs["last_lines"]) == ("stopped after 3 s", ["hangs"])
+    assert not still_runs(hangs["result"]), "what a check has started ends with it"
     assert good["last_lines"] == ["well"]
     assert "    before" in line_of(fails)
 
@@ -197,6 +212,22 @@ def test_the_table_is_sound() -> None:
     ]
     assert sorted(GPU_TESTS) == marked
     assert all((PROJECT / file).is_file() for file in CPU_TESTS)
+
+
+@pytest.mark.parametrize("one", CHECKS, ids=lambda check: check.name)
+def test_commands_for_a_gpu_are_ones_that_their_scripts_take(one: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as can be seen without one: options and configurations."""
+    script, *rest = (part.format(json="answer.json", work="work", out="out", data="data") for part in one.command)
+    monkeypatch.setattr(sys, "argv", [script, *rest])
+    if script == STEP:
+        cases, _ = read_cases(build_parser(""), rest)
+        assert cases and all(case.accumulation == 1 for case in cases)
+    elif script == PROBE:
+        options = probe.parse_arguments()[1]
+        read_config(options)
+    elif script != "-m":
+        module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+        assert module.parse_arguments().json == Path("answer.json")
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from model import loss as head
+from model.chunk_kernel import ChunkKernel, compiled_kernel
 from train.benchmarks.campaign.machine import seconds_of
 from train.benchmarks.campaign.parity import BACKENDS, Note, case_of
 from train.benchmarks.campaign.replaced import replaced
@@ -35,8 +36,10 @@ def heads(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
     weight = (0.02 * torch.randn(padded, width, generator=generator)).to(device).requires_grad_()
     targets = torch.randint(vocabulary, (rows,), generator=generator).to(device)
 
-    def ours() -> Tensor:
-        return head.head_loss(hidden, weight, targets, vocabulary)
+    kernel = None if tiny else compiled_kernel()
+
+    def ours(kernel: ChunkKernel | None = kernel) -> Tensor:
+        return head.head_loss(hidden, weight, targets, vocabulary, kernel=kernel)
 
     padding = torch.arange(padded, device=device) >= vocabulary
 
@@ -44,11 +47,12 @@ def heads(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
         logits = F.linear(hidden, weight).float().masked_fill(padding, float("-inf"))
         return F.cross_entropy(logits, targets, reduction="sum")
 
-    variants: dict[str, Callable[[], Tensor]] = {"longhaul": ours, "plain": plain}
-    for chunk in () if tiny else (1024, 16_384):
-        variants[f"longhaul, chunks of {chunk}"] = _with_chunks(ours, chunk)
+    variants: dict[str, Callable[[], Tensor]] = {"longhaul": ours, "longhaul, eager": lambda: ours(None)}
     if not tiny:
+        for chunk in (4096, 32_768):  # beside the usual size
+            variants[f"longhaul, chunks of {chunk}"] = _with_chunks(ours, chunk)
         variants["plain, compiled"] = torch.compile(plain)
+    variants["plain"] = plain
     if linear := getattr(F, "linear_cross_entropy", None):  # of torch 2.13
         variants["torch's linear_cross_entropy"] = lambda: linear(hidden, weight, targets, reduction="sum")
 
@@ -68,7 +72,7 @@ def heads(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
 
 def _with_chunks(way: Callable[[], Tensor], rows: int) -> Callable[[], Tensor]:
     def chunked() -> Tensor:
-        with replaced(head, "CHUNK_ROWS_GPU", rows):
+        with replaced(head, "CHUNK_ROWS_KERNEL", rows):
             return way()
 
     return chunked
