@@ -234,10 +234,13 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for options, message in (
         (["--part=2", "--only", "resume"], "--only resume: part 2 has steps-124m,"),
         (["--part=1", "--seconds=0"], "--seconds is 0: give more than 0"),
+        (["--part=1"], "PyTorch sees no GPU here: --tiny runs the checks on the CPU"),
     ):
+        monkeypatch.setattr("model.devices.visible_gpus", lambda: 0)
         monkeypatch.setattr(sys, "argv", ["gpu_campaign.py", f"--out={tmp_path}", *options])
         with pytest.raises(UserError, match=re.escape(message)):
             gpu_campaign.main()
+        assert not list(tmp_path.iterdir())
 
 
 def test_made_tokens_of_gpt2_s_vocabulary_can_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

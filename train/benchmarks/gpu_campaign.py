@@ -54,6 +54,8 @@ def main() -> int:
         raise UserError(f"--only {unknown[0]}: part {arguments.part} has {', '.join(names)}")
     if arguments.seconds <= 0:
         raise UserError(f"--seconds is {arguments.seconds:g}: give more than 0")
+    if not arguments.tiny:
+        refuse_without_gpu()
     try:
         for folder in filter(None, (arguments.out, arguments.work)):
             folder.mkdir(parents=True, exist_ok=True)
@@ -63,6 +65,14 @@ def main() -> int:
         return run(arguments, arguments.work.resolve())
     with tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as work:
         return run(arguments, Path(work))
+
+
+def refuse_without_gpu() -> None:
+    """Raises UserError: a CPU would be at such sizes for hours."""
+    from model.devices import visible_gpus  # here, as it imports torch
+
+    if visible_gpus() == 0:
+        raise UserError("PyTorch sees no GPU here: --tiny runs the checks on the CPU, with tiny sizes")
 
 
 def run(arguments: argparse.Namespace, work: Path) -> int:
