@@ -39,10 +39,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tiny", action="store_true", help="every check with tiny sizes, on the CPU, in a minute or two"
     )
-    parser.add_argument("--data", type=Path, metavar="DIR", help="a token set (default: data/docstrings, else made)")
     parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="for runs and caches, which stay; a local disk with 40 GB (default: "
-        "a temporary folder)",
+        "--data", type=Path, metavar="DIR", help="a token set, made if missing (default: data/docstrings, if there)"
+    )
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="a local disk with 40 GB for runs and caches, which are deleted at "
+        "the end (default: where temporary files go)",
     )  # fmt: skip
     return parser.parse_args()
 
@@ -61,10 +63,8 @@ def main() -> int:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(refusal("made", error, folder)) from None
-    if arguments.work is not None:
-        return run(arguments, arguments.work.resolve())
-    with tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True) as work:
-        return run(arguments, Path(work))
+    with tempfile.TemporaryDirectory(prefix="campaign-", dir=arguments.work, ignore_cleanup_errors=True) as work:
+        return run(arguments, Path(work).resolve())
 
 
 def refuse_without_gpu() -> None:
