@@ -15,6 +15,9 @@ from model.loss import BLOCK_ROWS_CPU, chunk_rows
 from model.precision import Dtype
 
 FLOAT32 = 4  # bytes
+# A CPU process's peak after one step of a model of 20,000 parameters: PyTorch's libraries, the trainer's modules, and
+# torch._dynamo, which every optimizer imports. (torch 2.13, one thread; 219 MiB of it after `import torch`.)
+FRAMEWORK_CPU = 320 << 20
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,15 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     head: int
+    framework: int  # what the process takes without a model; on a GPU nothing, whose memory holds none of it
 
     @property
     def total(self) -> int:
+        return self.to_come + self.framework
+
+    @property
+    def to_come(self) -> int:
+        """What a process takes from what is free once PyTorch is there."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.head
 
 
@@ -72,6 +81,7 @@ def memory_estimate(
         optimizer=optimizer_bytes,
         activations=tokens * _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type),
         head=_head_bytes(config, tokens, dtype, device_type, compiled),
+        framework=FRAMEWORK_CPU if device_type == "cpu" else 0,
     )
 
 

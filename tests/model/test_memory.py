@@ -1,6 +1,10 @@
 """The memory estimate against what a real forward keeps, byte by byte of distinct storage."""
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.loss import head_loss
-from model.memory import memory_estimate
+from model.memory import FRAMEWORK_CPU, memory_estimate
+from tests.helpers.training import PROJECT
 
 BATCH, LENGTH, WIDTH = 3, 192, 128
 LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False}
@@ -130,3 +135,26 @@ def test_the_head_takes_what_is_estimated(dtype, name):
     # the weight's gradient that stays and autocast's copy of the weight are counted with the other parameters'
     weight = config.padded_vocab_size * config.n_embd * (4 if dtype == "fp32" else 4 + 2)
     assert estimate + weight == pytest.approx(head_peak_bytes(name, 512, config), rel=0.2)
+
+
+ONE_STEP = """
+import torch, train.assemble
+from model.config import ModelConfig
+from model.gpt import GPT
+from train.optimization.optimizer import build_optimizer
+from train.settings.sections import OptimConfig
+model = GPT(ModelConfig(vocab_size=257, block_size=16, n_layer=1, n_head=1, n_embd=16))
+optimizer = build_optimizer(model, OptimConfig())
+tokens = torch.zeros(2, 16, dtype=torch.int64)
+model(tokens, tokens).backward()
+optimizer.step()
+status = open("/proc/self/status", encoding="utf-8").read().splitlines()
+print(next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's record of a process's peak")
+def test_a_process_takes_what_is_estimated_for_the_framework():
+    command, environment = [sys.executable, "-c", ONE_STEP], os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, check=True, encoding="utf-8")
+    assert FRAMEWORK_CPU / 2 < int(done.stdout) * 1024 < FRAMEWORK_CPU * 2  # builds for CUDA have larger libraries

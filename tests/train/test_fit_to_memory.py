@@ -50,7 +50,7 @@ def bytes_of(micro_batch: int, every: int) -> int:
         recompute_every=every,
         device_type="cpu",
         optimizer_bytes=auto.optimizer_bytes(config),
-    ).total
+    ).to_come
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, asked: Config, recorded: Config | None, free: float):
@@ -112,7 +112,7 @@ def test_a_run_that_meets_less_memory_learns_the_same(tmp_path: Path, data: Path
     ).model.architecture()
     needed = memory_estimate(
         architecture, micro_batch=2, dtype="fp32", recompute_every=0, device_type="cpu", optimizer_bytes=8 * 50_000
-    ).total
+    ).to_come
     more = [*arguments, "--allow-change=run.max_steps"]
     assert RankGroup(1, tmp_path / "store", train_with, int(needed / 0.84), more).join() == [0]
     assert yaml.safe_load(run.config.read_text())["batch"]["micro_batch"] < 8

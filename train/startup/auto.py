@@ -161,7 +161,7 @@ def _fits(
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config),
     )
-    return estimate.total <= share * free
+    return estimate.to_come <= share * free
 
 
 def _choose_micro_batch(config: Config, dtype: Dtype, free: int, ranks: Ranks) -> int:
