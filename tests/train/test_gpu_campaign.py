@@ -62,10 +62,8 @@ def still_runs(pid: int) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[str, dict[str, Any]]]:
+def run_parts(out: Path) -> dict[int, tuple[str, dict[str, Any]]]:
     """What each part prints, and its record. They run at the same time, as most of their time is waiting."""
-    out = tmp_path_factory.mktemp("campaign")
     command = [sys.executable, str(SCRIPT), "--tiny", f"--out={out}", "--part"]
     started = {
         part: subprocess.Popen([*command, str(part)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -77,25 +75,21 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[str, dict
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
-def test_every_check_runs_or_is_skipped_with_a_reason(parts: dict[int, tuple[str, dict[str, Any]]], part: int) -> None:
-    printed, record = parts[part]
-    asked = [check for check in CHECKS if check.part in (EVERY_PART, part)]
-    assert [row["name"] for row in record["checks"]] == [check.name for check in asked]
-    for one, row in zip(asked, record["checks"], strict=True):
-        assert row["status"] == ("skipped" if isinstance(one.tiny, str) else "passed"), row
-        assert row.get("reason") == (one.tiny if isinstance(one.tiny, str) else None)
-        assert f"\n{one.name}: {row['status']}" in f"\n{printed}"
-        if row["status"] == "passed" and one.name != "gpu tests" and one.name != "facts":
-            assert row["result"]
-    assert record["facts"]["packages"]["torch"]
-    assert re.fullmatch(r"[0-9a-f]{64}", record["facts"]["sources_sha256"])
+def test_every_check_runs_or_is_skipped_with_a_reason_and_finds_its_figures(tmp_path: Path) -> None:
+    """In one test: a fixture would run all parts once in each of pytest's processes."""
+    parts = run_parts(tmp_path)
+    for part, (printed, record) in parts.items():
+        asked = [check for check in CHECKS if check.part in (EVERY_PART, part)]
+        assert [row["name"] for row in record["checks"]] == [check.name for check in asked]
+        for one, row in zip(asked, record["checks"], strict=True):
+            assert row["status"] == ("skipped" if isinstance(one.tiny, str) else "passed"), row
+            assert row.get("reason") == (one.tiny if isinstance(one.tiny, str) else None)
+            assert f"\n{one.name}: {row['status']}" in f"\n{printed}"
+            if row["status"] == "passed" and one.name != "gpu tests" and one.name != "facts":
+                assert row["result"]
+        assert record["facts"]["packages"]["torch"]
+        assert re.fullmatch(r"[0-9a-f]{64}", record["facts"]["sources_sha256"])
 
-
-@pytest.mark.slow
-def test_every_figure_of_a_tiny_check_is_found_but_for_what_only_a_gpu_has(
-    parts: dict[int, tuple[str, dict[str, Any]]],
-) -> None:
     missing = {
         f"{row['name']}: {figure['name']}"
         for _, record in parts.values()
@@ -107,11 +101,11 @@ def test_every_figure_of_a_tiny_check_is_found_but_for_what_only_a_gpu_has(
         r"MFU|compiled|flash|cudnn|cuDNN|efficient|idle share, least|nanoGPT|transformers'$|ceiling|head$"
     )
     assert {name for name in missing if not gpus.search(name)} == set()
+    check_part_1({row["name"]: row for row in parts[1][1]["checks"]})
 
 
-@pytest.mark.slow
-def test_what_part_1_shows(parts: dict[int, tuple[str, dict[str, Any]]]) -> None:
-    rows = {row["name"]: row for row in parts[1][1]["checks"]}
+def check_part_1(rows: dict[str, Any]) -> None:
+    """What its checks show of a sound trainer. Args: rows: by name."""
     resume = rows["resume"]["result"]
     assert resume["stop"]["state"]["status"] == "preempted" and resume["steps"] == [60, 60]
     assert (resume["differing_steps"], resume["same_weights"]) == (0, True)

@@ -4,8 +4,8 @@
     python train/benchmarks/gpu_campaign.py --part 1 --out campaign --tiny
 
 Part 1 asks whether all of it is right, part 2 where the time of 124M goes, part 3 that of 1.3B. Each check is a process
-with its own limit. DIR/part-N.json is rewritten after each; what fails holds its last lines there, and the others go
-on. It needs no network and no git.
+with its own limit. DIR/part-N.json is rewritten after each; what fails has its last lines there, and the other
+checks run all the same. It needs no network and no git.
 """
 
 import argparse

@@ -91,7 +91,7 @@ def parity(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
 
 
 def difference(losses: list[float], others: list[float]) -> float:
-    """The largest of any step, relative to the others' loss; infinite where one is no number."""
+    """The largest of any step, relative to the others' loss; infinite where one is NaN or inf."""
     pairs = zip(losses, others, strict=True)
     return max(abs(one - other) / other if math.isfinite(one) else math.inf for one, other in pairs)
 
