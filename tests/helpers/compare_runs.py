@@ -47,7 +47,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _kinds(run: Path) -> set[str]:
-    return {record["kind"] for record in read_lines(run / "metrics.jsonl") if "kind" in record}
+    """But for the ranks' times, of which there is a line more whenever one was slow."""
+    return {record["kind"] for record in read_lines(run / "metrics.jsonl") if "kind" in record} - {"ranks"}
 
 
 def _records(path: Path, kind: str | None) -> list[dict[str, Any]]:

@@ -99,7 +99,7 @@ def test_a_damaged_run_does_not_hide_the_others(folder: RunFolder):
     assert "6/10" in rows["power-failure"]
     for name in ("torn", "foreign"):
         assert "unreadable" in rows[name]
-        assert f"{root / name / 'state'} is damaged (it is no " in rows[name]
+        assert f"{root / name / 'state'} is damaged (it is not " in rows[name]
         assert rows[name].endswith("): move it away and start again")
 
 

@@ -46,7 +46,7 @@ def measured(run: RunFolder) -> list[dict[str, Any]]:
     return [
         {key: value for key, value in record.items() if key not in OF_THE_CLOCK and not key.endswith("_seconds")}
         for record in read_metrics(run.metrics)
-        if record_kind(record) not in ("start", "save")
+        if record_kind(record) not in ("start", "save", "ranks")
     ]
 
 

@@ -53,5 +53,5 @@ def test_endings_too_long_for_the_model_are_told_before_the_first_step(tmp_path:
     wish = ["--eval.hellaswag_every_steps=2", f"--eval.hellaswag_data={file}"]
     done = train_by_path(*tiny_arguments(tmp_path, tmp_path / "data", "a", *wish))
     assert done.returncode == 2, done.stderr
-    assert "longer than the model's context of 16" in done.stderr.splitlines()[-1]
+    assert "more than the model's context of 16" in done.stderr.splitlines()[-1]
     assert not [record for record in read_metrics(run_of(tmp_path, "a").metrics) if "loss" in record]

@@ -12,7 +12,7 @@ from train.run.recorder import Recorder
 WINDOW_STEPS = 10
 SLOWER = 1.15  # times the lower median of all ranks
 WINDOWS = 4  # in a row, each with one median a rank, before a rank is named
-RECORD_WINDOWS = 10  # from one record of all ranks to the next
+RECORD_STEPS = 100  # from one record of all ranks to the next
 
 
 class SlowRanks:
@@ -24,14 +24,13 @@ class SlowRanks:
         self._hosts = hosts
         self._recorder = recorder
         self._seconds: list[float] = []  # of this window's steps
-        self._windows = 0
         self._slow_for = np.zeros(ranks.world_size, dtype=np.int64)  # windows in a row, by rank
         self._named: set[int] = set()
 
     def step(self, step: int, seconds: float) -> None:
         """A step is done. Args: seconds: that this rank has computed before it waited for others."""
         self._seconds.append(seconds)
-        if self._ranks.world_size == 1 or len(self._seconds) < WINDOW_STEPS:
+        if self._ranks.world_size == 1 or step % WINDOW_STEPS:
             return
         mine = np.array([np.median(self._seconds)])
         self._seconds.clear()
@@ -42,7 +41,6 @@ class SlowRanks:
         times = times_the_median(seconds)
         self._slow_for = np.where(times > SLOWER, self._slow_for + 1, 0)
         slow = {int(rank) for rank in np.flatnonzero(self._slow_for >= WINDOWS)}
-        self._windows += 1
         for rank in sorted(slow - self._named):
             self._recorder.log(
                 f"WARNING: rank {rank} on {self._hosts[rank]} computes {times[rank]:.2f} times as long as the others "
@@ -50,7 +48,7 @@ class SlowRanks:
             )
         for rank in sorted(self._named - slow):
             self._recorder.log(f"rank {rank} on {self._hosts[rank]} is no longer slower than the others")
-        if slow != self._named or self._windows % RECORD_WINDOWS == 1:
+        if slow != self._named or step == WINDOW_STEPS or step % RECORD_STEPS == 0:
             self._recorder.note(record(step, seconds, slow))
         self._named = slow
 

@@ -171,7 +171,8 @@ class Campaign:
 
     def _command(self, check: Check, answer: Path) -> list[str]:
         parts = check.tiny if self.tiny else check.command
-        assert not isinstance(parts, str)
+        if isinstance(parts, str):
+            raise TypeError(f"{check.name} has a reason why it is skipped, and no command")
         places = {"json": answer, "work": self.work, "out": self.out, "data": self.data}
         return [part.format(**places) for part in parts]
 

@@ -10,10 +10,12 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.errors import exit_on_user_error
 from common.paths import PROJECT
+from train.settings.command_line import read_config
 
 
 def main() -> int:
-    import torch.distributed as dist  # here, as the command line is answered first
+    read_config(sys.argv[1:])  # what is wrong with the options is answered before torch is imported
+    import torch.distributed as dist
 
     connect = dist.init_process_group
 
