@@ -27,6 +27,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     model, plan = build_model(run, plan, recording)
     request, ranks, config, recorder = run.request, run.ranks, plan.config, recording.recorder
     seed, clip, peak = config.run.seed, config.optim.grad_clip, None
+    model.ln_f.register_forward_hook(lambda *_: recording.acts.get_on())  # a long evaluation is no hang
     optimizer = build_optimizer(model, config.optim)
     parallel, objective = Parallel(model, ranks), LanguageModelling()
     on_act = recording.acts.start

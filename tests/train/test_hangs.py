@@ -135,6 +135,29 @@ def test_a_rank_that_is_stuck_is_named_and_the_run_ends_itself(tmp_path: Path, d
         assert not any(psutil.pid_exists(process.pid or 0) for process in group.processes)
 
 
+def evaluate_slowly(arguments: list[str]) -> None:
+    """A rank of which each forward takes a while, but less than is a hang."""
+    from model.gpt import GPT
+
+    forward = GPT.forward
+
+    def forward_slowly(*values: Any, **named: Any) -> Any:
+        time.sleep(1.0)
+        return forward(*values, **named)
+
+    GPT.forward = forward_slowly  # type: ignore[method-assign]
+    train_as_rank(arguments)
+
+
+def test_a_long_evaluation_is_no_hang(tmp_path: Path, data: Path) -> None:
+    """A validation of 8 forwards takes twice as long as a hang, of which each is some progress."""
+    more = ["--run.max_steps=1", "--batch.tokens_per_step=64", "--eval.tokens=512", "--checkpoint.every_steps=0"]
+    patience = ["--run.hang_seconds=4", "--run.hang_limit_seconds=5"]
+    arguments = tiny_arguments(tmp_path, data, "long", *more, *patience)
+    assert RankGroup(1, tmp_path / "store", partial(evaluate_slowly, arguments)).join() == [0]
+    assert "training hangs" not in run_of(tmp_path, "long").log.read_text(encoding="utf-8")
+
+
 def test_what_takes_long_has_time(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

@@ -48,13 +48,17 @@ class Acts:
         """Start to wait for the other ranks, within an act."""
         self.count += 1
 
+    def get_on(self) -> None:
+        """A piece of an act is done, such as one forward of a long evaluation."""
+        self._pieces += 1
+
     def compiling(self) -> None:
         """A compilation starts, which may take as long as the first."""
         self._compiling = True
 
     def compiled(self) -> None:
         self._compiling = False
-        self._pieces += 1
+        self.get_on()
 
     @property
     def progress(self) -> int:

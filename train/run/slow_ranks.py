@@ -29,8 +29,10 @@ class SlowRanks:
 
     def step(self, step: int, seconds: float) -> None:
         """A step is done. Args: seconds: that this rank has computed before it waited for others."""
+        if self._ranks.world_size == 1:
+            return
         self._seconds.append(seconds)
-        if self._ranks.world_size == 1 or step % WINDOW_STEPS:
+        if step % WINDOW_STEPS:
             return
         mine = np.array([np.median(self._seconds)])
         self._seconds.clear()

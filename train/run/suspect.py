@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 STILL_SECONDS = 30.0  # without a new beat, of which there is one every 5 s
-
 SHORTEST_STILL_SECONDS = 12.0  # whatever `run.hang_seconds` is
 
 
@@ -33,7 +32,6 @@ class Suspect:
     """rank: None where no rank is behind. why: for people."""
 
     rank: int | None
-    host: str
     why: str
 
     def __str__(self) -> str:
@@ -65,10 +63,10 @@ def find_suspect(
     fewest = min(sighting.beat["acts"] for sighting in sightings.values())
     behind = [rank for rank, sighting in sightings.items() if sighting.beat["acts"] == fewest]
     if len(sightings) > 1 and len(behind) == len(sightings):
-        return Suspect(None, "", f"no rank is behind: network or disk, no progress for {stalled_for:.0f} s")
+        return Suspect(None, f"no rank is behind: network or disk, no progress for {stalled_for:.0f} s")
     return _named(behind[0], sightings[behind[0]].beat, f"no progress for {stalled_for:.0f} s")
 
 
 def _named(rank: int, beat: Mapping[str, Any], silence: str) -> Suspect:
     host = str(beat.get("host", "an unknown host"))
-    return Suspect(rank, host, f"rank {rank} on {host}, step {beat['step']}, in {beat['act']}, {silence}")
+    return Suspect(rank, f"rank {rank} on {host}, step {beat['step']}, in {beat['act']}, {silence}")
