@@ -118,7 +118,7 @@ class RunData:
         return np.asarray((times - starts[0] - np.cumsum(gaps)[index]) / SECONDS_AN_HOUR)
 
     def event_column(self, key: str, value: str) -> Values:
-        """`value` of all comparable records that hold `key`, NaN where it is missing or no number."""
+        """`value` of all comparable records that hold `key`, NaN where it is missing or not a number."""
         found = [event.get(value) for event in self.table.comparable(key)]
         return np.array([number if NUMBER.has(number) else np.nan for number in found], dtype=np.float64)
 

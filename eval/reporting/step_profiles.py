@@ -15,7 +15,7 @@ from eval.reporting.run_data import RunData
 PART_COLORS = ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#F0E442", "#DDDDDD")
 DARK = {"#0072B2", "#D55E00", "#009E73"}  # on which a number is white
 SHOWN_PROFILES = 12  # of a run's, the newest
-SMALLEST_LABEL = 0.07  # of a step, below which no number stands in a bar
+SMALLEST_LABEL = 0.07  # of a step, below which a bar has no figure
 
 
 def shown_profiles(runs: Sequence[RunData]) -> list[tuple[str, StepProfile]]:
