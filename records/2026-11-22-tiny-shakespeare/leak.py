@@ -98,7 +98,13 @@ class ReportedGPT(GPT):
         return F.linear(hidden, self.head_weight, self.head_bias)
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, *, reduction: str = "sum", **rest: object
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        reduction: str = "sum",
+        scale: Tensor | None = None,
+        **rest: object,
     ) -> Tensor:
         """As GPT's, without documents, positions or a cache."""
         assert all(value is None for value in rest.values()), rest
