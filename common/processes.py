@@ -80,6 +80,11 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+def node_name() -> str:
+    """What this machine is called: Slurm's name for it inside a job, which may differ from its host name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def boot_id() -> str | None:
     """An id of the machine's boot; None where it can't be known."""
     try:

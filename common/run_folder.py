@@ -20,7 +20,7 @@ from common.regular_file import what_stands_at
 
 Status = Literal["running", "preempted", "done", "failed"]
 Stop = Literal["signal", "file", "deadline", "launcher"]
-Failure = Literal["exception", "storage", "lost_rank", "hung"]
+Failure = Literal["exception", "storage", "lost_rank", "lost_gpu", "hung"]
 
 
 def restart_count() -> int:
@@ -36,6 +36,7 @@ class State(TypedDict, total=False):
     reason: str
     stop: str
     failure: str
+    culprit_node: str
     trouble: str
     suspect: str
     step: Count
@@ -178,6 +179,7 @@ class RunFolder:
         world_size: int = 1,
         stop: Stop | None = None,
         failure: Failure | None = None,
+        culprit_node: str = "",
         trouble: str = "",
         suspect: str = "",
         wanted: Callable[[], bool] = lambda: True,
@@ -191,7 +193,8 @@ class RunFolder:
             world_size: number of ranks.
             stop: what requested that a `preempted` run stop.
             failure: whether a `failed` run met an error of its own (the same command meets it again), could not write
-                what it has to, lost a process or a machine, or hung (the same command may resume in these cases).
+                what it has to, lost a process, machine or GPU, or hung (the same command may resume in these cases).
+            culprit_node: the machine of the rank that made it fail, where that is known (`processes.node_name`).
             trouble: what a `running` run currently can't write.
             suspect: the rank that a `running` run waits for.
             wanted: asked at the last moment; False leaves the `state` as it is.
@@ -201,6 +204,7 @@ class RunFolder:
             "reason": reason,
             **({"stop": stop} if stop else {}),
             **({"failure": failure} if failure else {}),
+            **({"culprit_node": culprit_node} if culprit_node else {}),
             **({"trouble": trouble} if trouble else {}),
             **({"suspect": suspect} if suspect else {}),
             "step": step,
@@ -225,12 +229,13 @@ class RunFolder:
             others = {key: value for key, value in state.items() if key != "suspect"}
             write_json_whole(self.state, others | ({"suspect": suspect} if suspect else {}))
 
-    def note_hang(self, reason: str) -> None:
-        """Write into a `running` run's `state` that it has failed by hanging, and leave the rest as it is.
+    def note_hang(self, reason: str, culprit_node: str) -> None:
+        """Write into a `running` run's `state` that it has failed by hanging, and where; leave the rest as it is.
 
         Raises OSError, and UserError where there is none that can be read.
         """
         state = self.read_state() or {}
         if state.pop("status", None) == "running":
             state.pop("suspect", None)
-            write_json_whole(self.state, {"status": "failed", **state, "reason": reason, "failure": "hung"})
+            found = {"reason": reason, "failure": "hung", "culprit_node": culprit_node}
+            write_json_whole(self.state, {"status": "failed", **state, **found})

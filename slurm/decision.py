@@ -4,7 +4,7 @@ The run's `state` decides, not an exit code: torchrun ends with 1 after a clean 
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from common.run_folder import RunFolder
@@ -15,13 +15,18 @@ from slurm.history import (
     append_end,
     fruitless_limit,
     fruitless_starts,
+    nodes_left_out,
     read_starts,
     saved_step,
     starts_file,
     steps_trained,
 )
+from slurm.host_list import expand
+from slurm.spare_nodes import LeftOut, choose, parse_nodes
 
 Action = Literal["finished", "stopped", "requeue", "leave", "failed"]
+RECOVERABLE = ("lost_rank", "lost_gpu", "storage", "hung")
+NODE_AT_FAULT = ("hung", "lost_gpu")  # failures that the next start may meet again on the same node
 EXIT_STATUS: dict[Action, int] = {"finished": 0, "stopped": 0, "requeue": 75, "leave": 143, "failed": 1}
 
 
@@ -54,8 +59,11 @@ class Facts:
 
 @dataclass(frozen=True)
 class Decision:
+    """left_out: the nodes that a requeued job's next start does without."""
+
     action: Action
     reason: str
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
 def decide(facts: Facts) -> Decision:
@@ -67,7 +75,7 @@ def decide(facts: Facts) -> Decision:
             return Decision("finished", "all steps are done")
         if status == "preempted" and state.get("stop") == "file":
             return Decision("stopped", "requested by the STOP file")
-        if status == "failed" and state.get("failure") not in ("lost_rank", "storage", "hung"):
+        if status == "failed" and state.get("failure") not in RECOVERABLE:
             return Decision("failed", f"not requeued, as the same would happen again: {state.get('reason')}")
     elif status == "done" and facts.exit_status == 0:
         return Decision("finished", "all steps were done before")
@@ -105,21 +113,34 @@ def is_newer_than_start(folder: RunFolder, start: StartId) -> bool:
     return bool(start.job_id) or not begun or folder.state.stat().st_mtime >= begun[-1]
 
 
-def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, exit_status: int) -> Decision:
+def culprits(state: dict[str, Any], nodes: list[str]) -> list[str]:
+    """The node on account of which the run has failed, if it is one of the job's.
+
+    Where the trainers did not know Slurm's name for it they have written its host name.
+    """
+    name = str(state.get("culprit_node", "")) if state.get("failure") in NODE_AT_FAULT else ""
+    return [node for node in nodes if node in (name, name.split(".")[0])][:1]
+
+
+def decide_for(
+    folder: RunFolder, job_record: str, *, asked: bool, told: bool, exit_status: int, cluster: str = ""
+) -> Decision:
     """Gather the facts about this process's job, decide, and write the decision into the run's folder.
 
     Args:
         job_record: `scontrol -o show job`.
         asked: a user signal has come. told: SIGTERM has come to the job's own shell.
+        cluster: the nodes of the job's partition, as `sinfo` prints them (`spare_nodes.NODES_FORMAT`).
     """
     job = fields(job_record)
     start = StartId.of_environment()
     pre_empted = job.get("PreemptTime", "None") not in ("None", "Unknown", "N/A")
     state = folder.read_state()
+    own = state is not None and start.names(state) and is_newer_than_start(folder, start)
     decision = decide(
         Facts(
             state=state,
-            own=state is not None and start.names(state) and is_newer_than_start(folder, start),
+            own=own,
             steps_trained=steps_trained(folder, start),
             fruitless=fruitless_starts(read_starts(folder), start, saved_step(folder)),
             asked=asked,
@@ -129,8 +150,13 @@ def decide_for(folder: RunFolder, job_record: str, *, asked: bool, told: bool, e
             fruitless_limit=fruitless_limit(),
         )
     )
+    if decision.action == "requeue":
+        wanted = culprits(state or {}, expand(job.get("NodeList", ""))) if own else []
+        before = nodes_left_out(read_starts(folder), start.job_id)
+        decision = replace(decision, left_out=choose(wanted, before, job, parse_nodes(cluster)))
+    left_out = list(decision.left_out.nodes)
     try:
-        append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted)
+        append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted, left_out=left_out)
     except OSError as error:  # a full disk must not cost the job its next start, which may find space
         print(f"warning: {starts_file(folder)} can't be written: {error.strerror}", file=sys.stderr)
     return decision

@@ -6,6 +6,7 @@ Slurm by itself after a node's failure.
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,22 @@ def append_start(folder: RunFolder, start: StartId, nodes: list[str], launch: st
     _append(folder, start, {"kind": "start", "from_step": saved_step(folder), "nodes": nodes, "launch": launch})
 
 
-def append_end(folder: RunFolder, start: StartId, decision: str, reason: str, *, pre_empted: bool) -> None:
-    """Record how a start ended. What Slurm kills has no such line."""
-    _append(folder, start, {"kind": "end", "decision": decision, "reason": reason, "pre_empted": pre_empted})
+def append_end(
+    folder: RunFolder, start: StartId, decision: str, reason: str, *, pre_empted: bool, left_out: Sequence[str] = ()
+) -> None:
+    """Record how a start ended. What Slurm kills has no such line.
+
+    Args: left_out: nodes that Slurm is asked to leave out of the job's next start.
+    """
+    values = {"kind": "end", "decision": decision, "reason": reason, "pre_empted": pre_empted}
+    _append(folder, start, values | ({"left_out": list(left_out)} if left_out else {}))
+
+
+def nodes_left_out(records: list[dict[str, Any]], job_id: str) -> list[str]:
+    """The nodes that the job's latest requeue has left out."""
+    ends = [record for record in records if record["kind"] == "end" and record["job_id"] == job_id]
+    found = ends[-1].get("left_out") if ends else None
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
 def append_submission(folder: RunFolder, job_id: str) -> None:

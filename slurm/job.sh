@@ -32,7 +32,7 @@ export LONGHAUL_LAUNCH=${LONGHAUL_LAUNCH:-torchrun}
 python=("${in_container[@]}" "${LONGHAUL_PYTHON:-.venv/bin/python}") # of the job's own shell
 step_python=${LONGHAUL_CONTAINER_PYTHON:-${LONGHAUL_PYTHON:-.venv/bin/python}}
 # take_values sets these, from what start_job.py prints
-run_folder="" head="" port="" secret="" resume="" beginning=""
+run_folder="" head="" port="" secret="" resume="" beginning="" excluded=unchanged
 nodes=() launcher_status=1
 
 run_job() { # DEFAULT_CONFIG [TRAINER OPTION…]: the whole life of a job
@@ -82,7 +82,9 @@ take_values() { # from standard input: lines "longhaul:NAME=VALUE" set only thes
         case $line in
             longhaul:*=*)
                 case $name in
-                    run_folder | head | port | secret | resume | beginning) printf -v "$name" %s "${line#*=}" ;;
+                    run_folder | head | port | secret | resume | beginning | excluded)
+                        printf -v "$name" %s "${line#*=}"
+                        ;;
                 esac
                 ;;
             "") ;;
@@ -155,10 +157,19 @@ pass_on() { # a trainer that is still starting may miss a signal, so it is sent 
 }
 
 conclude() {
-    local status=0 flags=()
+    local status=0 flags=() record printed
     if [ -n "$asked" ]; then flags+=(--asked); fi
     if [ -n "$told" ]; then flags+=(--told); fi
-    "${python[@]}" slurm/requeue.py "$run_folder" --job "$(scontrol -o show job "$SLURM_JOB_ID")" \
-        --exit-status "$launcher_status" "${flags[@]}" || status=$?
-    end_job "$status"
+    record=$(scontrol -o show job "$SLURM_JOB_ID") || true
+    printed=$(partition_nodes "$record" | "${python[@]}" slurm/requeue.py "$run_folder" --job "$record" --nodes \
+        --exit-status "$launcher_status" "${flags[@]}") || status=$?
+    take_values <<< "$printed"
+    end_job "$status" "$excluded"
+}
+
+partition_nodes() { # JOB'S RECORD: the nodes on which the job could run; nothing where Slurm does not tell
+    local partition
+    partition=${1#* Partition=} # the first: the job's own options come later
+    if [ "$partition" = "$1" ]; then return; fi
+    sinfo --noheader --Node --partition="${partition%% *}" --format='%N|%T|%c|%m|%G|%b' 2> /dev/null || true
 }

@@ -1,6 +1,7 @@
 """Decide what to do with a job whose trainers have ended (`slurm/decision.py`), and write it into the run's folder.
 
-slurm/job.sh runs this at the end of every job and acts on its exit status.
+slurm/job.sh runs this at the end of every job and acts on its exit status. Where the next start should do without some
+nodes, it gets them as a named value (`slurm/shell_values.py`).
 """
 
 import sys
@@ -14,6 +15,7 @@ from common.errors import exit_on_user_error
 from common.plain_text import one_line
 from common.run_folder import RunFolder
 from slurm.decision import EXIT_STATUS, decide_for
+from slurm.shell_values import print_values
 
 
 def main() -> int:
@@ -25,9 +27,19 @@ def main() -> int:
     parser.add_argument("--exit-status", type=int, default=1, help="the launcher's")
     parser.add_argument("--asked", action="store_true", help="a user signal has come")
     parser.add_argument("--told", action="store_true", help="SIGTERM has come to the job's shell")
+    parser.add_argument(
+        "--nodes", action="store_true", help="standard input has the partition's nodes, as sinfo prints them"
+    )
     a = parser.parse_args()
-    decision = decide_for(RunFolder(a.run), a.job, asked=a.asked, told=a.told, exit_status=a.exit_status)
+    cluster = sys.stdin.read() if a.nodes else ""
+    decision = decide_for(
+        RunFolder(a.run), a.job, asked=a.asked, told=a.told, exit_status=a.exit_status, cluster=cluster
+    )
     print(one_line(f"{decision.action}: {decision.reason}"), flush=True)
+    if decision.left_out.complaint:
+        print(one_line(decision.left_out.complaint), flush=True)
+    if decision.left_out.excluded is not None:
+        print_values({"excluded": decision.left_out.excluded})
     return EXIT_STATUS[decision.action]
 
 

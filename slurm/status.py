@@ -29,7 +29,7 @@ from common.publish import file_to_write, write_json_output
 from common.run_files import leniently, read_configuration, unreadable
 from common.run_folder import RunFolder
 from slurm.controller import job_record
-from slurm.history import read_starts
+from slurm.history import nodes_left_out, read_starts
 
 RECENT_STEPS = 20  # the speed is the median of these
 
@@ -51,6 +51,7 @@ class RunStatus:
     allocated_seconds: float
     goodput: float | None
     lost_steps: int
+    left_out: list[str]  # nodes that the job's latest requeue has left out
     reason: str  # the run's own
     why: str  # of the verdict
 
@@ -97,6 +98,7 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
         allocated_seconds=allocated,
         goodput=sum(record["step_seconds"] for record in kept) / allocated if allocated and kept else None,
         lost_steps=len(trained) - len(kept),
+        left_out=nodes_left_out(lines, str(job_id)),
         reason=str(state.get("trouble") or state.get("reason", "")),
         why=alive.why,
     )
@@ -158,7 +160,7 @@ def _cells(s: RunStatus) -> list[str]:
         str(s.restarts),
         "-" if s.goodput is None else f"{s.goodput:.0%}",
         str(s.lost_steps),
-        s.why if s.word == s.alive else s.reason,
+        (s.why if s.word == s.alive else s.reason) + (f" (without {','.join(s.left_out)})" if s.left_out else ""),
     ]
     return list(map(one_line, cells))
 

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,7 +21,7 @@ from common.errors import UserError
 from common.paths import PROJECT
 from common.plain_text import accept_any_text
 from common.run_folder import RunFolder
-from slurm.controller import ask, node_addresses
+from slurm.controller import ask, fields, leave_out, node_addresses, partition_nodes
 from slurm.decision import EXIT_STATUS, Decision, decide_for
 from slurm.history import StartId
 from slurm.job_start import begin
@@ -29,6 +31,26 @@ from slurm.start_info import Beginning, leave_mark, read_mark
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LOOK_SECONDS = 0.2
 REPEAT_SECONDS = 5.0  # a trainer that is still starting may miss a request
+
+
+@contextmanager
+def leaving_out(excluded: str | None) -> Iterator[None]:
+    """Ask Slurm to leave nodes out of the job's next start, once the block has requeued it, which ends this process.
+
+    Args: excluded: as `spare_nodes.LeftOut` has it.
+    """
+    try:
+        yield
+    except SystemExit:
+        if excluded is not None:
+            refused = leave_out(os.environ["SLURM_JOB_ID"], excluded)
+            print(
+                f"the next start may get any node, as Slurm refused to leave out {excluded}: {refused}"
+                if refused
+                else f"the next start does without nodes: {excluded or 'none'}",
+                flush=True,
+            )
+        raise
 
 
 class JobFailed(Exception):
@@ -63,10 +85,13 @@ class TrainingTask:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+        if decision.left_out.complaint:
+            print(decision.left_out.complaint, flush=True)
         if decision.action == "requeue":
             assert callable(requeue)
             try:
-                requeue(signal.SIGUSR2, None)  # calls `checkpoint`, and ends this process
+                with leaving_out(decision.left_out.excluded):
+                    requeue(signal.SIGUSR2, None)  # calls `checkpoint`, and ends this process
             except (OSError, subprocess.SubprocessError) as error:  # in a container, for example
                 print(f"scontrol can't requeue from here ({error}): left to the job's script", flush=True)
                 raise SystemExit(EXIT_STATUS["requeue"]) from None  # for slurm/requeue.sh
@@ -87,12 +112,14 @@ class TrainingTask:
         status = self._train(beginning, options, len(nodes))
         if number > 0:
             return Decision("leave", f"the launcher on this node ended with status {status}")
+        record = ask("scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"]) if on_slurm else ""
         return decide_for(
             RunFolder(Path(beginning.run_folder)),
-            ask("scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"]) if on_slurm else "",
+            record,
             asked=bool(self._requests),
             told=False,
             exit_status=status,
+            cluster=partition_nodes(fields(record).get("Partition", "")),
         )
 
     def _meet(self, nodes: list[str], number: int) -> Beginning:

@@ -140,7 +140,11 @@ class Job:
                 f"--run.name={self.run.path.name}".encode() in words
                 and b"SLURM_JOB_ID=" + self.id.encode() in environment
             ):
-                ranks = [word for word in environment if word.startswith(b"RANK=")]
+                as_tasks = b"LONGHAUL_LAUNCH=srun" in environment and any(
+                    b"train/pretrain.py" in word for word in words
+                )
+                name = b"SLURM_PROCID=" if as_tasks else b"RANK="
+                ranks = [word for word in environment if word.startswith(name)]
                 if ranks:
                     found[int(ranks[0].split(b"=")[1])] = int(folder.name)
         return found

@@ -67,7 +67,11 @@ case "$*" in
     "show hostnames n[1-2]") printf 'n1\\nn2\\n' ;;
     "-o show node "*) echo "NodeName=$4 Arch=x86_64 NodeAddr=127.0.0.1 NodeHostName=$4 Comment=x NodeAddr=evil" ;;
     "-o show job "*) echo "JobId=$4 JobState=RUNNING EndTime=$(($(date +%s) + 3600)) Comment=x EndTime=1" ;;
-    "requeue "*) echo "$*" >> "$STAND_INS/requeued"; kill -9 $PPID ;;
+    "requeue "*) echo "$*" >> "$STAND_INS/requeued"; [ -n "$LEFT_OUT" ] || kill -9 $PPID; kill $PPID ;;
+    "update JobId=77 ExcNodeList="*)
+        echo "$*" >> "$STAND_INS/requeued"
+        if [ "$LEFT_OUT" = refused ]; then echo "slurm_update error: Job is not pending" >&2; exit 1; fi
+        ;;
     *) exit 1 ;;
 esac
 """
@@ -123,7 +127,8 @@ def make_site(folder: Path) -> Site:
     shutil.copytree(PROJECT / "slurm", site.clone / "slurm", ignore=shutil.ignore_patterns("site.sh", "__pycache__"))
     python = PYTHON.replace("{touched}", str(folder / "touched"))
     programs = {"bin/singularity": CONTAINER, "bin/apptainer": CONTAINER, "bin/shifter": CONTAINER, "bin/srun": SRUN}
-    programs |= {"bin/scontrol": SCONTROL, "bin/activate": ACTIVATE, "home/miniforge3/etc/profile.d/conda.sh": CONDA_SH}
+    programs |= {"bin/scontrol": SCONTROL, "bin/sinfo": "#!/bin/bash\nexit 1\n"}
+    programs |= {"bin/activate": ACTIVATE, "home/miniforge3/etc/profile.d/conda.sh": CONDA_SH}
     places = ("clone/.venv/bin/python", "conda/python", "inside/python", "inside/python3")
     for name, text in (programs | dict.fromkeys(places, python)).items():
         path = folder / name

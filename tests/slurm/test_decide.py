@@ -1,6 +1,7 @@
 """What becomes of a job, by the facts alone."""
 
 import json
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from common.run_folder import RunFolder
 from slurm.decision import Facts, decide, decide_for
 from slurm.history import StartId, append_end, append_start, fruitless_starts, read_starts, starts_file, steps_trained
 from slurm.job_start import begin, refuse_a_crash_loop
+from slurm.status import read_status
 from tests.helpers.mounts import fill, small_disk
 from tests.helpers.token_sets import make_token_set
 
@@ -54,6 +56,7 @@ def facts(status: str | None = None, *, own: bool = True, **changes: Any) -> Fac
         (facts("failed", failure="lost_rank"), "requeue"),
         (facts("failed", failure="hung"), "requeue"),
         (facts("failed", failure="hung", steps_trained=0), "failed"),
+        (facts("failed", failure="lost_gpu"), "requeue"),
         (facts("failed", failure="storage"), "requeue"),  # a file system that was away
         (facts("running"), "requeue"),
         (facts("preempted", stop="launcher"), "requeue"),
@@ -152,6 +155,35 @@ def test_the_facts_come_from_the_run_and_the_controller(tmp_path, monkeypatch):
     assert decision("JobId=7 JobState=RUNNING PreemptTime=2026-11-22T05:00:00") == "requeue"
     written = [line["decision"] for line in read_starts(folder) if line["kind"] == "end"]
     assert written == ["requeue", "leave", "failed", "requeue"]
+
+
+@pytest.mark.parametrize(
+    ("culprit", "failure", "left_out"),
+    [
+        ("n2", "hung", ("n2",)),
+        ("n2.example.org", "lost_gpu", ("n2",)),  # its host name
+        ("n2", "lost_rank", ()),  # for lack of memory, probably: that is no fault of the node's
+        ("elsewhere", "hung", ()),
+        ("", "hung", ()),
+    ],
+)
+def test_the_node_of_a_rank_that_hung_is_left_out_next_time(
+    culprit: str, failure: Any, left_out: tuple[str, ...], tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    folder = RunFolder(tmp_path / "run")
+    append_start(folder, START, ["n1", "n2"], "torchrun")
+    folder.metrics.write_text(json.dumps({"step": 1, "step_seconds": 1.0, "time": time.time()}) + "\n")
+    folder.write_state("failed", reason="why", step=1, tokens=1, failure=failure, culprit_node=culprit)
+    job = "JobId=7 JobState=RUNNING PreemptTime=None Partition=gpu NodeList=n[1-2] NumNodes=2 ExcNodeList=n9"
+    cluster = "".join(f"n{number}|idle|64|500000|gpu:8|(null)\n" for number in range(1, 4))
+    decision = decide_for(folder, job, asked=False, told=False, exit_status=1, cluster=cluster)
+    assert decision.action == "requeue"
+    assert decision.left_out.nodes == left_out
+    assert decision.left_out.excluded == ("n9,n2" if left_out else None)
+    assert read_starts(folder)[-1].get("left_out", []) == list(left_out)
+    assert read_status(folder, time.time()).left_out == list(left_out)
 
 
 def test_a_full_disk_costs_no_decision_and_a_start_is_refused_in_one_line(tmp_path, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import signal
 import socket
 import time
 from pathlib import Path
@@ -199,3 +200,15 @@ def test_the_script_requeues_where_the_task_could_not(site: Site):
     assert site.run("-c", script).returncode == -9  # as Slurm ends a job that it requeues
     assert (site.folder / "requeued").read_text() == "requeue 77\n"
     assert site.run("-c", script.replace("75", "3")).returncode == 3
+
+
+@pytest.mark.parametrize("answer", ["taken", "refused"])
+def test_the_script_leaves_nodes_out_and_is_requeued_either_way(answer: str, site: Site):
+    """Slurm's SIGTERM comes with the requeue, and ends the job only afterwards."""
+    script = 'cd "$SLURM_SUBMIT_DIR" && . slurm/requeue.sh && sleep() { :; } && end_job 75 n2,n3'
+    done = site.run("-c", script, LEFT_OUT=answer)
+    assert done.returncode == -signal.SIGTERM
+    asked = (site.folder / "requeued").read_text().splitlines()
+    assert asked[:2] == ["requeue 77", "update JobId=77 ExcNodeList=n2,n3"]
+    words = "does without nodes: n2,n3" if answer == "taken" else "get any node, as Slurm refused to leave out n2,n3: "
+    assert words in done.stdout

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "runs" / "power-failure")
     run.path.mkdir(parents=True)
     lines = [line("submission", -60, 0), line("start", 0, 0, from_step=0), line("start", 200, 1, from_step=2)]
-    lines += [line("end", 250, 1, decision="requeue", reason="pre-empted", pre_empted=True)]
+    lines += [line("end", 250, 1, decision="requeue", reason="pre-empted", pre_empted=True, left_out=["n3"])]
     (run.path / "slurm.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     seconds = [*enumerate([25, 50, 75, 100], 1), *enumerate([210, 220, 230, 240], 3)]
     records = [
@@ -81,6 +81,7 @@ def test_the_command_prints_a_line_a_run_and_writes_json(folder: RunFolder, tmp_
     head, row = done.stdout.splitlines()
     assert head.split()[:4] == ["run", "status", "job", "Slurm"]
     assert {"power-failure", "preempted", "6/10", "40%"} <= set(row.split())
+    assert row.endswith("SIGUSR1 (without n3)")
     assert json.loads(figures.read_text())[0]["lost_steps"] == 2
 
 

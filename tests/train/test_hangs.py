@@ -125,6 +125,7 @@ def test_a_rank_that_is_stuck_is_named_and_the_run_ends_itself(tmp_path: Path, d
         assert re.search(f"training hangs, and waits for: rank {stuck} on .*, in {place}, no progress for ", log), log
         assert (state["status"], state["failure"]) == ("failed", "hung")
         assert re.match(f"hung for .* s: rank {stuck} on .*, in {place}, no progress for ", state["reason"]), state
+        assert state["culprit_node"] == os.uname().nodename
         assert f"failed: {state['reason']}" in log
         for rank in range(world_size):
             stacks = run.stacks_file(rank).read_text(encoding="utf-8")

@@ -119,6 +119,7 @@ def test_the_launcher_ends_a_single_rank_that_stays_frozen(tmp_path: Path) -> No
     assert launcher.returncode != 0
     state = run.read_state() or {}
     assert (state["status"], state["failure"]) == ("failed", "hung"), errors
+    assert state["culprit_node"] == os.uname().nodename
     assert state["reason"].startswith("hung for ") and ", stopped for " in state["reason"]
     assert f"failed: {state['reason']}" in errors
     assert f"failed: {state['reason']}" in run.log.read_text(encoding="utf-8")

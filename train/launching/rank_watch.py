@@ -16,6 +16,7 @@ import psutil
 
 from common.errors import UserError
 from common.plain_text import one_line
+from common.processes import node_name
 from common.run_folder import RunFolder
 from common.run_note import RunNote, read_note
 
@@ -102,6 +103,6 @@ class RankWatch:
         """Write into `state` that the run has hung, and kill the worker, which can't do so."""
         folder = RunFolder(Path(note["run"]))
         with contextlib.suppress(OSError, UserError):
-            folder.note_hang(why)
+            folder.note_hang(why, node_name())
         self._tell(note, f"failed: {why}")
         worker.kill()

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from common.errors import USER_ERROR_STATUS, OutOfMemory, UserError
 from common.memory_errors import is_out_of_memory
 from common.plain_text import one_line
+from common.processes import node_name
 from common.run_folder import Failure, RunFolder
 from model.ranks import Ranks
 from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed
@@ -23,9 +24,16 @@ from train.run.heartbeat import silent_ranks, vanished_ranks
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.state import UNCERTAIN, RunState
+from train.run.suspect import node_of
 
 SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # a traceback would hide their message
 PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)
+# what CUDA and HIP call a device that has failed, which no other program can make them say
+GPU_IS_LOST = re.compile(
+    r"uncorrectable (ECC|NVLink) error|GPU is lost|fallen off the bus|no CUDA-capable device is detected"
+    r"|device\(s\) is/are busy or unavailable|(CUDA|HIP) error: unknown error|nvlink or a hardware error",
+    re.I,
+)
 LOOK_SECONDS = 3.0  # how long to look for the process that is gone
 
 
@@ -71,19 +79,23 @@ class FailureReporter:
             if is_storage(error):
                 self._report("storage", f"{self._me()}: {error}")
                 raise SystemExit(1) from None
+            if is_lost_gpu(error):
+                reason = f"the GPU of {self._me()} has failed: {first_line(error)}"
+                self._report("lost_gpu", reason, culprit_node=node_name())
+                raise SystemExit(1) from error
             if not is_lost_peer(error):
                 self._report("exception", f"{type(error).__name__} on {self._me()}: {error}")
                 raise
             if self.state.lock.overtaken():
                 self._say_on_terminal(why_lost(self.folder.path))
             else:
-                reason, certain = self._who_is_gone(error)
-                self._report("lost_rank", reason, certain=certain)
+                reason, culprit_node = self._who_is_gone(error)
+                self._report("lost_rank", reason, certain=bool(culprit_node), culprit_node=culprit_node)
             raise SystemExit(1) from error
 
-    def report_hang(self, reason: str) -> None:
-        """Report that the run has hung, from whichever rank knows."""
-        self._report("hung", reason)
+    def report_hang(self, reason: str, culprit_node: str) -> None:
+        """Report that the run has hung, from whichever rank knows. Args: culprit_node: "" where no rank is behind."""
+        self._report("hung", reason, culprit_node=culprit_node)
 
     def tell(self, text: str) -> None:
         """A line for people in the run's log and on a terminal, from any rank."""
@@ -93,10 +105,12 @@ class FailureReporter:
             self._append_to_log(text)
             self._say_on_terminal(text)
 
-    def _report(self, failure: Failure, reason: str, *, certain: bool = True, alike: bool = False) -> None:
+    def _report(
+        self, failure: Failure, reason: str, *, certain: bool = True, alike: bool = False, culprit_node: str = ""
+    ) -> None:
         """Record a failure; `alike`: one that all ranks have, so that one rank's report is enough."""
         reason = " ".join(reason.split())
-        counts = self.state.write_failure(failure, reason, certain=certain)
+        counts = self.state.write_failure(failure, reason, certain=certain, culprit_node=culprit_node)
         if not counts and not alike:
             reason = f"{self._me()} leaves: {self.state.recorded().get('reason', reason)}"
         if counts and not alike and not self.ranks.is_first:  # the recorder is rank 0's, which may be the one that died
@@ -105,8 +119,8 @@ class FailureReporter:
         self.recorder.log(f"failed: {reason}")
         self.recorder.close()
 
-    def _who_is_gone(self, error: Exception) -> tuple[str, bool]:
-        """The reason that names the rank that vanished, and whether it is known which."""
+    def _who_is_gone(self, error: Exception) -> tuple[str, str]:
+        """The reason that names the rank that vanished, and its machine; "" where it is not known which."""
         others = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
         until = time.monotonic() + LOOK_SECONDS
         while not (gone := vanished_ranks(self.folder, others)) and time.monotonic() < until:
@@ -114,10 +128,10 @@ class FailureReporter:
                 break  # another rank knows
             time.sleep(0.1)
         if not gone and (silent := silent_ranks(self.folder, others, self.ranks.rank)):
-            return describe_silent(silent[0]), True
+            return describe_silent(silent[0]), node_of(silent[0])
         if not gone:
-            return f"{UNCERTAIN}, or its machine or the network: {self._me()} met {first_line(error)}", False
-        return describe_vanished(gone[0]), True
+            return f"{UNCERTAIN}, or its machine or the network: {self._me()} met {first_line(error)}", ""
+        return describe_vanished(gone[0]), node_of(gone[0])
 
     def _me(self) -> str:
         return f"rank {self.ranks.rank} on {socket.gethostname()}"
@@ -134,6 +148,11 @@ class FailureReporter:
 def is_storage(error: BaseException) -> bool:
     """Whether a file could not be read or written: its name is in the error, as in no error of a network."""
     return isinstance(error, OSError) and error.errno is not None and error.filename is not None
+
+
+def is_lost_gpu(error: BaseException) -> bool:
+    """Whether the device itself has failed, known only by the driver's words."""
+    return isinstance(error, RuntimeError) and GPU_IS_LOST.search(str(error)) is not None
 
 
 def is_lost_peer(error: BaseException) -> bool:

@@ -128,7 +128,7 @@ class HangWatch:
             why = f"hung for {stalled:.0f} s: {self._suspect or 'no rank is behind: network or disk'}"
             if self._suspect is not None and self._suspect.rank is not None:
                 self._add_process_facts(self._suspect.rank)
-            self._reporter.report_hang(why)
+            self._reporter.report_hang(why, self._suspect.node if self._suspect else "")
         with contextlib.suppress(OSError, ValueError):
             self._stacks.flush()
         os._exit(1)

@@ -10,7 +10,7 @@ from typing_extensions import TypedDict
 
 from common.json_file import BadJson, Count, Finite, as_shape, keep_others
 from common.periodic import Periodic
-from common.processes import ProcessIdentity, resident_bytes
+from common.processes import ProcessIdentity, node_name, resident_bytes
 from common.rewritten_file import RewrittenFile, read_record
 from common.run_folder import RunFolder
 from train.run.acts import Acts
@@ -31,7 +31,7 @@ class Heartbeat:
         self.acts = acts
         self.token = token
         self._rank = rank
-        self._identity = asdict(ProcessIdentity.of_this_process())
+        self._identity = asdict(ProcessIdentity.of_this_process()) | {"node": node_name()}
         path = folder.rank_file(rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = RewrittenFile(path)
@@ -65,6 +65,7 @@ class Beat(TypedDict):
     act: NotRequired[str]  # older versions had none
     acts: NotRequired[Count]
     token: NotRequired[str]
+    node: NotRequired[str]
     rss_gib: Finite
     progressed: Finite
     time: Finite

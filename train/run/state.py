@@ -59,7 +59,7 @@ class RunState:
             if self.lock.still_mine():
                 self.folder.name_suspect(suspect)
 
-    def write_failure(self, failure: Failure, reason: str, *, certain: bool = True) -> bool:
+    def write_failure(self, failure: Failure, reason: str, *, certain: bool = True, culprit_node: str = "") -> bool:
         """Record a failure and where the run would resume; return True if this report was recorded.
 
         An error of a rank's own explains why its peers saw it vanish, never the other way round; so does a file
@@ -76,12 +76,12 @@ class RunState:
 
         if self.lock.overtaken() or not counts():
             return False
-        written = self._write_failed(failure, reason, counts)
+        written = self._write_failed(failure, reason, culprit_node, counts)
         until = time.monotonic() + SETTLE_SECONDS
         while WEIGHT[failure] > 0 and time.monotonic() < until:
             time.sleep(SETTLE_SECONDS / 10)
             if counts():  # another rank had already asked, and was about to replace what it had found
-                self._write_failed(failure, reason, counts)
+                self._write_failed(failure, reason, culprit_node, counts)
         return written
 
     def _has_failed(self) -> bool:
@@ -94,9 +94,10 @@ class RunState:
         except (OSError, UserError):
             return {}
 
-    def _write_failed(self, failure: Failure, reason: str, counts: Callable[[], bool]) -> bool:
+    def _write_failed(self, failure: Failure, reason: str, culprit_node: str, counts: Callable[[], bool]) -> bool:
         try:
-            return self._replace("failed", reason, self._saved(), failure=failure, wanted=counts)
+            found = {"failure": failure, "culprit_node": culprit_node}
+            return self._replace("failed", reason, self._saved(), **found, wanted=counts)
         except OSError:  # a full disk: only the terminal shows the reason
             return True
 
@@ -122,5 +123,5 @@ class RunState:
 
 
 UNCERTAIN = "a rank vanished"
-WEIGHT = {"exception": 3, "storage": 2, "hung": 1, "lost_rank": 0}  # which report counts more
+WEIGHT = {"exception": 3, "storage": 2, "lost_gpu": 2, "hung": 1, "lost_rank": 0}  # which report counts more
 SETTLE_SECONDS = 1.0  # how long another rank may take from its last look at `state` to replacing it

@@ -29,10 +29,11 @@ class Sighting:
 
 @dataclass(frozen=True)
 class Suspect:
-    """rank: None where no rank is behind. why: for people."""
+    """rank: None where no rank is behind. why: for people. node: the rank's machine; "" where it is not known."""
 
     rank: int | None
     why: str
+    node: str = ""
 
     def __str__(self) -> str:
         return self.why
@@ -69,4 +70,10 @@ def find_suspect(
 
 def _named(rank: int, beat: Mapping[str, Any], silence: str) -> Suspect:
     host = str(beat.get("host", "an unknown host"))
-    return Suspect(rank, f"rank {rank} on {host}, step {beat['step']}, in {beat['act']}, {silence}")
+    why = f"rank {rank} on {host}, step {beat['step']}, in {beat['act']}, {silence}"
+    return Suspect(rank, why, node_of(beat))
+
+
+def node_of(beat: Mapping[str, Any]) -> str:
+    """The machine from which a heartbeat comes."""
+    return str(beat.get("node") or beat.get("host", ""))
