@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from common.host_limits import allowed_cores
+from common.processes import node_name
 from model.ranks import Ranks
 
 
@@ -21,6 +22,7 @@ def describe_rank(ranks: Ranks, threads: int) -> dict[str, Any]:
     return {
         "rank": ranks.rank,
         "host": socket.gethostname(),
+        "node": node_name(),
         **device,
         "threads": threads,
         "cores_allowed": allowed_cores(),

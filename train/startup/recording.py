@@ -1,5 +1,7 @@
 """The fourth phase of a start: metrics, log and heartbeat, and the reporter of failures."""
 
+import os
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from train.run.hang_watch import HangWatch
 from train.run.heartbeat import Heartbeat
 from train.run.recorder import Recorder
 from train.run.slow_ranks import SlowRanks
+from train.run.sniff_test import describe, sniff_test
 from train.run.wandb_mirror import WandbMirror
 from train.settings.command_line import as_dict
 from train.startup.announce import (
@@ -67,7 +70,19 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
             recorder.log(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.log))
+        if "SLURM_JOB_ID" in os.environ:
+            acts.enter("checking the machines")
+            check_machines(run, plan, recorder)
         yield Recording(recorder, acts, slow_ranks, reporter)
+
+
+def check_machines(run: OpenRun, plan: StartPlan, recorder: Recorder) -> None:
+    """Name ranks whose machines seem sick before the first step of a cluster job; slurm/requeue.py reads the record."""
+    nodes = [str(machine["node"]) for machine in plan.machines]
+    record = sniff_test(run.request.folder, run.ranks, plan.machines, nodes)
+    for line in describe(record):
+        recorder.log(line)
+    recorder.note({**record, "step": plan.progress.step, "time": time.time()})
 
 
 def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
