@@ -14,6 +14,7 @@ from model.cache import CacheStep
 from model.config import ModelConfig
 from model.norms import RMSNorm, project_normed
 from model.positions import Rotary, rotate
+from model.roles import Role, linear_roles
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(config.score_size, config.norm_eps)
             self.k_norm = RMSNorm(config.score_size, config.norm_eps)
         self.qk_norm = config.qk_norm
+
+    def roles(self) -> dict[str, Role]:
+        """Queries, keys and values are matrices of their own, though one product computes them."""
+        return linear_roles("c_attn", self.c_attn, rows=self.widths) | linear_roles("c_proj", self.c_proj)
 
     def forward(self, x: Tensor, norm: nn.Module, context: AttentionContext, recompute_norm: bool = False) -> Tensor:
         """What attention adds to the residual stream x: (B, T, C) to (B, T, C).

@@ -13,6 +13,7 @@ from model.attention import Attention
 from model.attention_masks import Visibility, attend
 from model.config import ModelConfig
 from model.norms import RMSNorm
+from model.roles import Role
 
 
 class DifferentialAttention(Attention):
@@ -28,6 +29,9 @@ class DifferentialAttention(Attention):
         self.lambda_q = nn.Parameter(torch.empty(2, self.score_size))
         self.lambda_k = nn.Parameter(torch.empty(2, self.score_size))
         self.head_norm = RMSNorm(self.head_size, config.norm_eps)
+
+    def roles(self) -> dict[str, Role]:
+        return super().roles() | {"lambda_q": Role("mixing"), "lambda_k": Role("mixing")}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visibility: Visibility) -> Tensor:
         """(B, H, T, D) and twice (B, K, S, D) to (B, H, T, D)."""

@@ -18,6 +18,7 @@ from model.mlp import MLP
 from model.norms import build_norm
 from model.positions import document_positions, rotary_angles, rotary_frequencies
 from model.precision import matmul_dtype
+from model.roles import Role
 from model.shared_table import embed_with_shared_table
 
 __all__ = ["GPT", "IGNORE_INDEX", "Block"]
@@ -70,6 +71,11 @@ class GPT(nn.Module):
         self.ln_f = build_norm(config)
         if not config.tie_weights:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+
+    def roles(self) -> dict[str, Role]:
+        """What `model.roles` asks for: of its own parameters, the blocks' and norms' being theirs."""
+        tables = {"wte.weight": Role("embedding"), "wpe.weight": Role("embedding"), "lm_head.weight": Role("head")}
+        return {name: role for name, role in tables.items() if hasattr(self, name.split(".")[0])}
 
     @property
     def head_weight(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from model.gpt import GPT
 from model.initialisation import parameter_generator
 from model.lora_config import LoraConfig
+from model.roles import Role
 
 
 class LoraLinear(nn.Linear):
@@ -29,6 +30,10 @@ class LoraLinear(nn.Linear):
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
         self.merged = False
+
+    def roles(self) -> dict[str, Role]:
+        """Of what is trained; the frozen layer's own belong to the module that has it."""
+        return {"lora_a": Role("adapter"), "lora_b": Role("adapter")}
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""

@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from model.config import ModelConfig
 from model.norms import project_normed
+from model.roles import Role, linear_roles
 
 
 class MLP(nn.Module):
@@ -18,6 +19,10 @@ class MLP(nn.Module):
         if self.kind == "swiglu":
             self.c_gate = nn.Linear(config.n_embd, config.hidden_size, bias=config.bias)
         self.c_proj = nn.Linear(config.hidden_size, config.n_embd, bias=config.bias)
+
+    def roles(self) -> dict[str, Role]:
+        layers = self.named_children()
+        return {name: role for layer in layers for name, role in linear_roles(*layer).items()}
 
     def forward(self, x: Tensor, norm: nn.Module, recompute_norm: bool = False) -> Tensor:
         """What the MLP adds to the residual stream x: (B, T, C) to (B, T, C).

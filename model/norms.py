@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
+from model.roles import Role
 
 
 class RMSNorm(nn.Module):
@@ -22,6 +23,9 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
+
+    def roles(self) -> dict[str, Role]:
+        return {"weight": Role("norm")}
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype)

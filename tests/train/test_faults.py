@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -164,19 +165,22 @@ def test_cards_without_bf16_get_fp16(capability: tuple[int, int], name: str, dty
     assert cuda_dtype(capability, name)[0] == dtype
 
 
-def test_fp16_gradients_that_no_loss_scale_makes_finite_end_the_run(data: Path) -> None:
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_fp16_gradients_that_no_loss_scale_makes_finite_end_the_run(data: Path, kind: Any) -> None:
     """As a faulty kernel gives them: every loss is finite, and each step would be left out for ever."""
     config = ModelConfig(vocab_size=257, block_size=8, n_layer=1, n_head=2, n_embd=16)
     model, ranks, plan = GPT(config), start_ranks("cpu"), plan_batch(64, 8, 8, 1)
     initialise(model, seed=1)
     model.get_parameter("h.0.mlp.c_fc.weight").register_hook(lambda gradient: gradient * math.nan)
-    parallel, optimizer = Parallel(model, ranks), build_optimizer(model, OptimConfig())
+    parallel, optimizer = Parallel(model, ranks), build_optimizer(model, OptimConfig(kind=kind))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     stepper = Stepper(parallel, optimizer, ranks, plan, LanguageModelling(), dtype="fp16", grad_clip=1.0, seed=1)
     batch = StepLoader(Windows(TokenSet.open(data).split("train"), 8), plan, rank=0, seed=1).step_at(0)
     skipped = [stepper(batch, step).verdict for step in range(1, 17)]  # 65,536 is halved to 1
     assert set(skipped) == {Verdict.OVERFLOW}
     with pytest.raises(NonFiniteLoss, match=r"step 17: loss 5\.\d+, gradient norm nan, before the update"):
         stepper(batch, 17)
+    assert all(old.equal(new) for old, new in zip(before, model.parameters(), strict=True))
 
 
 def train_where_one_rank_refuses(arguments: list[str]) -> None:

@@ -189,8 +189,9 @@ def test_weights_alone_outlive_their_checkpoint_and_are_evaluated_but_not_resume
     assert verify_checkpoint(weights)["step"] == 7
     assert all(tensor.equal(before[name]) for name, tensor in load_model(weights).state_dict().items())
     assert choose_checkpoint("auto", RunFolder(tmp_path / "run")) == (None, [])
-    with pytest.raises(UserError, match="holds only weights"):
+    with pytest.raises(UserError, match=r"holds only weights.*--run\.name NAME for another run, .* a new optimizer"):
         choose_checkpoint(str(weights), RunFolder(tmp_path / "run"))
+    assert choose_checkpoint(str(weights), RunFolder(tmp_path / "another")) == (weights, [])
 
 
 def test_a_run_that_went_back_replaces_its_weights_copy(tmp_path: Path) -> None:

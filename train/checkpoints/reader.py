@@ -42,7 +42,8 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
         if shape != wanted[name].shape:
             instead = f"{shape} instead of {wanted[name].shape}"
             raise UserError(f"{checkpoint} does not hold this model: {name} has shape {instead}")
-    if (state or manifest["step"] > 0) and (absent := sorted(wanted.keys() - state.keys())):
+    expected = state or (manifest["step"] > 0 and not manifest.get("weights_only"))
+    if expected and (absent := sorted(wanted.keys() - state.keys())):
         raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}: resume from another")
 
 

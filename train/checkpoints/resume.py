@@ -28,10 +28,11 @@ PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things 
 def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list[str]]:
     """The checkpoint to resume from (None for a new run), and what was skipped: newer ones that are damaged.
 
-    A path that the run started from means its own newest once it has checkpoints: the same command resumes.
+    A path that the run started from means its own newest once it has checkpoints: the same command resumes. One to
+    another run's checkpoint that holds only weights is a start with a new optimizer.
 
-    Raises UserError where `resume` is a path without a whole checkpoint, to one of the run's own but the newest, or to
-    one elsewhere that a run with checkpoints did not start from; or `never` for a run that has some; or where all of
+    Raises UserError where `resume` is a path without a checkpoint, to one of the run's own but the newest whole one, or
+    to one elsewhere that a run with checkpoints did not start from; or `never` for a run that has some; or where all of
     the run's are damaged.
     """
     existing = list_checkpoints(folder.checkpoints)
@@ -54,9 +55,12 @@ def choose_checkpoint(resume: str, folder: RunFolder) -> tuple[Path | None, list
         passed_over.append(f"--resume {resume}: {folder.path} has checkpoints of its own by now")
     elif resume != "auto":
         chosen, passed_over = _find(resume, None if existing else folder)
-        if read_checkpoint_manifest(chosen).get("weights_only"):
+        if read_checkpoint_manifest(chosen).get("weights_only") and chosen.resolve().is_relative_to(
+            folder.path.resolve()
+        ):
             raise UserError(
-                f"{chosen} holds only weights, without the optimizer's state: give --resume a whole checkpoint (step-…)"
+                f"{chosen} holds only weights, without the optimizer's state: give --resume a whole checkpoint "
+                "(step-…), or --run.name NAME for another run, which starts with a new optimizer"
             )
         if existing and chosen.name != existing[0][1].name:
             # resuming before them, the run would have two futures, and a restart would take the wrong one
@@ -116,10 +120,14 @@ def _names(given: str, recorded: str) -> bool:
 def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -> None:
     """Raises UserError where a checkpoint holds the state of another optimizer than the one named, which can't use it.
 
-    One without any state, of no step (an import), fits every optimizer.
+    One without any state (an import, or only weights) fits every optimizer.
     """
     theirs = optimizer_of(manifest)
-    if theirs != ours and (manifest["step"] > 0 or any(name.startswith("optimizer-") for name in manifest["files"])):
+    if (
+        theirs != ours
+        and not manifest.get("weights_only")
+        and (manifest["step"] > 0 or any(name.startswith("optimizer-") for name in manifest["files"]))
+    ):
         raise UserError(
             f"{checkpoint} was trained with the optimizer {theirs}, but this run has {ours}: resume it with {theirs}, "
             "or start another run from its weights with train/finetune.py"

@@ -1,10 +1,11 @@
 """What an optimizer keeps of each parameter, declared: checkpoints, their sizes and the memory estimate ask here.
 
-A new optimizer adds its declaration to `DECLARED`; nothing else in the project names what one keeps.
+A new optimizer adds its declaration to `DECLARED`, or has one of its own as `declared`, where that depends on the roles
+of its parameters; nothing else in the project names what one keeps.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from common.checkpoint_manifest import OPTIMIZER_OF_FORMAT_1
 
 Shape = tuple[int, ...]
+MUON = "muon"
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,15 @@ def _kept_by_adamw(name: str, shape: Shape) -> dict[str, StateTensor]:
     }
 
 
+def muon_state(matrices: Collection[str]) -> OptimizerState:
+    """Of Muon with AdamW's part. Args: matrices: names of the parameters that Muon updates."""
+
+    def kept(name: str, shape: Shape) -> dict[str, StateTensor]:
+        return {"momentum_buffer": StateTensor(shape)} if name in matrices else _kept_by_adamw(name, shape)
+
+    return OptimizerState(MUON, kept)
+
+
 ADAMW = OptimizerState(OPTIMIZER_OF_FORMAT_1, _kept_by_adamw)
 DECLARED: dict[type[torch.optim.Optimizer], OptimizerState] = {torch.optim.AdamW: ADAMW}
 
@@ -84,8 +95,8 @@ def state_of(optimizer: torch.optim.Optimizer) -> OptimizerState:
 
     Raises TypeError for one that has none: its checkpoints could not be read.
     """
-    declared = DECLARED.get(type(optimizer))
-    if declared is None:
+    declared = getattr(optimizer, "declared", None) or DECLARED.get(type(optimizer))
+    if not isinstance(declared, OptimizerState):
         raise TypeError(
             f"{type(optimizer).__name__} declares no state: add it to train/optimization/optimizer_state.py"
         )

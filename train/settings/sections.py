@@ -96,18 +96,32 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW's settings.
+    """The optimizer.
 
     Args:
+        kind: adamw (Loshchilov & Hutter 2017), or muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/)
+            for the matrices of the blocks, with adamw for embeddings, head, norms, biases and all else.
         lr: peak learning rate.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, applied to parameters of two or more dimensions.
         grad_clip: largest global gradient norm (L2); larger gradients are scaled down to it. 0 switches clipping off.
-        fused: one kernel for the whole update, several times faster than a kernel per tensor, on CPU as well.
+        fused: one kernel for the whole update, several times faster than a kernel per tensor, on CPU as well; with muon
+            for adamw's part.
+        muon_lr: peak learning rate of muon's matrices; it follows the same schedule. null: optim.lr, which fits with
+            muon_scale rms.
+        muon_momentum: decay of muon's mean of gradients.
+        muon_nesterov: look one step ahead of that mean.
+        muon_iterations: Newton-Schulz iterations that make an update orthogonal; 5 in Jordan et al. and in Liu et al.
+        muon_weight_decay: decoupled weight decay of muon's matrices, times muon_lr without any scale; null:
+            optim.weight_decay (Liu et al. 2025 decay both alike; without decay their weights grew).
+        muon_scale: how large an orthogonal update is: rms, 0.2 sqrt(max(rows, columns)), as large as adamw's usually
+            are, so that its rates and decay fit (Liu et al. 2025, arXiv:2502.16982); or shape, sqrt(max(1, rows /
+            columns)), for rates around 0.02 (Jordan et al. 2024).
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 6e-4
     beta1: float = 0.9
     beta2: float = 0.95
@@ -115,10 +129,23 @@ class OptimConfig:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     fused: bool = True
+    muon_lr: float | None = None
+    muon_momentum: float = 0.95
+    muon_nesterov: bool = True
+    muon_iterations: int = 5
+    muon_weight_decay: float | None = None
+    muon_scale: Literal["rms", "shape"] = "rms"
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"optim.lr is {self.lr}: use a positive learning rate")
+        for name, rate in (("lr", self.lr), ("muon_lr", self.muon_lr)):
+            if rate is not None and rate <= 0:
+                raise ValueError(f"optim.{name} is {rate}: use a positive learning rate")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"optim.muon_momentum is {self.muon_momentum}: use 0 or more, below 1")
+        if not 1 <= self.muon_iterations <= 20:
+            raise ValueError(f"optim.muon_iterations is {self.muon_iterations}: use 1 to 20")
+        if (self.muon_weight_decay or 0) < 0:
+            raise ValueError(f"optim.muon_weight_decay is {self.muon_weight_decay}: use 0 or more, or null")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: use 0 or more, below 1")
         if self.eps <= 0 or self.weight_decay < 0 or self.grad_clip < 0:

@@ -58,6 +58,15 @@ def describe_course(course: Course) -> list[str]:
     return lines
 
 
+def describe_optimizer(config: Config) -> list[str]:
+    """Which rates its parts have, where it has several."""
+    optim = config.optim
+    if optim.kind == "adamw":
+        return []
+    rate = optim.lr if optim.muon_lr is None else optim.muon_lr
+    return [f"optimizer: muon for the matrices of the blocks (peak rate {rate:g}), adamw for all else ({optim.lr:g})"]
+
+
 def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:
     """Size of the model, how the batch is divided, and the memory this takes on a rank."""
     architecture = config.model.architecture()

@@ -16,7 +16,7 @@ from model.precision import Dtype, resolve_dtype
 from model.ranks import Ranks
 from train.batches.plan import largest_micro_batch
 from train.optimization.compilation import trial_compilation
-from train.optimization.optimizer import declared_state
+from train.optimization.optimizer import declared_state, trained_parameters
 from train.optimization.optimizer_state import shapes_of
 from train.settings.sections import Config
 from train.startup.recorded_choices import reuse
@@ -136,8 +136,7 @@ def _optimizer_bytes(config: Config, layers: int) -> int:
         model = GPT(replace(config.model.architecture(), n_layer=layers))
     if (adapters := config.adapters()) is not None:
         add_lora(model, adapters, seed=0)
-    trained = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
-    return declared_state(config.optim).nbytes(shapes_of(trained))
+    return declared_state(model, config.optim).nbytes(shapes_of(trained_parameters(model).items()))
 
 
 def _fits(

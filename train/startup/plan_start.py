@@ -107,6 +107,8 @@ def plan_start(run: OpenRun) -> StartPlan | None:
         check_course(course, checkpoint, options.allow_change)
     agreed(ranks, lambda: check_files(request, config, checkpoint))
     notes = changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []
+    if manifest and manifest.get("weights_only"):
+        notes.append(f"a new optimizer ({config.optim.kind}): {checkpoint} holds only weights")
     notes += [*course.lines, *read_anew]
     return StartPlan(
         config, reasons, checkpoint, manifest, batch, course, progress, missing, machines, state, passed_over, notes
@@ -125,4 +127,4 @@ def check_files(request: Request, config: Config, checkpoint: Path | None) -> No
             model = GPT(config.model.architecture())
         if adapters is not None:
             add_lora(model, adapters, config.run.seed)
-        check_training_state(checkpoint, model, declared_state(config.optim))
+        check_training_state(checkpoint, model, declared_state(model, config.optim))

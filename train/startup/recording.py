@@ -23,6 +23,7 @@ from train.startup.announce import (
     describe_data,
     describe_in_place,
     describe_model,
+    describe_optimizer,
     describe_run,
     describe_unused_gpus,
 )
@@ -97,6 +98,7 @@ def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
         *describe_model(config, plan.batch, run.ranks.device.type),
         *describe_data(config, request.tokens, plan.batch, plan.progress),
         *describe_course(plan.course.course),
+        *describe_optimizer(config),
         *(f"skipped: {complaint}" for complaint in plan.passed_over),
         started,
         *([f"first evaluating what was due at step {step} and is not recorded"] if plan.missing else []),
