@@ -25,6 +25,7 @@ from eval.reporting import figures
 from eval.reporting.comparison import run_row
 from eval.reporting.evaluation_pictures import evaluation_pictures
 from eval.reporting.key_figures import differences, key_figures
+from eval.reporting.layer_pictures import layer_pictures
 from eval.reporting.page import page
 from eval.reporting.rank_pictures import rank_pictures
 from eval.reporting.run_data import RunData, load_runs, tell_complaints
@@ -71,6 +72,7 @@ def draw_all(runs: Sequence[RunData]) -> dict[str, bytes]:
     pictures = figures.loss_pictures(runs)
     pictures |= figures.quantity_pictures(runs)
     pictures |= evaluation_pictures(runs)
+    pictures |= layer_pictures(runs)
     pictures |= rank_pictures(runs)
     pictures["time.png"] = figures.time_picture(runs)
     if (profiles := profile_picture(runs)) is not None:

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 
-from data_prep.tokenization.loading import load_tokenizer
 from model.counts import flops_per_token, peak_flops
 from train.batches.loader import open_loader
 from train.evaluations.evaluation import Tools
+from train.layer_statistics.layer_statistics import build_layer_statistics
 from train.objectives.language_modelling import LanguageModelling
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
@@ -30,9 +30,20 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     model.ln_f.register_forward_hook(lambda *_: recording.acts.get_on())  # a long evaluation is no hang
     optimizer = build_optimizer(model, config.optim)
     parallel, objective = Parallel(model, ranks), LanguageModelling()
-    on_act = recording.acts.start
+    statistics = None
+    if every := config.log.statistics_every:
+        statistics = build_layer_statistics(every, plan.dtype, request.tokens, model, ranks, recorder)
     stepper = Stepper(
-        parallel, optimizer, ranks, plan.batch, objective, dtype=plan.dtype, grad_clip=clip, seed=seed, on_act=on_act
+        parallel,
+        optimizer,
+        ranks,
+        plan.batch,
+        objective,
+        dtype=plan.dtype,
+        grad_clip=clip,
+        seed=seed,
+        on_act=recording.acts.start,
+        watcher=statistics,
     )
 
     # Batches, and what happens between steps
@@ -46,8 +57,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         mask_documents=config.data.document_mask,
     )
     untrained = request.weights.untrained and plan.checkpoint is None
-    tokenizer = load_tokenizer(request.tokens.tokenizer_spec)
-    tools = Tools(model, request.tokens, tokenizer, ranks, plan.batch, plan.dtype, recorder, untrained)
+    tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained)
     for evaluation in request.evaluations:
         evaluation.build(tools)
 
@@ -76,6 +86,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         state=plan.state,
         acts=recording.acts,
         slow_ranks=recording.slow_ranks,
+        layer_statistics=statistics,
         margin=run.margin,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,

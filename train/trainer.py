@@ -30,6 +30,7 @@ from train.stopping.deadline import StopMargin
 from train.stopping.stop_requests import StopRequest, kind, reason, remove_stop_file
 
 if TYPE_CHECKING:
+    from train.layer_statistics.layer_statistics import LayerStatistics  # imported by runs that ask for them
     from train.profiler.step_profiler import StepProfiler  # imported by runs that profile
 
 COLLECT_STEPS = 1000  # steps from one garbage collection to the next
@@ -65,6 +66,7 @@ class Trainer:
     state: RunState
     acts: Acts
     slow_ranks: SlowRanks
+    layer_statistics: "LayerStatistics | None"
     margin: StopMargin
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
@@ -170,6 +172,8 @@ class Trainer:
             record["sequences"] = sorted(window for share in shares for window in share)
         logging_started = time.monotonic()
         self.recorder.step(record)
+        if self.layer_statistics is not None:
+            self.layer_statistics.record(step)
         self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started
         if time.monotonic() - self._state_written > STATE_SECONDS:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from common.curves import VALIDATION, format_figure
+from common.layer_figures import KIND as LAYERS
+from common.layer_figures import by_name
 from common.liveness import Liveness, Signs, judge, read_signs
 from common.metric_fields import is_step
 from common.metrics_file import last_json_lines
@@ -19,6 +21,7 @@ from eval.reporting.curves import smooth
 from eval.reporting.terminal_plot import plot
 
 RATE_STEPS = 200  # newest steps that rates and ETA are taken from
+SHOWN_LAYERS = {"gradient_norm": "gradient", "update_ratio": "update/weight", "attention_logit": "attention logit"}
 COLORS = {"done": "32", "failed": "31", "preempted": "33", "running": "36", "silent": "31", "gone": "31"}
 
 
@@ -91,7 +94,10 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
     lines += [look.paint(_fit(complaint, width, look), "31") for complaint in run.complaints[: max(0, height - 8)]]
     if len(run.table) == 0:
         return [*lines, _fit("no training step yet: waiting for the first one", width, look)][:height]
-    lines += [_fit(line, width, look) for line in (_progress(run, width, look, now), _figures(run), _evaluations(run))]
+    lines += [
+        _fit(line, width, look)
+        for line in (_progress(run, width, look, now), _figures(run), _evaluations(run), _layers(run))
+    ]
     lines = [line for line in lines if line]
     sample = _sample_lines(run, width, look, 3 if height >= 20 else 1 if height >= 10 else 0)
     room = height - len(lines) - len(sample)
@@ -190,6 +196,18 @@ def _evaluations(run: LiveRun) -> str:
     if saves:
         parts.append(f"saved at step {saves[-1]['step']:,}")
     return "  ".join(parts)
+
+
+def _layers(run: LiveRun) -> str:
+    """Where the newest layer statistics are largest."""
+    newest = [event for event in run.table.of_kind("parts") if event.get("kind") == LAYERS][-1:]
+    parts = []
+    for figure, label in SHOWN_LAYERS.items():
+        values = by_name(newest[0]).get(figure) if newest else None
+        if values:
+            name = max(values, key=lambda name: values[name])
+            parts.append(f"{label} {values[name]:.3g} in {name}")
+    return f"layers at step {newest[0]['step']:,}: largest {', '.join(parts)}" if parts else ""
 
 
 def _plots(run: LiveRun, width: int, height: int, look: Look) -> list[str]:

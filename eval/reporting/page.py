@@ -28,6 +28,7 @@ def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> st
         ("Learning rate, gradients, speed, memory", "steps", _show(pictures, "step-") + sections.steps_note(runs)),
         (HEADING, PUBLISHED.kind, _show(pictures, PICTURE) + sections.comparison(runs)),
         ("Other evaluations", "evaluations", _show(pictures, "evaluation-") + sections.evaluations(runs, figures)),
+        ("What the layers do", "layers", _show(pictures, "layers-")),
         ("How long each rank computes", "ranks", _show(pictures, "ranks")),
         ("Where the time went", "time", _show(pictures, "time") + sections.time_table(figures)),
         ("Where the profiled steps went", "profile", _show(pictures, "profile") + profile_tables(runs)),

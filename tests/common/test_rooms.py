@@ -20,7 +20,7 @@ INSIDE_TRAIN = (
     ("objectives",),
     ("optimization", "stopping"),
     ("run",),
-    ("evaluations", "checkpoints", "profiler"),
+    ("evaluations", "checkpoints", "layer_statistics", "profiler"),
     ("trainer", "startup"),
     ("assemble", "restore"),
     ("pretrain",),

@@ -12,7 +12,6 @@ from torch.nn.parallel import DistributedDataParallel
 from common.checkpoint_files import list_checkpoints
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
-from data_prep.tokenization.loading import load_tokenizer
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -191,8 +190,7 @@ def validating_shapes(data: Path) -> tuple[list[tuple[int, ...]], list[tuple[int
     config = Config(model=ModelSection(vocab_size=257, block_size=16))
     plan = plan_batch(4 * 16 * ranks.world_size, 16, 4, ranks.world_size)
     validation = Validation(config)
-    tokenizer = load_tokenizer(tokens.tokenizer_spec)
-    validation.build(Tools(model, tokens, tokenizer, ranks, plan, "fp32", recorder, untrained=False))
+    validation.build(Tools(model, tokens, ranks, plan, "fp32", recorder, untrained=False))
     validation.warm_up()
     warm = list(met)
     validation.measure(Progress(), WHOLE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from common.curves import BUILT_IN, Curve
@@ -39,12 +40,18 @@ class Tools:
 
     model: GPT
     tokens: TokenSet
-    tokenizer: Tokenizer
     ranks: Ranks
     plan: BatchPlan
     dtype: Dtype
     recorder: Recorder
     untrained: bool  # the model has neither been trained nor read from a checkpoint
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The data's."""
+        from data_prep.tokenization.loading import load_tokenizer
+
+        return load_tokenizer(self.tokens.tokenizer_spec)
 
 
 @dataclass(frozen=True)

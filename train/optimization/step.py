@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +53,16 @@ class StepResult:
     verdict: Verdict
 
 
+class UpdateWatcher(Protocol):
+    """What looks at every update. All ranks call both, in each step that does not end the run."""
+
+    def before_update(self, step: int) -> None:
+        """The gradients are averaged over ranks, free of fp16's loss scale and not clipped yet."""
+
+    def after_update(self, step: int) -> None:
+        """The update is done, or has been refused."""
+
+
 class Stepper:
     """Everything about a step that stays the same from one to the next."""
 
@@ -69,6 +79,7 @@ class Stepper:
         seed: int,
         limits: Limits = Limits(),
         on_act: Callable[[str], None] = lambda act: None,
+        watcher: UpdateWatcher | None = None,
     ) -> None:
         """Args: on_act: called at the start of each part of a step, which a rank that hangs is named by."""
         self._parallel = parallel
@@ -81,6 +92,7 @@ class Stepper:
         self._seed = seed
         self._limits = limits
         self._on_act = on_act
+        self._watcher = watcher
         self.compute_timer = ComputeTimer(ranks.device)
         self._parameters = [p for p in parallel.model.parameters() if p.requires_grad]
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=dtype == "fp16")
@@ -111,6 +123,8 @@ class Stepper:
 
         # Take the loss scale of fp16 off again, and clip: the norm is that of the true gradient.
         self.scaler.unscale_(self._optimizer)
+        if self._watcher is not None:
+            self._watcher.before_update(step)
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])  # ()
         self._clip(norm)
 
@@ -127,6 +141,8 @@ class Stepper:
             with self._refusing():
                 self.scaler.step(self._optimizer)
         result = result or self._read(report, batch, step, loss_sum)
+        if self._watcher is not None:
+            self._watcher.after_update(step)
         self.scaler.update()
         self._parallel.zero_grad(self._optimizer, accumulating=self._plan.accumulation > 1)
         return result

@@ -20,6 +20,8 @@ from typing_extensions import TypedDict
 from common.curves import KnownCurves
 from common.errors import UserError
 from common.json_file import BadJson, keep_others, read_json
+from common.layer_figures import KIND as LAYERS
+from common.layer_figures import flattened
 from common.metric_fields import is_step
 from common.metrics_file import record_kind
 from common.os_errors import refusal
@@ -62,7 +64,7 @@ def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: st
 
 def is_mirrored(record: dict[str, Any], known: KnownCurves) -> bool:
     """Whether a record is part of a curve."""
-    return record_kind(record) in {"train", *known.kinds}
+    return record_kind(record) in {"train", LAYERS, *known.kinds}
 
 
 def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
@@ -70,7 +72,8 @@ def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
     kind = record_kind(record)
     if record["step"] <= place.get(kind, -1):
         return False
-    run.log({key: value for key, value in record.items() if _is_taken(key, value)}, step=record["step"])
+    values = flattened(record) if kind == LAYERS else record
+    run.log({key: value for key, value in values.items() if _is_taken(key, value)}, step=record["step"])
     place[kind] = record["step"]
     return True
 

@@ -292,6 +292,8 @@ class LogConfig:
     Args:
         every_steps: a line in the log after every so many steps.
         sequences: record the numbers of the sequences that each step used.
+        statistics_every: record after every so many steps how large each layer's gradients, weights, updates and
+            activations are; 0 never. Training is the same to the bit with and without.
         wandb: mirror the record to Weights & Biases; offline unless the environment variable WANDB_MODE is online.
         wandb_project: the wandb project.
         wandb_finish_seconds: how long the end of the run waits for the mirror.
@@ -299,6 +301,7 @@ class LogConfig:
 
     every_steps: int = 10
     sequences: bool = False
+    statistics_every: int = 0
     wandb: bool = False
     wandb_project: str = "longhaul"
     wandb_finish_seconds: float = 60.0
@@ -306,6 +309,8 @@ class LogConfig:
     def __post_init__(self) -> None:
         if self.every_steps < 1:
             raise ValueError(f"log.every_steps is {self.every_steps}: use 1 or more")
+        if self.statistics_every < 0:
+            raise ValueError(f"log.statistics_every is {self.statistics_every}: use 0 for never, or a number of steps")
 
 
 @dataclass(frozen=True)
