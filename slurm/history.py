@@ -76,7 +76,7 @@ def append_end(
 ) -> None:
     """Record how a start ended. What Slurm kills has no such line.
 
-    Args: left_out: nodes that Slurm is asked to leave out of the job's next start.
+    Args: left_out: nodes that Slurm shall exclude from the job's next start.
     """
     values = {"kind": "end", "decision": decision, "reason": reason, "pre_empted": pre_empted}
     _append(folder, start, values | ({"left_out": list(left_out)} if left_out else {}))

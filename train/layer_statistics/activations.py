@@ -49,7 +49,8 @@ class ActivationProbe:
 
     def _watch(self, block: nn.Module) -> None:
         attention, mlp = block.attn, block.mlp
-        assert isinstance(attention, Attention) and isinstance(mlp, MLP)
+        assert isinstance(attention, Attention)
+        assert isinstance(mlp, MLP)
         block.register_forward_hook(self._see_block)
         mlp.c_proj.register_forward_pre_hook(self._see_hidden_units)
         attention.attend = partial(self._see_attention, attention, attention.attend)  # type: ignore[method-assign]
