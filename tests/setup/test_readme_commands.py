@@ -37,6 +37,11 @@ OVERRIDES = {
     ),
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --run.name faster --optim.lr 6e-3": FEW_STEPS,
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml --optim.lr 6e-3 --print_config": "",
+    ".venv/bin/python train/benchmarks/bench_step.py --preset gpt2-124m --dtype fp32 --micro-batch 1 "
+    "--json step.json": (
+        "--model.n_layer 1 --model.n_head 1 --model.n_embd 16 --block-size 16 --turns 1 --steps 1 "
+        "--contestants longhaul textbook"
+    ),
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml "
     "--config train/configs/architectures/llama.yaml": FEW_STEPS,
     ".venv/bin/python train/finetune.py runs/demo --data.path data/docstrings --run.name tuned": (
@@ -46,10 +51,6 @@ OVERRIDES = {
     ".venv/bin/python data_prep/fineweb.py": LITTLE_DATA,
     ".venv/bin/python data_prep/verify.py data/fineweb-edu": "",
     ".venv/bin/python data_prep/inspect_shards.py data/fineweb-edu --plot": "",
-    ".venv/bin/python train/benchmarks/bench_step.py --preset gpt2-124m --dtype fp32 --micro-batch 1 --json step.json": (
-        "--model.n_layer 1 --model.n_head 1 --model.n_embd 16 --block-size 16 --turns 1 --steps 1 "
-        "--contestants longhaul textbook"
-    ),
     ".venv/bin/python train/sync_wandb.py runs/smoke": "",
     ".venv/bin/python eval/perplexity.py runs/demo --data data/docstrings": "--tokens 2048",
     ".venv/bin/python eval/hellaswag.py runs/demo --json runs/demo/report/hellaswag.json": "--data hellaswag.jsonl",
