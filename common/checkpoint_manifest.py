@@ -156,6 +156,19 @@ class RecordedBase(TypedDict):
 
 
 @keep_others
+class RecordedSpikes(TypedDict):
+    """What a later start judges its steps by (`train.run.spikes`). `trend`: (loss, gradient norm) of a step each."""
+
+    trend: list[Annotated[list[Finite], Field(min_length=2, max_length=2)]]
+    measured_in: dict[str, Any]
+    skips: Count
+    skipped: list[Count]
+    raised: Count
+    raised_from: Count
+    rollbacks: list[dict[str, Any]]
+
+
+@keep_others
 class CheckpointManifest(TypedDict):
     """A checkpoint's description of itself. What is not required, only some have: imported ones have no `config`."""
 
@@ -174,6 +187,7 @@ class CheckpointManifest(TypedDict):
     world_size: NotRequired[Positive]
     optimizer: NotRequired[OptimizerName]  # in format 2 always
     scaler: NotRequired[Annotated[dict[str, Finite], AfterValidator(_loss_scale)]]
+    spikes: NotRequired[RecordedSpikes]
     lora: NotRequired[RecordedLora | None]
     base: NotRequired[RecordedBase]
     identity: NotRequired[Sha256]  # a run's copy of its base: of what it was copied from

@@ -32,6 +32,7 @@ _TEXT, _FLAG = Field(frozenset({str})), Field(frozenset({bool}))
 FIELDS: dict[str, Field] = {
     "time": TIME,
     **dict.fromkeys(("step", "tokens", "world_size"), _COUNT),
+    **dict.fromkeys(("skips", "rollback", "position", "from_step", "to_step", "first_step"), _COUNT),
     **dict.fromkeys(("val_tokens", "val_tokens_wanted", "val_block_size"), _COUNT),
     **dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib"), NUMBER),
     **dict.fromkeys(("step_seconds", "data_wait_seconds", "val_seconds"), NUMBER),

@@ -58,6 +58,17 @@ class Lost:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class RolledBack:
+    """Steps that a roll-back past a loss spike made void: (steps,) each."""
+
+    number: int  # of the roll-back, the run's first being 1
+    steps: Values
+    tokens: Values
+    losses: Values
+    times: Values
+
+
 @dataclass
 class MetricsTable:
     """The records of one file that hold, in columns; `update` reads on where the last one ended."""
@@ -66,6 +77,8 @@ class MetricsTable:
     events: list[dict[str, Any]] = field(default_factory=list)  # validations, saves and the like, by step
     lives: list[Life] = field(default_factory=list)
     lost: Lost = field(default_factory=Lost)
+    skips: int = 0  # steps that were skipped as spikes, those that were rolled back included
+    rollbacks: list[RolledBack] = field(default_factory=list)
     curves: KnownCurves = field(default_factory=KnownCurves)  # as far as the file has been read
     _columns: dict[str, "array[float]"] = field(default_factory=lambda: {key: array("d") for key in TRAIN_COLUMNS})
     _file: GrowingFile = field(init=False)
@@ -152,6 +165,10 @@ class MetricsTable:
             self.curves.learn(record)
             self._void(step)
             return
+        if record.get("kind") == "rollback":
+            self._keep_rolled_back(record.get("rollback") or 1, step)
+            self._void(step)
+        self.skips = record.get("skips") or self.skips
         if "loss" in record:
             self._void(step - 1)
             self._append([record])
@@ -196,6 +213,13 @@ class MetricsTable:
                 del column[keep:]
         while self.events and self.events[-1]["step"] > step:
             self.lost.seconds += self._own_seconds(self.events.pop())
+
+    def _keep_rolled_back(self, number: int, step: int) -> None:
+        """Args: number: of the roll-back. One that was killed before its end is recorded again."""
+        keep = bisect.bisect_right(self._columns["step"], step)
+        parts = (np.array(self._columns[key][keep:], dtype=np.float64) for key in ("step", "tokens", "loss", "time"))
+        self.rollbacks = [other for other in self.rollbacks if other.number != number]
+        self.rollbacks.append(RolledBack(number, *parts))
 
     def _event_kind(self, record: dict[str, Any]) -> str:
         for curve in self.curves:

@@ -52,6 +52,8 @@ class RunStatus:
     goodput: float | None
     lost_steps: int
     left_out: list[str]  # nodes that the job's latest requeue has left out
+    skips: int  # steps that were skipped as spikes
+    rollbacks: int
     reason: str  # the run's own
     why: str  # of the verdict
 
@@ -99,9 +101,16 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
         goodput=sum(record["step_seconds"] for record in kept) / allocated if allocated and kept else None,
         lost_steps=len(trained) - len(kept),
         left_out=nodes_left_out(lines, str(job_id)),
+        skips=last_count(records, "skips"),
+        rollbacks=last_count(records, "rollback"),
         reason=str(state.get("trouble") or state.get("reason", "")),
         why=alive.why,
     )
+
+
+def last_count(records: list[dict[str, Any]], key: str) -> int:
+    """The newest value of a count that the run keeps itself, in whatever record has it; 0 for none."""
+    return next((record[key] for record in reversed(records) if record.get(key)), 0)
 
 
 def allocated_seconds(lines: list[dict[str, Any]], trained: list[dict[str, Any]], now: float | None) -> float:
@@ -140,7 +149,8 @@ def _max_steps(config: dict[str, Any]) -> int | None:
 
 def table(statuses: list[RunStatus]) -> str:
     """The runs as text, a line each."""
-    head = ["run", "status", "job", "Slurm", "step", "ETA", "tokens/s", "restarts", "goodput", "lost steps", "reason"]
+    head = ["run", "status", "job", "Slurm", "step", "ETA", "tokens/s", "restarts", "goodput", "lost steps", "skips",
+            "reason"]  # fmt: skip
     rows = [head, *map(_cells, statuses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return "\n".join(
@@ -160,6 +170,7 @@ def _cells(s: RunStatus) -> list[str]:
         str(s.restarts),
         "-" if s.goodput is None else f"{s.goodput:.0%}",
         str(s.lost_steps),
+        f"{s.skips}, {s.rollbacks} roll-back{'s' if s.rollbacks > 1 else ''}" if s.rollbacks else str(s.skips),
         (s.why if s.word == s.alive else s.reason) + (f" (without {','.join(s.left_out)})" if s.left_out else ""),
     ]
     return list(map(one_line, cells))

@@ -42,6 +42,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         dtype=plan.dtype,
         grad_clip=clip,
         seed=seed,
+        skip_nonfinite=config.run.on_nonfinite == "skip",
         on_act=recording.acts.start,
         watcher=statistics,
     )
@@ -63,7 +64,8 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
 
     # Checkpoints, which record what evaluations have measured
     def measured() -> dict[str, Any]:
-        return {key: value for evaluation in request.evaluations for key, value in evaluation.facts().items()}
+        found = {key: value for evaluation in request.evaluations for key, value in evaluation.facts().items()}
+        return found | plan.spikes.facts()
 
     facts = manifest_facts(run, plan) | request.weights.facts(request.folder.checkpoints)
     for line in [*describe_measure(facts | measured(), plan.manifest), *request.weights.describe(model)]:
@@ -87,6 +89,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         acts=recording.acts,
         slow_ranks=recording.slow_ranks,
         layer_statistics=statistics,
+        spikes=plan.spikes,
         margin=run.margin,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,

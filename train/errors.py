@@ -30,3 +30,7 @@ class SaveFailed(StorageFailed):
         """Args: transient: another try may succeed in a moment."""
         super().__init__(message)
         self.transient = transient
+
+
+class TooManySpikes(Exception):
+    """More steps are left out than the run permits, or a spike that can't be rolled back; raised on all ranks."""

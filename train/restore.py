@@ -3,7 +3,7 @@
 from model.ranks import agreed
 from train.checkpoints.disk_space import check_space
 from train.checkpoints.ownership import checkpoint_bytes
-from train.checkpoints.reader import load_training_state
+from train.checkpoints.reader import load_loss_scale, load_training_state
 from train.startup.plan_start import StartPlan
 from train.trainer import Trainer
 
@@ -18,10 +18,7 @@ def restore(trainer: Trainer, plan: StartPlan) -> None:
     if plan.checkpoint is None or plan.manifest is None:
         return
     load_training_state(plan.checkpoint, trainer.model, trainer.optimizer)
-    if scaler := plan.manifest.get("scaler"):
-        # a backward's loss is scaled by the number of ranks as well: what fitted into fp16 must fit again
-        scale = scaler["scale"] * plan.manifest["world_size"] / trainer.ranks.world_size
-        trainer.stepper.scaler.load_state_dict({**scaler, "scale": scale})
+    load_loss_scale(trainer.stepper.scaler, plan.manifest, trainer.ranks.world_size)
 
 
 def _require_space(trainer: Trainer, plan: StartPlan) -> None:
@@ -32,4 +29,5 @@ def _require_space(trainer: Trainer, plan: StartPlan) -> None:
         first_step=plan.progress.step,
         max_steps=plan.config.run.max_steps,
         sizes=checkpoint_bytes(trainer.model, trainer.optimizer),
+        more=plan.config.checkpoint.keep_last + 1 if plan.config.run.on_spike == "rollback" else 0,
     )

@@ -13,17 +13,20 @@ from model.devices import peak_memory_gib
 from model.gpt import GPT
 from model.ranks import Ranks, agreed
 from train.batches.loader import StepBatch, StepLoader
+from train.checkpoints.check_weights import check_replicas
+from train.checkpoints.roll_back import roll_back
 from train.checkpoints.saver import CheckpointKeeper
-from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed
+from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed, TooManySpikes
 from train.evaluations.evaluation import WHOLE, Due, Evaluation, described, due_after, is_due
 from train.optimization.optimizer import set_learning_rate
 from train.optimization.schedule import Course
-from train.optimization.step import Stepper, Verdict
+from train.optimization.step import Stepper, StepResult, Verdict
 from train.progress import Progress
 from train.run.acts import Acts
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.slow_ranks import SlowRanks
+from train.run.spikes import Spikes, Sustained, describe
 from train.run.state import RunState
 from train.settings.sections import Config
 from train.stopping.deadline import StopMargin
@@ -67,6 +70,7 @@ class Trainer:
     acts: Acts
     slow_ranks: SlowRanks
     layer_statistics: "LayerStatistics | None"
+    spikes: Spikes
     margin: StopMargin
     flops_per_token: int
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
@@ -94,9 +98,8 @@ class Trainer:
         self._measure_before_save(progress, missing)
         gc.collect()
         gc.disable()  # a collection in the middle of a step would make the other ranks wait
-        batches = self.loader.steps(progress.sequences)
-        if (profiler := self._step_profiler(progress)) is not None:
-            batches = profiler.watched(batches)
+        profiler = self._step_profiler(progress)
+        batches = self._batches(progress, profiler)
         try:
             if (stop_code := self._measure_after_save(progress, missing)) != 0:
                 return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
@@ -108,6 +111,13 @@ class Trainer:
                 stop_code = self._agree(progress)
                 if profiler is not None:
                     profiler.after(progress.step)
+                if is_due(progress.step, self.config.run.check_replicas_every_steps):
+                    check_replicas(self.ranks, self.model)
+                if (sustained := self.spikes.sustained(progress.step)) is not None:
+                    batches.close()
+                    progress = self._roll_back(sustained, progress)
+                    batches = self._batches(progress, profiler)
+                    continue
                 last = progress.step == last_step
                 due = due_after(progress.step, self.evaluations, last=last)
                 self._measure_before_save(progress, due)
@@ -120,7 +130,7 @@ class Trainer:
                     return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
                 if is_due(progress.step, COLLECT_STEPS):
                     gc.collect()  # on all ranks at once
-        except (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer):  # of all ranks together
+        except (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, TooManySpikes):  # of all ranks together
             self.keeper.finish()
             raise
         except BaseException:
@@ -143,6 +153,7 @@ class Trainer:
         # Learn from it
         lr = self.course.rate(step)
         set_learning_rate(self.optimizer, lr)
+        self.stepper.limits = self.spikes.limits
         result = self.stepper(batch, step)
         self._verdict = result.verdict
 
@@ -150,6 +161,7 @@ class Trainer:
         seconds = time.monotonic() - started
         tokens = self.config.batch.tokens_per_step
         rate = tokens / seconds
+        position = progress.sequences
         progress = Progress(step, progress.tokens + tokens, progress.sequences + self.loader.plan.sequences)
         record: dict[str, Any] = {
             "step": step,
@@ -174,11 +186,38 @@ class Trainer:
         self.recorder.step(record)
         if self.layer_statistics is not None:
             self.layer_statistics.record(step)
+        self._judge(step, result, position)
         self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started
         if time.monotonic() - self._state_written > STATE_SECONDS:
             self._write_state(progress, "training")
         return progress
+
+    def _batches(self, progress: Progress, profiler: "StepProfiler | None") -> Generator[StepBatch]:
+        """What the following steps learn from."""
+        batches = self.loader.steps(progress.sequences)
+        return batches if profiler is None else profiler.watched(batches)
+
+    def _roll_back(self, sustained: Sustained, progress: Progress) -> Progress:
+        """Go back to before a spike that the run does not get over, and past the data read since."""
+        self.acts.enter("rolling back")
+        self.recorder.log(f"WARNING: step {progress.step}: {sustained.why}: rolling back")
+        back = roll_back(self.keeper, self.spikes, sustained, progress, earliest=self.course.warm_up.start)
+        for evaluation in self.evaluations:
+            evaluation.forget()
+        self.recorder.log(
+            f"rolled back from step {progress.step} to step {back.step}, roll-back {len(self.spikes.rollbacks)} of "
+            f"{self.config.run.max_rollbacks}: step {back.step + 1} continues after sequence {back.sequences:,}"
+        )
+        self._write_state(back, "rolled back")
+        return back
+
+    def _judge(self, step: int, result: StepResult, position: int) -> None:
+        """Record a step that is a spike, or not finite. Args: position: of the loader, before the step."""
+        if (spike := self.spikes.take(step, result)) is not None:
+            numbers = self.loader.numbers_at(position)
+            self.recorder.note(spike | {"position": position, "sequences": numbers, "time": time.time()})
+            self.recorder.log(describe(spike))
 
     def _step_profiler(self, progress: Progress) -> "StepProfiler | None":
         """What profiles the steps that section `profile` names; None where it names none that is to come."""

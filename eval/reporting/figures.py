@@ -15,6 +15,7 @@ from eval.reporting import drawing
 from eval.reporting.curves import smooth, thin_out
 from eval.reporting.drawing import BUCKETS, FLOPS, GREY, LOSS_AXES, STEPS, AxisKind, draw, short, style_of
 from eval.reporting.run_data import RunData
+from eval.reporting.spike_marks import mark_spikes
 from eval.reporting.time_spent import labels_of, time_spent
 
 PART_COLORS = {
@@ -106,6 +107,7 @@ def loss_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
         def paint(axes: Axes) -> None:
             loss_panel(axes, runs, axis)
             mark_restarts(axes, runs, axis)
+            mark_spikes(axes, runs, axis)
 
         return paint
 

@@ -42,6 +42,8 @@ class KeyFigures:
     memory_gib: float | None  # largest
     starts: int
     steps_done_again: int
+    steps_skipped: int  # as spikes, those that were rolled back included
+    rollbacks: int
     seconds: TimeSpent
 
     @property
@@ -96,6 +98,8 @@ def key_figures(run: RunData) -> KeyFigures:
         memory_gib=_over(np.max, run, "memory_gib"),
         starts=len(table.lives),
         steps_done_again=table.lost.steps,
+        steps_skipped=table.skips,
+        rollbacks=len(table.rollbacks),
         seconds=time_spent(table),
     )
 

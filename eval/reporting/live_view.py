@@ -192,6 +192,10 @@ def _evaluations(run: LiveRun) -> str:
         measured = run.table.of_kind(curve.figure)
         if curve is not VALIDATION and measured and (value := curve.value(measured[-1])) is not None:
             parts.append(f"{curve.label} {format_figure(value)}")
+    if run.table.skips:
+        parts.append(f"{run.table.skips:,} skipped")
+    if count := len(run.table.rollbacks):
+        parts.append(f"{count} roll-back{'s' if count > 1 else ''}")
     saves = run.table.of_kind("save_seconds")
     if saves:
         parts.append(f"saved at step {saves[-1]['step']:,}")

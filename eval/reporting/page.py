@@ -112,6 +112,8 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("peak memory of a process", _number(figures.memory_gib, ".2f", " GiB")),
         ("running", format_duration(seconds.total - seconds.stopped)),
         ("restarts", str(figures.starts - 1)),
+        ("steps skipped as spikes", str(figures.steps_skipped) if figures.steps_skipped else None),
+        ("roll-backs", str(figures.rollbacks) if figures.rollbacks else None),
     ]
     others = _others(figures, [label for label, _ in entries])
     return [(label, value) for label, value in entries if value is not None] + others

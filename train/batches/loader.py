@@ -87,6 +87,10 @@ class StepLoader:
         of_window = windows.reshape(plan.accumulation, plan.micro_batch)
         return StepBatch(inputs, targets, documents, of_window, targets.numel())
 
+    def numbers_at(self, sequences_consumed: int) -> list[int]:
+        """The numbers of all ranks' sequences in that step, sorted."""
+        return sorted(windows_at(sequences_consumed, self.plan.sequences, self.windows.count, self._seed).tolist())
+
     def _tensor(self, values: npt.NDArray[np.int64]) -> Tensor:
         tensor = torch.from_numpy(np.ascontiguousarray(values))
         return tensor.pin_memory() if self._pin_memory else tensor

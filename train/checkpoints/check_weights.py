@@ -24,7 +24,7 @@ def check_weights(ranks: Ranks, model: nn.Module) -> None:
 def check_replicas(ranks: Ranks, model: nn.Module) -> None:
     """Compare checksums (sums of the bits, as integers) of all parameters over ranks.
 
-    Raises ReplicasDiffer on all ranks, naming those that differ from rank 0.
+    Raises ReplicasDiffer on all ranks, naming those that differ from rank 0 and the first tensor that does.
     """
     if ranks.world_size == 1:
         return
@@ -32,4 +32,10 @@ def check_replicas(ranks: Ranks, model: nn.Module) -> None:
     everyone = ranks.gather(sums.tolist())
     others = [rank for rank, values in enumerate(everyone) if values != everyone[0]]
     if others:
-        raise ReplicasDiffer(f"the weights of ranks {others} differ from rank 0's: a faulty device or memory is likely")
+        names = [name for name, _ in model.named_parameters()]
+        values = zip(names, everyone[0], everyone[others[0]], strict=True)
+        first = next(name for name, ours, theirs in values if ours != theirs)
+        raise ReplicasDiffer(
+            f"the weights of ranks {others} differ from rank 0's, rank {others[0]}'s first in {first}: a faulty device "
+            "or memory is likely"
+        )

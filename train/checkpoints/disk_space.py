@@ -72,7 +72,7 @@ def _is_multiple(step: int, interval: int) -> bool:
 
 
 def check_space(
-    folder: Path, config: CheckpointConfig, *, first_step: int, max_steps: int, sizes: tuple[int, int]
+    folder: Path, config: CheckpointConfig, *, first_step: int, max_steps: int, sizes: tuple[int, int], more: int = 0
 ) -> None:
     """Compare a run's checkpoints with the free space of their disk; reserve the bytes of one, and free them again.
 
@@ -80,6 +80,7 @@ def check_space(
 
     Args:
         folder: of the checkpoints. sizes: bytes of a checkpoint, and of only its weights.
+        more: how many checkpoints beside those that retention keeps may be there for a while.
 
     Raises UserError naming the folder, the bytes needed and the bytes free.
     """
@@ -92,6 +93,7 @@ def check_space(
         checkpoint_bytes=sizes[0],
         weights_bytes=sizes[1],
     )
+    needed += more * sizes[0]
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     advice = "free some, lower checkpoint.keep_last, or give a --run.root on another disk"

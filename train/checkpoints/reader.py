@@ -62,6 +62,15 @@ def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.opt
     return Progress(manifest["step"], manifest["tokens"], manifest["sequences"])
 
 
+def load_loss_scale(scaler: torch.amp.GradScaler, manifest: CheckpointManifest, world_size: int) -> None:
+    """Continue with a checkpoint's loss scale, if it has one.
+
+    A backward's loss is scaled by the number of ranks as well: what fitted into fp16 must fit again.
+    """
+    if saved := manifest.get("scaler"):
+        scaler.load_state_dict({**saved, "scale": saved["scale"] * manifest["world_size"] / world_size})
+
+
 def _fill_optimizer(
     checkpoint: Path,
     manifest: CheckpointManifest,

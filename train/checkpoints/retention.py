@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,10 @@ from common.checkpoint_files import (
 )
 from common.curves import VALIDATION
 from common.measured import measured_alike, validation_of
-from common.publish import TEMPORARY_SUFFIX, fsync_file, publish_folder
+from common.publish import TEMPORARY_SUFFIX, fsync_file, fsync_folder, publish_folder
 from train.settings.sections import CheckpointConfig
+
+_PUBLISHED = re.compile(r"(?:step|weights)-([0-9]{8,})")
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,17 @@ class Checkpoint:
     validation: Mapping[str, Any] = field(default_factory=dict)
 
 
-def expendable(checkpoints: Sequence[Checkpoint], config: CheckpointConfig, never: int | None) -> set[int]:
+def expendable(
+    checkpoints: Sequence[Checkpoint], config: CheckpointConfig, never: int | None, suspected: Sequence[int] = ()
+) -> set[int]:
     """Steps of those that are due: neither among the newest, nor at a multiple, nor the best, nor `never` (resumed
-    from).
+    from), nor the newest from before a step that is `suspected` to start a spike.
 
     The best is chosen among losses that were measured as the newest one was.
     """
     newest = sorted((checkpoint.step for checkpoint in checkpoints), reverse=True)
     kept = {*newest[: config.keep_last], never}
+    kept.update(next((step for step in newest if step < first), None) for first in suspected)
     if config.keep_every_steps > 0:
         kept.update(step for step in newest if step % config.keep_every_steps == 0)
     measured = sorted((c for c in checkpoints if c.val_loss is not None), key=lambda checkpoint: checkpoint.step)
@@ -65,7 +71,9 @@ def read_checkpoint(step: int, path: Path) -> Checkpoint | None:
     return Checkpoint(step, loss if measured else None, validation_of(manifest))
 
 
-def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, resumed_from: Path | None) -> list[Path]:
+def set_aside_expendable(
+    folder: Path, config: CheckpointConfig, *, last: int, resumed_from: Path | None, suspected: Sequence[int] = ()
+) -> list[Path]:
     """Take the names of checkpoints that are due for deletion; return where they are now, for `delete` to remove later.
 
     An interrupted deletion leaves nothing that looks like a checkpoint. Weights that are kept for good, and of
@@ -74,6 +82,7 @@ def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, r
     Args:
         last: the step just saved. What is newer was skipped when the run was resumed, and is left alone.
         resumed_from: never deleted. It may be another run's, and gone by now.
+        suspected: first steps of spikes: what the run may be rolled back to is not deleted either.
     """
     found = {
         step: path for step, path in list_checkpoints(folder) if step <= last and (path / CHECKPOINT_MANIFEST).is_file()
@@ -82,7 +91,7 @@ def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, r
     kept = resumed_from and resumed_from.resolve()
     never = next((step for step, path in found.items() if path.resolve() == kept), None)
     aside = []
-    for step in sorted(expendable(checkpoints, config, never)):
+    for step in sorted(expendable(checkpoints, config, never, suspected)):
         every = config.weights_every_steps
         if every > 0 and step % every == 0 and not _weights_folder(found[step], step).exists():
             with contextlib.suppress(BadCheckpoint):  # one that has lost files has nothing to keep
@@ -90,6 +99,37 @@ def set_aside_expendable(folder: Path, config: CheckpointConfig, *, last: int, r
                 keep_weights(found[step], step)
         target = folder / f".{found[step].name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}"
         aside.append(found[step].rename(target))
+    return aside
+
+
+def set_aside_rolled_back(folder: Path, step: int, number: int) -> None:
+    """Take the names of all checkpoints, and weights kept for good, after a step that the run is rolled back to.
+
+    The newest comes first: a resume after a kill in between finds the newest of those that are left.
+
+    Args:
+        number: of the roll-back, which their new names have.
+    """
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _PUBLISHED.fullmatch(path.name))]
+    for after, path in sorted(found, reverse=True):
+        if after > step:
+            path.rename(path.with_name(f"{path.name}.rolled-back-{number}-{uuid.uuid4().hex[:8]}"))
+    fsync_folder(folder)
+
+
+def set_aside_passed(folder: Path, step: int) -> list[Path]:
+    """What roll-backs have moved aside up to a step that the run has reached again, renamed, for `delete`.
+
+    What is not whole is kept.
+    """
+    aside = []
+    for path in folder.glob("*.rolled-back-*"):
+        match = _PUBLISHED.fullmatch(path.name.partition(".")[0])
+        if match is None or int(match[1]) > step:
+            continue
+        with contextlib.suppress(BadCheckpoint):
+            verify_checkpoint(path, hashes=False)
+            aside.append(path.rename(path.with_name(f".{path.name}{TEMPORARY_SUFFIX}")))
     return aside
 
 

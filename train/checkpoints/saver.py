@@ -13,7 +13,7 @@ from common.checkpoint_files import BadCheckpoint
 from common.progress import format_bytes, format_duration
 from train.checkpoints.background_write import write_failure
 from train.checkpoints.check_weights import check_weights
-from train.checkpoints.retention import delete, keep_weights, set_aside_expendable
+from train.checkpoints.retention import delete, keep_weights, set_aside_expendable, set_aside_passed
 from train.checkpoints.writer import CheckpointWriter, Saved
 from train.errors import SaveFailed
 from train.progress import Progress
@@ -35,6 +35,7 @@ class CheckpointKeeper:
     resumed_from: Path | None
     scaler: torch.amp.GradScaler
     deletes: bool  # one rank's task
+    suspected: Callable[[], list[int]] = list  # steps before which a checkpoint may soon be needed
     patience: Callable[[], float] = lambda: 60.0  # seconds that a last save may take with all its tries
     retry_delays: Sequence[float] = RETRY_DELAYS  # between the tries of a last save
     last_saved: Saved | None = None
@@ -84,6 +85,15 @@ class CheckpointKeeper:
         if self.writer.pending_step is not None:
             self._finish(last_try=True, must_go_on=True)
         self._wait_for_deletion()
+
+    def settle_before(self, step: int) -> None:
+        """The run goes back behind `step`: publish a pending save from before it, and give up a later one."""
+        pending = self.writer.pending_step
+        if pending is not None and pending < step:
+            self._finish(last_try=True, must_go_on=True)
+        self.writer.discard()
+        self._wait_for_deletion()
+        self.last_saved = None
 
     def abandon(self) -> None:
         """Only this rank exits: leave a running save to be deleted by the next start."""
@@ -185,7 +195,10 @@ class CheckpointKeeper:
         try:
             if weights_every > 0 and saved.step % weights_every == 0:
                 keep_weights(saved.path, saved.step)
-            due = set_aside_expendable(self.folder, self.config, last=saved.step, resumed_from=self.resumed_from)
+            due = set_aside_passed(self.folder, saved.step)
+            due += set_aside_expendable(
+                self.folder, self.config, last=saved.step, resumed_from=self.resumed_from, suspected=self.suspected()
+            )
         except (OSError, BadCheckpoint) as error:
             why = write_failure(self.folder, error).message if isinstance(error, OSError) else error
             self.recorder.log(f"WARNING: {why}: old checkpoints are not deleted")

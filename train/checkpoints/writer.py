@@ -90,8 +90,8 @@ class CheckpointWriter:
         self._folder = folder
         self.ranks = ranks
         self.model = model
-        self._optimizer = optimizer
-        self._still_mine = still_mine
+        self.optimizer = optimizer
+        self.still_mine = still_mine
         self._sync_record = sync_record
         self._retry_delays = retry_delays
         self._mine = owned_by(ranks.rank, ranks.world_size, model)
@@ -121,7 +121,7 @@ class CheckpointWriter:
         # a name unique to this save, whoever else believes to own the run; the threads make the folder
         token = self.ranks.from_first(uuid.uuid4().hex[:8])
         folder = self._folder / f".{checkpoint_name(progress.step)}.{token}{TEMPORARY_SUFFIX}"
-        snapshot.take(share_of(self._mine, self.model, self._optimizer), self._buffers)
+        snapshot.take(share_of(self._mine, self.model, self.optimizer), self._buffers)
         suffix = f"{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
         files = {f"{kind}-{suffix}": tensors for kind, tensors in self._buffers.items()}
         writing = BackgroundSave(folder, files, self._retry_delays)
@@ -185,6 +185,18 @@ class CheckpointWriter:
         if self._pending is not None:
             self._pending.writing.abandon()
 
+    def discard(self) -> None:
+        """Give the pending save up and delete what of it is written. All ranks call."""
+        pending = self._pending
+        if pending is None:
+            return
+        pending.writing.abandon()
+        pending.writing.result()
+        self.ranks.barrier()  # nobody writes into it any more
+        if self.ranks.is_first:
+            shutil.rmtree(pending.temporary, ignore_errors=True)
+        self._pending = None
+
     def _publish(self, pending: _Pending, shares: list[ShareWritten]) -> Saved | WriteFailure | LockLost:
         """Manifest, then name, if the run is still ours. (Rank 0.)"""
         started = time.monotonic()
@@ -195,12 +207,12 @@ class CheckpointWriter:
         except OSError as error:
             return write_failure(Path(error.filename or self._folder.parent), error)
         try:
-            if not self._still_mine():
+            if not self.still_mine():
                 return LockLost(f"step {pending.step} is not published: {why_lost(self._folder.parent)}")
             if pending.hiccups and not pending.temporary.exists() and _holds(final, files):
                 fsync_folder(self._folder)  # the last try did rename it, though it failed
             else:
-                own = {**optimizer_facts(state_of(self._optimizer).name), "version": VERSION, "files": files}
+                own = {**optimizer_facts(state_of(self.optimizer).name), "version": VERSION, "files": files}
                 write_checkpoint_manifest(pending.temporary, {**own, **pending.facts})
                 _put_in_place(pending.temporary, final)
         except OSError as error:
@@ -217,7 +229,7 @@ class CheckpointWriter:
     def _explain(self, step: int, failure: WriteFailure) -> str:
         room = ""
         if failure.no_room:
-            needed, _ = checkpoint_bytes(self.model, self._optimizer)
+            needed, _ = checkpoint_bytes(self.model, self.optimizer)
             try:
                 room = f"; a checkpoint needs {needed:,} bytes, and {shutil.disk_usage(self._folder).free:,} are free"
             except OSError:

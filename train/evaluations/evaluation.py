@@ -97,6 +97,9 @@ class Evaluation:
         """Measure and record. (All ranks call.)"""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """The run has gone back: what was measured is of weights that are no more."""
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint's manifest records of it."""
         return {}

@@ -50,6 +50,9 @@ class Validation(Evaluation):
             "val_document_mask": self._split_documents_at is not None,
         }
 
+    def forget(self) -> None:
+        self.latest = self.latest_step = None
+
     def facts(self) -> dict[str, Any]:
         """The latest loss, the step it was measured at and on what, for a checkpoint's manifest."""
         return {"val_loss": self.latest, "val_step": self.latest_step, **self.measured_on}

@@ -31,6 +31,12 @@ class Verdict(IntEnum):
     LEARNED = 0
     OVERFLOW = 1  # fp16's loss scale was too high: no update, and the scale has been lowered
     BEYOND_LIMITS = 2  # loss or gradient norm: no update
+    NON_FINITE = 3  # loss or gradient norm is NaN or inf: no update
+
+    @property
+    def skips(self) -> bool:
+        """Whether the step was skipped for its loss or gradient norm, and has changed nothing, fp16's scale neither."""
+        return self in (Verdict.BEYOND_LIMITS, Verdict.NON_FINITE)
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,17 @@ class Stepper:
         grad_clip: float,
         seed: int,
         limits: Limits = Limits(),
+        skip_nonfinite: bool = False,
         on_act: Callable[[str], None] = lambda act: None,
         watcher: UpdateWatcher | None = None,
     ) -> None:
-        """Args: on_act: called at the start of each part of a step, which a rank that hangs is named by."""
+        """Made on every rank.
+
+        Args:
+            limits: of the first step; each later one has those that `limits` holds by then, the same on all ranks.
+            skip_nonfinite: skip a step whose loss or gradient norm is NaN or inf, rather than raise.
+            on_act: called at the start of each part of a step, which a rank that hangs is named by.
+        """
         self._parallel = parallel
         self._optimizer = optimizer
         self._ranks = ranks
@@ -90,7 +103,8 @@ class Stepper:
         self._dtype = dtype
         self._grad_clip = grad_clip or math.inf
         self._seed = seed
-        self._limits = limits
+        self.limits = limits
+        self._skip_nonfinite = skip_nonfinite
         self._on_act = on_act
         self._watcher = watcher
         self.compute_timer = ComputeTimer(ranks.device)
@@ -105,8 +119,8 @@ class Stepper:
     def __call__(self, batch: StepBatch, step: int) -> StepResult:
         """Learn from one step's batch.
 
-        Raises NonFiniteLoss on all ranks, with the parameters untouched. An fp16 overflow counts too once the loss
-        scale has been halved down to 1.
+        Raises NonFiniteLoss on all ranks, with the parameters untouched, unless such steps are skipped. An fp16
+        overflow counts too once the loss scale has been halved down to 1.
         """
         # Count the targets of all ranks, before the first backward: their number weighs every loss.
         self._on_act("count of targets")
@@ -130,7 +144,7 @@ class Stepper:
 
         # Judge loss and norm on the device; both are the same on all ranks.
         loss = self._ranks.sum_tensor(loss_sum.to(self._summed)) / target_count  # ()
-        within = (loss <= self._limits.loss) & (norm <= self._limits.grad_norm)
+        within = (loss <= self.limits.loss) & (norm.to(self._summed) <= self.limits.grad_norm)
         self._refused = 1.0 - (within & torch.isfinite(loss) & torch.isfinite(norm)).float()  # ()
         report = torch.stack([loss, norm.to(self._summed), self._refused.to(self._summed)])  # (3,)
 
@@ -143,7 +157,7 @@ class Stepper:
         result = result or self._read(report, batch, step, loss_sum)
         if self._watcher is not None:
             self._watcher.after_update(step)
-        self.scaler.update()
+        self._update_scale(result.verdict)
         self._parallel.zero_grad(self._optimizer, accumulating=self._plan.accumulation > 1)
         return result
 
@@ -214,6 +228,13 @@ class Stepper:
         found = self._refused if overflow is None else torch.maximum(overflow, self._refused)
         optimizer.found_inf = found  # type: ignore[attr-defined]
 
+    def _update_scale(self, verdict: Verdict) -> None:
+        """Let fp16's loss scale follow the step; one that was skipped is no sign of anything."""
+        before = self.scaler.state_dict() if verdict.skips else {}
+        self.scaler.update()
+        if before:
+            self.scaler.load_state_dict(before)
+
     def _read(self, report: Tensor, batch: StepBatch, step: int, loss_sum: Tensor) -> StepResult:
         """The step's report on the host. Raises NonFiniteLoss."""
         loss, norm, refused = report.tolist()
@@ -223,6 +244,8 @@ class Stepper:
             return StepResult(loss, norm, Verdict.BEYOND_LIMITS)
         if self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > SMALLEST_LOSS_SCALE:
             return StepResult(loss, norm, Verdict.OVERFLOW)
+        if self._skip_nonfinite:
+            return StepResult(loss, norm, Verdict.NON_FINITE)
         raise NonFiniteLoss(self._describe(batch, step, loss, norm, loss_sum.item()))
 
     def _seed_dropout(self, step: int, accumulation_index: int) -> None:

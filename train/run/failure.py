@@ -19,14 +19,14 @@ from common.plain_text import one_line
 from common.processes import node_name
 from common.run_folder import Failure, RunFolder
 from model.ranks import Ranks
-from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed
+from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed, TooManySpikes
 from train.run.heartbeat import silent_ranks, vanished_ranks
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.state import UNCERTAIN, RunState
 from train.run.suspect import node_of
 
-SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer)  # a traceback would hide their message
+SELF_EXPLAINING = (NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, TooManySpikes)  # better without traceback
 PEER_IS_GONE = re.compile(r"gloo|closed by peer|reset by peer|broken pipe|socket|nccl.*(remote|abort|timeout)", re.I)
 # what CUDA and HIP call a device that has failed, which no other program can make them say
 GPU_IS_LOST = re.compile(

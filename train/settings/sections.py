@@ -358,6 +358,15 @@ class RunConfig:
             never answers), auto (slurm inside a Slurm job, else none) or null.
         deadline_margin_seconds: start to stop at least so long before; more where steps, validations and saves so far
             have taken longer.
+        on_nonfinite: what a step whose loss or gradient norm is NaN or inf means: stop the run before the update, or
+            skip the step.
+        on_spike: what a step means whose loss or gradient norm lies far above those of the last 128 steps: record it
+            (and learn from it), skip it, or skip it and roll the run back to a checkpoint from before it, past the
+            data, if the run does not get over it.
+        max_skips: how many of the last 128 steps may be skipped; one more stops the run, or rolls it back.
+        max_rollbacks: how often the run may be rolled back before it stops.
+        check_replicas_every_steps: compare the weights of all ranks after every so many steps, beside each save; 0
+            only at saves.
         record_diff: keep the uncommitted changes of the sources in provenance.json, credentials masked.
         lock_patience_seconds: how long the lock of a trainer on another machine must go without a renewal before that
             trainer is taken for dead. One on the same machine is looked for, without any wait.
@@ -377,6 +386,11 @@ class RunConfig:
     deadline: str | None = "auto"
     deadline_margin_seconds: float = 60.0
     lock_patience_seconds: float = 60.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_spike: Literal["record", "skip", "rollback"] = "record"
+    max_skips: int = 8
+    max_rollbacks: int = 3
+    check_replicas_every_steps: int = 0
     record_diff: bool = True
 
     def __post_init__(self) -> None:
@@ -399,6 +413,8 @@ class RunConfig:
             raise ValueError(
                 f"run.hang_limit_seconds is {self.hang_limit_seconds}: give at least {self.hang_seconds or 1}"
             )
+        if min(self.max_skips, self.max_rollbacks, self.check_replicas_every_steps) < 0:
+            raise ValueError("run.max_skips, run.max_rollbacks and run.check_replicas_every_steps must not be negative")
         if self.collective_timeout_seconds <= 0 or self.lock_patience_seconds <= 0:
             raise ValueError("run.collective_timeout_seconds and run.lock_patience_seconds must be positive")
 

@@ -39,6 +39,7 @@ def build_keeper(
         resumed_from=plan.checkpoint,
         scaler=scaler,
         deletes=run.ranks.is_first,
+        suspected=plan.spikes.suspected,
         patience=run.margin.seconds,
     )
 

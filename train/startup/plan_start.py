@@ -21,6 +21,7 @@ from train.optimization.optimizer import declared_state
 from train.optimization.optimizer_name import optimizer_name
 from train.progress import Progress
 from train.run.machines import describe_rank
+from train.run.spikes import Spikes
 from train.run.state import RunState
 from train.settings.command_line import as_dict
 from train.settings.sections import Config
@@ -41,6 +42,7 @@ class StartPlan:
         progress: how far the run has come.
         missing: what was due at `progress` and is not recorded.
         notes: for the log: what was skipped, and what has changed.
+        spikes: the judgement on losses and gradient norms, as the checkpoint records it.
     """
 
     config: Config
@@ -55,6 +57,7 @@ class StartPlan:
     state: RunState
     passed_over: list[str]
     notes: list[str]
+    spikes: Spikes
 
     @property
     def dtype(self) -> Dtype:
@@ -110,9 +113,25 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     if manifest and manifest.get("weights_only"):
         notes.append(f"a new optimizer ({config.optim.kind}): {checkpoint} holds only weights")
     notes += [*course.lines, *read_anew]
+    spikes = plan_spikes(config, tokens.identity, course)
+    if manifest and (line := spikes.resume(manifest, own=own)):
+        notes.append(line)
     return StartPlan(
-        config, reasons, checkpoint, manifest, batch, course, progress, missing, machines, state, passed_over, notes
-    )
+        config, reasons, checkpoint, manifest, batch, course, progress, missing, machines, state, passed_over, notes,
+        spikes,
+    )  # fmt: skip
+
+
+def plan_spikes(config: Config, data_identity: str, course: ResumedCourse) -> Spikes:
+    """The judgement on this run's steps, without any so far."""
+    measured_in = {
+        "data_identity": data_identity,
+        "block_size": config.model.block_size,
+        "tokens_per_step": config.batch.tokens_per_step,
+        "warm_up_start": course.course.warm_up.start,
+    }
+    run = config.run
+    return Spikes(run.on_spike, run.max_skips, run.max_rollbacks, measured_in)
 
 
 def check_files(request: Request, config: Config, checkpoint: Path | None) -> None:
