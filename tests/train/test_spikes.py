@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,15 @@ def test_a_loss_that_stays_above_its_trend_is_sustained() -> None:
     assert spikes.sustained(300) is None and spikes.suspected() == []
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other over a model of this size take longer than the model."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Bench:
     """A model and what its steps need, on one rank."""
 
@@ -158,6 +168,7 @@ class Bench:
         return found
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("dtype", "fused"), [("fp32", True), ("fp32", False), ("fp16", True), ("fp16", False)])
 def test_a_skipped_step_leaves_everything_as_it_was(data: Path, dtype: Dtype, fused: bool) -> None:
     bench = Bench(data, dtype, fused=fused)
@@ -181,6 +192,7 @@ def test_a_skipped_step_leaves_everything_as_it_was(data: Path, dtype: Dtype, fu
     assert bench.optimizer.state[bench.model.wte.weight]["step"] == 3
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_with_skips_garbage_costs_next_to_nothing(tmp_path: Path) -> None:
     """Twenty runs of which some steps read garbage, and one of which none does; they share the first 134 steps."""
     clean = tmp_path / "clean"
