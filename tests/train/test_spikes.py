@@ -37,6 +37,7 @@ from train.settings.sections import OptimConfig
 
 SEQUENCES, BLOCK, SEED = 24, 8, 3
 CONFIG = ModelConfig(vocab_size=VOCABULARY, block_size=BLOCK, n_layer=1, n_head=1, n_embd=16, mlp_hidden=32)
+OPTIM = OptimConfig(lr=2e-2)
 GARBAGE = (140, 148, 151, 152, 153)
 YAML = """
 model: {block_size: 8, n_layer: 1, n_head: 1, n_embd: 16, mlp_hidden: 32}
@@ -145,11 +146,11 @@ def one_thread() -> Iterator[None]:
 class Bench:
     """A model and what its steps need, on one rank."""
 
-    def __init__(self, data: Path, dtype: Dtype = "fp32", *, fused: bool = True, micro_batch: int = SEQUENCES) -> None:
+    def __init__(self, data: Path, dtype: Dtype = "fp32", optim: OptimConfig = OPTIM) -> None:
         self.ranks, self.model = start_ranks("cpu"), GPT(CONFIG)
-        plan = plan_batch(SEQUENCES * BLOCK, BLOCK, micro_batch, 1)
+        plan = plan_batch(SEQUENCES * BLOCK, BLOCK, SEQUENCES, 1)
         initialise(self.model, SEED)
-        self.optimizer = build_optimizer(self.model, OptimConfig(lr=2e-2, fused=fused))
+        self.optimizer = build_optimizer(self.model, optim)
         self.stepper = Stepper(
             Parallel(self.model, self.ranks), self.optimizer, self.ranks, plan, LanguageModelling(),
             dtype=dtype, grad_clip=1.0, seed=SEED, skip_nonfinite=True,
@@ -169,9 +170,10 @@ class Bench:
 
 
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(("dtype", "fused"), [("fp32", True), ("fp32", False), ("fp16", True), ("fp16", False)])
-def test_a_skipped_step_leaves_everything_as_it_was(data: Path, dtype: Dtype, fused: bool) -> None:
-    bench = Bench(data, dtype, fused=fused)
+@pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(fused=False), OptimConfig(kind="muon")])
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_a_skipped_step_leaves_everything_as_it_was(data: Path, dtype: Dtype, optim: OptimConfig) -> None:
+    bench = Bench(data, dtype, optim)
     bench.stepper.scaler.load_state_dict(bench.stepper.scaler.state_dict() | {"scale": 64.0})
     assert [bench.step(step).verdict for step in (1, 2)] == [Verdict.LEARNED] * 2
     before = bench.state()
