@@ -30,7 +30,7 @@ from common.metrics_file import read_records, record_kind
 from common.publish import write_json_whole
 from common.run_folder import RunFolder
 from train.optimization.step import StepResult, Verdict
-from train.optimization.trend import LEAST_NORM_SPREAD, LENGTH, OUTLIER, RAISED, Level, Trend
+from train.optimization.trend import LEAST_NORM_SPREAD, LENGTH, NORM_OUTLIER, OUTLIER, RAISED, Level, Trend
 from train.run.spikes import Spikes
 
 CONFIG = {
@@ -79,7 +79,7 @@ RUNS = {
     "gpt-small-batch": NormalRun(
         6_000,
         ("--batch.tokens_per_step=128", "--batch.micro_batch=4", "--model.dropout=0.1", "--optim.lr=3e-3",
-         "--schedule.kind=constant", "--run.seed=3"),
+         "--schedule.kind=constant", "--run.seed=4"),
         (Part(30), Part(60), Part(100, AGAIN)),
     ),
 }  # fmt: skip
@@ -165,7 +165,7 @@ def judge(folder: RunFolder) -> dict[str, Any]:
         "sustained": sustained,
         "nearest_loss_in_spreads": round(nearest["loss"], 2),
         "nearest_grad_norm_in_spreads": round(nearest["grad_norm"], 2),
-        "spike_in_spreads": OUTLIER,
+        "spike_in_spreads": [OUTLIER, NORM_OUTLIER],
         "most_steps_in_a_row_above_trend": longest,
     }
 

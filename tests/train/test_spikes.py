@@ -31,7 +31,7 @@ from train.objectives.language_modelling import LanguageModelling
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
 from train.optimization.step import Limits, Stepper, StepResult, Verdict
-from train.optimization.trend import LENGTH, OF_NORMAL, OUTLIER, RAISED, Trend
+from train.optimization.trend import LENGTH, NORM_OUTLIER, OF_NORMAL, OUTLIER, RAISED, Trend
 from train.run.spikes import SUSTAINED, WINDOW, Spikes
 from train.settings.sections import OptimConfig
 
@@ -83,7 +83,7 @@ def test_limits_are_median_and_spread_of_the_last_accepted_steps() -> None:
     assert trend.raised_above == pytest.approx(np.median(losses) + RAISED * spread, rel=1e-12)
     norms = np.log(norms)
     spread = OF_NORMAL * np.median(np.abs(norms - np.median(norms)))
-    assert trend.limits.grad_norm == pytest.approx(math.exp(np.median(norms) + OUTLIER * spread), rel=1e-12)
+    assert trend.limits.grad_norm == pytest.approx(math.exp(np.median(norms) + NORM_OUTLIER * spread), rel=1e-12)
 
 
 def test_what_is_not_finite_or_was_skipped_is_no_part_of_the_trend() -> None:

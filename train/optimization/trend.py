@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from train.optimization.step import Limits
 
 LENGTH = 128  # accepted steps that make a trend; with fewer there is none
-OUTLIER = 10.0  # spreads above the median: a spike
+OUTLIER = 10.0  # spreads of the loss above its median: a spike
+NORM_OUTLIER = 20.0  # spreads of the gradient norm's logarithm, whose tail is heavier
 RAISED = 3.0  # spreads above the median: a loss above its trend
 OF_NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 LEAST_LOSS_SPREAD = 0.005  # of the median loss
-LEAST_NORM_SPREAD = 0.05  # of the logarithm of the gradient norm
+LEAST_NORM_SPREAD = 0.1  # of the logarithm of the gradient norm
 SMALLEST_NORM = 1e-30  # has a logarithm
 
 
@@ -66,7 +67,7 @@ class Trend:
                 loss = Level.of((loss for loss, _ in self.steps), 0.0)
                 loss = Level(loss.median, max(loss.spread, LEAST_LOSS_SPREAD * abs(loss.median)))
                 norm = Level.of((math.log(max(norm, SMALLEST_NORM)) for _, norm in self.steps), LEAST_NORM_SPREAD)
-                self._limits = Limits(loss.above(OUTLIER), math.exp(min(norm.above(OUTLIER), 700.0)))
+                self._limits = Limits(loss.above(OUTLIER), math.exp(min(norm.above(NORM_OUTLIER), 700.0)))
                 self._raised_above = loss.above(RAISED)
         return self._limits
 
