@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from common.run_folder import RunFolder
 from slurm.controller import fields
+from slurm.findings import culprits, remember
 from slurm.history import (
     FRUITLESS_LIMIT,
     StartId,
@@ -26,7 +27,6 @@ from slurm.spare_nodes import LeftOut, choose, parse_nodes
 
 Action = Literal["finished", "stopped", "requeue", "leave", "failed"]
 RECOVERABLE = ("lost_rank", "lost_gpu", "storage", "hung")
-NODE_AT_FAULT = ("hung", "lost_gpu")  # failures that the next start may meet again on the same node
 EXIT_STATUS: dict[Action, int] = {"finished": 0, "stopped": 0, "requeue": 75, "leave": 143, "failed": 1}
 
 
@@ -113,15 +113,6 @@ def is_newer_than_start(folder: RunFolder, start: StartId) -> bool:
     return bool(start.job_id) or not begun or folder.state.stat().st_mtime >= begun[-1]
 
 
-def culprits(state: dict[str, Any], nodes: list[str]) -> list[str]:
-    """The node on account of which the run has failed, if it is one of the job's.
-
-    Where the trainers did not know Slurm's name for it they have written its host name.
-    """
-    name = str(state.get("culprit_node", "")) if state.get("failure") in NODE_AT_FAULT else ""
-    return [node for node in nodes if node in (name, name.split(".")[0])][:1]
-
-
 def decide_for(
     folder: RunFolder, job_record: str, *, asked: bool, told: bool, exit_status: int, cluster: str = ""
 ) -> Decision:
@@ -150,13 +141,26 @@ def decide_for(
             fruitless_limit=fruitless_limit(),
         )
     )
+    wanted = _remember(folder, start, state if own and state else {}, expand(job.get("NodeList", "")))
     if decision.action == "requeue":
-        wanted = culprits(state or {}, expand(job.get("NodeList", ""))) if own else []
         before = nodes_left_out(read_starts(folder), start.job_id)
         decision = replace(decision, left_out=choose(wanted, before, job, parse_nodes(cluster)))
     left_out = list(decision.left_out.nodes)
     try:
         append_end(folder, start, decision.action, decision.reason, pre_empted=pre_empted, left_out=left_out)
     except OSError as error:  # a full disk must not cost the job its next start, which may find space
-        print(f"warning: {starts_file(folder)} can't be written: {error.strerror}", file=sys.stderr)
+        _warn(folder, error)
     return decision
+
+
+def _remember(folder: RunFolder, start: StartId, state: dict[str, Any], nodes: list[str]) -> list[str]:
+    """As `findings.remember`, also on a full disk: then what this start has found is not forgotten for this once."""
+    try:
+        return remember(folder, start, state, nodes)
+    except OSError as error:
+        _warn(folder, error)
+        return culprits(state, nodes)
+
+
+def _warn(folder: RunFolder, error: OSError) -> None:
+    print(f"warning: {starts_file(folder)} can't be written: {error.strerror}", file=sys.stderr)

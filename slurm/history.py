@@ -89,6 +89,17 @@ def nodes_left_out(records: list[dict[str, Any]], job_id: str) -> list[str]:
     return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
 
 
+def append_finding(
+    folder: RunFolder, start: StartId, node: str, what: str, detail: str, *, at: float | None = None
+) -> None:
+    """Record that something is wrong with a node (`slurm/findings.py`).
+
+    Args: start: in which that was seen. at: when, in seconds since the epoch; None: now.
+    """
+    values = {"kind": "finding", "node": node, "what": what, "detail": detail}
+    _append(folder, start, values | ({} if at is None else {"time": at}))
+
+
 def append_submission(folder: RunFolder, job_id: str) -> None:
     """Record that a job was submitted for the run."""
     _append(folder, StartId(job_id, 0), {"kind": "submission"})

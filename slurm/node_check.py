@@ -5,6 +5,7 @@ folder and in the data's. A node that stays silent is named. Other callers are r
 that it has drawn, and each node proves with it, and with its report, that it knows the start's secret.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -17,14 +18,17 @@ from pathlib import Path
 
 from common.addresses import listen_at
 from common.errors import UserError
+from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
 from model.rank_environment import given_gpus
+from slurm.history import StartId, append_finding
 from slurm.start_info import Beginning, read_mark
 
 PATIENCE_SECONDS = 30.0  # a network file system may show a new file this late
 LOOK_SECONDS = 0.2
 TALK_SECONDS = 5.0  # for one side to send to the other
 CHALLENGE_BYTES = 32
+NO_GPU = "can't train: "
 
 
 def complaint(beginning: Beginning, patience_seconds: float) -> str:
@@ -56,7 +60,8 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
 
     Raises UserError naming the nodes that did not connect, or a node's complaint.
     """
-    missing, complaints = set(nodes[1:]), [f"{nodes[0]} {wrong}"] if wrong else []
+    missing = set(nodes[1:])
+    complaints = {nodes[0]: wrong} if wrong else {}
     until = time.monotonic() + patience_seconds
     with listen_at(beginning.head, beginning.port, backlog=len(nodes)) as server:
         while missing and (left := until - time.monotonic()) > 0:
@@ -70,7 +75,7 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
                 continue  # from someone else
             missing.discard(node)
             if wrong:
-                complaints.append(f"{node} {wrong}")
+                complaints[node] = wrong
     if missing and not complaints:
         names = ",".join(sorted(missing))
         raise UserError(
@@ -78,7 +83,17 @@ def wait_for_all(beginning: Beginning, nodes: list[str], patience_seconds: float
             f"{patience_seconds:.0f} s: check the network between them, or submit with --exclude={names}"
         )
     if complaints:
-        raise UserError("; ".join(complaints))
+        note_lost_gpus(RunFolder(Path(beginning.run_folder)), complaints, nodes)
+        raise UserError("; ".join(f"{node} {wrong}" for node, wrong in complaints.items()))
+
+
+def note_lost_gpus(folder: RunFolder, complaints: Mapping[str, str], nodes: list[str]) -> None:
+    """Remember the nodes whose GPUs are missing, unless that is so on all of them: then PyTorch is a build without."""
+    lost = {node: wrong for node, wrong in complaints.items() if wrong.startswith(NO_GPU)}
+    if len(lost) < len(nodes):
+        for node, wrong in lost.items():
+            with contextlib.suppress(OSError):  # the job ends all the same, with the line
+                append_finding(folder, StartId.of_environment(), node, "lost_gpu", wrong)
 
 
 def call_head(beginning: Beginning, node: str, patience_seconds: float, wrong: str = "") -> None:
@@ -161,4 +176,4 @@ def missing_gpus(beginning: Beginning, environment: Mapping[str, str]) -> str:
     from model.devices import lost_gpus
 
     lost = lost_gpus(environment)
-    return f"can't train: {lost}" if lost else ""
+    return f"{NO_GPU}{lost}" if lost else ""

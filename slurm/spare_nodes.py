@@ -73,16 +73,17 @@ def choose(wanted: Iterable[str], before: Iterable[str], job: Mapping[str, str],
     now = expand(job.get("ExcNodeList", ""))
     own = [name for name in now if name not in set(before)]
     chosen: list[str] = []
-    complaint = ""
+    complaints = []
+    known = {node.name for node in nodes}
     for name in dict.fromkeys(wanted):
-        if name in own:
+        if name in own or (nodes and name not in known):  # of another partition: Slurm might not know it any more
             continue
-        if complaint := _objection([*own, *chosen, name], len(chosen), job, nodes):
-            complaint = f"{name} can't be left out: {complaint}"
-            break
-        chosen.append(name)
+        if objection := _objection([*own, *chosen, name], len(chosen), job, nodes):
+            complaints.append(f"{name} can't be left out: {objection}")
+        else:
+            chosen.append(name)
     excluded = [*own, *chosen]
-    return LeftOut(tuple(chosen), None if set(excluded) == set(now) else ",".join(excluded), complaint)
+    return LeftOut(tuple(chosen), None if set(excluded) == set(now) else ",".join(excluded), "; ".join(complaints))
 
 
 def _objection(excluded: list[str], chosen: int, job: Mapping[str, str], nodes: list[Node]) -> str:

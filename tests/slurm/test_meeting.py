@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from common.addresses import listen_at
 from common.errors import UserError
+from common.run_folder import RunFolder
 from slurm import rendezvous
-from slurm.history import StartId
+from slurm.history import StartId, read_starts
 from slurm.job_start import begin
 from slurm.node_check import CHALLENGE_BYTES, _hear, _report, check_nodes
 from slurm.rendezvous import choose_port, ephemeral_ports, head_address, interface_to, port_range
@@ -124,6 +125,8 @@ def test_a_node_whose_gpus_have_gone_is_named(beginning: Beginning, monkeypatch)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 7)
     said = check([beginning, on_cpu])
     assert said[0].startswith("n0 can't train: PyTorch sees 7 of the 8 GPUs on ")
+    findings = [record for record in read_starts(RunFolder(Path(beginning.run_folder))) if record["kind"] == "finding"]
+    assert {(record["node"], record["what"]) for record in findings} == {("n0", "lost_gpu")}, "not where all lack some"
 
 
 def test_a_node_with_other_shards_is_named(beginning: Beginning, tmp_path: Path):

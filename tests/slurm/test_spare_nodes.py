@@ -69,7 +69,7 @@ def test_what_an_earlier_requeue_left_out_comes_back():
     nodes = parse_nodes(FOUR)
     assert choose([], ["n2"], job, nodes) == LeftOut((), "n9")
     assert choose(["n3", "n2"], ["n2"], job, nodes).nodes == ("n3", "n2")
-    assert choose(["n2"], ["n2"], job, nodes) == LeftOut(("n2",))  # Slurm has it already
+    assert choose(["n2", "gone"], ["n2"], job, nodes) == LeftOut(("n2",))  # Slurm has it already, and knows no other
 
 
 @given(
