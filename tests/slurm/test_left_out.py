@@ -53,13 +53,13 @@ def test_a_node_that_looks_sick_twice_and_a_frozen_rank_s_are_left_out(large_ben
     variables = {"LONGHAUL_LAUNCH": "srun", "LONGHAUL_PYTHON": lying_python(large_bench, sick)}
     job = large_bench.submit("sick", *patience, sbatch=("--ntasks-per-node=1",), **variables)
     for start in range(2):
-        job.wait_for_step(start + 1, start=start)
+        job.wait_for_step(job.step() + 1, start=start)
         large_bench.cluster.ask("scancel", "--signal=USR1", job.id)
         job.wait_for_restart(start + 1)
-    job.wait_for_step(3, start=2)
+    job.wait_for_step(job.step() + 1, start=2)
     job.signal_rank(1, signal.SIGSTOP)
     job.wait_for_restart(3)
-    job.wait_for_step(3, start=3)
+    job.wait_for_step(job.step() + 1, start=3)
     job.run.stop_file.touch()
     job.wait_for_state("COMPLETED")
 
