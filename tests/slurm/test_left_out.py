@@ -50,8 +50,9 @@ def test_a_node_that_looks_sick_twice_and_a_frozen_rank_s_are_left_out(large_ben
     """One job: a start that may be chance, a second that is not, then one that hangs on another node."""
     first, sick, third, fourth = large_bench.cluster.nodes
     patience = ["--run.hang_seconds=5", "--run.hang_limit_seconds=13"]
-    variables = {"LONGHAUL_LAUNCH": "srun", "LONGHAUL_PYTHON": lying_python(large_bench, sick)}
-    job = large_bench.submit("sick", *patience, sbatch=("--ntasks-per-node=1",), **variables)
+    python = lying_python(large_bench, sick)
+    one_task = ("--ntasks-per-node=1",)
+    job = large_bench.submit("sick", *patience, sbatch=one_task, LONGHAUL_LAUNCH="srun", LONGHAUL_PYTHON=python)
     for start in range(2):
         job.wait_for_step(job.step() + 1, start=start)
         large_bench.cluster.ask("scancel", "--signal=USR1", job.id)
