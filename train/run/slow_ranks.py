@@ -10,8 +10,9 @@ from model.ranks import Ranks
 from train.run.recorder import Recorder
 
 WINDOW_STEPS = 10
-SLOWER = 1.15  # times the lower median of all ranks
-WINDOWS = 4  # in a row, each with one median a rank, before a rank is named
+SLOWER = 1.15  # times the lower median of all ranks, by the median of a window
+SLOWER_SHARE = 0.8  # of a window's steps in which it must take longer: busy cores delay now one rank, now another
+WINDOWS = 4  # in a row before a rank is named
 RECORD_STEPS = 100  # from one record of all ranks to the next
 
 
@@ -34,14 +35,15 @@ class SlowRanks:
         self._seconds.append(seconds)
         if step % WINDOW_STEPS:
             return
-        mine = np.array([np.median(self._seconds)])
+        mine = np.array(self._seconds)
         self._seconds.clear()
-        self._compare(step, np.concatenate(self._ranks.gather_array(mine)))
+        self._compare(step, np.stack(self._ranks.gather_array(mine)))
 
-    def _compare(self, step: int, seconds: npt.NDArray[np.float64]) -> None:
-        """Args: seconds: (ranks,) of the window."""
+    def _compare(self, step: int, window: npt.NDArray[np.float64]) -> None:
+        """Args: window: (ranks, steps), seconds of each step."""
+        seconds = np.median(window, axis=1)  # (ranks,)
         times = times_the_median(seconds)
-        self._slow_for = np.where(times > SLOWER, self._slow_for + 1, 0)
+        self._slow_for = np.where(is_slow(window), self._slow_for + 1, 0)
         slow = {int(rank) for rank in np.flatnonzero(self._slow_for >= WINDOWS)}
         for rank in sorted(slow - self._named):
             self._recorder.log(
@@ -55,9 +57,20 @@ class SlowRanks:
         self._named = slow
 
 
+def is_slow(window: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which ranks were slow in a window (ranks, steps), as a whole and in most of its steps: (ranks,)."""
+    slower_steps = np.mean(window > _lower_median(window), axis=1)  # (ranks,)
+    return (times_the_median(np.median(window, axis=1)) > SLOWER) & (slower_steps >= SLOWER_SHARE)
+
+
 def times_the_median(seconds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Each rank's time over the lower median of all, which with two ranks is the faster one's: (ranks,)."""
-    return seconds / max(float(np.sort(seconds)[(len(seconds) - 1) // 2]), 1e-9)
+    return seconds / np.maximum(_lower_median(seconds), 1e-9)
+
+
+def _lower_median(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Over the first dimension, which is that of ranks."""
+    return np.asarray(np.sort(values, axis=0)[(len(values) - 1) // 2])
 
 
 def record(step: int, seconds: npt.NDArray[np.float64], slow: set[int]) -> dict[str, Any]:
