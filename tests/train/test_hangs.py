@@ -31,6 +31,7 @@ PLACES: dict[str, tuple[str, str, int]] = {
     "validating": ("train.evaluations.validation:Validation", "measure", 1),
     "saving": ("train.checkpoints.saver:CheckpointKeeper", "save", 1),
 }
+AT_THE_END = ("train.run.recorder:Recorder", "close", 0)  # of `Trainer.finish`: rank 0 has written `state` by then
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stop_in(place: str, stopped: int, stop: Callable[[], None], arguments: list[str], last_grace: float = 60.0) -> None:
     """Train as a rank; `stopped` calls `stop` once, in the function that `PLACES` names."""
-    owner, name, call = PLACES[place]
+    owner, name, call = PLACES.get(place, AT_THE_END)
     module, _, kind = owner.partition(":")
     holder: Any = getattr(importlib.import_module(module), kind)
     original, calls = getattr(holder, name), 0
@@ -90,6 +91,8 @@ def test_a_frozen_rank_is_named_in_every_phase_and_the_run_continues_when_it_doe
         arguments = tiny_arguments(tmp_path, data, f"run-{number}", "--run.hang_seconds=5")
         function = partial(stop_in, place, number % 2, freeze)
         groups[place] = RankGroup(2, tmp_path / place.replace(" ", "-"), function, arguments)
+    arguments = tiny_arguments(tmp_path, data, "at-the-end", "--run.hang_seconds=5", "--run.max_steps=2")
+    last = RankGroup(2, tmp_path / "at-the-end", partial(stop_in, "at the end", 1, freeze), arguments)
     for number, (place, group) in enumerate(groups.items()):
         run, rank = run_of(tmp_path, f"run-{number}"), number % 2
         words = wait_for(partial(suspect_of, run), group)
@@ -104,6 +107,13 @@ def test_a_frozen_rank_is_named_in_every_phase_and_the_run_continues_when_it_doe
         assert (run.read_state() or {})["status"] == "done"
         assert "suspect" not in (run.read_state() or {})
         assert list(run.path.glob("ranks/*.stacks")) == []
+
+    ended = run_of(tmp_path, "at-the-end")  # all is saved, and rank 0 only waits to leave
+    wait_for(lambda: ended.log.exists() and "waits for: rank 1 on " in ended.log.read_text(encoding="utf-8"), last)
+    assert (ended.read_state() or {})["status"] == "done"
+    os.kill(last.processes[1].pid or 0, signal.SIGCONT)
+    assert last.join() == [0, 0]
+    assert (ended.read_state() or {})["status"] == "done"
 
 
 STUCK = [(2, 1, "forward"), (2, 0, "backward"), (2, 1, "saving"), (1, 0, "update")]  # ranks, which one, in what

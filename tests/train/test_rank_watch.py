@@ -62,28 +62,34 @@ def test_a_single_rank_that_stands_still_is_named_until_it_moves(tmp_path: Path)
         worker.wait()
 
 
-def test_a_rank_that_has_met_no_other_is_named_on_the_terminal(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_rank_that_has_met_no_other_is_named_on_the_terminal_and_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rank_watch, "LIMIT_SECONDS", 2.0)
     worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=os.environ | {"RANK": "3"})
     try:
         watch, told = RankWatch(tmp_path), [""]
 
-        def is_named() -> bool:
+        def has_told_of(words: str) -> bool:
             told[0] += capsys.readouterr().err
-            return "hangs" in told[0]
+            return words in told[0]
 
         worker.send_signal(signal.SIGSTOP)
-        look_until(watch, worker, is_named)
+        look_until(watch, worker, lambda: has_told_of("hangs"))
         assert told[0].startswith("WARNING: training hangs, and waits for: rank 3 on ")
         assert told[0].count("\n") == 1
+
+        look_until(watch, worker, lambda: worker.poll() is not None)
+        assert worker.returncode == -signal.SIGKILL
+        assert has_told_of("failed: hung for 2 s: rank 3 on "), told
+        assert told[0].count("\n") == 2
     finally:
         worker.kill()
         worker.communicate()
 
 
 def test_ranks_that_have_met_watch_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The launcher keeps out of it."""
+    """The launcher keeps out of it, until they part."""
     monkeypatch.setenv(NOTES_FOLDER, str(tmp_path))
     leave_note(tmp_path / "run", 1, 2, 600.0)
     note = read_note(tmp_path, os.getpid())
@@ -95,6 +101,10 @@ def test_ranks_that_have_met_watch_each_other(tmp_path: Path, monkeypatch: pytes
     while time.monotonic() < until:
         watch.look([psutil.Process()])
     assert not watch._standing
+    leave_note(None, 1, 2, 600.0)
+    watch._looked = 0.0
+    watch.look([psutil.Process()])
+    assert watch._standing
 
 
 def test_the_launcher_ends_a_single_rank_that_stays_frozen(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Names a worker that stands still where no other rank can: a single one, and all before they have met.
 
-Once several ranks have met they watch each other (`train/run/hang_watch.py`). What is looked at here is the process
-itself: stopped, or waiting for a disk, without any processor time in between.
+Once several ranks have met they watch each other (`train/run/hang_watch.py`), until they part. What is looked at here
+is the process itself: stopped, or waiting for a disk, without any processor time in between.
 """
 
 import contextlib
@@ -22,6 +22,7 @@ from common.run_note import RunNote, read_note
 
 LOOK_SECONDS = 5.0
 STILL_SECONDS = 30.0
+LIMIT_SECONDS = 600.0  # of a worker that has not read its configuration, and its `run.hang_limit_seconds`, yet
 STANDING = {
     psutil.STATUS_STOPPED: "stopped",
     psutil.STATUS_TRACING_STOP: "stopped by a debugger",
@@ -46,6 +47,7 @@ class RankWatch:
         self._notes = notes
         self._looked = time.monotonic()
         self._standing: dict[int, Standing] = {}  # by pid
+        self._ended: set[int] = set()  # pids; one that waits for a disk dies only once it has got what it waits for
 
     def look(self, workers: Iterable[psutil.Process]) -> None:
         """Look at the workers, every few seconds; to be called more often."""
@@ -53,13 +55,13 @@ class RankWatch:
         if now - self._looked < LOOK_SECONDS:
             return
         self._looked = now
-        for worker in workers:
+        for worker in (worker for worker in workers if worker.pid not in self._ended):
             with contextlib.suppress(psutil.Error):  # it has ended since
                 self._look_at(worker, now)
 
     def _look_at(self, worker: psutil.Process, now: float) -> None:
         note = read_note(self._notes, worker.pid)
-        if note is not None and note["world_size"] > 1:
+        if note is not None and note["run"] is not None and note["world_size"] > 1:
             self._standing.pop(worker.pid, None)
             return
         how, times = STANDING.get(worker.status()), worker.cpu_times()
@@ -82,27 +84,35 @@ class RankWatch:
             self._tell(note, f"WARNING: training hangs, and waits for: {who}")
         standing.named = True
         self._name(note, who)
-        if note is not None and seconds > note["limit_seconds"]:
+        if seconds > (note["limit_seconds"] if note else LIMIT_SECONDS):
             self._end(worker, note, f"hung for {seconds:.0f} s: {who}")
 
     def _tell(self, note: RunNote | None, text: str) -> None:
         """A line on the terminal, and in the run's log once there is one."""
         print(text, file=sys.stderr, flush=True)
-        if note is not None:
+        if (folder := _run_of(note)) is not None:
             line = f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {one_line(text)}\n"
-            log = RunFolder(Path(note["run"])).log
-            with contextlib.suppress(OSError), open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
+            with (
+                contextlib.suppress(OSError),
+                open(folder.log, "a", encoding="utf-8", errors="backslashreplace") as file,
+            ):
                 file.write(line)
 
     def _name(self, note: RunNote | None, suspect: str) -> None:
-        if note is not None:
+        if (folder := _run_of(note)) is not None:
             with contextlib.suppress(OSError, UserError):
-                RunFolder(Path(note["run"])).name_suspect(suspect)
+                folder.name_suspect(suspect)
 
-    def _end(self, worker: psutil.Process, note: RunNote, why: str) -> None:
+    def _end(self, worker: psutil.Process, note: RunNote | None, why: str) -> None:
         """Write into `state` that the run has hung, and kill the worker, which can't do so."""
-        folder = RunFolder(Path(note["run"]))
-        with contextlib.suppress(OSError, UserError):
-            folder.note_hang(why, node_name())
+        if (folder := _run_of(note)) is not None:
+            with contextlib.suppress(OSError, UserError):
+                folder.note_hang(why, node_name())
         self._tell(note, f"failed: {why}")
+        self._ended.add(worker.pid)
         worker.kill()
+
+
+def _run_of(note: RunNote | None) -> RunFolder | None:
+    """The run that is the worker's own; None before and after that, when another trainer may have it."""
+    return None if note is None or note["run"] is None else RunFolder(Path(note["run"]))

@@ -94,8 +94,14 @@ class FailureReporter:
             raise SystemExit(1) from error
 
     def report_hang(self, reason: str, culprit_node: str) -> None:
-        """Report that the run has hung, from whichever rank knows. Args: culprit_node: "" where no rank is behind."""
-        self._report("hung", reason, culprit_node=culprit_node)
+        """Report that the run has hung, from whichever rank knows. A run that has ended in `state` stays so.
+
+        Args: culprit_node: "" where no rank is behind.
+        """
+        if self.state.recorded().get("status") in ("done", "preempted"):
+            self.tell(f"failed: {reason}")
+        else:
+            self._report("hung", reason, culprit_node=culprit_node)
 
     def tell(self, text: str) -> None:
         """A line for people in the run's log and on a terminal, from any rank."""

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -52,11 +52,12 @@ class Recorder:
         try:
             self._metrics = PatientFile(self._folder.metrics)
             self._samples = PatientFile(self._folder.samples)
-            self._log_file = open(  # noqa: SIM115 (closed by close)
-                self._folder.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1
-            )
+            self._log_file = self._open_log()
         except OSError as error:
             raise StorageFailed(refusal("written", error, error.filename or self._folder.path)) from None
+
+    def _open_log(self) -> TextIO:
+        return open(self._folder.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def mirror_to(self, mirror: WandbMirror) -> None:
         """Pass every record on to a mirror as well."""
@@ -68,6 +69,8 @@ class Recorder:
             return
         text = one_line(text)
         with contextlib.suppress(OSError):  # the disk is full: the terminal shows it all the same
+            if self._log_file.closed:  # a rank hangs that only had to leave
+                self._log_file = self._open_log()
             self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} {text}\n")
         try:
             if self._bar is not None:

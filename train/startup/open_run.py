@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from common.errors import UserError
 from common.run_folder import RunFolder
+from common.run_note import leave_note
 from data_prep.token_sets.token_set import TokenSet
 from model.devices import share_threads, visible_gpus
 from model.lora_config import LoraConfig
+from model.rank_environment import place_of_this_process
 from model.ranks import Ranks, agreed, start_ranks
 from train.batches.local_copy import stage
 from train.run.lock import RunLock
@@ -54,6 +56,8 @@ def open_run(request: Request) -> Iterator[OpenRun]:
 
         # Meet the other ranks
         refuse_lost_gpus(folder, config.run)
+        place = place_of_this_process()
+        leave_note(None, place.rank, place.world_size, config.run.hang_limit_seconds)
         ranks = start_ranks(config.run.device, timeout_seconds=config.run.collective_timeout_seconds)
         threads = share_threads(ranks.local_world_size)
 

@@ -1,13 +1,15 @@
 """The fourth phase of a start: metrics, log and heartbeat, and the reporter of failures."""
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
+from common.run_folder import RunFolder
 from common.run_note import leave_note
-from model.ranks import agreed
+from model.ranks import Ranks, agreed
 from train.optimization.compilation import report_compilations
 from train.run.acts import Acts
 from train.run.failure import FailureReporter
@@ -60,11 +62,11 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
     slow_ranks = SlowRanks(ranks, [str(machine["host"]) for machine in plan.machines], recorder)
     if config.run.compile:
         report_compilations(acts.compiling, acts.compiled)
-    leave_note(folder.path, ranks.rank, ranks.world_size, limit)
     with (
         reporter.reporting(),
         closing(Heartbeat(folder, ranks.rank, acts, token=run.lock.token)) as heartbeat,
         closing(HangWatch(folder, ranks, heartbeat, reporter, limit_seconds=limit)),
+        watched_by_the_others(folder, ranks, acts, limit),
     ):
         run.deadline.report = recorder.log
         for line in describe_start(run, plan):
@@ -84,6 +86,22 @@ def check_machines(run: OpenRun, plan: StartPlan, recorder: Recorder) -> None:
     for line in describe(record):
         recorder.log(line)
     recorder.note({**record, "step": plan.progress.step, "time": time.time()})
+
+
+@contextmanager
+def watched_by_the_others(folder: RunFolder, ranks: Ranks, acts: Acts, limit_seconds: float) -> Iterator[None]:
+    """Inside the block the other ranks watch this one, before and after it the launcher does.
+
+    They leave it together: who left at once would see no more of one that hangs at its end.
+    """
+    leave_note(folder.path, ranks.rank, ranks.world_size, limit_seconds)
+    try:
+        yield
+    finally:
+        leave_note(None, ranks.rank, ranks.world_size, limit_seconds)
+    acts.enter("leaving")
+    with contextlib.suppress(RuntimeError):  # one that is gone by now has done its part
+        ranks.barrier()
 
 
 def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
