@@ -12,7 +12,16 @@ from typing import Any
 from common.metrics_file import read_json_lines
 from common.run_folder import RunFolder
 from tests.chaos import disk, plan
-from tests.chaos.faults import GONE_SECONDS, Outcome, Victims, goes_on_without_room, inflict, silent_server
+from tests.chaos.faults import (
+    GONE_SECONDS,
+    HANG_LIMIT_SECONDS,
+    HANG_SECONDS,
+    Outcome,
+    Victims,
+    goes_on_without_room,
+    inflict,
+    silent_server,
+)
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.plan import Fault
@@ -102,6 +111,8 @@ class Campaign:
         environment: dict[str, str] = {}
         if fault.kind == plan.DISK_FULL and not goes_on_without_room(fault):
             more = ("--checkpoint.on_failure=stop",)
+        if fault.kind in (plan.FREEZE, plan.SLOW):
+            more = (f"--run.hang_seconds={HANG_SECONDS:g}", f"--run.hang_limit_seconds={HANG_LIMIT_SECONDS:g}")
         with silent_server() as url:
             if fault.kind in (plan.WANDB_SILENT, plan.WANDB_STOPPED):
                 more = ("--log.wandb=true",)

@@ -2,19 +2,23 @@
 
 import contextlib
 import random
+import re
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from common.metrics_file import read_json_lines
 from common.run_folder import RunFolder
 from tests.chaos import disk, plan
 from tests.chaos.marks import marked, send
+from tests.chaos.phases import BEFORE_MEETING, Trap
 from tests.chaos.plan import Fault
 from tests.chaos.trainer import Trainer
 from tests.chaos.verdict import last_step, newest_whole
+from train.launching.rank_watch import LOOK_SECONDS, STILL_SECONDS
 
 GONE_SECONDS = 60.0  # a dead rank takes everything with it within this time
 NO_RECORD = "metrics.jsonl can't be written"
@@ -22,6 +26,9 @@ REFUSED_SECONDS = 120.0
 WANDB_SECONDS = 120.0
 STEPS_UNTIL_STOPPED = 3  # until ranks have agreed on a signal
 STEPS_WITHOUT_LAUNCHER = 12  # of half a second, until ranks have noticed that it is gone
+HANG_SECONDS, HANG_LIMIT_SECONDS = 5.0, 20.0  # of runs in which a rank is frozen or slowed
+HUNG_SECONDS = 60.0  # after that torchrun has asked a frozen rank to leave, and killed it
+SLOWED_SECONDS = 3.0  # how long a rank is slowed
 STEPS_BESIDE_A_FAULT = 3  # that a fault which concerns no rank must leave the run free to do
 
 
@@ -82,6 +89,10 @@ def inflict(fault: Fault, victims: Victims) -> Outcome | None:
         time.sleep(fault.delay_seconds)
     if fault.kind == plan.KILL:
         return _kill(fault, victims)
+    if fault.kind == plan.FREEZE:
+        return _freeze(fault, victims)
+    if fault.kind == plan.SLOW:
+        return _slow(fault, victims)
     if fault.kind in plan.SIGNALS:
         number = getattr(signal, fault.kind)
         return _asked_to_stop(
@@ -130,6 +141,68 @@ def _kill(fault: Fault, victims: Victims) -> Outcome | None:
     if fault.target == plan.LAUNCHER and after > STEPS_WITHOUT_LAUNCHER:
         complaint = complaint or f"the ranks did {after} steps after their launcher was gone"
     return Outcome(seconds, f"all gone, status {trainer.status}", complaint)
+
+
+def _freeze(fault: Fault, victims: Victims) -> Outcome | None:
+    """Stop a rank's process: it must be named, and end the run at the limit, as one that can be resumed."""
+    assert fault.trap is not None
+    trainer, rank = victims.trainer, fault.trap.rank
+    started = time.monotonic()
+    send(trainer.pids[rank], signal.SIGSTOP)
+    trainer.go_on()
+    alive = trainer.wait_until_gone(launcher_patience(fault.trap) + HANG_LIMIT_SECONDS + HUNG_SECONDS)
+    seconds = time.monotonic() - started
+    state = victims.run.read_state() or {}
+    if not alive and trainer.status == 0 and state.get("status") == "done":
+        return None
+    complaint = _orphans(alive) or why_not_hung(rank, trainer.said(), state, watched_by_peers=has_met(fault.trap))
+    if trainer.status == 0:
+        complaint = complaint or "the launcher's exit status was 0"
+    return Outcome(seconds, f"named and ended, status {trainer.status}", complaint)
+
+
+def has_met(trap: Trap) -> bool:
+    """Whether a trapped rank has met the others, which watch each other then, and not parted from them."""
+    return trap.phase != "end" and (trap.phase != "start" or trap.entry > BEFORE_MEETING)
+
+
+def launcher_patience(trap: Trap) -> float:
+    """Seconds until the launcher looks at what no other rank does."""
+    return 0.0 if has_met(trap) else STILL_SECONDS + LOOK_SECONDS
+
+
+def why_not_hung(rank: int, said: str, state: Mapping[str, Any], *, watched_by_peers: bool) -> str:
+    """What is wrong with the end of a run whose `rank` was frozen; "" for nothing.
+
+    Args:
+        said: all that was on the terminal. state: the run's.
+        watched_by_peers: the rank had met the others, so that `state` must show it, too.
+    """
+    if f"training hangs, and waits for: rank {rank} on " not in said:
+        return f"rank {rank} was not named"
+    if not re.search(f"failed: hung for [0-9]+ s: rank {rank} on ", said):
+        return f"the run was not ended for rank {rank}"
+    found = (state.get("status"), state.get("failure"))
+    if watched_by_peers and (found != ("failed", "hung") or f": rank {rank} on " not in state["reason"]):
+        return f"state is {found[0]}, {found[1]} ({state.get('reason')})"
+    return ""
+
+
+def _slow(fault: Fault, victims: Victims) -> Outcome:
+    """Let a rank run only now and then for a while: it is no hang, and nothing is lost."""
+    assert fault.trap is not None
+    trainer, chance = victims.trainer, random.Random(fault.seed)
+    pid, started = trainer.pids[fault.trap.rank], time.monotonic()
+    trainer.go_on()
+    while trainer.status is None and time.monotonic() < started + SLOWED_SECONDS:
+        send(pid, signal.SIGSTOP)
+        time.sleep(chance.uniform(0.05, 0.5))
+        send(pid, signal.SIGCONT)
+        trainer.next_event(chance.uniform(0.02, 0.1))
+    stopped = victims.stop()
+    if "training hangs" in trainer.said():
+        return replace(stopped, complaint=stopped.complaint or "a slow rank was taken for one that hangs")
+    return stopped
 
 
 def _asked_to_stop(victims: Victims, ask: Callable[[], object], *, may_be_unheard: bool) -> Outcome:

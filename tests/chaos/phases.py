@@ -17,6 +17,8 @@ ENTRIES = {
     "validation": 2,
 }
 PHASES = tuple(ENTRIES)
+MORE_ENTRIES = {"data": 8, "agreement": 8, "end": 1}  # which freezes of `freezes.py` hit, too
+BEFORE_CONFIGURATION, BEFORE_MEETING = 1, 2  # entries of a start up to which a rank has no limit, and no peers, yet
 SAVING = ("snapshot", "write", "hash", "rename")
 FIRST_RANK_ONLY = ("rename",)  # rank 0 publishes
 

@@ -4,12 +4,13 @@ import random
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from tests.chaos.phases import ENTRIES, FIRST_RANK_ONLY, PHASES, SAVING, Moment, Trap
+from tests.chaos.phases import BEFORE_CONFIGURATION, ENTRIES, FIRST_RANK_ONLY, PHASES, SAVING, Moment, Trap
 
 KILL, STOP_FILE, DISK_FULL = "kill -9", "STOP file", "disk full"
 SECOND_TRAINER, WANDB_SILENT, WANDB_STOPPED = "second trainer", "wandb: silent server", "wandb: service stopped"
 CHECKPOINT_TRUNCATED, CHECKPOINT_FLIPPED = "checkpoint truncated", "bit flipped in checkpoint"
 SHARD_TRUNCATED, SHARD_FLIPPED = "shard truncated", "bit flipped in shard"
+FREEZE, SLOW = "freeze", "slow"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 ONE_RANK, ALL_RANKS, LAUNCHER, ALL = "one rank", "all ranks", "launcher", "all"
 BETWEEN_STARTS = "between starts"
@@ -17,19 +18,22 @@ BETWEEN_STARTS = "between starts"
 # of a thousand faults; a kill in each phase is 50, so that 200 faults hold 10 of each
 WEIGHTS: dict[tuple[str, str], float] = {
     **{(KILL, phase): 50 for phase in PHASES},
-    **{(name, target): 16 for name in SIGNALS for target in (ONE_RANK, ALL_RANKS, LAUNCHER)},
-    (DISK_FULL, ""): 70,
+    **{(name, target): 12 for name in SIGNALS for target in (ONE_RANK, ALL_RANKS, LAUNCHER)},
+    (FREEZE, ""): 48,
+    (SLOW, ""): 36,
+    (DISK_FULL, ""): 54,
     (STOP_FILE, ""): 46,
     (SECOND_TRAINER, ""): 46,
     (WANDB_SILENT, ""): 18,
     (WANDB_STOPPED, ""): 18,
-    (CHECKPOINT_TRUNCATED, BETWEEN_STARTS): 50,
-    (CHECKPOINT_FLIPPED, BETWEEN_STARTS): 50,
+    (CHECKPOINT_TRUNCATED, BETWEEN_STARTS): 40,
+    (CHECKPOINT_FLIPPED, BETWEEN_STARTS): 40,
     (SHARD_TRUNCATED, BETWEEN_STARTS): 30,
     (SHARD_FLIPPED, BETWEEN_STARTS): 30,
 }
 MOMENTS: tuple[Moment, ...] = ("before", "during", "after")
 SLOW_SECONDS = 0.5  # a step without a launcher
+SLOWED_SECONDS = 0.1  # a step of a rank that is to be slowed, so that there is time for it
 LONGEST_DELAY_SECONDS = 0.02  # how long after a rank entered the phase a fault `during` it comes
 
 
@@ -117,16 +121,21 @@ def _fault(number: int, kind: str, place: str, targets: Cycle, executed: bool, c
         phase = chance.choice([*SAVING, "forward", "validation"])
     elif kind in (WANDB_SILENT, WANDB_STOPPED):
         phase, target = "forward", "wandb"
+    elif kind in (FREEZE, SLOW):
+        phase, target = chance.choice(PHASES if kind == FREEZE else PHASES[1:]), ONE_RANK
     elif kind == SECOND_TRAINER:
         phase = chance.choice(PHASES[1:])
     else:
         phase = chance.choice(PHASES)
     rank = 0 if phase in FIRST_RANK_ONLY else chance.randrange(2)
     entry = chance.randint(1, ENTRIES[phase])
+    if kind == FREEZE and phase == "start":
+        entry = max(entry, BEFORE_CONFIGURATION + 1)  # before that it takes ten minutes to be ended
     if kind in (WANDB_SILENT, WANDB_STOPPED, DISK_FULL, SECOND_TRAINER):
         moment: Moment = "before"  # the rank waits: what is done to it takes longer than the tiny run
     else:
         moment = chance.choice(MOMENTS)
-    trap = Trap(rank, phase, entry, moment, SLOW_SECONDS if target == LAUNCHER else 0.0)
+    slow_seconds = SLOW_SECONDS if target == LAUNCHER else SLOWED_SECONDS if kind == SLOW else 0.0
+    trap = Trap(rank, phase, entry, moment, slow_seconds)
     delay = chance.uniform(0.0, LONGEST_DELAY_SECONDS) if moment == "during" else 0.0
     return Fault(number, kind, phase, target, trap, delay, executed, seed)

@@ -1,5 +1,6 @@
 """The tiny runs of a campaign, and starting their trainers."""
 
+import os
 from pathlib import Path
 
 from common.run_folder import RunFolder
@@ -74,7 +75,7 @@ class Starts:
         ]
         return Trainer(
             [*(launcher if world_size > 1 else []), VICTIM, *options],
-            mark=f"{self.count:016x}",
+            mark=f"{os.getpid():08x}{self.count:08x}",  # no other campaign's, which may run beside this one
             output=self._folder / f"{run.path.name}-{self.count:03d}.log",
             trap=trap,
             environment=environment,

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from common.run_folder import RunFolder
-from tests.chaos import plan
-from tests.chaos.phases import PHASES, Trap
+from tests.chaos import freezes, plan
+from tests.chaos.faults import why_not_hung
+from tests.chaos.phases import BEFORE_CONFIGURATION, FIRST_RANK_ONLY, MORE_ENTRIES, PHASES, Trap
 from tests.chaos.verdict import by_step, compare
 from tests.chaos.victim import WRAPPED, HookGone, wrap
 
@@ -41,6 +42,7 @@ def test_a_dozen_faults_cost_nothing_but_steps_to_do_again(tmp_path: Path) -> No
             "--executed-share=0",
             f"--without={plan.WANDB_SILENT}",
             f"--without={plan.WANDB_STOPPED}",
+            f"--without={plan.FREEZE}",  # a minute each; tests/train/test_hangs.py has some
         ],
         env={name: value for name, value in os.environ.items() if not name.startswith("WANDB_")},
         capture_output=True,
@@ -77,7 +79,35 @@ def test_the_plan_is_the_seeds() -> None:
     assert plan.DISK_FULL not in {fault.kind for fault in plan.draw(200, seed=1, without={plan.DISK_FULL})}
 
 
-@pytest.mark.parametrize("phase", PHASES)
+def test_fifty_freezes_hit_both_ranks_in_every_phase() -> None:
+    drawn = freezes.draw(50, seed=1)
+    assert [freeze.number for freeze in sorted(drawn, key=lambda freeze: freeze.number)] == list(range(1, 51))
+    hit = Counter((freeze.phase, freeze.rank) for freeze in drawn)
+    for phase in (*PHASES, *MORE_ENTRIES):
+        assert all(hit[phase, rank] >= 2 for rank in ((0,) if phase in FIRST_RANK_ONLY else (0, 1)))
+    early = [freeze for freeze in drawn if freeze.phase == "start" and freeze.entry <= BEFORE_CONFIGURATION]
+    assert {freeze.rank for freeze in early} == {0, 1} and drawn[: len(early)] == early
+
+
+HUNG = "WARNING: training hangs, and waits for: rank 1 on node7, …\nfailed: hung for 25 s: rank 1 on node7, …\n"
+STATE = {"status": "failed", "failure": "hung", "reason": "hung for 25 s: rank 1 on node7, …"}
+
+
+@pytest.mark.parametrize(
+    ("said", "state", "words"),
+    [
+        (HUNG, STATE, ""),
+        (HUNG.splitlines()[0], STATE, "the run was not ended for rank 1"),
+        (HUNG.replace("rank 1", "rank 0"), STATE, "rank 1 was not named"),
+        (HUNG, {**STATE, "failure": "lost_rank"}, "state is failed, lost_rank (hung for 25 s: rank 1 on node7, …)"),
+        (HUNG, {**STATE, "reason": "hung for 25 s: no rank"}, "state is failed, hung (hung for 25 s: no rank)"),
+    ],
+)
+def test_a_frozen_rank_must_be_named_and_ended(said: str, state: dict[str, str], words: str) -> None:
+    assert why_not_hung(1, said, state, watched_by_peers=True) == words
+
+
+@pytest.mark.parametrize("phase", WRAPPED)
 def test_every_trap_finds_the_functions_it_wraps(phase: str) -> None:
     for module, owner, name in WRAPPED[phase]:
         place = importlib.import_module(module)

@@ -35,8 +35,11 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     "hash": [("train.checkpoints.background_write", None, "sha256_file")],
     "rename": [("train.checkpoints.writer", None, "publish_folder")],
     "validation": [("train.evaluations.validation", "Validation", "measure")],
+    "data": [("train.batches.loader", "StepBatch", "micro_batches")],
+    "agreement": [("train.trainer", "Trainer", "_agree")],
+    "end": [("train.trainer", "Trainer", "finish")],
 }
-WITHIN_A_STEP = ("forward", "backward", "optimizer")  # validation and warm-up go forward too
+WITHIN_A_STEP = ("forward", "backward", "optimizer", "data")  # validation and warm-up go forward too
 
 
 class HookGone(Exception):

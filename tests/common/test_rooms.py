@@ -44,6 +44,7 @@ ENTRIES = [
     "train/benchmarks/bench_loader.py", "slurm/submit.py", "slurm/status.py", "slurm/124m.sh", "slurm/355m.sh",
     "slurm/774m.sh", "slurm/1p3b.sh", "setup/environment.py", "setup/pin_packages.py", "docs/write_options.py",
     "tests/chaos/run.py", "tests/fuzz/campaign.py", "tests/same_run.py", "tests/count_rooms.py",
+    "tests/chaos/freezes.py", "tests/chaos/alarms.py",
     "records/2026-11-22-tiny-shakespeare/regenerate.py", "eval/benchmarks/bench_hellaswag.py",
     "train/benchmarks/bench_step.py", "train/benchmarks/gpu_campaign.py",
 ]  # fmt: skip
