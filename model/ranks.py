@@ -65,6 +65,23 @@ class Ranks:
             dist.all_reduce(values, op=dist.ReduceOp.SUM)
         return values
 
+    def max_tensor(self, values: Tensor) -> Tensor:
+        """The maximum over all ranks of a tensor, as `sum_tensor`."""
+        if self.world_size > 1:
+            self.on_meeting()
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def start_broadcast(self, values: Tensor, source: int) -> dist.Work:
+        """Start to send a rank's tensor to all others, in place and on its own device. All ranks of several call.
+
+        Neither side may touch it before `wait` has returned.
+        """
+        self.on_meeting()
+        work = dist.broadcast(values, src=source, async_op=True)
+        assert work is not None
+        return work
+
     def agree(self, flags: list[int]) -> list[int]:
         """The maximum of each flag over all ranks: a flag that one rank raises, all see, at the same call."""
         if self.world_size == 1:

@@ -28,7 +28,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     request, ranks, config, recorder = run.request, run.ranks, plan.config, recording.recorder
     seed, clip, peak = config.run.seed, config.optim.grad_clip, None
     model.ln_f.register_forward_hook(lambda *_: recording.acts.get_on())  # a long evaluation is no hang
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim, ranks)
     parallel, objective = Parallel(model, ranks), LanguageModelling()
     statistics = None
     if every := config.log.statistics_every:

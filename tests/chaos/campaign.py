@@ -4,7 +4,7 @@ import random
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,13 @@ class Campaign:
     """Inflicts faults and collects rows. `on_row` is called after each."""
 
     def __init__(
-        self, folder: Path, runs: Path, faults: list[Fault], forked: OwnMark | None, on_row: Callable[[], None]
+        self,
+        folder: Path,
+        runs: Path,
+        faults: list[Fault],
+        forked: OwnMark | None,
+        on_row: Callable[[], None],
+        options: Sequence[str] = (),
     ) -> None:
         """Args: folder: for logs and data. runs: for the runs, on a disk of their own. forked: where forks may be."""
         self._folder = folder
@@ -68,7 +74,7 @@ class Campaign:
         self.differing_steps: list[tuple[str, int]] = []
         self.lost_runs: list[str] = []
         self.complaints: list[str] = []  # about starts without a fault
-        self._starts = Starts(folder, runs)
+        self._starts = Starts(folder, runs, options)
         executed = forked is None or any(fault.executed for fault in faults)
         self._reference = self._starts.undisturbed(None if executed else forked)
 

@@ -1,6 +1,7 @@
 """The tiny runs of a campaign, and starting their trainers."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.run_folder import RunFolder
@@ -32,9 +33,10 @@ EVENT_SECONDS = 300.0  # without any event for so long, a start hangs
 class Starts:
     """Starts trainers of one configuration on one token set, each with a mark and a log of its own."""
 
-    def __init__(self, folder: Path, runs: Path) -> None:
-        """Args: folder: for logs, configuration and data. runs: the folder of runs."""
+    def __init__(self, folder: Path, runs: Path, options: Sequence[str] = ()) -> None:
+        """Args: folder: for logs, configuration and data. runs: the folder of runs. options: of every start."""
         self._folder = folder
+        self._options = [f"--{option}" for option in options]
         self._runs = runs
         self.count = 0
         self._config = folder / "config.yaml"
@@ -71,6 +73,7 @@ class Starts:
             f"--data.path={self.data}",
             f"--run.root={self._runs}",
             f"--run.name={run.path.name}",
+            *self._options,
             *more,
         ]
         return Trainer(

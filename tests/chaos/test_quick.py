@@ -40,6 +40,8 @@ def test_a_dozen_faults_cost_nothing_but_steps_to_do_again(tmp_path: Path) -> No
             f"--json={report}",
             f"--folder={tmp_path / 'chaos'}",
             "--executed-share=0",
+            "--option=optim.kind=muon",  # whose part for embeddings, norms and biases is AdamW
+            "--option=optim.shard=true",
             f"--without={plan.WANDB_SILENT}",
             f"--without={plan.WANDB_STOPPED}",
             f"--without={plan.FREEZE}",  # a minute each; tests/train/test_hangs.py has some

@@ -16,7 +16,7 @@ from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_as_rank
 from train.settings.command_line import as_dict
-from train.settings.sections import BatchConfig, Config, ModelSection, RecomputeConfig, RunConfig
+from train.settings.sections import BatchConfig, Config, ModelSection, OptimConfig, RecomputeConfig, RunConfig
 from train.startup import auto, build_model
 
 ONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -86,6 +86,30 @@ def test_what_an_earlier_start_chose_is_chosen_anew_where_it_does_not_fit(monkey
     monkeypatch.setattr(auto, "free_memory_bytes", lambda *_: int(bytes_of(1, 1) / 0.84))
     config, _ = auto.resolve(asked, as_dict(recorded), two)
     assert (config.batch.micro_batch, config.recompute.mode) == (1, "full")
+
+
+def test_the_optimizer_is_sharded_only_where_it_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before blocks are recomputed; an earlier start's choice does not hold."""
+    monkeypatch.setattr(Ranks, "agree", lambda self, flags: flags)
+    two = replace(ONE, world_size=2)
+
+    def choose(
+        free: float, earlier: bool | None = None, asked: Any = "auto", ranks: Ranks = two
+    ) -> tuple[Any, Any, str]:
+        monkeypatch.setattr(auto, "free_memory_bytes", lambda *_: int(free))
+        recorded = None if earlier is None else as_dict(replace(config_of(), optim=OptimConfig(shard=earlier)))
+        config, reasons = auto.resolve(replace(config_of(1), optim=OptimConfig(shard=asked)), recorded, ranks)
+        return config.optim.shard, config.recompute.mode, "\n".join(reasons)
+
+    enough = bytes_of(1, 0) / 0.84
+    monkeypatch.setattr(auto, "BUFFER_BYTES", 0)
+    assert choose(enough)[:2] == choose(enough, True)[:2] == (False, "none")
+    shard, mode, reasons = choose(0.9 * enough, False)
+    assert (shard, mode) == (True, "none")
+    assert "shard true: " in reasons and " of the optimizer's " in reasons
+    assert choose(0.9 * enough, asked=False)[:2] == (False, "full")
+    assert choose(enough, asked=True)[:2] == (True, "none")
+    assert choose(0.9 * enough, ranks=ONE)[:2] == (False, "full")
 
 
 def test_a_dtype_that_a_new_run_would_not_take_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

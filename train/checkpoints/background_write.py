@@ -34,12 +34,16 @@ class WriteFailure:
 
 @dataclass
 class ShareWritten:
-    """The result of a rank's share: sizes and hashes by file name, or a failure; and why it took several tries."""
+    """The result of a rank's share: sizes and hashes by file name, or a failure; and why it took several tries.
+
+    names: of the tensors in each file.
+    """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     failure: WriteFailure | None = None
     hiccups: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    names: dict[str, list[str]] = field(default_factory=dict)
 
 
 class BackgroundSave:
@@ -121,6 +125,7 @@ class BackgroundSave:
             try:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 save_tensors(path, tensors)
+                self._share.names[path.name] = list(tensors)
                 self._share.files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
                 return None
             except OSError as error:

@@ -12,9 +12,11 @@ from common.checkpoint_files import read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
 from model.weights import FLOATS, SUFFIX, check_shapes, fill, read_shapes, reading_tensors
-from train.checkpoints.ownership import OPTIMIZER, WEIGHTS, named_parameters
+from train.checkpoints.ownership import OPTIMIZER, WEIGHTS
 from train.checkpoints.resume import check_optimizer
+from train.optimization.optimizer import trained_parameters
 from train.optimization.optimizer_state import OptimizerState, StateTensor, shapes_of, state_of
+from train.optimization.sharded import own_part
 from train.progress import Progress
 
 
@@ -29,7 +31,7 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
     """
     manifest = read_checkpoint_manifest(checkpoint)
     check_optimizer(checkpoint, manifest, declared.name)
-    parameters = named_parameters(model)
+    parameters = trained_parameters(model)
     check_shapes(parameters, read_shapes(_files(checkpoint, manifest, WEIGHTS)), checkpoint)
     wanted = declared.tensors(shapes_of(parameters.items()))
     state = read_shapes(_files(checkpoint, manifest, OPTIMIZER), lambda name: _kinds(wanted.get(name)))
@@ -56,7 +58,7 @@ def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.opt
     """
     check_training_state(checkpoint, model, state_of(optimizer))
     manifest = read_checkpoint_manifest(checkpoint)
-    parameters = named_parameters(model)
+    parameters = trained_parameters(model)
     fill(parameters, _tensors(checkpoint, manifest, WEIGHTS, set()))
     _fill_optimizer(checkpoint, manifest, parameters, optimizer)
     return Progress(manifest["step"], manifest["tokens"], manifest["sequences"])
@@ -77,14 +79,15 @@ def _fill_optimizer(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Give every parameter its state, where and as `Optimizer.load_state_dict` would put it.
+    """Give every parameter that is updated here its state, where and as `Optimizer.load_state_dict` would put it.
 
     That method would need the whole state a second time.
     """
-    groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
-    kept = state_of(optimizer).tensors(shapes_of(parameters.items()))
+    groups = {id(p): group for group in own_part(optimizer).param_groups for p in group["params"]}
+    here = {name: parameter for name, parameter in parameters.items() if id(parameter) in groups}
+    kept = state_of(optimizer).tensors(shapes_of(here.items()))
     non_negative = {name for name, item in kept.items() if item.non_negative}
-    for full_name, tensor in _tensors(checkpoint, manifest, OPTIMIZER, non_negative):
+    for full_name, tensor in _tensors(checkpoint, manifest, OPTIMIZER, non_negative, wanted=kept):
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
         optimizer.state[parameter][key] = kept[full_name].empty(parameter, groups[id(parameter)]).copy_(tensor)
@@ -104,12 +107,21 @@ def _kinds(kept: StateTensor | None) -> tuple[str, ...]:
 
 
 def _tensors(
-    checkpoint: Path, manifest: CheckpointManifest, kind: str, non_negative: Collection[str]
+    checkpoint: Path,
+    manifest: CheckpointManifest,
+    kind: str,
+    non_negative: Collection[str],
+    wanted: Collection[str] | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """One tensor at a time, on the CPU, read rather than mapped: mapped pages would count as this process's memory."""
+    """One tensor at a time, on the CPU, read rather than mapped: mapped pages would count as this process's memory.
+
+    Args: wanted: names to read; None: all.
+    """
     for path in _files(checkpoint, manifest, kind):
         with reading_tensors(path), safe_open(path, framework="pt", device="cpu", backend="pread") as file:
             for key in file.keys():  # noqa: SIM118 (no mapping)
+                if wanted is not None and key not in wanted:
+                    continue
                 tensor = file.get_tensor(key)
                 _check_numbers(path, key, tensor, non_negative=key in non_negative)
                 yield key, tensor

@@ -22,6 +22,7 @@ FIXED_SECTIONS = ("model", "lora")
 FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
 # These may change from one start to the next, though they give another model.
 TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:")
+SHARDING = "optim.shard"  # which ranks keep what: the weights are the same
 PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things are, not what they are
 
 
@@ -184,7 +185,9 @@ def check_finished(run: Path, manifest: CheckpointManifest, config: dict[str, An
             "there, more to continue it, or --run.name NAME for another run"
         )
     changes = changed_fields(manifest.get("config", {}), config)
-    others = [change for change in changes if change.split(":")[0] not in (*PLACES, "run.max_steps", *allowed)]
+    others = [
+        change for change in changes if change.split(":")[0] not in (*PLACES, SHARDING, "run.max_steps", *allowed)
+    ]
     asked = [change for change in others if change.startswith(TRAINING_SECTIONS)]
     if asked:
         raise UserError(
@@ -202,7 +205,7 @@ def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """
     if not before:
         return []
-    old, new = _flat(as_dict(Config())) | _flat(before), _flat(now)
+    old, new = _flat(as_dict(Config())) | {SHARDING: False} | _flat(before), _flat(now)
     return [
         f"{name}: {json.dumps(old[name])} -> {json.dumps(value)}"
         for name, value in new.items()

@@ -27,7 +27,7 @@ from common.version import VERSION
 from model.ranks import Ranks
 from train.checkpoints import snapshot
 from train.checkpoints.background_write import BackgroundSave, ShareWritten, WriteFailure, write_failure
-from train.checkpoints.ownership import checkpoint_bytes, owned_by, share_of
+from train.checkpoints.ownership import OPTIMIZER, checkpoint_bytes, expected_names, owned_by, share_of
 from train.errors import LockLost, SaveFailed
 from train.optimization.optimizer_state import state_of
 from train.progress import Progress
@@ -94,7 +94,7 @@ class CheckpointWriter:
         self.still_mine = still_mine
         self._sync_record = sync_record
         self._retry_delays = retry_delays
-        self._mine = owned_by(ranks.rank, ranks.world_size, model)
+        self._mine = owned_by(ranks.rank, ranks.world_size, model, optimizer)
         self._buffers: snapshot.Buffers = {}
         self._pending: _Pending | None = None
 
@@ -202,6 +202,8 @@ class CheckpointWriter:
         started = time.monotonic()
         files = {name: entry for share in shares for name, entry in share.files.items()}
         final = self._folder / checkpoint_name(pending.step)
+        if problem := self._wrong_names(shares):
+            return WriteFailure(problem)
         try:
             self._sync_record()
         except OSError as error:
@@ -221,6 +223,19 @@ class CheckpointWriter:
         hiccups = (*(message for share in shares for message in share.hiccups), *pending.hiccups)
         return Saved(final, pending.step, seconds, sum(entry["bytes"] for entry in files.values()), hiccups)
 
+    def _wrong_names(self, shares: list[ShareWritten]) -> str:
+        """What is missing from all shares together, or is in two of them: such a checkpoint could never be read."""
+        for kind, expected in expected_names(self.model, self._optimizer).items():
+            found = [
+                name for share in shares for file in share.names if _is_of(kind, file) for name in share.names[file]
+            ]
+            if not found and kind == OPTIMIZER:
+                continue  # no rank has updated anything yet
+            for name in sorted(expected ^ set(found)) or sorted(name for name in found if found.count(name) > 1):
+                where = "no rank's" if name not in found else "several ranks'" if name in expected else "a rank's"
+                return f"{name} is in {where} share of the {kind}"
+        return ""
+
     def _give_up(self, pending: _Pending, failure: WriteFailure) -> SaveFailed:
         """Delete what was written and explain. (Rank 0.)"""
         shutil.rmtree(pending.temporary, ignore_errors=True)
@@ -235,6 +250,10 @@ class CheckpointWriter:
             except OSError:
                 room = f"; a checkpoint needs {needed:,} bytes"
         return f"step {step} could not be saved: {failure.message}{room} (earlier checkpoints are intact)"
+
+
+def _is_of(kind: str, file: str) -> bool:
+    return file.startswith(f"{kind}-")
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

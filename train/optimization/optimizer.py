@@ -1,14 +1,20 @@
-"""The optimizer that a configuration asks for: AdamW (Loshchilov & Hutter 2017), or Muon with AdamW for the rest."""
+"""The optimizer that a configuration asks for: AdamW (Loshchilov & Hutter 2017), or Muon with AdamW for the rest.
 
-from collections.abc import Mapping
+Either may be sharded: each rank then builds it for the parameters that it owns.
+"""
+
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
 from common.errors import UserError
+from model.ranks import Ranks
 from model.roles import Role, parameter_roles
 from train.optimization.muon import Muon
 from train.optimization.optimizer_state import ADAMW, OptimizerState, muon_state
+from train.optimization.owners import owners_of
+from train.optimization.sharded import Sharded
 from train.settings.sections import OptimConfig
 
 MUONS_KINDS = ("matrix",)  # of roles; the others are AdamW's
@@ -49,13 +55,31 @@ def muons_matrices(model: nn.Module) -> dict[str, Role]:
     return {name: role for name, role in roles.items() if role.kind in MUONS_KINDS}
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimConfig, ranks: Ranks | None = None) -> torch.optim.Optimizer:
     """An optimizer of every trainable parameter, each in exactly one of its groups.
+
+    Args:
+        ranks: over which it is sharded, if the configuration asks for that; all of them call.
 
     Raises UserError where a parameter's role is not known.
     """
+    parameters = trained_parameters(model)
+    if ranks is None or not is_sharded(config, ranks.world_size):
+        return _build_part(model, config, parameters)
+    owner = owners_of(parameters, declared_state(model, config), ranks.world_size)
+    own = _build_part(model, config, {name for name, rank in owner.items() if rank == ranks.rank})
+    return Sharded(own, parameters, owner, ranks)
+
+
+def is_sharded(config: OptimConfig, world_size: int) -> bool:
+    """Whether several ranks share the state. `auto` counts as no: it has been replaced once that is decided."""
+    return config.shard is True and world_size > 1
+
+
+def _build_part(model: nn.Module, config: OptimConfig, mine: Collection[str]) -> torch.optim.Optimizer:
+    """Args: mine: names of the parameters that it updates."""
     if config.kind == "adamw":
-        return _build_adamw(model, config, {})
+        return _build_adamw(model, config, mine)
     matrices, parameters = muons_matrices(model), trained_parameters(model)
     lr, decay = config.muon_lr, config.muon_weight_decay
     options = {
@@ -67,19 +91,23 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         "iterations": config.muon_iterations,
         "scale": config.muon_scale,
     }
-    with_rows = [(parameters[name], role.rows) for name, role in matrices.items()]
-    return Muon(with_rows, _build_adamw(model, config, matrices), muon_state(matrices), options)
+    with_rows = [(parameters[name], role.rows) for name, role in matrices.items() if name in mine]
+    rest = _build_adamw(model, config, [name for name in mine if name not in matrices])
+    return Muon(with_rows, rest, muon_state(matrices), options)
 
 
-def _build_adamw(model: nn.Module, config: OptimConfig, without: Mapping[str, Role]) -> torch.optim.AdamW:
-    """AdamW over two groups. Args: without: by name, what another part updates."""
+def _build_adamw(model: nn.Module, config: OptimConfig, mine: Collection[str]) -> torch.optim.AdamW:
+    """AdamW over two groups, one of which may be empty, or both where another part updates all of the rank's tensors.
+
+    Args: mine: names of the parameters that it updates.
+    """
     decayed, plain = decay_groups(model)
     groups = [
-        {"params": [p for name, p in group.items() if name not in without], "weight_decay": decay}
+        {"params": [p for name, p in group.items() if name in mine], "weight_decay": decay}
         for group, decay in ((decayed, config.weight_decay), (plain, 0.0))
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [group for group in groups if group["params"]] or groups,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,

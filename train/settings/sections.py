@@ -109,6 +109,9 @@ class OptimConfig:
         grad_clip: largest global gradient norm (L2); larger gradients are scaled down to it. 0 switches clipping off.
         fused: one kernel for the whole update, several times faster than a kernel per tensor, on CPU as well; with muon
             for adamw's part.
+        shard: each rank keeps and updates only its part of the optimizer's state, and sends the weights of that part to
+            the others after every step; the weights stay the same to the bit. auto: only where the whole state would
+            not fit into a rank's memory. It may change from one start to the next.
         muon_lr: peak learning rate of muon's matrices; it follows the same schedule. null: optim.lr, which fits with
             muon_scale rms.
         muon_momentum: decay of muon's mean of gradients.
@@ -129,6 +132,7 @@ class OptimConfig:
     weight_decay: float = 0.1
     grad_clip: float = 1.0
     fused: bool = True
+    shard: bool | Literal["auto"] = "auto"
     muon_lr: float | None = None
     muon_momentum: float = 0.95
     muon_nesterov: bool = True

@@ -16,9 +16,11 @@ from model.counts import flops_per_token, parameter_count
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
 from train.batches.plan import BatchPlan
+from train.optimization.optimizer import is_sharded
 from train.optimization.schedule import Course
 from train.progress import Progress
 from train.settings.sections import Config
+from train.startup.auto import shares_of
 from train.startup.memory_advice import estimated_bytes
 
 
@@ -58,13 +60,22 @@ def describe_course(course: Course) -> list[str]:
     return lines
 
 
-def describe_optimizer(config: Config) -> list[str]:
-    """Which rates its parts have, where it has several."""
-    optim = config.optim
-    if optim.kind == "adamw":
-        return []
-    rate = optim.lr if optim.muon_lr is None else optim.muon_lr
-    return [f"optimizer: muon for the matrices of the blocks (peak rate {rate:g}), adamw for all else ({optim.lr:g})"]
+def describe_optimizer(config: Config, world_size: int) -> list[str]:
+    """Which rates its parts have, and how it is divided among ranks: nothing of AdamW that every rank has whole."""
+    optim, lines = config.optim, []
+    if optim.kind == "muon":
+        rate = optim.lr if optim.muon_lr is None else optim.muon_lr
+        lines.append(
+            f"optimizer: muon for the blocks' matrices (peak rate {rate:g}), adamw for the rest ({optim.lr:g})"
+        )
+    if is_sharded(optim, world_size):
+        shares = shares_of(config, world_size)
+        state, work = max(share.state for share in shares), [share.flops for share in shares]
+        lines.append(f"optimizer: {format_bytes(state)} of its state on a rank at most")
+        if any(work):
+            uneven = max(work) * world_size / sum(work)
+            lines[-1] += f", {format_count(max(work))}FLOPs a step of Newton-Schulz ({uneven:.2f} times the mean)"
+    return lines
 
 
 def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:

@@ -1,7 +1,7 @@
 """`auto` choices: resolved once, recorded in the run's folder, reused on resume as long as they fit into the memory."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -16,8 +16,11 @@ from model.precision import Dtype, resolve_dtype
 from model.ranks import Ranks
 from train.batches.plan import largest_micro_batch
 from train.optimization.compilation import trial_compilation
-from train.optimization.optimizer import declared_state, trained_parameters
+from train.optimization.muon import newton_schulz_flops
+from train.optimization.optimizer import declared_state, is_sharded, muons_matrices, trained_parameters
 from train.optimization.optimizer_state import shapes_of
+from train.optimization.owners import owners_of
+from train.optimization.sharded import BUFFER_BYTES
 from train.settings.sections import Config
 from train.startup.recorded_choices import reuse
 
@@ -48,10 +51,11 @@ def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) ->
     config = replace(config, run=replace(config.run, dtype=dtype, compile=compile_))
     # the smallest answer of all ranks, so that they agree on uneven machines
     free = -ranks.agree([-free_memory_bytes(ranks.device, ranks.local_world_size)])[0]
+    config, sharding = _choose_sharding(config, asked, dtype, free, ranks)
     config, anew = _forget_what_does_not_fit(config, asked, dtype, free, ranks)
-    reasons += anew
+    reasons += [*sharding, *anew]
     if config.recompute.mode == "auto":
-        fits = _fits(config, _least_micro_batch(config), dtype, 0, free, ranks.device.type)
+        fits = _fits(config, _least_micro_batch(config), dtype, 0, free, ranks)
         mode: Literal["none", "full"] = "none" if fits else "full"
         config = replace(config, recompute=replace(config.recompute, mode=mode))
         reasons.append(f"recompute {mode}: {format_bytes(free)} are free")
@@ -60,6 +64,25 @@ def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) ->
         config = replace(config, batch=replace(config.batch, micro_batch=micro_batch))
         reasons.append(f"micro_batch {micro_batch}: {format_bytes(free)} are free")
     return config, reasons
+
+
+def _choose_sharding(config: Config, asked: Config, dtype: Dtype, free: int, ranks: Ranks) -> tuple[Config, list[str]]:
+    """Shard the optimizer where it would not fit whole; decided at every start, as the weights stay the same.
+
+    It comes before recomputation, which costs more. Args: asked: as in `_forget_what_does_not_fit`.
+    """
+    if asked.optim.shard != "auto":
+        return config, []
+    whole, parts = (replace(config, optim=replace(config.optim, shard=shard)) for shard in (False, True))
+    if ranks.world_size == 1:
+        return whole, []
+    every = 0 if config.recompute.mode == "auto" else recompute_every(config)
+    if _fits(whole, _least_micro_batch(config), dtype, every, free, ranks):
+        return whole, ["shard false: each rank has room for the optimizer's whole state"]
+    here, all_of_it = (format_bytes(optimizer_bytes(which, ranks.world_size)) for which in (parts, whole))
+    return parts, [
+        f"shard true: {format_bytes(free)} are free; {here} of the optimizer's {all_of_it} on a rank at most"
+    ]
 
 
 def _forget_what_does_not_fit(
@@ -81,14 +104,14 @@ def _forget_what_does_not_fit(
     if not chosen or mode == "auto":
         return config, []
     least = _least_micro_batch(config)
-    if _fits(config, least, dtype, recompute_every(config), free, ranks.device.type, share=KEPT_SHARE):
+    if _fits(config, least, dtype, recompute_every(config), free, ranks, share=KEPT_SHARE):
         return config, []
     line = (
         f"{' and '.join(chosen)}, which an earlier start chose, may not fit into the {format_bytes(free)} that are free"
     )
     config = replace(config, batch=asked.batch)
     if asked.recompute.mode == "auto" and not _fits(
-        config, _least_micro_batch(config), dtype, recompute_every(config), free, ranks.device.type
+        config, _least_micro_batch(config), dtype, recompute_every(config), free, ranks
     ):
         config = replace(config, recompute=asked.recompute)
     return config, [line]
@@ -122,21 +145,51 @@ def _least_micro_batch(config: Config) -> int:
     return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
 
 
-def optimizer_bytes(config: Config) -> int:
-    """What the optimizer keeps of all that is trained.
+def optimizer_bytes(config: Config, world_size: int = 1) -> int:
+    """What the optimizer keeps on one rank: of all that is trained, or, where it is sharded, the largest part.
 
     Blocks are alike: models of one and of two, built without memory for their weights, give the figures for any number.
     """
+    if is_sharded(config.optim, world_size):
+        return max(share.state for share in shares_of(config, world_size)) + BUFFER_BYTES
     one, two = (_optimizer_bytes(config, layers) for layers in (1, 2))
     return one + (config.model.n_layer - 1) * (two - one)
 
 
 def _optimizer_bytes(config: Config, layers: int) -> int:
+    model = _without_memory(config, layers)
+    return declared_state(model, config.optim).nbytes(shapes_of(trained_parameters(model).items()))
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a rank has to keep and do where the optimizer is sharded. state: bytes. flops: of Newton-Schulz, a step."""
+
+    state: int
+    flops: int
+
+
+def shares_of(config: Config, world_size: int) -> list[Share]:
+    """By rank."""
+    model = _without_memory(config, config.model.n_layer)
+    parameters, declared = trained_parameters(model), declared_state(model, config.optim)
+    matrices = muons_matrices(model) if config.optim.kind == "muon" else {}
+    state, flops = [0] * world_size, [0] * world_size
+    for name, rank in owners_of(parameters, declared, world_size).items():
+        shape = tuple(parameters[name].shape)
+        state[rank] += declared.nbytes({name: shape})
+        if name in matrices:
+            flops[rank] += newton_schulz_flops(shape, matrices[name].rows, config.optim.muon_iterations)
+    return [Share(*share) for share in zip(state, flops, strict=True)]
+
+
+def _without_memory(config: Config, layers: int) -> GPT:
+    """The model with so many layers, on the meta device."""
     with torch.device("meta"):
         model = GPT(replace(config.model.architecture(), n_layer=layers))
     if (adapters := config.adapters()) is not None:
         add_lora(model, adapters, seed=0)
-    return declared_state(model, config.optim).nbytes(shapes_of(trained_parameters(model).items()))
+    return model
 
 
 def _fits(
@@ -145,7 +198,7 @@ def _fits(
     dtype: Dtype,
     every: int,
     free: int,
-    device_type: str,
+    ranks: Ranks,
     *,
     share: float = MEMORY_SHARE,
 ) -> bool:
@@ -155,10 +208,10 @@ def _fits(
         dtype=dtype,
         recompute_every=every,
         recompute_norms=config.recompute.norms,
-        device_type=device_type,
+        device_type=ranks.device.type,
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),
-        optimizer_bytes=optimizer_bytes(config),
+        optimizer_bytes=optimizer_bytes(config, ranks.world_size),
     )
     return estimate.to_come <= share * free
 
@@ -169,7 +222,7 @@ def _choose_micro_batch(config: Config, dtype: Dtype, free: int, ranks: Ranks) -
     size = CPU_MICRO_BATCH if ranks.device.type == "cpu" else config.batch.tokens_per_step // config.model.block_size
     while True:
         size = largest_micro_batch(config.batch.tokens_per_step, config.model.block_size, ranks.world_size, size)
-        if _fits(config, size, dtype, every, free, ranks.device.type):
+        if _fits(config, size, dtype, every, free, ranks):
             return size
         if size == 1:
             raise UserError(

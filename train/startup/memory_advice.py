@@ -21,7 +21,7 @@ def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
         device_type=device_type,
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),
-        optimizer_bytes=optimizer_bytes(config),
+        optimizer_bytes=optimizer_bytes(config, plan.world_size),
     )
     return estimate.total
 
@@ -37,5 +37,7 @@ def memory_advice(config: Config, plan: BatchPlan, device_type: str) -> str:
         less.append(f"use --recompute.mode full ({config.recompute.mode} now)")
     if not less:
         less.append("use a smaller model.preset or model.block_size, or a machine with more memory")
+    if config.optim.shard is not True and plan.world_size > 1:
+        less.insert(0, "use --optim.shard true (each rank keeps a part of the optimizer's state)")
     estimate = format_bytes(estimated_bytes(config, plan, device_type))
     return f"{', or '.join(less)}; the estimate for this configuration is {estimate} a rank"

@@ -60,7 +60,7 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
     config = plan.config
     # what is not there yet: the optimizer's moments, and DDP's buckets beside the gradients of a first backward
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    later = optimizer_bytes(config) + (trained if ranks.world_size > 1 else 0)
+    later = optimizer_bytes(config, ranks.world_size) + (trained if ranks.world_size > 1 else 0)
     try:
         room = torch.empty(later, dtype=torch.uint8, device=ranks.device)
         shape = (plan.batch.micro_batch, config.model.block_size)

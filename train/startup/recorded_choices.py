@@ -6,7 +6,13 @@ from typing import Any
 
 from train.settings.sections import Config
 
-CHOSEN = (("run", "dtype"), ("run", "compile"), ("recompute", "mode"), ("batch", "micro_batch"))
+CHOSEN = (
+    ("run", "dtype"),
+    ("run", "compile"),
+    ("optim", "shard"),  # which `train.startup.auto` decides anew
+    ("recompute", "mode"),
+    ("batch", "micro_batch"),
+)
 
 
 def reuse(config: Config, recorded: Mapping[str, Any] | None, *, world_size: int) -> Config:

@@ -116,7 +116,7 @@ def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
         *describe_model(config, plan.batch, run.ranks.device.type),
         *describe_data(config, request.tokens, plan.batch, plan.progress),
         *describe_course(plan.course.course),
-        *describe_optimizer(config),
+        *describe_optimizer(config, run.ranks.world_size),
         *(f"skipped: {complaint}" for complaint in plan.passed_over),
         started,
         *([f"first evaluating what was due at step {step} and is not recorded"] if plan.missing else []),
