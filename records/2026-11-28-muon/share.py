@@ -3,8 +3,8 @@
     python records/2026-11-28-muon/share.py            # both sizes, about 3 minutes on an idle machine of two cores
 
 Forward and backward are timed for a few tokens and scale with the tokens of a step, the update does not: the share is
-computed for the tokens of a step that the configuration names. Times are wall and processor seconds, the least of
-several. Each result is written to share/SIZE-KIND.json at once; what exists is not measured again.
+computed for the tokens of a step that the configuration names. Times are processor seconds of one thread and wall
+seconds, the least of several. Each result is written to share/SIZE-KIND.json at once; what exists is left as it is.
 """
 
 import argparse
@@ -38,6 +38,7 @@ KINDS = ("adamw", "muon")
 
 def main() -> int:
     arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
     (HERE / "share").mkdir(exist_ok=True)
     for size in arguments.size or SIZES:
         for kind in KINDS:
@@ -47,7 +48,8 @@ def main() -> int:
                 continue
             found = measure(size, kind, arguments.repeats)
             write_json_whole(result, found)
-            print(f"{size} {kind}: {found['share']:.2%} of a step of {found['tokens_per_step']:,} tokens", flush=True)
+            share, tokens = found["share_of_processor_time"], found["tokens_per_step"]
+            print(f"{size} {kind}: {share:.2%} of a step of {tokens:,} tokens", flush=True)
     return 0
 
 
@@ -106,6 +108,9 @@ def least(act: Callable[[], object], repeats: int) -> tuple[float, float]:
 def _arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument("--size", action="append", choices=sorted(SIZES), help="only this one; repeatable")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="one (the default) waits for none: processor time counts"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="of each timing (default 3)")
     return parser.parse_args()
 
