@@ -138,7 +138,7 @@ def summary(steps: int, best: dict[str, float], adamw: list[float], muon: dict[f
 def _arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="Tiny Shakespeare as a token set, by the character")
-    parser.add_argument("--steps", type=int, default=600, help="of AdamW's runs (default 600)")
+    parser.add_argument("--steps", type=int, default=300, help="of AdamW's runs (default 300)")
     return parser.parse_args()
 
 

@@ -79,10 +79,11 @@ def _choose_sharding(config: Config, asked: Config, dtype: Dtype, free: int, ran
     every = 0 if config.recompute.mode == "auto" else recompute_every(config)
     if _fits(whole, _least_micro_batch(config), dtype, every, free, ranks):
         return whole, ["shard false: each rank has room for the optimizer's whole state"]
-    here, all_of_it = (format_bytes(optimizer_bytes(which, ranks.world_size)) for which in (parts, whole))
-    return parts, [
-        f"shard true: {format_bytes(free)} are free; {here} of the optimizer's {all_of_it} on a rank at most"
-    ]
+    here, all_of_it = (optimizer_bytes(which, ranks.world_size) for which in (parts, whole))
+    if here >= all_of_it:  # of a tiny model, for which buffers are more than its state
+        return whole, []
+    line = f"{format_bytes(here)} of the optimizer's {format_bytes(all_of_it)} on a rank at most"
+    return parts, [f"shard true: {format_bytes(free)} are free; {line}"]
 
 
 def _forget_what_does_not_fit(
