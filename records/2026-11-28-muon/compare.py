@@ -43,7 +43,7 @@ optim: {beta2: 0.99, weight_decay: 0.1}
 schedule: {kind: cosine, warmup: 0.05, final_lr_fraction: 0.02}
 batch: {tokens_per_step: 2048, micro_batch: 32}
 checkpoint: {every_steps: 0, keep_last: 1}
-eval: {every_steps: 50, tokens: 65536, prompts: []}
+eval: {every_steps: 0, tokens: 32768, prompts: []}
 log: {every_steps: 100}
 run: {device: cpu, dtype: fp32, compile: false}
 """
