@@ -25,7 +25,7 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     "start": [
         ("train.startup.open_run", None, "start_ranks"),
         ("train.assemble", None, "build_model"),
-        ("train.restore", None, "load_training_state"),
+        ("train.restore", None, "load_on_all_ranks"),
     ],
     "forward": [("model.gpt", "GPT", "forward")],
     "backward": [("torch", "Tensor", "backward")],

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,9 +19,8 @@ from tests.helpers.manifests import FACTS
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, weights_hashes
-from train import restore
 from train.checkpoints.ownership import optimizer_tensors
-from train.checkpoints.reader import load_training_state
+from train.checkpoints.reader import load_on_all_ranks, load_training_state
 from train.checkpoints.writer import CheckpointWriter
 from train.errors import SaveFailed
 from train.optimization import sharded
@@ -143,9 +141,8 @@ def test_weights_and_state_are_the_same_on_any_number_of_ranks_sharded_or_not(tm
 def restore_what_is_damaged(checkpoint: Path) -> str:
     ranks = start_ranks("cpu")
     model, optimizer = build("adamw", ranks, shard=True)
-    trainer: Any = SimpleNamespace(ranks=ranks, model=model, optimizer=optimizer)
     with pytest.raises(UserError) as caught:
-        restore._load(trainer, checkpoint)
+        load_on_all_ranks(ranks, checkpoint, model, optimizer)
     ranks.close()
     return str(caught.value)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.checkpoint_files import read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
+from model.ranks import Ranks
 from model.weights import FLOATS, SUFFIX, check_shapes, fill, read_shapes, reading_tensors
 from train.checkpoints.ownership import OPTIMIZER, WEIGHTS
 from train.checkpoints.resume import check_optimizer
@@ -47,6 +48,22 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
     expected = state or (manifest["step"] > 0 and not manifest.get("weights_only"))
     if expected and (absent := sorted(wanted.keys() - state.keys())):
         raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}: resume from another")
+
+
+def load_on_all_ranks(ranks: Ranks, checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    """`load_training_state` on every rank; of a sharded optimizer each reads only its part.
+
+    Raises UserError on all ranks where one of them does.
+    """
+    problem, progress = None, None
+    try:
+        progress = load_training_state(checkpoint, model, optimizer)
+    except UserError as error:
+        problem = str(error)
+    problems = [other for other in ranks.gather(problem) if other is not None]
+    if progress is None or problems:
+        raise UserError(problems[0])
+    return progress
 
 
 def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:

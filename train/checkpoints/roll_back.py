@@ -22,7 +22,7 @@ from common.checkpoint_manifest import CheckpointManifest
 from common.os_errors import refusal
 from common.version import VERSION
 from model.ranks import agreed
-from train.checkpoints.reader import load_loss_scale, load_training_state
+from train.checkpoints.reader import load_loss_scale, load_on_all_ranks
 from train.checkpoints.retention import set_aside_rolled_back
 from train.checkpoints.saver import CheckpointKeeper
 from train.errors import LockLost, StorageFailed, TooManySpikes
@@ -58,7 +58,7 @@ def roll_back(
     manifest = read_checkpoint_manifest(checkpoint)
     number = len(spikes.rollbacks) + 1
     agreed(ranks, lambda: _move_aside(keeper.folder, manifest["step"], number), StorageFailed)
-    before = load_training_state(checkpoint, model, optimizer)
+    before = load_on_all_ranks(ranks, checkpoint, model, optimizer)
     load_loss_scale(keeper.scaler, manifest, ranks.world_size)
 
     facts = {

@@ -225,7 +225,7 @@ class CheckpointWriter:
 
     def _wrong_names(self, shares: list[ShareWritten]) -> str:
         """What is missing from all shares together, or is in two of them: such a checkpoint could never be read."""
-        for kind, expected in expected_names(self.model, self._optimizer).items():
+        for kind, expected in expected_names(self.model, self.optimizer).items():
             found = [
                 name for share in shares for file in share.names if _is_of(kind, file) for name in share.names[file]
             ]
