@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from common.metrics_file import read_json_lines
+from common.metrics_table import read_metrics_table
 from common.run_folder import RunFolder
-from tests.chaos import disk, plan
+from tests.chaos import disk, plan, spikes
 from tests.chaos.faults import (
     GONE_SECONDS,
     HANG_LIMIT_SECONDS,
@@ -61,8 +62,16 @@ class Campaign:
         forked: OwnMark | None,
         on_row: Callable[[], None],
         options: Sequence[str] = (),
+        *,
+        spiked: bool = False,
     ) -> None:
-        """Args: folder: for logs and data. runs: for the runs, on a disk of their own. forked: where forks may be."""
+        """Made once.
+
+        Args:
+            folder: for logs and data. runs: for the runs, on a disk of their own. forked: where forks may be.
+            options: of every trainer.
+            spiked: every run has loss spikes, and is rolled back past them.
+        """
         self._folder = folder
         self._runs = runs
         self._queue = deque(faults)
@@ -74,9 +83,11 @@ class Campaign:
         self.differing_steps: list[tuple[str, int]] = []
         self.lost_runs: list[str] = []
         self.complaints: list[str] = []  # about starts without a fault
-        self._starts = Starts(folder, runs, options)
+        self._starts = Starts(folder, runs, options, spiked=spiked)
         executed = forked is None or any(fault.executed for fault in faults)
         self._reference = self._starts.undisturbed(None if executed else forked)
+        self.rollbacks = len(read_metrics_table(self._reference.metrics).rollbacks)
+        assert self.rollbacks == (spikes.ROLL_BACKS if spiked else 0), "the spikes are not where they were planted"
 
     def proceed(self) -> None:
         """Inflict every fault, finish every run."""
@@ -305,6 +316,7 @@ class Campaign:
             "lost_runs": len(self.lost_runs),
             "failed_rows": sum(not row.ok for row in self.rows),
             "runs": self._run_count,
+            "rollbacks_a_run": self.rollbacks,
             "starts": self._starts.count,
             "complaints": self.complaints,
             "lost": self.lost_runs,

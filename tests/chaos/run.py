@@ -55,7 +55,8 @@ def main() -> int:
         executed_share=arguments.executed_share,
     )
     report = Report(arguments.json, len(faults), notes, {"seed": arguments.seed})
-    campaign = Campaign(folder, folder / "runs", faults, OwnMark() if forks else None, report.update, arguments.option)
+    forked, spiked = OwnMark() if forks else None, arguments.spikes
+    campaign = Campaign(folder, folder / "runs", faults, forked, report.update, arguments.option, spiked=spiked)
     report.campaign = campaign
     campaign.proceed()
     return report.finish()
@@ -70,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     kinds = sorted({kind for kind, _ in plan.WEIGHTS})
     parser.add_argument("--only", action="append", default=[], choices=kinds, help="only this kind; repeatable")
     parser.add_argument("--without", action="append", default=[], choices=kinds, help="not this kind; repeatable")
+    parser.add_argument("--spikes", action="store_true", help="every run has loss spikes, and is rolled back past them")
     parser.add_argument(
         "--option", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of every trainer; repeatable"
     )

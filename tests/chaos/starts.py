@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.run_folder import RunFolder
+from tests.chaos import spikes
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.trainer import Trainer
@@ -33,8 +34,14 @@ EVENT_SECONDS = 300.0  # without any event for so long, a start hangs
 class Starts:
     """Starts trainers of one configuration on one token set, each with a mark and a log of its own."""
 
-    def __init__(self, folder: Path, runs: Path, options: Sequence[str] = ()) -> None:
-        """Args: folder: for logs, configuration and data. runs: the folder of runs. options: of every start."""
+    def __init__(self, folder: Path, runs: Path, options: Sequence[str] = (), *, spiked: bool = False) -> None:
+        """Made once.
+
+        Args:
+            folder: for logs, configuration and data. runs: the folder of runs.
+            options: of every start. spiked: the runs have loss spikes.
+        """
+        self._spiked = spiked
         self._folder = folder
         self._options = [f"--{option}" for option in options]
         self._runs = runs
@@ -74,6 +81,7 @@ class Starts:
             f"--run.root={self._runs}",
             f"--run.name={run.path.name}",
             *self._options,
+            *(spikes.OPTIONS if self._spiked else ()),
             *more,
         ]
         return Trainer(
@@ -81,6 +89,6 @@ class Starts:
             mark=f"{os.getpid():08x}{self.count:08x}",  # no other campaign's, which may run beside this one
             output=self._folder / f"{run.path.name}-{self.count:03d}.log",
             trap=trap,
-            environment=environment,
+            environment=(environment or {}) | ({spikes.VARIABLE: "1"} if self._spiked else {}),
             forked=forked,
         )

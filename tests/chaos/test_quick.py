@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.run_folder import RunFolder
-from tests.chaos import freezes, plan
+from tests.chaos import freezes, plan, spikes
 from tests.chaos.faults import why_not_hung
 from tests.chaos.phases import BEFORE_CONFIGURATION, FIRST_RANK_ONLY, MORE_ENTRIES, PHASES, Trap
 from tests.chaos.verdict import by_step, compare
@@ -114,6 +114,16 @@ def test_every_trap_finds_the_functions_it_wraps(phase: str) -> None:
     for module, owner, name in WRAPPED[phase]:
         place = importlib.import_module(module)
         assert callable(getattr(getattr(place, owner) if owner else place, name))
+
+
+def test_spikes_find_the_functions_they_wrap() -> None:
+    found = []
+
+    def look(module: str, owner: str | None, name: str, wrapper: object) -> None:
+        found.append(getattr(getattr(importlib.import_module(module), str(owner)), name))
+
+    spikes.plant(look)
+    assert len(found) == 2 and all(map(callable, found))
 
 
 def test_a_function_that_is_gone_is_no_silent_miss() -> None:

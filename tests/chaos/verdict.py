@@ -25,13 +25,14 @@ class Comparison:
 def compare(reference: RunFolder, run: RunFolder) -> Comparison:
     """Compare a finished run with an undisturbed one, step by step and to the bit.
 
-    Lines that a resume superseded are held to the same standard: they were the same steps.
+    Lines that a resume or roll-back superseded are held to the same standard: they were the same steps.
     """
     expected = by_step(read_metrics(reference.metrics))
     found = by_step(read_metrics(run.metrics))
+    ever = by_step(read_json_lines(reference.metrics))  # what the reference itself was rolled back over, too
     differing = {step for step, _ in expected.items() ^ found.items()}
     for record in read_json_lines(run.metrics):
-        differing |= {step for step, values in by_step([record]).items() if values - expected.get(step, frozenset())}
+        differing |= {step for step, values in by_step([record]).items() if values - ever.get(step, frozenset())}
     tensors = [final_tensors(folder.checkpoints) for folder in (reference, run)]
     return Comparison(sorted(differing), tensors[0] is not None and tensors[0] == tensors[1])
 

@@ -18,6 +18,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from tests.chaos import spikes
 from tests.chaos.phases import BROKEN_HOOK_STATUS, SOCKET_VARIABLE, TRAP_VARIABLE, Trap
 
 # phase: (module, class or None, function) around which its trap lies
@@ -141,6 +142,8 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     harness = Harness(rank)
     harness.tell("hello")
+    if os.environ.get(spikes.VARIABLE):
+        spikes.plant(wrap)
     trap = Trap.from_json(os.environ[TRAP_VARIABLE]) if os.environ.get(TRAP_VARIABLE) else None
     if trap is not None and trap.rank == rank:
         snare = Snare(trap, harness)

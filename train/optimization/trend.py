@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from train.optimization.step import Limits
 
 LENGTH = 128  # accepted steps that make a trend; with fewer there is none
-OUTLIER = 10.0  # spreads of the loss above its median: a spike
+OUTLIER = 15.0  # spreads of the loss above its median: a spike
 NORM_OUTLIER = 20.0  # spreads of the gradient norm's logarithm, whose tail is heavier
 RAISED = 3.0  # spreads above the median: a loss above its trend
 OF_NORMAL = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
