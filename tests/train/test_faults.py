@@ -63,7 +63,33 @@ def test_one_flipped_bit_on_one_rank_is_noticed_by_all(tmp_path: Path) -> None:
     assert run_ranks(3, tmp_path / "store", compare, False) == ["the same"] * 3
     answers = run_ranks(3, tmp_path / "store", compare, True)
     assert len(set(answers)) == 1
-    assert "ranks [1] differ from rank 0's" in answers[0]
+    assert "ranks [1] differ from rank 0's, rank 1's first in weight: " in answers[0]
+
+
+def train_where_a_bit_flips(arguments: list[str]) -> None:
+    """As faulty memory would flip it, on rank 1 after step 3."""
+    step = Stepper.__call__
+
+    def flipping(self: Stepper, batch: StepBatch, number: int) -> StepResult:
+        result = step(self, batch, number)
+        if number == 3 and self._ranks.rank == 1:
+            with torch.no_grad():
+                self._parallel.model.get_parameter("h.1.mlp.c_fc.weight").view(torch.int32)[2, 2] ^= 1
+        return result
+
+    pytest.MonkeyPatch().setattr(Stepper, "__call__", flipping)
+    train_as_rank(arguments)
+
+
+def test_replicas_are_compared_between_saves_where_asked_for(tmp_path: Path, data: Path) -> None:
+    arguments = tiny_arguments(
+        tmp_path, data, "flipped", "--checkpoint.every_steps=0", "--run.check_replicas_every_steps=2"
+    )
+    assert RankGroup(2, tmp_path / "store", train_where_a_bit_flips, arguments).join() == [1, 1]
+    run = run_of(tmp_path, "flipped")
+    reason = json.loads(run.state.read_text())["reason"]
+    assert reason.startswith("the weights of ranks [1] differ from rank 0's, rank 1's first in h.1.mlp.c_fc.weight: ")
+    assert max(losses(run)) == 4
 
 
 def test_fp16_learns_and_its_overflow_steps_are_no_faults(tmp_path: Path, data: Path) -> None:
