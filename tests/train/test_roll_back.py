@@ -136,7 +136,7 @@ def train_until_killed(arguments: list[str], act: str) -> None:
     train_as_rank(arguments)
 
 
-ACTS = ["newest_before before", "first move", "load_on_all_ranks after", "write_checkpoint_manifest before",
+ACTS = ["first move", "load_on_all_ranks after", "write_checkpoint_manifest before",
         "write_checkpoint_manifest after"]  # fmt: skip
 
 
