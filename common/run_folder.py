@@ -136,6 +136,10 @@ class RunFolder:
         """Where each thread of a rank stood when the rank hung."""
         return self.path / "ranks" / f"rank-{rank:05d}.stacks"
 
+    def bad_batch(self, step: int) -> Path:
+        """What was found in the batch of a step that was not learnt from."""
+        return self.path / "bad-batches" / f"step-{step:08d}.json"
+
     def read_state(self) -> dict[str, Any] | None:
         """The `state`, or None for a run that has none yet.
 
