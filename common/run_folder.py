@@ -137,7 +137,7 @@ class RunFolder:
         return self.path / "ranks" / f"rank-{rank:05d}.stacks"
 
     def bad_batch(self, step: int) -> Path:
-        """What was found in the batch of a step that was not learnt from."""
+        """What was found in the batch of a step that was not learned from."""
         return self.path / "bad-batches" / f"step-{step:08d}.json"
 
     def read_state(self) -> dict[str, Any] | None:

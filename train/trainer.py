@@ -76,6 +76,7 @@ class Trainer:
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
     start_facts: dict[str, Any] = field(default_factory=dict)  # what else the record of this start holds
     _verdict: Verdict = Verdict.LEARNED  # of the last step
+    _batch: StepBatch | None = None  # of the last step
     _state_written: float = 0.0
     _log_seconds: float = 0.0
     _trouble_told: str = ""
@@ -154,8 +155,12 @@ class Trainer:
         lr = self.course.rate(step)
         set_learning_rate(self.optimizer, lr)
         self.stepper.limits = self.spikes.limits
-        result = self.stepper(batch, step)
-        self._verdict = result.verdict
+        try:
+            result = self.stepper(batch, step)
+        except NonFiniteLoss:
+            self._examine(batch, step, "the loss or the gradient norm is not finite")
+            raise
+        self._verdict, self._batch = result.verdict, batch
 
         # Record it
         seconds = time.monotonic() - started
@@ -187,6 +192,8 @@ class Trainer:
         if self.layer_statistics is not None:
             self.layer_statistics.record(step)
         self._judge(step, result, position)
+        if result.verdict.skips:
+            self._examine(batch, step, "the step was skipped")
         self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started
         if time.monotonic() - self._state_written > STATE_SECONDS:
@@ -202,6 +209,8 @@ class Trainer:
         """Go back to before a spike that the run does not get over, and past the data read since."""
         self.acts.enter("rolling back")
         self.recorder.log(f"WARNING: step {progress.step}: {sustained.why}: rolling back")
+        if self._batch is not None:
+            self._examine(self._batch, progress.step, "the run rolled back after it")
         back = roll_back(self.keeper, self.spikes, sustained, progress, earliest=self.course.warm_up.start)
         for evaluation in self.evaluations:
             evaluation.forget()
@@ -211,6 +220,13 @@ class Trainer:
         )
         self._write_state(back, "rolled back")
         return back
+
+    def _examine(self, batch: StepBatch, step: int, why: str) -> None:
+        """Write down which layer a bad batch breaks first."""
+        from train.layer_statistics.bad_batch import BadBatches  # needed by few runs
+
+        self.acts.start("examination of a bad batch")
+        BadBatches(self.model, self.ranks, self.folder, self.recorder, self.stepper.dtype).examine(batch, step, why)
 
     def _judge(self, step: int, result: StepResult, position: int) -> None:
         """Record a step that is a spike, or not finite. Args: position: of the loader, before the step."""

@@ -100,7 +100,7 @@ class Stepper:
         self._ranks = ranks
         self._plan = plan
         self.objective = objective
-        self._dtype = dtype
+        self.dtype = dtype
         self._grad_clip = grad_clip or math.inf
         self._seed = seed
         self.limits = limits
@@ -130,7 +130,7 @@ class Stepper:
         weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
         loss_sum = torch.zeros((), device=self._ranks.device)
         self.compute_timer.start()
-        with autocast(self._dtype, self._ranks.device):  # around all of them: weights are cast once a step
+        with autocast(self.dtype, self._ranks.device):  # around all of them: weights are cast once a step
             for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
                 self._seed_dropout(step, index)
                 loss_sum += self._backward(micro_batch, weight, last=index == self._plan.accumulation - 1)
@@ -181,7 +181,7 @@ class Stepper:
         """Forward and backward of one micro-batch, times `weight` (); return its summed loss (), detached."""
         with self._parallel.backward_of(last=last):
             self._on_act("forward")
-            with autocast(self._dtype, self._ranks.device):
+            with autocast(self.dtype, self._ranks.device):
                 loss = self.objective.loss(self._parallel.replica, batch, weight)  # ()
             self._on_act("backward")
             with torch.autocast(self._ranks.device.type, enabled=False):
