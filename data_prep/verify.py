@@ -30,6 +30,7 @@ from common.regular_file import open_regular
 from data_prep.corpora.workers import choose_workers
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, document_start, split_sha256
 from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.text_hash import split_text_sha256
 from data_prep.tokenization.tokenizer import Tokenizer
 
 BLOCK_BYTES = 4 << 20
@@ -141,6 +142,14 @@ def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
             problems.append(
                 f"{folder / MANIFEST_FILE}: val_sha256 is {manifest.val_sha256[:16]}…, the validation split's is "
                 f"{val_sha256[:16]}…"
+            )
+    recorded = manifest.val_text_sha256
+    if not problems and tokenizer is not None and recorded is not None:
+        found_text = split_text_sha256(folder, manifest.splits["val"], tokenizer)
+        if found_text != recorded:
+            problems.append(
+                f"{folder / MANIFEST_FILE}: val_text_sha256 is {recorded[:16]}…, the validation text's is "
+                f"{found_text[:16]}…"
             )
     return problems
 

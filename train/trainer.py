@@ -171,6 +171,7 @@ class Trainer:
         record: dict[str, Any] = {
             "step": step,
             "tokens": progress.tokens,
+            "flops": float(progress.tokens * self.flops_per_token),  # up to here
             **self.stepper.objective.record(result.loss),
             "lr": lr,
             "grad_norm": result.grad_norm,

@@ -19,6 +19,7 @@ from common.progress import format_bytes, format_count, format_duration
 from common.publish import canonical_json, file_to_write, write_json_output
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
 from data_prep.token_sets.shard_writer import SHARD_TOKENS, write_error
+from data_prep.tokenization.text_hash import split_text_sha256
 from data_prep.tokenization.tokenizer import Tokenizer
 
 DATA_FOLDER = PROJECT / "data"
@@ -109,7 +110,13 @@ def finish_set(
     """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted."""
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     manifest = Manifest(
-        tokenizer.dtype.name, tokenizer.spec, source, versions, splits, split_sha256(folder, splits["val"])
+        tokenizer.dtype.name,
+        tokenizer.spec,
+        source,
+        versions,
+        splits,
+        split_sha256(folder, splits["val"]),
+        val_text_sha256=split_text_sha256(folder, splits["val"], tokenizer),
     )
     try:
         manifest.write(folder)
@@ -126,6 +133,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         "made": made,
         "identity": manifest.identity,
         "val_sha256": manifest.val_sha256,
+        "val_text_sha256": manifest.val_text_sha256,
         "seconds": seconds,
         "skipped": manifest.source.get("skipped", []),
         "splits": {},

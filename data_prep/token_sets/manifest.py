@@ -112,6 +112,7 @@ class StoredManifest(TypedDict):
     versions: dict[str, str]
     splits: dict[str, tuple[Shard, ...]]
     val_sha256: Sha256
+    val_text_sha256: NotRequired[Sha256]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class Manifest:
     """All that is known about a token set. `tokenizer` is the tokenizer's spec; `source`, `versions`: for people.
 
     `val_sha256` is the SHA-256 of the validation split's bytes, whatever its shards: two sets with the same one are
-    evaluated on the same tokens.
+    evaluated on the same tokens. `val_text_sha256` is that of its documents' text, whatever their tokens; None in sets
+    made before 0.2.0.
     """
 
     dtype: str
@@ -130,6 +132,7 @@ class Manifest:
     val_sha256: str
     format_version: int = FORMAT_VERSION
     complete: bool = True
+    val_text_sha256: str | None = None
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -148,7 +151,10 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Publish the manifest: from here on the set counts as complete."""
-        write_json_whole(folder / MANIFEST_FILE, asdict(self))
+        written = asdict(self)
+        if self.val_text_sha256 is None:
+            del written["val_text_sha256"]
+        write_json_whole(folder / MANIFEST_FILE, written)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -183,6 +189,7 @@ class Manifest:
             stored["versions"],
             stored["splits"],
             stored["val_sha256"],
+            val_text_sha256=stored.get("val_text_sha256"),
         )
 
 

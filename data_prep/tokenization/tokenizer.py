@@ -61,6 +61,8 @@ class Tokenizer(ABC):
         self.dtype = token_dtype(self.vocab_size)
         # int32 (V,): bytes of text per id, so that shards know how much text they hold
         self.piece_bytes = np.array([len(piece) for piece in pieces], dtype=np.int32)
+        self._piece_starts = np.cumsum(self.piece_bytes, dtype=np.int64) - self.piece_bytes  # (V,), in all their text:
+        self._piece_text = np.frombuffer(b"".join(pieces), dtype=np.uint8)
         digest = hashlib.sha256(f"{kind}:{self.vocab_size}:{end_of_text_id}:".encode())
         digest.update(b"".join(len(piece).to_bytes(4, "little") + piece for piece in pieces))
         digest.update(also.encode())
@@ -122,6 +124,13 @@ class Tokenizer(ABC):
         """
         found = SAFE_BORDER.search(text, start)
         return found.start() if found else None
+
+    def text_bytes(self, ids: Ids) -> bytes:
+        """The bytes of text that ids (n,) stand for, as many as their `piece_bytes` add up to."""
+        lengths = self.piece_bytes[ids]
+        ends = np.cumsum(lengths, dtype=np.int64)
+        places = np.repeat(self._piece_starts[ids] - (ends - lengths), lengths)  # less the place in the result
+        return bytes(self._piece_text[places + np.arange(len(places))].data)
 
     def _checked(self, ids: Ids | Sequence[int]) -> Ids:
         array = np.asarray(ids, dtype=np.int64).reshape(-1)

@@ -119,6 +119,23 @@ def accuracy(choices: Choices, examples: Sequence[Example]) -> Accuracy:
     return Accuracy(value, math.sqrt(value * (1 - value) / (count - 1)) if count > 1 else None)
 
 
+def right_bits_per_byte(
+    scores: npt.NDArray[np.float64],
+    questions: Sequence[Question],
+    right: Sequence[int],
+    piece_bytes: npt.NDArray[np.int32],
+) -> float:
+    """Summed bits of the right endings, divided by the bytes of their text (with the space before each).
+
+    Args:
+        scores: (questions, endings) log-likelihoods in nats. right: which ending of each. piece_bytes: (V,)
+    """
+    endings = [question.endings[label] for question, label in zip(questions, right, strict=True)]
+    nats = -float(np.sum(scores[np.arange(len(right)), list(right)]))
+    size = sum(int(piece_bytes[list(ending)].sum()) for ending in endings)
+    return nats / math.log(2) / size if size else math.nan
+
+
 def _ids(tokenizer: Tokenizer, text: str) -> Ids:
     return tuple(tokenizer.encode(text).tolist())
 

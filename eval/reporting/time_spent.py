@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from common.curves import BUILT_IN
 from common.metric_fields import NUMBER
 from common.metrics_table import MetricsTable
 
@@ -84,7 +85,8 @@ def _evaluation_seconds(table: MetricsTable) -> dict[str, float]:
 
 def _label(table: MetricsTable, kind: str) -> str:
     """An evaluation's: that of its curve, or its own name where it has several."""
-    labels = [curve.label for curve in table.curves if curve.kind == kind]
+    built_in = [curve.label for curve in BUILT_IN if curve.kind == kind]
+    labels = built_in or [curve.label for curve in table.curves if curve.kind == kind]
     return labels[0] if len(labels) == 1 else kind
 
 

@@ -1,5 +1,6 @@
 """The writer, the manifest and the reader of token sets, and the check of a set."""
 
+import hashlib
 import json
 import os
 import re
@@ -17,9 +18,10 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from common.publish import sha256_file
 from data_prep.corpora.preparation import finish_set
-from data_prep.token_sets.manifest import Shard, token_dtype
+from data_prep.token_sets.manifest import Manifest, Shard, token_dtype
 from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
 from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer
 from tests.helpers.token_sets import char_tokenizer, make_token_set
 
@@ -318,7 +320,26 @@ def test_finishing_a_set_reads_its_validation_shards_in_blocks(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert manifest.val_sha256 == sha256_file(tmp_path / "val-00000.bin")
+    assert manifest.val_text_sha256 == hashlib.sha256(bytes(32 << 20)).hexdigest()
     assert peak < 8 << 20
+
+
+def test_the_hash_of_the_validation_text_is_the_same_whatever_its_tokens(tmp_path):
+    documents = ["naïve café 日本語 😀\n", "def x():\n    return 1", "", "a" * 70_000]
+    text = "".join(documents)
+    tokenizers = [ByteTokenizer(), CharTokenizer("".join(sorted(set(text)))), load_tokenizer("gpt2")]
+    found = set()
+    for number, tokenizer in enumerate(tokenizers):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with ShardWriter(folder, "val", tokenizer, 30_000) as writer:
+            for document in documents:
+                writer.write(np.concatenate([tokenizer.opening, tokenizer.encode(document)]))
+        manifest = finish_set(folder, tokenizer, {"name": "test"}, [], {"train": (), "val": tuple(writer.shards)})
+        found.add(manifest.val_text_sha256)
+        assert Manifest.read(folder) == manifest
+
+    assert found == {hashlib.sha256(text.encode()).hexdigest()}
 
 
 def test_clearing_touches_only_the_sets_own_files(tmp_path):

@@ -1,11 +1,16 @@
 """HellaSwag during training: what is recorded is what the finished model scores, and nothing else changes."""
 
+import math
 from pathlib import Path
+
+import pytest
+import torch
 
 from common.checkpoint_files import list_checkpoints
 from common.metrics_file import read_metrics
 from eval.hellaswag_task.examples import evenly_spaced, read_hellaswag
-from eval.hellaswag_task.metrics import accuracy, choose_all
+from eval.hellaswag_task.metrics import accuracy, choose_all, plain_question
+from eval.reporting.run_data import load_run
 from eval.shared.loading import load_checkpoint
 from model.ranks import start_ranks
 from tests.eval.hellaswag_files import official_rows, write_official
@@ -31,10 +36,21 @@ def test_the_curve_is_the_same_to_the_bit_with_and_without(tmp_path: Path) -> No
     expected = accuracy(choices["acc_norm"], examples)
     assert found[-1]["hellaswag_acc_norm"] == expected.value
     assert found[-1]["hellaswag_acc_norm_stderr"] == expected.standard_error
+    questions = [plain_question(example, loaded.tokenizer) for example in examples]
+    nats = size = 0.0
+    for example, question in zip(examples, questions, strict=True):
+        ending = question.endings[example.label]
+        with torch.no_grad():
+            ids = torch.tensor([(*question.context, *ending)[-17:]])  # as much as the model can see
+            losses = loaded.model(ids[:, :-1], ids[:, 1:], reduction="none")[0]
+        nats += losses[-len(ending) :].sum().item()
+        size += len(f" {example.endings[example.label]}".encode())
+    assert found[-1]["hellaswag_bits_per_byte"] == pytest.approx(nats / size / math.log(2), abs=1e-5)
     assert found[-1]["hellaswag_examples"] == 37
     assert found[-1]["hellaswag_sha256"] == data.sha256
     assert found[-1]["hellaswag_official"]
     assert f"acc_norm {expected.value:.4f}" in run_of(tmp_path, "with").log.read_text()
+    assert load_run(run_of(tmp_path, "with").path).table.curves.get("hellaswag_bits_per_byte") is not None
 
 
 def test_a_missing_file_is_told_before_anything_begins(tmp_path: Path) -> None:

@@ -9,20 +9,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.curves import HELLASWAG
+from common.curves import HELLASWAG, Curve
 from common.paths import expand_path
 from eval.hellaswag_task.examples import evenly_spaced, read_hellaswag, require_hellaswag
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, is_due
 from train.progress import Progress
+from train.settings.sections import Config
 
 if TYPE_CHECKING:
     from data_prep.token_sets.token_set import TokenSet
 
 
-class HellaSwag(Evaluation):
-    """Measures `acc_norm`, the mean per token over contexts without the activity label."""
+BITS = Curve(
+    kind=HELLASWAG.kind,
+    figure="hellaswag_bits_per_byte",
+    label="HellaSwag, bits per byte of the right ending",
+    measured_on=HELLASWAG.measured_on,
+)
 
-    name, phase, curves = HELLASWAG.kind, "answering HellaSwag", (HELLASWAG,)
+
+class HellaSwag(Evaluation):
+    """Measures `acc_norm`, the mean per token over contexts without the activity label; and bits per byte of the right
+    endings, which say more of small models, whose choices are near chance.
+    """
+
+    name, phase = HELLASWAG.kind, "answering HellaSwag"
+    curves: tuple[Curve, ...] = (HELLASWAG,)
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        if config.eval.hellaswag_every_steps:
+            self.curves = (HELLASWAG, BITS)
 
     def check(self, tokens: TokenSet) -> None:
         """Raises UserError where its file is missing."""
@@ -49,7 +66,7 @@ class HellaSwag(Evaluation):
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         """Answer and record; scores that are NaN, whose largest means nothing, as null."""
-        from eval.hellaswag_task.metrics import Accuracy, accuracy, choose_by_token
+        from eval.hellaswag_task.metrics import Accuracy, accuracy, choose_by_token, right_bits_per_byte
         from eval.hellaswag_task.multiple_choice import log_likelihoods
 
         started, tools = time.monotonic(), self._tools
@@ -57,6 +74,8 @@ class HellaSwag(Evaluation):
         result = Accuracy(math.nan, None)
         if not np.isnan(scores).any():
             result = accuracy(choose_by_token(scores, self._questions), self._examples)
+        right = [example.label for example in self._examples]
+        bits = right_bits_per_byte(scores, self._questions, right, tools.tokenizer.piece_bytes)
         seconds = time.monotonic() - started
         record = {
             "kind": self.name,
@@ -64,6 +83,7 @@ class HellaSwag(Evaluation):
             "tokens": progress.tokens,
             "hellaswag_acc_norm": result.value,
             "hellaswag_acc_norm_stderr": result.standard_error,
+            BITS.figure: bits,
             "hellaswag_examples": len(self._examples),
             "hellaswag_official": self._data.official,  # else the text form: its scores compare with nothing published
             "hellaswag_sha256": self._data.sha256,
@@ -74,7 +94,7 @@ class HellaSwag(Evaluation):
         error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
         which = "" if self._data.official else ", text form"
         tools.recorder.log(
-            f"HellaSwag at step {progress.step}: acc_norm {result.value:.4f}{error} "
+            f"HellaSwag at step {progress.step}: acc_norm {result.value:.4f}{error}, {bits:.4f} bits per byte "
             f"({len(self._examples)} examples{which}, {seconds:.1f} s)"
         )
 

@@ -6,9 +6,12 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.curves import VALIDATION
 from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.sequences import Windows
+from model.counts import flops_per_token
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, Written, is_due
 from train.progress import Progress
 
@@ -39,6 +42,7 @@ class Validation(Evaluation):
         self._split_documents_at = (
             document_start(tools.tokens.tokenizer_spec) if self.config.data.document_mask else None
         )
+        self._flops_per_token = flops_per_token(tools.model.config, adapters=self.config.adapter_count())
 
     @property
     def measured_on(self) -> dict[str, Any]:
@@ -70,8 +74,11 @@ class Validation(Evaluation):
         record = {
             "step": progress.step,
             "tokens": progress.tokens,
+            "flops": float(progress.tokens * self._flops_per_token),
             "val_loss": result.loss,
             **self.measured_on,
+            **self._text(),
+            **self._causality(progress.step),
             "val_seconds": seconds,
             "time": time.time(),
         }
@@ -83,6 +90,29 @@ class Validation(Evaluation):
         )
         if progress.step == 0 and self._tools.untrained:
             self._check_first_loss(result.loss)
+
+    def _text(self) -> dict[str, Any]:
+        """What says that losses per byte are of the same text, whatever its tokens; older sets don't know."""
+        text = self._tools.tokens.manifest.val_text_sha256
+        return {} if text is None else {"val_text_sha256": text}
+
+    def _causality(self, step: int) -> dict[str, Any]:
+        """At the first validation and the last: whether predictions come from earlier tokens only."""
+        if step not in (0, self.config.run.max_steps) or not self._tools.ranks.is_first:
+            return {}
+        from eval.shared.causality import TOLERANCE, future_moves
+
+        tools = self._tools
+        (row,) = self._windows.read(np.arange(1))
+        moved = future_moves(tools.model, row[:-1], tools.ranks.device, split_documents_at=self._split_documents_at)
+        if math.isnan(moved):
+            return {}
+        if moved > TOLERANCE:
+            tools.recorder.log(
+                f"WARNING: the model is not causal: another last token moves earlier logits by up to {moved:.2g}. It "
+                "sees what it predicts, so its losses mean nothing: no comparison ranks this run"
+            )
+        return {"causal": moved <= TOLERANCE}
 
     def _check_first_loss(self, loss: float) -> None:
         """A model that knows nothing gives every token the same probability: ln V nats."""
