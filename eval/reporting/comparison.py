@@ -120,7 +120,7 @@ def run_row(run: RunData) -> Row:
     vocabulary = run.model.vocab_size if run.model else GPT2_VOCABULARY
     unit = "" if vocabulary == GPT2_VOCABULARY else f", {vocabulary:,} symbols"
     return Row(
-        model=run.name,
+        model=f"{run.name} (not causal)" if run.leaks else run.name,
         ours=True,
         parameters=figures.parameters,
         data=data,

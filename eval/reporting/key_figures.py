@@ -113,17 +113,17 @@ def _over(reduce: Any, run: RunData, key: str, last: int | None = None) -> float
 
 def differences(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
     """(option, its value in each run) of every configuration option that is not the same in all runs."""
-    flat = [_flatten(run.config) for run in runs]
+    flat = [flatten(run.config) for run in runs]
     names = sorted(set().union(*flat))
     rows = [(name, [values.get(name, "–") for values in flat]) for name in names]
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
 
 
-def _flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

@@ -26,9 +26,16 @@ SHOWN_CHARACTERS = 1_000
 def loss_note(runs: Sequence[RunData]) -> str:
     """What the curves are, and on which data the validation losses were measured."""
     drawn = "The dotted lines are validation losses. " if len(runs) > 1 else ""
-    data = " ".join([_measured_on(runs), *(_left_out(run, VALIDATION, describe_validation) for run in runs)])
+    data = " ".join(
+        [*_leaks(runs), _measured_on(runs), *(_left_out(run, VALIDATION, describe_validation) for run in runs)]
+    )
     flops = "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention), 4N where adapters leave N frozen."
     return f'<p class="soft">{drawn}Hours leave out the time between a stop and the next start. {flops} {data}</p>'
+
+
+def _leaks(runs: Sequence[RunData]) -> list[str]:
+    """Of runs that see what they predict."""
+    return [f"<b>{text(run.name)} is not causal: it sees what it predicts.</b>" for run in runs if run.leaks]
 
 
 def _measured_on(runs: Sequence[RunData]) -> str:

@@ -79,6 +79,11 @@ class RunData:
         return count if isinstance(count, int) and 0 <= count < LARGEST else None
 
     @property
+    def leaks(self) -> bool:
+        """Whether a validation found that earlier predictions depend on later tokens: its losses mean nothing then."""
+        return any(event.get("causal") is False for event in self.table.of_kind("val_loss"))
+
+    @property
     def max_steps(self) -> int | None:
         value = self.section("run").get("max_steps")
         return value if is_step(value) else None

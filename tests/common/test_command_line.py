@@ -52,6 +52,8 @@ BAD_VALUES = {
     "train/benchmarks/bench_step.py --micro-batch=0": "above zero",
     "train/benchmarks/bench_step.py --model.n_head=5": "not a multiple of model.n_head",
     "train/finetune.py no-run": "no-run is not a folder",
+    "train/study.py --compare A=no-run B=none": "no-run is not a run's folder",
+    "train/study.py --compare A=no-run": "two groups of runs or more",
     "train/pretrain.py --data.path=no-data": "there is no token set in",
     "train/pretrain.py --optim.lr=x": "optim.lr is x",
 }

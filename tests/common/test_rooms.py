@@ -31,6 +31,7 @@ BESIDE = {
     "launching": {"stopping"},
     "launch": {"launching"},
     "sync_wandb": {"run"},
+    "study": set(),
     "benchmarks": {"settings", "batches", "progress", "objectives", "optimization", "checkpoints", "startup"},
 }
 # The commands that README.md and docs/ show.
@@ -40,8 +41,9 @@ ENTRIES = [
     "data_prep/benchmarks/bench_prepare.py", "eval/compare.py", "eval/export_hf.py", "eval/generate.py",
     "eval/harness.py", "eval/hellaswag.py", "eval/import_hf.py", "eval/perplexity.py", "eval/plot_loss.py",
     "eval/report.py", "eval/summary.py", "eval/watch.py", "eval/benchmarks/bench_generate.py", "train/pretrain.py",
-    "train/finetune.py", "train/launch.py", "train/sync_wandb.py", "train/benchmarks/bench_checkpoint.py",
-    "train/benchmarks/bench_loader.py", "slurm/submit.py", "slurm/status.py", "slurm/124m.sh", "slurm/355m.sh",
+    "train/finetune.py", "train/launch.py", "train/study.py", "train/sync_wandb.py",
+    "train/benchmarks/bench_checkpoint.py", "train/benchmarks/bench_loader.py",
+    "slurm/submit.py", "slurm/status.py", "slurm/124m.sh", "slurm/355m.sh",
     "slurm/774m.sh", "slurm/1p3b.sh", "setup/environment.py", "setup/pin_packages.py", "docs/write_options.py",
     "tests/chaos/run.py", "tests/fuzz/campaign.py", "tests/same_run.py", "tests/count_rooms.py",
     "tests/chaos/freezes.py", "tests/chaos/alarms.py",
