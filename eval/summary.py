@@ -82,6 +82,7 @@ class Summary:
     val_loss: float
     val_step: int
     perplexity: float
+    val_bits_per_byte: float | None  # of the validated targets' text; older runs record none
     unigram_entropy: float
     margin: float  # unigram_entropy - val_loss
     tokens_per_second: float  # median over steps
@@ -173,6 +174,7 @@ def summarise(folder: RunFolder) -> Summary:
         val_loss=val_loss,
         val_step=validation[-1]["step"],
         perplexity=math.exp(min(val_loss, 700.0)),  # beyond it a float overflows
+        val_bits_per_byte=validation[-1].get("val_bits_per_byte"),
         unigram_entropy=entropy,
         margin=entropy - val_loss,
         tokens_per_second=statistics.median(_numbers(train, "tokens_per_second") or [0.0]),
@@ -205,7 +207,10 @@ def print_figures(summary: Summary) -> None:
     alive = Liveness(summary.alive, summary.why, summary.status)
     standing = alive.word if alive.verdict == "ended" else str(alive)
     print(f"{one_line(summary.run)}: {one_line(standing)}, step {summary.step:,} of {summary.max_steps:,}")
-    print(f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{latest}")
+    bits = "" if summary.val_bits_per_byte is None else f", {summary.val_bits_per_byte:.3f} bits per byte of text"
+    print(
+        f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{bits}{latest}"
+    )
     first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} tokens of "
     print(f"  validation set    {first}sha256 {summary.val_sha256}")
     print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")

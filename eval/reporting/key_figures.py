@@ -30,6 +30,7 @@ class KeyFigures:
     train_loss_steps: int  # how many
     val_loss: float | None  # the last one
     val_step: int | None
+    val_bits_per_byte: float | None  # of the last validation, over the targets' text; older runs record none
     best_val_loss: float | None
     best_val_step: int | None
     val_sha256: str | None  # what both were measured on
@@ -86,6 +87,7 @@ def key_figures(run: RunData) -> KeyFigures:
         train_loss_steps=last_steps,
         val_loss=last.get("val_loss"),
         val_step=last.get("step"),
+        val_bits_per_byte=last.get("val_bits_per_byte"),
         best_val_loss=best.get("val_loss"),
         best_val_step=best.get("step"),
         val_sha256=last.get("val_sha256"),

@@ -188,6 +188,8 @@ def _evaluations(run: LiveRun) -> str:
         others = len(run.table.of_kind("val_loss")) - len(comparable)
         left_out = f"; {others} of another measure left out" if others and len(validations) < 4 else ""
         parts.append(f"validation {shown} (step {validations[-1]['step']:,}{left_out})")
+        bits = validations[-1].get("val_bits_per_byte")
+        parts += [] if bits is None else [f"{bits:.4f} bits per byte"]
     for curve in run.table.curves:
         measured = run.table.of_kind(curve.figure)
         if curve is not VALIDATION and measured and (value := curve.value(measured[-1])) is not None:

@@ -101,6 +101,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("training loss, last 2 % of the steps", _number(figures.train_loss, ".4f")),
         ("validation loss, last", _number(figures.val_loss, ".4f")),
         ("perplexity", _number(figures.perplexity, ",.2f")),
+        ("bits per byte of text", _number(figures.val_bits_per_byte, ".4f")),
         ("validation loss, best", _number(figures.best_val_loss, ".4f")),
         ("tokens validated on", None if figures.val_tokens is None else f"{figures.val_tokens:,}"),
         (TILE, _number(figures.score.acc_norm, ".4f", at)),

@@ -1,8 +1,10 @@
 """The loss of a model on fixed tokens: a sum over target tokens divided by their count."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from data_prep.token_sets.sequences import Windows, document_ids
@@ -13,16 +15,23 @@ from model.ranks import Ranks
 
 @dataclass(frozen=True)
 class LossResult:
-    """Mean cross-entropy in nats over `tokens` target tokens."""
+    """Mean cross-entropy in nats over `tokens` target tokens, whose text has so many bytes of UTF-8."""
 
     loss: float
     tokens: int
+    bytes: int
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of the targets' text, which compares across tokenizers; NaN where it has no bytes."""
+        return self.loss * self.tokens / math.log(2) / self.bytes if self.bytes else math.nan
 
 
 @torch.no_grad()
 def evaluate_loss(
     model: GPT,
     windows: Windows,
+    piece_bytes: npt.NDArray[np.int32],
     ranks: Ranks,
     *,
     window_count: int,
@@ -36,18 +45,20 @@ def evaluate_loss(
     compiled again. Which rank has which micro-batch only changes the order of a float64 sum.
 
     Args:
+        piece_bytes: (V,) bytes of text that each id stands for.
         window_count: how many sequences. micro_batch: how many of them at a time.
         split_documents_at: the end-of-text id, where attention is to stay inside documents.
     """
     assert 0 < window_count <= windows.count
     was_training = model.training
     model.eval()
-    loss_sum, target_count = 0.0, 0
+    loss_sum, target_count, byte_count = 0.0, 0, 0
     for start in range(ranks.rank * micro_batch, window_count, ranks.world_size * micro_batch):
         stop = min(start + micro_batch, window_count)
         tokens = torch.from_numpy(windows.read(np.arange(start, stop)))  # (≤M, T+1)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         target_count += targets.numel()
+        byte_count += int(piece_bytes[targets.numpy()].sum())
         missing = micro_batch - (stop - start)
         inputs = torch.cat([inputs, inputs.new_zeros(missing, inputs.shape[1])])  # (M, T)
         targets = torch.cat([targets, targets.new_full((missing, targets.shape[1]), IGNORE_INDEX)])  # (M, T)
@@ -57,5 +68,5 @@ def evaluate_loss(
         with autocast(dtype, ranks.device):
             loss_sum += model(inputs.to(ranks.device), targets.to(ranks.device), document_ids=documents).item()
     model.train(was_training)
-    loss_sum, total = ranks.sum([loss_sum, float(target_count)])
-    return LossResult(loss_sum / total, int(total))
+    loss_sum, total, total_bytes = ranks.sum([loss_sum, float(target_count), float(byte_count)])
+    return LossResult(loss_sum / total, int(total), int(total_bytes))

@@ -170,13 +170,13 @@ def test_under_torchrun_it_says_what_was_measured_once(folder: Path) -> None:
     assert "stride 4" in done.stdout
 
 
-@pytest.mark.parametrize("document_mask", ["false", "true"])
+@pytest.mark.parametrize(("document_mask", "ranks"), [("false", 2), ("true", 1)])
 def test_it_is_the_loss_that_training_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document_mask: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, document_mask: str, ranks: int
 ) -> None:
     make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=1_000)
     more = ("--run.max_steps=5", f"--data.document_mask={document_mask}")
-    train(1, tmp_path, tiny_arguments(tmp_path, tmp_path / "data", "a", *more))
+    train(ranks, tmp_path, tiny_arguments(tmp_path, tmp_path / "data", "a", *more))
     run = run_of(tmp_path, "a")
     (recorded,) = [r for r in read_metrics(run.metrics) if r["step"] == 5 and "val_loss" in r]
     arguments = [str(run.path), "--tokens=256", "--device=cpu", f"--json={tmp_path / 'out.json'}"]
@@ -184,7 +184,9 @@ def test_it_is_the_loss_that_training_recorded(
     assert main() == 0
     report = json.loads((tmp_path / "out.json").read_text())
     assert report["loss"]["value"] == pytest.approx(recorded["val_loss"], abs=1e-6)
-    assert report["targets"] == recorded["val_tokens"]
+    assert report["bits_per_byte"]["value"] == pytest.approx(recorded["val_bits_per_byte"], abs=1e-6)
+    assert (report["targets"], report["bytes"]) == (recorded["val_tokens"], recorded["val_bytes"])
+    assert report["bytes"] < report["targets"]  # of the byte tokenizer each id is a byte, but the end of a text
     assert report["val_sha256"] == recorded["val_sha256"]
     assert not report["all_targets"]
 

@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.metrics_file import read_metrics
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization.loading import load_tokenizer
 from eval.reporting.run_data import load_run
 from eval.shared.loading import load_checkpoint
 from eval.shared.loss import evaluate_loss
@@ -66,8 +67,8 @@ def test_older_checkpoints_are_evaluated(name: str) -> None:
     weights = run / "checkpoints" / "weights-00000004"
     assert verify_checkpoint(weights)["weights_only"]
     model = load_checkpoint(weights, "cpu").model
-    val = Windows(tokens.split("val"), 16)
-    result = evaluate_loss(model, val, start_ranks("cpu"), window_count=16, micro_batch=2, dtype="fp32")
+    val, piece_bytes = Windows(tokens.split("val"), 16), load_tokenizer(tokens.tokenizer_spec).piece_bytes
+    result = evaluate_loss(model, val, piece_bytes, start_ranks("cpu"), window_count=16, micro_batch=2, dtype="fp32")
     expected = by_step(EXPECTED["runs"][name]["val_loss"])[4]
     assert result.loss == pytest.approx(expected, rel=1e-5)
     assert load_run(run).table.column("step")[-1] == STOPPED_AT

@@ -4,6 +4,7 @@ import html
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import pytest
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest, write_checkpoint_manifest
 from common.curves import VALIDATION
 from common.metrics_file import read_metrics
+from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
 from eval.reporting.key_figures import key_figures
+from eval.reporting.live_view import LiveRun, Look, frame
 from eval.reporting.run_data import load_run
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
@@ -90,13 +93,25 @@ def test_more_tokens_than_before_begin_a_new_measure(tmp_path: Path, data: Path,
     script("report.py", run.path)
     page = html.unescape((run.report / "report.html").read_text())
     assert "0.2500" not in page
+    last = [record for record in read_metrics(run.metrics) if "val_loss" in record][-1]
+    bits = last["val_bits_per_byte"]
+    assert last["val_bytes"] < 496  # of the byte tokenizer each id is a byte, but the end of a text
+    assert f"{bits:.4f}</b><span>bits per byte of text" in page
+    assert f"{bits:.4f} bits per byte (" in run.log.read_text()
     assert "left out what was measured on something else (32 tokens, SHA-256" in page
     assert "step 0 to 4" in page
     assert "3 earlier validations of another measure left out" in script("plot_loss.py", run.path)
     watched = script("watch.py", run.path, "--once")
     assert "3 of another measure left out" in watched
     assert "0.2500" not in watched
-    assert "the first 496 tokens of sha256" in script("summary.py", run.path)
+    live = LiveRun(run, MetricsTable(run.metrics))
+    live.refresh()
+    assert f"  {bits:.4f} bits per byte" in "\n".join(
+        frame(live, 200, 24, Look(unicode=True, color=False), time.time())
+    )
+    summary = script("summary.py", run.path)
+    assert "the first 496 tokens of sha256" in summary
+    assert f", {bits:.3f} bits per byte of text" in summary
     assert ", 496 tokens, 257 symbols" in script("compare.py", run.path)
 
 

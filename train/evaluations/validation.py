@@ -76,6 +76,8 @@ class Validation(Evaluation):
             "tokens": progress.tokens,
             "flops": float(progress.tokens * self._flops_per_token),
             "val_loss": result.loss,
+            "val_bits_per_byte": result.bits_per_byte,
+            "val_bytes": result.bytes,
             **self.measured_on,
             **self._text(),
             **self._causality(progress.step),
@@ -84,8 +86,9 @@ class Validation(Evaluation):
         }
         self._tools.recorder.note(record)
         perplexity = math.exp(result.loss) if result.loss < 50 else math.inf
+        bits = f", {result.bits_per_byte:.4f} bits per byte" if result.bytes else ""
         self._tools.recorder.log(
-            f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f} "
+            f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f}{bits} "
             f"({seconds:.1f} s)"
         )
         if progress.step == 0 and self._tools.untrained:
@@ -130,6 +133,7 @@ class Validation(Evaluation):
         return evaluate_loss(
             tools.model,
             self._windows,
+            tools.tokenizer.piece_bytes,
             tools.ranks,
             window_count=count,
             micro_batch=tools.plan.micro_batch,
