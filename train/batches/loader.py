@@ -39,6 +39,7 @@ class StepBatch:
     document_ids: Tensor | None  # (A, M, T) int64, where attention is to stay inside documents
     windows: npt.NDArray[np.int64]  # (A, M): the number of each sequence in the split
     target_count: int  # of this rank
+    total_target_count: int | None = None  # of all ranks, where it is known without asking them
 
     def micro_batches(self, device: torch.device) -> Iterator[MicroBatch]:
         """Each micro-batch on a device, copied there while it computes the one before."""
@@ -85,7 +86,8 @@ class StepLoader:
         if self._split_documents_at is not None:
             documents = self._tensor(document_ids(tokens[..., :-1], self._split_documents_at))
         of_window = windows.reshape(plan.accumulation, plan.micro_batch)
-        return StepBatch(inputs, targets, documents, of_window, targets.numel())
+        total = plan.sequences * self.windows.block_size
+        return StepBatch(inputs, targets, documents, of_window, targets.numel(), total)
 
     def numbers_at(self, sequences_consumed: int) -> list[int]:
         """The numbers of all ranks' sequences in that step, sorted."""

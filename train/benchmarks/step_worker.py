@@ -138,7 +138,8 @@ def random_batch(case: Case, step: int, *, pinned: bool) -> StepBatch:
         parts.append(starts.cumsum(dim=-1))  # (A, M, T)
     tokens, targets, *documents = (part.pin_memory() if pinned else part for part in parts)
     windows = np.arange(shape[0] * shape[1]).reshape(shape[:2])
-    return StepBatch(tokens, targets, documents[0] if documents else None, windows, targets.numel())
+    count = targets.numel()
+    return StepBatch(tokens, targets, documents[0] if documents else None, windows, count, count)
 
 
 def synchronise(device: torch.device) -> None:

@@ -14,6 +14,10 @@ class LanguageModelling:
         """Each token but a sequence's first is a target once."""
         return batch.target_count
 
+    def total_target_count(self, batch: StepBatch) -> int | None:
+        """As many in every step."""
+        return batch.total_target_count
+
     def loss(self, model: Callable[..., Tensor], batch: MicroBatch, scale: Tensor) -> Tensor:
         """The summed cross-entropy of a micro-batch in nats: (), float32."""
         return model(batch.tokens, batch.targets, document_ids=batch.document_ids, scale=scale)

@@ -14,6 +14,9 @@ class Objective(Protocol):
     def target_count(self, batch: StepBatch) -> int:
         """How many targets this rank's share of a step has: the loss of a step is the mean over those of all ranks."""
 
+    def total_target_count(self, batch: StepBatch) -> int | None:
+        """That of all ranks, where it is known ahead; None: each step sums it over ranks, which wait for each other."""
+
     def loss(self, model: Callable[..., Tensor], batch: MicroBatch, scale: Tensor) -> Tensor:
         """The loss of a micro-batch, summed over its targets: (), float32.
 

@@ -123,8 +123,7 @@ class Stepper:
         overflow counts too once the loss scale has been halved down to 1.
         """
         # Count the targets of all ranks, before the first backward: their number weighs every loss.
-        self._on_act("count of targets")
-        (target_count,) = self._ranks.sum([float(self.objective.target_count(batch))])
+        target_count = self._count_targets(batch)
 
         # Accumulate the gradient of the mean over all targets. (DDP averages over ranks, hence their number.)
         weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
@@ -160,6 +159,15 @@ class Stepper:
         self._update_scale(result.verdict)
         self._parallel.zero_grad(self._optimizer, accumulating=self._plan.accumulation > 1)
         return result
+
+    def _count_targets(self, batch: StepBatch) -> float:
+        """Those of all ranks. Where their number is known ahead, no rank waits for the others' counts."""
+        known = self.objective.total_target_count(batch)
+        if known is not None:
+            return float(known)
+        self._on_act("count of targets")
+        (counted,) = self._ranks.sum([float(self.objective.target_count(batch))])
+        return counted
 
     def warm_up(self, block_size: int, *, document_mask: bool = False) -> None:
         """One forward and backward of a micro-batch's shape whose gradients are thrown away.
