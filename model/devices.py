@@ -1,5 +1,6 @@
 """Which device a rank computes on, its share of the cores, and the memory that the metrics report."""
 
+import contextlib
 import os
 import socket
 import sys
@@ -111,6 +112,16 @@ def _share_compile_workers(share: int) -> None:
         config := sys.modules.get("torch._inductor.config")
     ):
         config.compile_threads = share  # type: ignore[attr-defined]  # it has read the variable already
+
+
+def without_compiling() -> contextlib.AbstractContextManager[object]:
+    """Around forwards of many shapes: compiled blocks run as they were written, instead of being compiled for each.
+
+    A process without torch's compiler has compiled nothing, and does not import it for this.
+    """
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def peak_memory_gib(device: torch.device) -> float:

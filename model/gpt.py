@@ -44,7 +44,7 @@ class GPT(nn.Module):
     """A decoder-only transformer whose parts its configuration chooses.
 
     The constructor leaves torch's default weights; `model.initialisation.initialise` fills them. There are no buffers,
-    so a model built under `torch.device("meta")` needs only `to_empty(device=...)` and its weights.
+    so what `initialisation.empty_gpt` builds lacks nothing but its weights.
 
     Attributes:
         config: what it was built from.

@@ -1,7 +1,11 @@
 """Initial weights: the same for a seed on every rank, device and world size, whatever else the model contains."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from common.seeds import seed_of
 from model.attention_kinds import ATTENTION_KINDS
@@ -9,6 +13,28 @@ from model.config import ModelConfig
 from model.gpt import GPT
 
 STANDARD_DEVIATION = 0.02  # GPT-2 (Radford et al. 2019)
+
+
+class _WithoutWeights(TorchFunctionMode):
+    """Modules that are built inside leave their parameters as they are: `torch.nn.init` does nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(func, "__module__", None) == torch.nn.init.__name__:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+def empty_gpt(config: ModelConfig, device: torch.device | str = "meta") -> GPT:
+    """A GPT whose weights are still to be set; on the meta device it takes no memory.
+
+    (torch draws its own values on the meta device, too, and fills another one from there, by code that imports its
+    compiler and sympy: 2 s of processor time.)
+    """
+    with torch.device(device), _WithoutWeights():
+        return GPT(config)
 
 
 @torch.no_grad()

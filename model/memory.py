@@ -16,7 +16,8 @@ from model.precision import Dtype
 
 FLOAT32 = 4  # bytes
 # A CPU process's peak after one step of a model of 20,000 parameters: PyTorch's libraries, the trainer's modules, and
-# torch._dynamo, which every optimizer imports. (torch 2.13, one thread; 219 MiB of it after `import torch`.)
+# torch._dynamo, which DDP and recomputation import: a rank by itself takes 71 MiB less. (torch 2.13, one thread; 219
+# MiB of it after `import torch`.)
 FRAMEWORK_CPU = 320 << 20
 
 

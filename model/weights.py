@@ -24,6 +24,7 @@ from common.regular_file import open_regular
 from model.config import ModelConfig, config_from_dict
 from model.counts import parameter_count
 from model.gpt import GPT
+from model.initialisation import empty_gpt
 from model.lora import add_lora, drop_lora, lora_tensors
 from model.lora_config import LoraConfig, adapter_count
 
@@ -165,9 +166,7 @@ def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_h
     Raises UserError where a listed file is missing, short or changed, or weights and configuration don't match.
     """
     fitting = fitting_checkpoint(checkpoint, hashes=verify_hashes)
-    with torch.device("meta"):
-        model = GPT(fitting.config)
-    model.to_empty(device=device)
+    model = empty_gpt(fitting.config, device)
     load_weights(model, read_tensors(fitting.weights), checkpoint)
     if fitting.lora is not None:
         add_lora(model, fitting.lora, seed=0)
@@ -238,8 +237,7 @@ def _empty_model(config: ModelConfig, shapes: Shapes, source: object) -> GPT:
             f"{source} does not hold this model: it has {wanted:,} parameters in {config.n_layer:,} layers, the files "
             f"{stored:,} in {len(shapes):,} tensors"
         )
-    with torch.device("meta"):
-        model = GPT(config)
+    model = empty_gpt(config)
     check_shapes(dict(model.named_parameters()), shapes, source)
     return model
 

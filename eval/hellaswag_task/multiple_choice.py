@@ -17,6 +17,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from model.cache import KVCache
+from model.devices import without_compiling
 from model.gpt import GPT
 from model.loss import head_loss
 from model.precision import Dtype, autocast
@@ -83,7 +84,7 @@ def log_likelihoods(
     was_training = model.training
     model.eval()
     # every batch has other lengths: compiled blocks would be compiled again and again
-    with torch.compiler.set_stance("force_eager"), autocast(dtype, ranks.device):
+    with without_compiling(), autocast(dtype, ranks.device):
         for batch in batches[ranks.rank :: ranks.world_size]:
             for question, choice, score in _score(model, batch, size.endings, ranks.device):
                 scores[question, choice] = score

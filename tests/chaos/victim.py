@@ -30,7 +30,7 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     ],
     "forward": [("model.gpt", "GPT", "forward")],
     "backward": [("torch", "Tensor", "backward")],
-    "optimizer": [("torch.optim", "AdamW", "step")],
+    "optimizer": [("train.optimization.adamw", "AdamW", "step")],
     "snapshot": [("train.checkpoints.snapshot", None, "take")],
     "write": [("train.checkpoints.background_write", None, "save_tensors")],
     "hash": [("train.checkpoints.background_write", None, "sha256_file")],

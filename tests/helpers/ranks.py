@@ -18,7 +18,7 @@ from typing import Any
 
 PATIENCE_SECONDS = 300.0  # for ranks that hang; a machine that does much else is slow, not wrong
 _CONTEXT = multiprocessing.get_context("forkserver")
-# torch._dynamo: every optimizer imports it, for most of a second
+# torch._dynamo: DDP imports it, for most of a second
 _PRELOADED = ["torch", "torch.distributed", "torch._dynamo", "numpy", "tests.helpers.ranks", "train.pretrain"]
 
 

@@ -2,8 +2,7 @@
 
 import torch
 
-from model.gpt import GPT
-from model.initialisation import initialise
+from model.initialisation import empty_gpt, initialise
 from tests.model.small import random_tokens, small_config, small_model
 
 
@@ -38,10 +37,9 @@ def test_a_part_more_does_not_change_the_others_and_no_two_parameters_are_alike(
 
 
 def test_a_model_built_without_memory_gets_the_same_weights():
-    with torch.device("meta"):
-        model = GPT(small_config(position="rope"))
-    model.to_empty(device="cpu")
+    model = empty_gpt(small_config(position="rope"), "cpu")
     initialise(model, 0)
+    assert all(parameter.is_meta for parameter in empty_gpt(small_config()).parameters())
     expected, tokens = small_model(position="rope"), random_tokens(1, 8)
     assert not list(model.buffers())
     assert torch.equal(model(tokens), expected(tokens))

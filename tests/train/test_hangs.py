@@ -27,7 +27,7 @@ PLACES: dict[str, tuple[str, str, int]] = {
     "waiting for data": ("train.batches.loader:StepBatch", "micro_batches", 0),  # not yet told that it has the batch
     "forward": ("model.gpt:GPT", "forward", 30),
     "backward": ("torch:Tensor", "backward", 30),
-    "update": ("torch.optim:AdamW", "step", 6),
+    "update": ("train.optimization.adamw:AdamW", "step", 6),
     "validating": ("train.evaluations.validation:Validation", "measure", 1),
     "saving": ("train.checkpoints.saver:CheckpointKeeper", "save", 1),
 }

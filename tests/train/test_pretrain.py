@@ -60,10 +60,18 @@ def test_a_tokenizer_that_can_not_be_had_is_refused_before_any_work(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_warm_up_longer_than_the_run_is_said(tmp_path: Path, data: Path) -> None:
-    """A trial with a lowered run.max_steps would be judged by steps at a fraction of its learning rate."""
-    done = train_by_path(*tiny_arguments(tmp_path, data, "trial", "--schedule.warmup=700", "--run.max_steps=1"))
+def test_a_short_trial_says_that_its_warm_up_is_longer_and_imports_no_compiler(tmp_path: Path, data: Path) -> None:
+    """A trial with a lowered run.max_steps would be judged by steps at a fraction of its learning rate.
+
+    Half of the processor time up to the first step went into importing torch's compiler and sympy, which it has no use
+    for.
+    """
+    arguments = tiny_arguments(tmp_path, data, "trial", "--schedule.warmup=700", "--run.max_steps=1")
+    done = train_by_path(*arguments, "--eval.sample_every_steps=1", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "torch.optim.adamw" in imported
+    assert not {"torch._dynamo", "torch._inductor", "sympy", "matplotlib", "transformers", "wandb"} & imported
     assert "schedule.warmup takes 700 steps: this run never reaches optim.lr" in done.stdout
 
 

@@ -10,7 +10,7 @@ from common.errors import UserError
 from eval.hugging_face.hf_config import to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from model.gpt import GPT
-from model.initialisation import initialise
+from model.initialisation import empty_gpt, initialise
 from model.precision import TORCH_DTYPES, Dtype, resolve_dtype
 from model.ranks import Ranks
 from train.batches.loader import StepBatch
@@ -162,9 +162,7 @@ def _compiles(config: Config, device: torch.device) -> bool:
 
 
 def _initialised(config: Config, device: torch.device) -> GPT:
-    with torch.device("meta"):
-        model = GPT(config.model.architecture())
-    model.to_empty(device=device)
+    model = empty_gpt(config.model.architecture(), device)
     initialise(model, config.run.seed)
     return model
 

@@ -54,12 +54,12 @@ class Samples(Evaluation):
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         """The same step gives the same text for any number of ranks."""
-        import torch
+        from model.devices import without_compiling
 
         ranks, step = self._tools.ranks, progress.step
         texts: dict[int, str | None] = {}
         # a context grows with every token: compiled blocks would be compiled again for each length
-        with torch.compiler.set_stance("force_eager"):
+        with without_compiling():
             for index in parts[ranks.rank :: ranks.world_size]:
                 texts[index] = self._generate(step, index)
         for index, text in sorted(item for share in ranks.gather(texts) for item in share.items()):

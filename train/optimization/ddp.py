@@ -5,10 +5,11 @@ Everybody else holds the plain model: its parameters are the ones trained, and t
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Variable
+from torch.autograd import Function, Variable
 from torch.nn.parallel import DistributedDataParallel
 
 from model.ranks import Ranks
@@ -51,7 +52,7 @@ class Parallel:
         """
         # The engine calls what was queued first first, and DDP queues its wait at the first parameter's gradient.
         loss.register_hook(lambda _: Variable._execution_engine.queue_callback(on_reduction))
-        loss.backward(factor)
+        _Weighted.apply(loss, factor).backward()
 
     def zero_grad(self, optimizer: torch.optim.Optimizer, *, accumulating: bool) -> None:
         """Forget the gradients. Under DDP they are views into its buckets, in which they accumulate.
@@ -61,3 +62,20 @@ class Parallel:
                 buckets, each as it comes, which takes less than half as long as to zero them and add.
         """
         optimizer.zero_grad(set_to_none=self._ddp is None or not accumulating)
+
+
+class _Weighted(Function):
+    """A loss whose gradient is a factor, the very tensor, whatever its own is.
+
+    `loss.backward(factor)` comes to the same, but checks the factor's shape by code that imports sympy: 1 s of
+    processor time in every process.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, factor: Tensor) -> Tensor:
+        ctx.factor = factor
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.factor, None

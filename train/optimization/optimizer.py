@@ -11,6 +11,7 @@ from torch import nn
 from common.errors import UserError
 from model.ranks import Ranks
 from model.roles import Role, parameter_roles
+from train.optimization.adamw import AdamW
 from train.optimization.muon import Muon
 from train.optimization.optimizer_state import ADAMW, OptimizerState, muon_state
 from train.optimization.owners import owners_of
@@ -96,7 +97,7 @@ def _build_part(model: nn.Module, config: OptimConfig, mine: Collection[str]) ->
     return Muon(with_rows, rest, muon_state(matrices), options)
 
 
-def _build_adamw(model: nn.Module, config: OptimConfig, mine: Collection[str]) -> torch.optim.AdamW:
+def _build_adamw(model: nn.Module, config: OptimConfig, mine: Collection[str]) -> AdamW:
     """AdamW over two groups, one of which may be empty, or both where another part updates all of the rank's tensors.
 
     Args: mine: names of the parameters that it updates.
@@ -106,7 +107,7 @@ def _build_adamw(model: nn.Module, config: OptimConfig, mine: Collection[str]) -
         {"params": [p for name, p in group.items() if name in mine], "weight_decay": decay}
         for group, decay in ((decayed, config.weight_decay), (plain, 0.0))
     ]
-    return torch.optim.AdamW(
+    return AdamW(
         [group for group in groups if group["params"]] or groups,
         lr=config.lr,
         betas=(config.beta1, config.beta2),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoint_manifest import OPTIMIZER_OF_FORMAT_1
+from train.optimization.adamw import AdamW
 
 Shape = tuple[int, ...]
 MUON = "muon"
@@ -87,7 +88,7 @@ def muon_state(matrices: Collection[str]) -> OptimizerState:
 
 
 ADAMW = OptimizerState(OPTIMIZER_OF_FORMAT_1, _kept_by_adamw)
-DECLARED: dict[type[torch.optim.Optimizer], OptimizerState] = {torch.optim.AdamW: ADAMW}
+DECLARED: dict[type[torch.optim.Optimizer], OptimizerState] = {AdamW: ADAMW, torch.optim.AdamW: ADAMW}
 
 
 def state_of(optimizer: torch.optim.Optimizer) -> OptimizerState:

@@ -10,6 +10,7 @@ from common.errors import UserError
 from common.progress import format_bytes
 from model.devices import free_memory_bytes
 from model.gpt import GPT
+from model.initialisation import empty_gpt
 from model.lora import add_lora
 from model.memory import memory_estimate
 from model.precision import Dtype, resolve_dtype
@@ -186,8 +187,7 @@ def shares_of(config: Config, world_size: int) -> list[Share]:
 
 def _without_memory(config: Config, layers: int) -> GPT:
     """The model with so many layers, on the meta device."""
-    with torch.device("meta"):
-        model = GPT(replace(config.model.architecture(), n_layer=layers))
+    model = empty_gpt(replace(config.model.architecture(), n_layer=layers))
     if (adapters := config.adapters()) is not None:
         add_lora(model, adapters, seed=0)
     return model

@@ -1,9 +1,8 @@
 """The model with its first weights, on this rank's device, and a micro-batch that fits beside it."""
 
-import torch
-
 from model.counts import check_parameters
 from model.gpt import GPT
+from model.initialisation import empty_gpt
 from train.optimization.compilation import compile_blocks
 from train.startup.auto import recompute_every, set_determinism
 from train.startup.micro_batch_trial import settle_micro_batch
@@ -21,9 +20,7 @@ def build_model(run: OpenRun, plan: StartPlan, recording: Recording) -> tuple[GP
     """
     config, resumed = plan.config, plan.checkpoint is not None
     set_determinism(config.run.deterministic, run.ranks.device)
-    with torch.device("meta"):
-        model = GPT(config.model.architecture())
-    model.to_empty(device=run.ranks.device)
+    model = empty_gpt(config.model.architecture(), run.ranks.device)
     run.request.weights.fill(model, run.request.folder.checkpoints, config.run.seed, resumed=resumed)
     check_parameters(model, adapters=config.adapter_count())
     model.recompute_every = recompute_every(config)

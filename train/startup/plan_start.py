@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from common.checkpoint_files import read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
-from model.gpt import GPT
+from model.initialisation import empty_gpt
 from model.lora import add_lora
 from model.precision import Dtype
 from model.ranks import agreed
@@ -142,8 +140,7 @@ def check_files(request: Request, config: Config, checkpoint: Path | None) -> No
     adapters = request.weights.adapters
     request.weights.check_files(resumed=checkpoint is not None)
     if checkpoint is not None:
-        with torch.device("meta"):
-            model = GPT(config.model.architecture())
+        model = empty_gpt(config.model.architecture())
         if adapters is not None:
             add_lora(model, adapters, config.run.seed)
         check_training_state(checkpoint, model, declared_state(model, config.optim))
