@@ -29,6 +29,7 @@ from data_prep.tokenization.tokenizer import Tokenizer
 from data_prep.tokenization.tokenizer_choice import TokenizerChoice, add_tokenizer_option
 
 VALIDATION_ONE_IN = 32
+FEW_TOKENS = 8_000_000  # this process has encoded them before worker processes would have started and done so
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def add_work_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="skip up to N unreadable lines, row groups or ends of files, and list them (default: 0)",
     )
-    group.add_argument("--workers", type=count_or_none, help="processes; 0: only this one (default: one per core)")
+    group.add_argument(
+        "--workers", type=count_or_none, help="processes; 0: only this one (default: one per core, 0 for little text)"
+    )
     group.add_argument("--start-method", choices=START_METHODS, default=START_METHODS[0], help="of the processes")
     group.add_argument("--dry-run", action="store_true", help="print what would be done and whether the disk has room")
 
@@ -110,14 +113,13 @@ def settings_of(arguments: argparse.Namespace, tokenizer: TokenizerChoice, valid
 
 def run(arguments: argparse.Namespace, command: Command) -> int:
     """The whole command; returns its exit status."""
-    workers = choose_workers(arguments.workers)
     if arguments.dry_run:
         if (there := complete_set(arguments.out, command.name, force=arguments.force)) is not None:
             _check_same(arguments.out, command, there.source, "was made")
             print(f"{arguments.out} is complete already (--force makes it again)")
             return 0
         with _opened(command, _begun(arguments, command)) as opened:
-            if not _say_plan(arguments, command, opened, workers):
+            if not _say_plan(arguments, command, opened, _workers(arguments, command, opened)):
                 raise UserError(f"{arguments.out} lacks disk space: free some, or use another --out or --max-tokens")
         return 0
     started = time.monotonic()
@@ -129,7 +131,7 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
             _check_same(arguments.out, command, manifest.source, "was made")
             remove_file(arguments.out / JOURNAL_FILE)  # left by a command that was killed at its very end
         else:
-            manifest = _make_set(arguments, command, workers)
+            manifest = _make_set(arguments, command)
     seconds = time.monotonic() - started if made else None
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
@@ -151,8 +153,21 @@ def _remove_leftovers(folder: Path) -> None:
             remove_file(path)
 
 
-def _make_set(arguments: argparse.Namespace, command: Command, workers: int) -> Manifest:
+def _workers(arguments: argparse.Namespace, command: Command, opened: Opened) -> int:
+    """As many as are asked for, else one per core, and none for little text."""
+    few = sum(_expected_tokens(command.settings, opened)) < FEW_TOKENS
+    return 0 if few and arguments.workers is None else choose_workers(arguments.workers)
+
+
+def _expected_tokens(settings: Settings, opened: Opened) -> tuple[int, int]:
+    """About how many tokens there will be for training and for validation."""
+    tokens = int(sum(file.bytes for file in opened.files.listed) * opened.tokens_per_byte)
+    return min(tokens, settings.max_tokens or tokens), min(settings.val_tokens, tokens // settings.validation_one_in)
+
+
+def _make_set(arguments: argparse.Namespace, command: Command) -> Manifest:
     with _opened(command, _begun(arguments, command)) as opened:
+        workers = _workers(arguments, command, opened)
         if not _say_plan(arguments, command, opened, workers):
             print("warning: that may not fit; should the disk fill up, free some space and run the same command again")
         if workers:
@@ -209,9 +224,7 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
     """Print what will be done; returns whether the disk has room for it."""
     settings = command.settings
     size = sum(file.bytes for file in opened.files.listed)
-    tokens = int(size * opened.tokens_per_byte)
-    tokens = min(tokens, settings.max_tokens or tokens)
-    val_tokens = min(settings.val_tokens, int(size * opened.tokens_per_byte / settings.validation_one_in))
+    tokens, val_tokens = _expected_tokens(settings, opened)
     there = sum(path.lstat().st_size for path in shard_files(arguments.out))  # to be resumed, or removed
     needed = max(0, (tokens + val_tokens) * command.token_bytes + opened.extra_disk_bytes - there)
     folder = arguments.out.absolute()
@@ -228,5 +241,5 @@ def _say_plan(arguments: argparse.Namespace, command: Command, opened: Opened, w
         print(one_line(f"note     {opened.note}"))
     print(f"output   {arguments.out}: about {format_count(tokens)} training tokens in {shards} shards")
     print(f"disk     about {format_bytes(needed)} needed, {format_bytes(free)} free")
-    print(f"workers  {workers} ({arguments.start_method})", flush=True)
+    print(f"workers  {workers} ({arguments.start_method if workers else 'this process encodes'})", flush=True)
     return needed <= free
