@@ -54,7 +54,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     add_output_options(parser, "docstrings")
     parser.add_argument("--requirements", type=Path, default=REQUIREMENTS, help="whose packages are read")
-    parser.add_argument("--tokenizer", choices=["gpt2", "byte"], default="gpt2", help="vocabulary (default: gpt2)")
+    parser.add_argument(
+        "--tokenizer", choices=["gpt2", "gpt2-8k", "byte"], default="gpt2", help="vocabulary (default: gpt2)"
+    )
     parser.add_argument("--workers", type=int, help="parsing processes (default: one per core, as memory allows)")
     parser.add_argument("--max-documents", type=positive_count, help="stop after so many documents (for a quick look)")
     return parser.parse_args()

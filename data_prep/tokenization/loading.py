@@ -41,8 +41,8 @@ def _tokenizer_of(fields: Mapping[str, Any]) -> Tokenizer:
     """Of a spec, unchecked. Raises UserError where its kind is unknown, and others where it is damaged."""
     kind = fields.get("kind")
     tokenizer: Tokenizer
-    if kind == "gpt2":
-        tokenizer = _gpt2_tokenizer()
+    if kind in Gpt2Tokenizer.SIZES:
+        tokenizer = _gpt2_tokenizer(kind)
     elif kind == "byte":
         tokenizer = ByteTokenizer()
     elif kind == "char" and "symbols" in fields:
@@ -55,5 +55,5 @@ def _tokenizer_of(fields: Mapping[str, Any]) -> Tokenizer:
 
 
 @functools.cache
-def _gpt2_tokenizer() -> Gpt2Tokenizer:
-    return Gpt2Tokenizer()
+def _gpt2_tokenizer(kind: str) -> Gpt2Tokenizer:
+    return Gpt2Tokenizer(kind)

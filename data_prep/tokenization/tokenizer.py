@@ -4,8 +4,8 @@ import hashlib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -140,16 +140,21 @@ class Tokenizer(ABC):
 
 
 class Gpt2Tokenizer(Tokenizer):
-    """GPT-2's byte-level BPE: 50,257 ids, the last of them end of text (Radford et al. 2019)."""
+    """GPT-2's byte-level BPE: 50,257 ids, the last of them end of text (Radford et al. 2019).
 
-    def __init__(self) -> None:
+    `gpt2-8k` has the bytes and GPT-2's first merges only, for small models, whose time would go into rare words.
+    """
+
+    SIZES: ClassVar[Mapping[str, int]] = {"gpt2": 50_257, "gpt2-8k": 8_192}
+
+    def __init__(self, kind: str = "gpt2") -> None:
         place_gpt2_files()
         os.environ["TIKTOKEN_CACHE_DIR"] = str(tokenizer_cache_folder())
-        self._encoding = Gpt2Encoding()
+        self._encoding = Gpt2Encoding(self.SIZES[kind])
         end = self._encoding.end_of_text_id
         pieces = self._encoding.pieces()
         pieces[end] = b""
-        super().__init__("gpt2", pieces, end)
+        super().__init__(kind, pieces, end)
 
     def encode(self, text: str, *, continues: bool = False) -> Ids:
         if len(text) <= SEGMENT_CHARACTERS:

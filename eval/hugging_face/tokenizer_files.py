@@ -1,5 +1,6 @@
 """Longhaul's tokenizers as the files that `transformers` loads."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from common.publish import write_json_whole
 from data_prep.tokenization.byte_level import BYTE_SHOWN_AS
 from data_prep.tokenization.cached_files import gpt2_cache_file, place_gpt2_files
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
-from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer
+from data_prep.tokenization.tokenizer import END_OF_TEXT, Gpt2Tokenizer, Tokenizer
 
 SPEC_FILE = "longhaul_tokenizer.json"
 
@@ -25,24 +26,24 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
         raise UserError(
             "transformers, which exporting a tokenizer needs, is not installed: pip install transformers"
         ) from None
-    kind = tokenizer.spec["kind"]
     if isinstance(tokenizer, HuggingFaceTokenizer):
         _write_theirs(tokenizer, folder, block_size)
         return
-    built = {"gpt2": _gpt2, "byte": _byte, "char": _char}[kind](tokenizer, folder)
+    is_gpt2s = isinstance(tokenizer, Gpt2Tokenizer)
+    built = _gpt2(tokenizer, folder) if is_gpt2s else {"byte": _byte, "char": _char}[tokenizer.spec["kind"]](tokenizer)
     end = None if tokenizer.end_of_text_id is None else END_OF_TEXT
     if end:
         built.add_special_tokens([AddedToken(end, special=True, normalized=False)])
     built.save(str(folder / "tokenizer.json"))
     settings: dict[str, Any] = {
-        "tokenizer_class": "GPT2Tokenizer" if kind == "gpt2" else "PreTrainedTokenizerFast",
+        "tokenizer_class": "GPT2Tokenizer" if is_gpt2s else "PreTrainedTokenizerFast",
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
     }
     if end:
         settings |= {"bos_token": end, "eos_token": end}
-    if kind == "gpt2":
+    if is_gpt2s:
         settings["unk_token"] = end
     write_json_whole(folder / "tokenizer_config.json", settings)
     write_json_whole(folder / SPEC_FILE, tokenizer.spec)
@@ -66,10 +67,22 @@ def _gpt2(tokenizer: Tokenizer, folder: Path) -> Any:
     place_gpt2_files()
     shutil.copyfile(gpt2_cache_file("encoder.json"), folder / "vocab.json")
     shutil.copyfile(gpt2_cache_file("vocab.bpe"), folder / "merges.txt")
+    if tokenizer.spec["kind"] != "gpt2":
+        _shorten(folder, tokenizer.vocab_size - 1)
     return _byte_level(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")), split=True)
 
 
-def _byte(tokenizer: Tokenizer, folder: Path) -> Any:
+def _shorten(folder: Path, end_of_text_id: int) -> None:
+    """Leave only ids before the end of text's, and the merges that make them."""
+    vocabulary, merges = folder / "vocab.json", folder / "merges.txt"
+    ids: dict[str, int] = json.loads(vocabulary.read_text(encoding="utf-8"))
+    kept = {token: number for token, number in ids.items() if number < end_of_text_id}
+    vocabulary.write_text(json.dumps(kept | {END_OF_TEXT: end_of_text_id}), encoding="utf-8")
+    version, *pairs = merges.read_text(encoding="utf-8").splitlines()
+    merges.write_text("\n".join([version, *pairs[: end_of_text_id - len(BYTE_SHOWN_AS)], ""]), encoding="utf-8")
+
+
+def _byte(tokenizer: Tokenizer) -> Any:
     from tokenizers import models, pre_tokenizers
 
     shown = {byte: character for character, byte in BYTE_SHOWN_AS.items()}
@@ -88,7 +101,7 @@ def _byte_level(model: Any, *, split: bool) -> Any:
     return built
 
 
-def _char(tokenizer: Tokenizer, folder: Path) -> Any:
+def _char(tokenizer: Tokenizer) -> Any:
     from tokenizers import Tokenizer as Built
     from tokenizers import decoders, models
 

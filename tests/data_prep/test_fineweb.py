@@ -299,18 +299,24 @@ def test_wrong_input_is_one_line(source, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_the_cpu_mask_is_respected(source, tmp_path):
+def test_little_text_takes_no_workers(source, tmp_path):
+    done = run(tmp_path / "set", *small(source), "--dry-run")
+    assert "workers  0 (this process encodes)" in done.stdout, done.stderr
+
+
+def test_the_cpu_mask_is_respected():
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("no CPU masks here")
     core = min(os.sched_getaffinity(0))
     done = subprocess.run(
-        command(tmp_path / "set", *small(source), "--dry-run"),
+        [sys.executable, "-c", "from data_prep.corpora.workers import choose_workers; print(choose_workers(None))"],
+        cwd=PROJECT,
         capture_output=True,
         text=True,
         timeout=60,
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
-    assert "workers  1 " in done.stdout, done.stderr
+    assert done.stdout == "1\n", done.stderr
 
 
 @pytest.fixture

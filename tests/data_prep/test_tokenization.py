@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,12 +31,22 @@ def gpt2():
 
 @pytest.fixture(scope="module")
 def tiktoken_gpt2(gpt2):
-    import tiktoken
-
     return tiktoken.get_encoding("gpt2")
 
 
 TEXTS = st.text(alphabet=st.sampled_from("ab Zé1\n\t !'’s<|>中😀\u00a0\u0085\x1c\u2028\u200b\u3000"), max_size=200)
+
+
+@given(text=TEXTS)
+def test_gpt2_8k_has_the_ids_of_gpt2s_first_merges(text, tiktoken_gpt2):
+    tokenizer = load_tokenizer("gpt2-8k")
+    first = {piece: i for piece, i in tiktoken_gpt2._mergeable_ranks.items() if i < 8191}
+    short = tiktoken.Encoding("short", pat_str=tiktoken_gpt2._pat_str, mergeable_ranks=first, special_tokens={})
+    ids = tokenizer.encode(text + MARK + text)
+    assert ids.tolist() == short.encode_ordinary(text + MARK + text)
+    assert tokenizer.encode(text).tolist() == short.encode_ordinary(text)
+    assert tokenizer.decode(ids) == text + MARK + text
+    assert (tokenizer.vocab_size, tokenizer.end_of_text_id) == (8192, 8191)
 
 
 @given(text=TEXTS)

@@ -210,8 +210,14 @@ def test_an_option_that_export_does_not_know_is_refused_where_it_is_used():
 
 @pytest.mark.parametrize(
     "tokenizer",
-    [load_tokenizer("gpt2"), load_tokenizer("byte"), CharTokenizer("añ \n😀"), CharTokenizer("ab", end_of_text=True)],
-    ids=["gpt2", "byte", "char", "char with end"],
+    [
+        load_tokenizer("gpt2"),
+        load_tokenizer("gpt2-8k"),
+        load_tokenizer("byte"),
+        CharTokenizer("añ \n😀"),
+        CharTokenizer("ab", end_of_text=True),
+    ],
+    ids=["gpt2", "gpt2-8k", "byte", "char", "char with end"],
 )
 def test_tokenizers_read_the_same_in_transformers(tokenizer, tmp_path):
     write_tokenizer_files(tokenizer, tmp_path, 64)
