@@ -3,7 +3,7 @@
 #   PYTHON=/path/to/python3   the Python that .venv is made from (default: python3, else python3.13, 3.12, 3.11)
 #   TORCH=system              keep the torch that this Python already has (a cluster's module, a container)
 #   TORCH_INDEX=URL           take torch from this package index, for example PyTorch's index of CPU builds
-#   RANKS=N                   processes that `make demo` trains with (default: one per GPU; without any 2, or 1 on one core)
+#   RANKS=N                   processes that `make demo` trains with (default: one per GPU; one without any)
 #   DEMO_OPTIONS="--optim.lr 1e-3"   more options of train/pretrain.py for `make demo`
 #   TESTS="tests/model -k x"  what `make test` runs (default: everything)
 #   JOBS=N                    processes that `make test` runs in (default: one more than cores, 8 at most)
@@ -21,7 +21,8 @@ FREE_GIB ?=
 CORES := $(shell unset OMP_NUM_THREADS OMP_THREAD_LIMIT; \
 	nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 # auto:8: of the demo's 8 sequences a step each process must get as many as the others
-RANKS ?= $(shell [ "$$(uname -s)" = Linux ] && echo auto:8 || echo 1)
+# without GPUs one: its threads share all that two processes would have twice
+RANKS ?= $(shell [ -e /dev/nvidia0 ] || [ -e /dev/kfd ] && echo auto:8 || echo 1)
 # one more than cores: many tests wait for processes, files and clocks
 JOBS ?= $(shell [ $(CORES) -gt 7 ] && echo 8 || echo $$(($(CORES) + 1)))
 TESTS ?=
@@ -41,7 +42,7 @@ help:  ## show this
 	@sed -n 's/^#   /  /p' Makefile
 
 demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot, summary: about 10 minutes
-	$(BIN)/python data_prep/docstrings.py --out data/docstrings
+	$(BIN)/python data_prep/docstrings.py --tokenizer gpt2-8k --out data/demo
 	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS)
 	$(BIN)/python eval/plot_loss.py runs/demo
 	$(BIN)/python eval/summary.py runs/demo --require-margin 1.0

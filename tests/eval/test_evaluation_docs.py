@@ -29,11 +29,12 @@ def commands() -> list[str]:
 
 def prepare(folder: Path) -> None:
     """What the commands expect to be there."""
-    make_token_set(folder / "data" / "docstrings", train_tokens=5_000, val_tokens=1_000)
+    for name in ("demo", "docstrings"):  # of the demo, and of smoke.yaml
+        make_token_set(folder / "data" / name, train_tokens=5_000, val_tokens=1_000)
     train(
         1,
         folder,
-        tiny_arguments(folder, folder / "data" / "docstrings", "demo", "--model.block_size=128", "--run.max_steps=2"),
+        tiny_arguments(folder, folder / "data" / "demo", "demo", "--model.block_size=128", "--run.max_steps=2"),
     )
     write_official(folder / "hellaswag_val.jsonl", official_rows(5, words_at_most=6))
     (folder / "tasks").mkdir()

@@ -124,5 +124,8 @@ def test_demo_takes_a_launcher_for_more_than_one_process(ranks: str, launcher: s
 
     assert re.search(rf"{launcher}/pretrain\.py --config train/configs/demo\.yaml", planned)
     assert ("launch.py" in planned) == (ranks != "1")
+    assert "docstrings.py --tokenizer gpt2-8k --out data/demo" in planned
+    has_gpus = any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd"))
+    assert ("--nproc_per_node=auto:8" in make("--dry-run", "demo").stdout) == has_gpus
     steps = [planned.index(name) for name in ("docstrings.py", "pretrain.py", "plot_loss.py", "summary.py")]
     assert steps == sorted(steps)

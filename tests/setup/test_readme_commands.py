@@ -44,7 +44,7 @@ OVERRIDES = {
     ),
     ".venv/bin/python train/pretrain.py --config train/configs/smoke.yaml "
     "--config train/configs/architectures/llama.yaml": FEW_STEPS,
-    ".venv/bin/python train/finetune.py runs/demo --data.path data/docstrings --run.name tuned": (
+    ".venv/bin/python train/finetune.py runs/demo --data.path data/demo --run.name tuned": (
         f"{FEW_STEPS} --batch.tokens_per_step 256 --batch.micro_batch 1"
     ),
     ".venv/bin/python data_prep/fineweb.py --dry-run": LITTLE_DATA,
@@ -52,7 +52,7 @@ OVERRIDES = {
     ".venv/bin/python data_prep/verify.py data/fineweb-edu": "",
     ".venv/bin/python data_prep/inspect_shards.py data/fineweb-edu --plot": "",
     ".venv/bin/python train/sync_wandb.py runs/smoke": "",
-    ".venv/bin/python eval/perplexity.py runs/demo --data data/docstrings": "--tokens 2048",
+    ".venv/bin/python eval/perplexity.py runs/demo --data data/demo": "--tokens 2048",
     ".venv/bin/python eval/hellaswag.py runs/demo --json runs/demo/report/hellaswag.json": "--data hellaswag.jsonl",
     ".venv/bin/python eval/report.py runs/demo": "",
     ".venv/bin/python eval/watch.py runs/demo --once": "",
@@ -80,14 +80,15 @@ def readme_commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project in a folder of its own, with a small learnable token set where the embedded corpus goes."""
+    """The project in a folder of its own, with small learnable token sets where the embedded corpus goes."""
     root = tmp_path_factory.mktemp("readme") / "longhaul"
     shutil.copytree(PROJECT, root, ignore=NOT_COPIED)
     (root / ".venv").symlink_to(sys.prefix)
-    corpus = root / "data" / "docstrings"
-    made = make_token_set(corpus, train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
-    stand_in = {"name": "docstrings", "settings": {"tokenizer": "gpt2", "max_documents": None}}  # so it is left alone
-    replace(made.manifest, source=stand_in).write(corpus)
+    for name, kind in (("docstrings", "gpt2"), ("demo", "gpt2-8k")):
+        corpus = root / "data" / name
+        made = make_token_set(corpus, train_tokens=200_000, val_tokens=5_000, tokenizer=ByteTokenizer())
+        stand_in = {"name": "docstrings", "settings": {"tokenizer": kind, "max_documents": None}}  # so it is left alone
+        replace(made.manifest, source=stand_in).write(corpus)
     write_official(root / "hellaswag.jsonl", official_rows(8))
     make_source(root / "parquet", files=2, documents=200, row_group=50)
     return root

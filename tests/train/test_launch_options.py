@@ -118,7 +118,7 @@ def shown_commands() -> list[list[str]]:
     text = (PROJECT / "README.md").read_text()
     if shutil.which("make") is not None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
-        plan = ["make", "-C", str(PROJECT), "--dry-run", "demo"]
+        plan = ["make", "-C", str(PROJECT), "--dry-run", "demo", "RANKS=auto:8"]
         text += subprocess.run(plan, capture_output=True, text=True, check=True, env=environment).stdout
     return [shlex.split(line) for line in re.findall(r"^\.venv/bin/python .*launch\.py .*$", text, flags=re.MULTILINE)]
 
