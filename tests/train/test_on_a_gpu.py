@@ -1,6 +1,7 @@
 """The trainer on a GPU: it learns what the CPU learns, is resumed to the bit, saves what a CPU reads, and stops."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,11 @@ import torch
 
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, curve, losses, run_of, tiny_arguments, train_by_path, weights_hashes
+from tests.model.small import small_model
 from train.benchmarks.campaign.trainers import trainers
+from train.checkpoints.ownership import optimizer_tensors
+from train.optimization.optimizer import build_optimizer
+from train.settings.sections import OptimConfig
 
 DEVICE = "cuda"
 pytestmark = [
@@ -42,8 +47,15 @@ def test_it_learns_what_the_cpu_learns(tmp_path: Path, data: Path, compiled: str
     assert theirs[20] < theirs[1] - 0.1
 
 
-def test_it_is_resumed_to_the_bit(tmp_path: Path, data: Path) -> None:
-    options = ["--run.compile=true", EXACT, "--schedule.kind=constant", "--checkpoint.every_steps=10"]
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_it_is_resumed_to_the_bit(tmp_path: Path, data: Path, kind: str) -> None:
+    options = [
+        f"--optim.kind={kind}",
+        "--run.compile=true",
+        EXACT,
+        "--schedule.kind=constant",
+        "--checkpoint.every_steps=10",
+    ]
     run(tmp_path, data, "calm", *options)
     run(tmp_path, data, "halved", *options, "--run.max_steps=10")
     run(tmp_path, data, "halved", *options)
@@ -51,6 +63,31 @@ def test_it_is_resumed_to_the_bit(tmp_path: Path, data: Path) -> None:
     assert [row for row in curve(halved) if row[1] != "None"] == [row for row in curve(calm) if row[1] != "None"]
     last = "step-00000020"
     assert weights_hashes(halved.checkpoints / last) == weights_hashes(calm.checkpoints / last)
+
+
+def test_muon_updates_as_on_a_cpu_and_skips_without_the_host(tmp_path: Path) -> None:
+    """In bfloat16; a refused step with NaN in a gradient leaves every bit as it was."""
+    updated = []
+    for device in ("cpu", DEVICE):
+        model = small_model(n_kv_head=2).to(device)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimizer = build_optimizer(model, OptimConfig(kind="muon", lr=0.01))
+        for step in range(3):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator).to(device)
+            optimizer.found_inf = torch.tensor(float(step == 2), device=device)  # type: ignore[attr-defined]
+            if step == 2:
+                kept = dict(model.named_parameters()) | optimizer_tensors(model, optimizer)
+                bits = {name: tensor.detach().clone() for name, tensor in kept.items()}
+                for parameter in model.parameters():
+                    assert parameter.grad is not None
+                    parameter.grad[0] = math.nan
+            optimizer.step()
+        assert all(tensor.equal(bits[name]) for name, tensor in kept.items())
+        updated.append({name: (p.detach() - before[name]).cpu() for name, p in model.named_parameters()})
+    for name, change in updated[0].items():
+        assert (updated[1][name] - change).norm() <= 5e-2 * change.norm(), name
 
 
 def test_a_cpu_reads_what_it_saved(tmp_path: Path, data: Path) -> None:
