@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from common.errors import UserError
 from data_prep.corpora.docstring_sources import SourceFile, docstrings_in, required_distributions, source_files
 from data_prep.corpora.preparation import chosen_for_validation
+from data_prep.docstrings import corpus_distributions
 from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.loading import load_tokenizer
 
@@ -87,6 +88,11 @@ def test_the_projects_own_requirements_leave_test_tools_out():
     assert {"torch", "numpy", "sympy", "tiktoken", "regex"} <= found
     assert not {"pytest", "hypothesis", "ruff", "mypy"} & found
     assert {canonicalize_name(name) for name in found} == found
+
+
+def test_the_corpus_stays_the_one_that_the_demo_was_measured_on():
+    required = required_distributions(PROJECT / "requirements.txt")
+    assert required.keys() - corpus_distributions(PROJECT / "requirements.txt").keys() == {"scipy"}
 
 
 def test_extras_bring_their_packages(tmp_path):
