@@ -5,6 +5,7 @@ import numpy.typing as npt
 import torch
 
 from data_prep.token_sets.sequences import document_ids
+from model.devices import without_compiling
 from model.gpt import GPT
 
 TOLERANCE = 1e-5  # of logits in float32
@@ -28,7 +29,7 @@ def future_moves(
     changed[-1] = (changed[-1] + 1) % model.config.vocab_size
     was_training = model.training
     model.eval()
-    with torch.compiler.set_stance("force_eager"):  # of a shape of its own
+    with without_compiling():  # of a shape of its own
         hidden = []  # (1, T, C) each
         for row in (tokens, changed):
             documents = None
