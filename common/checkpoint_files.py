@@ -50,6 +50,19 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
+def seconds_since_save(checkpoints: Path, now: float) -> float | None:
+    """How long ago the newest checkpoint was published; None where there is none that can be seen.
+
+    Args:
+        now: seconds since the epoch.
+    """
+    try:
+        newest = [path for _, path in list_checkpoints(checkpoints)][:1]
+        return max([max(0.0, now - (path / CHECKPOINT_MANIFEST).stat().st_mtime) for path in newest], default=None)
+    except OSError:
+        return None
+
+
 def read_checkpoint_manifest(checkpoint: Path) -> CheckpointManifest:
     """The contents of `checkpoint.json`, keys that this version does not know included.
 

@@ -23,8 +23,8 @@ MOST_CURVES = 32  # of a run, beside those that are built in
 SECONDS = "_seconds"  # how the key ends that holds how long a piece of work took, by which `liveness` knows it
 # What else records hold or are, and what is reported beside evaluations, of which none may have these names.
 _TAKEN = ("kind", "sequences", "curves")
-RESERVED_KINDS = ("train", "start", "save", "save_failed", "samples", "id", "compute", "data", "starting",
-                  "done_again", "other", "stopped", "total")  # fmt: skip
+RESERVED_KINDS = ("train", "start", "save", "save_failed", "hang", "samples", "id", "compute", "data", "starting",
+                  "done_again", "hung", "other", "stopped", "total")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class Liveness:
     why: str
     status: str
     trouble: str = ""  # what it can't write at present; in `why`, too
+    suspect: str = ""  # the rank that it waits for at present; in `why`, too
 
     @property
     def word(self) -> str:
@@ -99,7 +100,8 @@ def judge(signs: Signs, now: float, *, job_id: str | None = None, job_state: str
     verdict, why = _judge(signs, now, job_state if job_id is not None and job_id == signs.job_id else None)
     if signs.trouble and verdict != "ended":
         why = "; ".join(filter(None, (why, f"NOT SAVED: {signs.trouble}")))
-    return Liveness(verdict, why, signs.status or "unknown", signs.trouble)
+    suspect = signs.suspect if verdict == "silent" else ""
+    return Liveness(verdict, why, signs.status or "unknown", signs.trouble, suspect)
 
 
 def _judge(signs: Signs, now: float, job_state: str | None) -> tuple[Verdict, str]:

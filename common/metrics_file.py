@@ -19,7 +19,7 @@ from common.metric_fields import mended
 from common.publish import finite_or_null
 from common.regular_file import append_to_regular, open_regular
 
-LATE_KINDS = ("save", "save_failed")  # records of something that started some steps before
+LATE_KINDS = ("save", "save_failed", "hang")  # records of something that started some steps before
 TAIL_BYTES = 1 << 16  # read from the end of a file
 
 

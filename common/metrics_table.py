@@ -36,12 +36,13 @@ TRAIN_COLUMNS = (
     "memory_gib",
     "time",
 )
+SAME_HANG_SECONDS = 30.0
 SAVE_SECONDS = ("save_blocked_seconds", "save_seconds")  # the first that a save's record has
 
 
 @dataclass
 class Life:
-    """One process's part of a run, from its start to its last record. Times in seconds since the epoch."""
+    """One launch's part of a run, from its start to its last record. Times in seconds since the epoch."""
 
     step: int  # steps done when it started
     start: float
@@ -70,6 +71,24 @@ class RolledBack:
 
 
 @dataclass
+class Hang:
+    """A time in which all ranks waited for one.
+
+    Attributes:
+        within: the phase that continued, in whose seconds these are; "" where none did, or its work was lost.
+    """
+
+    step: int
+    seconds: float
+    within: str
+    time: float
+
+    def is_of(self, other: "Hang") -> bool:
+        """Whether two ranks have recorded the same one."""
+        return self.step == other.step and abs(self.time - other.time) < SAME_HANG_SECONDS
+
+
+@dataclass
 class MetricsTable:
     """The records of one file that hold, in columns; `update` reads on where the last one ended."""
 
@@ -79,6 +98,7 @@ class MetricsTable:
     lost: Lost = field(default_factory=Lost)
     skips: int = 0  # steps that were skipped as spikes, those that were rolled back included
     rollbacks: list[RolledBack] = field(default_factory=list)
+    hangs: list[Hang] = field(default_factory=list)
     curves: KnownCurves = field(default_factory=KnownCurves)  # as far as the file has been read
     _columns: dict[str, "array[float]"] = field(default_factory=lambda: {key: array("d") for key in TRAIN_COLUMNS})
     _file: GrowingFile = field(init=False)
@@ -120,11 +140,11 @@ class MetricsTable:
             vars(self).update(vars(MetricsTable(self.path)))
         anything = False
         for lines in self._file.blocks():
-            self._add(_parse(lines))
+            self.add(_parse(lines))
             anything = True
         return anything
 
-    def _add(self, records: list[dict[str, Any]]) -> None:
+    def add(self, records: list[dict[str, Any]]) -> None:
         """Take in records in the order of the file."""
         plain: list[dict[str, Any]] = []
         last = self._last_step()
@@ -175,6 +195,9 @@ class MetricsTable:
             return
         if "val_loss" in record:
             self._void(step)
+        if record.get("kind") == "hang":
+            self._add_hang(record, step)
+            return
         self._note_time(record)
         kind = self._event_kind(record)
         position = bisect.bisect_right(self.events, step, key=lambda event: event["step"])
@@ -191,7 +214,10 @@ class MetricsTable:
         time = record.get("time")
         time = float(time) if time is not None else (self.lives[-1].end if self.lives else math.nan)
         own = 0.0 if record.get("kind") == "start" else self._own_seconds(record)
-        self.lives.append(Life(step, time - own, time, record.get("world_size")))
+        start, launched = time - own, record.get("launched")
+        if launched is not None and not launched > start:  # the processes were there before their first record
+            start = max(float(launched), self.lives[-1].end if self.lives else float(launched))
+        self.lives.append(Life(step, start, time, record.get("world_size")))
 
     def _note_time(self, record: dict[str, Any]) -> None:
         time: Any = record.get("time")
@@ -213,6 +239,19 @@ class MetricsTable:
                 del column[keep:]
         while self.events and self.events[-1]["step"] > step:
             self.lost.seconds += self._own_seconds(self.events.pop())
+        for hang in self.hangs:
+            if hang.within and hang.step > step:  # its seconds are among those of the lost work
+                self.lost.seconds = max(0.0, self.lost.seconds - hang.seconds)
+                hang.within = ""
+
+    def _add_hang(self, record: dict[str, Any], step: int) -> None:
+        started = self.lives[-1].starting_seconds is not None  # else the start is counted up to this hang
+        within = str(record.get("phase")) if record.get("continued") is True and started else ""
+        self._note_time(record)
+        hang = Hang(step, max(0.0, self._own_seconds(record)), within, float(record.get("time") or 0.0))
+        if self.hangs and hang.is_of(self.hangs[-1]):
+            self.hangs.pop()
+        self.hangs.append(hang)
 
     def _keep_rolled_back(self, number: int, step: int) -> None:
         """Args: number: of the roll-back. One that was killed before its end is recorded again."""
@@ -229,7 +268,7 @@ class MetricsTable:
 
     def _own_seconds(self, record: dict[str, Any]) -> float:
         """How long the work took that a record is about."""
-        for key in ("step_seconds", *self.curves.seconds, *SAVE_SECONDS):
+        for key in ("step_seconds", *self.curves.seconds, *SAVE_SECONDS, "hang_seconds"):
             if NUMBER.has(record.get(key)):
                 return float(record[key])
         return 0.0

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ def start_time(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.NoSuchProcess:
         return None
+
+
+def wall_time_of_start(pid: int) -> float | None:
+    """When a process started, in seconds since the epoch; None where there is none."""
+    started = start_time(pid)
+    if started is None or not PROC.is_dir():
+        return started
+    # psutil's is relative to the boot's time, of which the kernel gives whole seconds
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    return time.time() - max(0.0, age)
 
 
 def resident_bytes() -> int:

@@ -1,15 +1,21 @@
-"""A worker's note to its launcher on the same machine: who it is, and which run it trains while it does."""
+"""What a launcher and its workers on the same machine tell each other.
+
+A worker leaves a note: who it is, and which run it trains while it does. A launcher tells when it started.
+"""
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from typing_extensions import TypedDict
 
 from common.json_file import BadJson, Count, Finite, read_json
+from common.processes import wall_time_of_start
 from common.publish import write_json_whole
 
 NOTES_FOLDER = "LONGHAUL_NOTES"  # where the launcher looks for them
+LAUNCHED = "LONGHAUL_LAUNCHED"  # when the launcher started, in seconds since the epoch
 
 
 class RunNote(TypedDict):
@@ -43,3 +49,13 @@ def read_note(folder: Path, pid: int) -> RunNote | None:
         return read_json(folder / f"{pid}.json", RunNote)
     except (OSError, BadJson):
         return None
+
+
+def launched_at() -> float:
+    """When this start of a run was launched, in seconds since the epoch: its launcher, or without one this process."""
+    own = wall_time_of_start(os.getpid()) or time.time()
+    try:
+        given = float(os.environ.get(LAUNCHED, ""))
+    except ValueError:
+        return own
+    return given if 0 < given <= own else own

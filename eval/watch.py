@@ -1,7 +1,8 @@
-"""Watch a run: progress, ETA, curves, rates, restarts, the last sample.
+"""Watch a run: progress, ETA, curves, rates, restarts, the last sample. Without its name: all runs, a line each.
 
     python eval/watch.py runs/demo
     python eval/watch.py runs/demo --once
+    python eval/watch.py --root runs
 
 Plain text that any terminal shows, also over ssh; Ctrl-C quits, without any effect on the run. Where standard output is
 no terminal it is printed once. NO_COLOR (no-color.org) and terminals without Unicode are respected.
@@ -25,15 +26,19 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
-from eval.reporting.live_view import LiveRun, Look, frame
+from eval.reporting.live_view import LiveRun, Look
+from eval.reporting.overview import Overview
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"  # the alternate screen, no cursor, no line breaks at the edge
 LEAVE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser("Watch a run.")
-    parser.add_argument("run", type=Path, help="folder of the run, such as runs/demo")
+    parser = CommandParser("Watch a run, or all.")
+    parser.add_argument(
+        "run", nargs="?", type=Path, help="folder of a run, such as runs/demo; default: all below --root"
+    )
+    parser.add_argument("--root", type=Path, default=Path("runs"), help="where runs are; default runs")
     parser.add_argument("--once", action="store_true", help="print the view once and quit")
     parser.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="between updates (default: 2)")
     parser.add_argument("--ascii", action="store_true", help="use no character beyond ASCII")
@@ -44,22 +49,28 @@ def main() -> int:
     arguments = parse_arguments()
     if not arguments.interval > 0:
         raise UserError(f"--interval is {arguments.interval}: use a number of seconds above 0")
-    folder = RunFolder(arguments.run)
+    view = one_run(RunFolder(arguments.run)) if arguments.run is not None else Overview(arguments.root)
+    live = hasattr(signal, "SIGWINCH")  # not on Windows
+    terminal = live and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    look = Look(unicode=not arguments.ascii and can_show_dots(), color=terminal and not os.environ.get("NO_COLOR"))
+    view.refresh()  # before the terminal is changed: a mistake is one line
+    if arguments.once or not terminal:
+        size = shutil.get_terminal_size()
+        if arguments.run is None and not terminal:
+            size = os.terminal_size((sys.maxsize, sys.maxsize))  # a list is whole in a pipe or a file
+        show("\n".join(view.frame(size.columns, size.lines - 1, look, time.time())) + "\n")
+        return 0
+    watch(view, look, arguments.interval)
+    return 0
+
+
+def one_run(folder: RunFolder) -> LiveRun:
+    """Raises UserError where there is none."""
     if not any(os.path.lexists(path) for path in (folder.metrics, folder.state, folder.config)):
         raise UserError(
             f"{folder.path} is not a run's folder: it has neither {folder.config.name} nor {folder.metrics.name}"
         )
-    run = LiveRun(folder, MetricsTable(folder.metrics))
-    live = hasattr(signal, "SIGWINCH")  # not on Windows
-    terminal = live and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    look = Look(unicode=not arguments.ascii and can_show_dots(), color=terminal and not os.environ.get("NO_COLOR"))
-    if arguments.once or not terminal:
-        run.refresh()
-        size = shutil.get_terminal_size()
-        show("\n".join(frame(run, size.columns, size.lines - 1, look, time.time())) + "\n")
-        return 0
-    watch(run, look, arguments.interval)
-    return 0
+    return LiveRun(folder, MetricsTable(folder.metrics))
 
 
 def can_show_dots() -> bool:
@@ -71,15 +82,15 @@ def can_show_dots() -> bool:
     return os.environ.get("TERM") != "linux"
 
 
-def watch(run: LiveRun, look: Look, interval: float) -> None:
+def watch(view: LiveRun | Overview, look: Look, interval: float) -> None:
     """Draw until Ctrl-C; the terminal is as before afterwards, with the last view's first lines in it."""
     lines: list[str] = []
     with full_screen() as wakeup:
         try:
             while True:
-                run.refresh()
+                view.refresh()
                 size = os.get_terminal_size(sys.stdout.fileno())
-                lines = frame(run, size.columns, size.lines, look, time.time())
+                lines = view.frame(size.columns, size.lines, look, time.time())
                 show("\x1b[H" + "\r\n".join(f"{line}\x1b[K" for line in lines) + "\x1b[J")
                 if select.select([wakeup], [], [], interval)[0]:  # the terminal has another size
                     os.read(wakeup, 4096)

@@ -3,8 +3,8 @@
     python slurm/status.py              every run in runs/
     python slurm/status.py runs/a runs/b --json status.json
 
-Goodput is the time of steps that count over the time the nodes were allocated: starting, saving, validating, and steps
-that were done twice don't count.
+Goodput is the time of steps that count over the time the nodes were allocated. The second table has the rest: waiting
+for data, validations, saves, starts, steps that were lost and done again, hangs.
 """
 
 import itertools
@@ -18,16 +18,19 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.checkpoint_files import seconds_since_save
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.liveness import Verdict, look_at
 from common.metric_fields import is_step
 from common.metrics_file import holding, read_records
+from common.metrics_table import MetricsTable
 from common.plain_text import one_line
 from common.progress import format_count, format_duration
 from common.publish import file_to_write, write_json_output
 from common.run_files import leniently, read_configuration, unreadable
 from common.run_folder import RunFolder
+from common.time_spent import TimeSpent, labels_of, time_spent
 from slurm.controller import job_record
 from slurm.history import nodes_left_out, read_starts
 
@@ -54,8 +57,16 @@ class RunStatus:
     left_out: list[str]  # nodes that the job's latest requeue has left out
     skips: int  # steps that were skipped as spikes
     rollbacks: int
+    suspect: str  # the rank that it waits for
+    checkpoint_age_seconds: float | None  # since its newest one was published
+    spent: TimeSpent | None  # where its time went, over all starts
     reason: str  # the run's own
     why: str  # of the verdict
+
+    def as_json(self) -> dict[str, Any]:
+        found = asdict(self)
+        del found["spent"]
+        return found | {"seconds": None if self.spent is None else self.spent.as_json()}
 
     @property
     def word(self) -> str:
@@ -86,6 +97,9 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
     alive = look_at(folder, now, job_id=str(job_id) if job_id else None, job_state=slurm_state)
     left = max_steps - step if max_steps is not None and alive.is_progressing else None
     allocated = allocated_seconds(lines, trained, now if slurm_state == "RUNNING" else None)
+    metrics = MetricsTable(folder.metrics)
+    metrics.add(records)  # as they are: reading them again takes as long
+    spent = time_spent(metrics) if metrics.lives else None
     return RunStatus(
         run=folder.path.name,
         status=str(state.get("status", "submitted" if lines else "unknown")),
@@ -98,11 +112,14 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
         eta_seconds=left * recent[len(recent) // 2] if recent and left is not None else None,
         restarts=max(0, sum(line["kind"] == "start" for line in lines) - 1),
         allocated_seconds=allocated,
-        goodput=sum(record["step_seconds"] for record in kept) / allocated if allocated and kept else None,
+        goodput=spent.compute / allocated if spent is not None and allocated and kept else None,
         lost_steps=len(trained) - len(kept),
         left_out=nodes_left_out(lines, str(job_id)),
         skips=last_count(records, "skips"),
         rollbacks=last_count(records, "rollback"),
+        suspect=alive.suspect,
+        checkpoint_age_seconds=seconds_since_save(folder.checkpoints, now),
+        spent=spent,
         reason=str(state.get("trouble") or state.get("reason", "")),
         why=alive.why,
     )
@@ -149,10 +166,28 @@ def _max_steps(config: dict[str, Any]) -> int | None:
 
 def table(statuses: list[RunStatus]) -> str:
     """The runs as text, a line each."""
-    head = ["run", "status", "job", "Slurm", "step", "ETA", "tokens/s", "restarts", "goodput", "lost steps", "skips",
-            "reason"]  # fmt: skip
-    rows = [head, *map(_cells, statuses)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    head = ["run", "status", "job", "Slurm", "step", "ETA", "tokens/s", "restarts", "goodput", "lost steps", "skips"]
+    return _aligned([[*head, "saved", "suspect", "reason"], *map(_cells, statuses)])
+
+
+def time_table(statuses: list[RunStatus]) -> str:
+    """Where the runs' time went, a line each; "" where no run has any."""
+    runs = [(status.run, status.spent) for status in statuses if status.spent is not None and status.spent.total > 0]
+    labels = labels_of(spent for _, spent in runs)
+    shown = [part for part in labels if any(spent.parts.get(part, 0.0) > 0 for _, spent in runs)]
+    rows = [
+        [
+            one_line(run),
+            format_duration(spent.total),
+            *(f"{spent.parts.get(part, 0.0) / spent.total:.1%}" for part in shown),
+        ]
+        for run, spent in runs
+    ]
+    return _aligned([["run", "time", *(one_line(labels[part]) for part in shown)], *rows]) if rows else ""
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
@@ -171,6 +206,8 @@ def _cells(s: RunStatus) -> list[str]:
         "-" if s.goodput is None else f"{s.goodput:.0%}",
         str(s.lost_steps),
         f"{s.skips}, {s.rollbacks} roll-back{'s' if s.rollbacks > 1 else ''}" if s.rollbacks else str(s.skips),
+        "-" if s.checkpoint_age_seconds is None else f"{format_duration(s.checkpoint_age_seconds)} ago",
+        s.suspect.partition(",")[0] or "-",
         (s.why if s.word == s.alive else s.reason) + (f" (without {','.join(s.left_out)})" if s.left_out else ""),
     ]
     return list(map(one_line, cells))
@@ -207,8 +244,10 @@ def main() -> int:
     a = parser.parse_args()
     statuses = [read_status(folder, time.time()) for folder in find_runs(a.runs, a.root)]
     print(table(statuses))
+    if times := time_table(statuses):
+        print(f"\nwhere the time went, over all starts:\n{times}")
     if a.json:
-        write_json_output(a.json, [asdict(status) for status in statuses])
+        write_json_output(a.json, [status.as_json() for status in statuses])
     return 0
 
 

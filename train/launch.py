@@ -30,7 +30,8 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import INTERRUPTED_STATUS, UserError, exit_on_user_error
-from common.run_note import NOTES_FOLDER
+from common.processes import wall_time_of_start
+from common.run_note import LAUNCHED, NOTES_FOLDER
 from common.scratch_folder import scratch_folder
 from common.version import VERSION_LINE
 from train.launching.agent_parent import AGENT_PARENT
@@ -65,7 +66,8 @@ class Launch:
     def __init__(self, arguments: list[str], notes: Path) -> None:
         """Args: notes: a folder for the workers' notes."""
         self._watch = RankWatch(notes)
-        own = {AGENT_PARENT: str(os.getpid()), NOTES_FOLDER: str(notes)}
+        launched = wall_time_of_start(os.getpid()) or time.time()
+        own = {AGENT_PARENT: str(os.getpid()), NOTES_FOLDER: str(notes), LAUNCHED: str(launched)}
         environment = {"OMP_NUM_THREADS": "1", **os.environ, **own}
         for name in OF_A_RANK:  # leftovers in the shell; its ranks get their own
             environment.pop(name, None)

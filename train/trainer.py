@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from common.run_folder import RunFolder, Stop
+from common.run_note import launched_at
 from model.devices import peak_memory_gib
 from model.gpt import GPT
 from model.ranks import Ranks, agreed
@@ -88,7 +89,8 @@ class Trainer:
             missing: what was due at `progress`, is not recorded, and is done first.
         """
         last_step = self.config.run.max_steps
-        start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, "time": time.time()}
+        times = {"launched": launched_at(), "time": time.time()}
+        start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, **times}
         self.recorder.note(start | self.start_facts | described(self.evaluations))
         self.acts.enter("warming up", step=progress.step)
         self._warm_up()
@@ -195,6 +197,7 @@ class Trainer:
         self._judge(step, result, position)
         if result.verdict.skips:
             self._examine(batch, step, "the step was skipped")
+        self._note_hangs()
         self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started
         if time.monotonic() - self._state_written > STATE_SECONDS:
@@ -235,6 +238,10 @@ class Trainer:
             numbers = self.loader.numbers_at(position)
             self.recorder.note(spike | {"position": position, "sequences": numbers, "time": time.time()})
             self.recorder.log(describe(spike))
+
+    def _note_hangs(self) -> None:
+        for hang in self.acts.take_hangs():
+            self.recorder.note(hang)
 
     def _step_profiler(self, progress: Progress) -> "StepProfiler | None":
         """What profiles the steps that section `profile` names; None where it names none that is to come."""
@@ -323,6 +330,7 @@ class Trainer:
 
         Raises StorageFailed on all ranks where that can't be done.
         """
+        self._note_hangs()
         agreed(self.ranks, lambda: self._write_end(outcome), StorageFailed)
         self.recorder.log(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
         self.recorder.close()

@@ -11,12 +11,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from common.metrics_table import Values
 from common.progress import format_duration
+from common.time_spent import labels_of, time_spent
 from eval.reporting import drawing
 from eval.reporting.curves import smooth, thin_out
 from eval.reporting.drawing import BUCKETS, FLOPS, GREY, LOSS_AXES, STEPS, AxisKind, draw, short, style_of
 from eval.reporting.run_data import RunData
 from eval.reporting.spike_marks import mark_spikes
-from eval.reporting.time_spent import labels_of, time_spent
 
 PART_COLORS = {
     "compute": "#0072B2",
@@ -24,11 +24,12 @@ PART_COLORS = {
     "save": "#F0E442",
     "starting": "#CC79A7",
     "done_again": "#D55E00",
+    "hung": "#661100",
     "other": "#999999",
     "stopped": "#DDDDDD",
 }
 EVALUATION_COLORS = ("#009E73", "#56B4E9", "#332288", "#AA4499", "#44AA99", "#882255")  # in turn
-DARK = ("#0072B2", "#009E73", "#D55E00", "#332288", "#AA4499", "#882255")
+DARK = ("#0072B2", "#009E73", "#D55E00", "#661100", "#332288", "#AA4499", "#882255")
 CUT_FRACTION = 0.03  # of a run, at its start, whose loss may be above the picture
 
 

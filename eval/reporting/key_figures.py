@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from common.time_spent import TimeSpent, time_spent
 from eval.reporting.outcomes import Outcome, outcomes
 from eval.reporting.published_score import PUBLISHED, PublishedScore, published_score
 from eval.reporting.run_data import RunData
-from eval.reporting.time_spent import TimeSpent, time_spent
 
 LAST_FRACTION = 0.02  # of the steps, over which the final training loss is the mean
 
@@ -45,6 +45,7 @@ class KeyFigures:
     steps_done_again: int
     steps_skipped: int  # as spikes, those that were rolled back included
     rollbacks: int
+    goodput: float | None  # steps that count over the time between its starts and ends
     seconds: TimeSpent
 
     @property
@@ -75,6 +76,7 @@ def key_figures(run: RunData) -> KeyFigures:
     validations = [event for event in comparable if event["val_loss"] is not None]
     best = min(validations, key=lambda event: float(event["val_loss"]), default={})
     last = validations[-1] if validations else {}
+    spent = time_spent(table)
     return KeyFigures(
         run=run.name,
         status=run.status,
@@ -102,7 +104,8 @@ def key_figures(run: RunData) -> KeyFigures:
         steps_done_again=table.lost.steps,
         steps_skipped=table.skips,
         rollbacks=len(table.rollbacks),
-        seconds=time_spent(table),
+        goodput=spent.goodput,
+        seconds=spent,
     )
 
 

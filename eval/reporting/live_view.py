@@ -73,6 +73,10 @@ class LiveRun:
         self.complaints += self._config_complaints
         self.sample = _last_sample(self.folder.samples) or self.sample
 
+    def frame(self, width: int, height: int, look: Look, now: float) -> list[str]:
+        """See the function of this name."""
+        return frame(self, width, height, look, now)
+
     def liveness(self, now: float) -> Liveness:
         """Whether it makes progress. `now` in seconds since the epoch."""
         return judge(self.signs or read_signs(self.folder), now)
@@ -91,11 +95,11 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
         now: seconds since the epoch.
     """
     lines = [_title(run, width, look, now)]
-    lines += [look.paint(_fit(complaint, width, look), "31") for complaint in run.complaints[: max(0, height - 8)]]
+    lines += [look.paint(fit(complaint, width, look), "31") for complaint in run.complaints[: max(0, height - 8)]]
     if len(run.table) == 0:
-        return [*lines, _fit("no training step yet: waiting for the first one", width, look)][:height]
+        return [*lines, fit("no training step yet: waiting for the first one", width, look)][:height]
     lines += [
-        _fit(line, width, look)
+        fit(line, width, look)
         for line in (_progress(run, width, look, now), _figures(run), _evaluations(run), _layers(run))
     ]
     lines = [line for line in lines if line]
@@ -105,7 +109,8 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
     return lines[:height]
 
 
-def _fit(text: str, width: int, look: Look) -> str:
+def fit(text: str, width: int, look: Look) -> str:
+    """A line as the terminal can show it, cut off at its width."""
     text = "".join(character if character.isprintable() else " " for character in text)
     text = text if look.unicode else text.encode("ascii", "replace").decode()
     mark = "…" if look.unicode else "~"
@@ -123,10 +128,10 @@ def _title(run: LiveRun, width: int, look: Look, now: float) -> str:
     restarts = len(run.table.lives) - 1
     if restarts > 0:
         said.append(f"{restarts} restart{'s' if restarts > 1 else ''}")
-    return look.paint(_fit("  ".join(said), width, look), f"1;{'31' if alive.trouble else COLORS.get(alive.word, '0')}")
+    return look.paint(fit("  ".join(said), width, look), f"1;{'31' if alive.trouble else COLORS.get(alive.word, '0')}")
 
 
-def _mean(run: LiveRun, key: str) -> float:
+def mean(run: LiveRun, key: str) -> float:
     """Over the newest steps' finite values; 0 without any."""
     values = run.table.tail(key, RATE_STEPS)
     values = values[np.isfinite(values)]
@@ -140,6 +145,14 @@ def seconds_per_step(table: MetricsTable) -> float | None:
     return float((times[-1] - times[0]) / (len(times) - 1)) if len(times) > 1 else None
 
 
+def seconds_left(run: LiveRun, now: float) -> float | None:
+    """Until the last step, for a run that makes progress; None where that can't be known. `now` as for `frame`."""
+    seconds, step = seconds_per_step(run.table), run.table.tail("step", 1)
+    if seconds is None or run.max_steps is None or not run.liveness(now).is_progressing or step[0] >= run.max_steps:
+        return None
+    return max(0.0, (run.max_steps - float(step[0])) * seconds - max(0.0, now - run.table.lives[-1].end))
+
+
 def _progress(run: LiveRun, width: int, look: Look, now: float) -> str:
     step = int(run.table.tail("step", 1)[0])
     tokens = format_count(float(run.table.tail("tokens", 1)[0]))
@@ -147,9 +160,7 @@ def _progress(run: LiveRun, width: int, look: Look, now: float) -> str:
         return f"step {step:,}, {tokens} tokens"
     share = min(1.0, step / run.max_steps)
     text = f"step {step:,} of {run.max_steps:,} ({share:.1%}), {tokens} tokens"
-    seconds = seconds_per_step(run.table)
-    if seconds is not None and step < run.max_steps and run.liveness(now).is_progressing:
-        left = max(0.0, (run.max_steps - step) * seconds - max(0.0, now - run.table.lives[-1].end))
+    if (left := seconds_left(run, now)) is not None:
         text += f", ETA {format_duration(left)}"
     room = min(40, width - len(text) - 3)
     if room < 8:
@@ -163,12 +174,12 @@ def _figures(run: LiveRun) -> str:
     table = run.table
     last = {key: float(table.tail(key, 1)[0]) for key in ("lr", "grad_norm", "memory_gib")}
     parts = [f"loss {_mean_of_last_losses(table):.4f}", f"lr {last['lr']:.3g}", f"norm {last['grad_norm']:.2f}"]
-    parts.append(f"{format_count(_mean(run, 'tokens_per_second'))} tokens/s")
-    mfu, step_seconds = _mean(run, "mfu"), _mean(run, "step_seconds")
+    parts.append(f"{format_count(mean(run, 'tokens_per_second'))} tokens/s")
+    mfu, step_seconds = mean(run, "mfu"), mean(run, "step_seconds")
     parts += [f"MFU {mfu:.1%}"] if mfu else []
     if step_seconds:
         parts.append(
-            f"{format_duration(step_seconds)} a step, {_mean(run, 'data_wait_seconds') / step_seconds:.1%} data"
+            f"{format_duration(step_seconds)} a step, {mean(run, 'data_wait_seconds') / step_seconds:.1%} data"
         )
     parts += [f"{last['memory_gib']:.2f} GiB"] if math.isfinite(last["memory_gib"]) else []
     return "  ".join(parts)
@@ -252,5 +263,5 @@ def _sample_lines(run: LiveRun, width: int, look: Look, count: int) -> list[str]
     text = f"sample, step {run.sample.get('step', '?')}: {run.sample.get('prompt', '')}|{run.sample['text']}"
     text = " ".join(text.split())
     ends = [(row + 1) * width if row < count - 1 else len(text) for row in range(count)]
-    rows = [_fit(text[row * width : end], width, look) for row, end in enumerate(ends)]
+    rows = [fit(text[row * width : end], width, look) for row, end in enumerate(ends)]
     return [row for row in rows if row]

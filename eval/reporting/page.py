@@ -112,6 +112,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("MFU, median", _number(figures.mfu, ".1%")),
         ("peak memory of a process", _number(figures.memory_gib, ".2f", " GiB")),
         ("running", format_duration(seconds.total - seconds.stopped)),
+        ("goodput, steps that count", _number(figures.goodput, ".1%")),
         ("restarts", str(figures.starts - 1)),
         ("steps skipped as spikes", str(figures.steps_skipped) if figures.steps_skipped else None),
         ("roll-backs", str(figures.rollbacks) if figures.rollbacks else None),

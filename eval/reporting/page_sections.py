@@ -10,13 +10,13 @@ import yaml
 from common.curves import VALIDATION, Curve, format_figure
 from common.measured import describe_validation, measured_alike
 from common.progress import format_duration
+from common.time_spent import labels_of
 from eval.reporting.comparison import Table, rows_with
 from eval.reporting.html_parts import code, folded, table, text
 from eval.reporting.key_figures import KeyFigures
 from eval.reporting.published_score import NOT_MEASURED, PUBLISHED, describe_examples
 from eval.reporting.references import NOTES
 from eval.reporting.run_data import RunData, format_time, training_script
-from eval.reporting.time_spent import labels_of
 
 SHOWN_STEPS = 12  # of samples, spread over the run
 SHOWN_STARTS = 60

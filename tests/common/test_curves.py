@@ -10,8 +10,8 @@ from common.curves import BUILT_IN, MOST_CURVES, RESERVED_KINDS, KnownCurves, fo
 from common.json_file import BadJson
 from common.liveness import read_signs
 from common.metrics_file import LATE_KINDS, TAIL_BYTES, MetricsFile
+from common.time_spent import labels_of
 from eval.reporting.figures import PART_COLORS
-from eval.reporting.time_spent import labels_of
 from tests.helpers.recorded_runs import OWN, recorded_run, train_record
 from train.evaluations.registry import EVALUATIONS
 

@@ -13,11 +13,11 @@ import yaml
 from common.metrics_file import MetricsFile
 from common.metrics_table import MetricsTable, read_metrics_table
 from common.run_folder import RunFolder
+from common.time_spent import labels_of, time_spent
 from eval.reporting.key_figures import key_figures
 from eval.reporting.live_view import LiveRun, Look, frame
 from eval.reporting.page import page
 from eval.reporting.run_data import load_run
-from eval.reporting.time_spent import labels_of, time_spent
 from tests.eval.test_report import run_script
 from tests.helpers.recorded_runs import OWN, recorded_run, train_record
 from tests.helpers.token_sets import make_token_set

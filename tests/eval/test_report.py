@@ -21,12 +21,12 @@ from PIL import Image
 from common.metrics_file import MetricsFile
 from common.plain_text import printable
 from common.run_folder import RunFolder
+from common.time_spent import time_spent
 from eval import plot_loss
 from eval.reporting import drawing, figures
 from eval.reporting.evaluation_pictures import evaluation_pictures
 from eval.reporting.key_figures import key_figures
 from eval.reporting.run_data import RunData, load_run, load_runs
-from eval.reporting.time_spent import time_spent
 from tests.helpers.recorded_runs import recorded_run, train_record, write_run
 from tests.helpers.training import PROJECT
 

@@ -78,11 +78,17 @@ def test_the_command_prints_a_line_a_run_and_writes_json(folder: RunFolder, tmp_
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    head, row = done.stdout.splitlines()
+    head, row, _, said, parts, times = done.stdout.splitlines()
     assert head.split()[:4] == ["run", "status", "job", "Slurm"]
     assert {"power-failure", "preempted", "6/10", "40%"} <= set(row.split())
     assert row.endswith("SIGUSR1 (without n3)")
-    assert json.loads(figures.read_text())[0]["lost_steps"] == 2
+    (figures_of_run,) = json.loads(figures.read_text())
+    assert (figures_of_run["lost_steps"], figures_of_run["skips"], figures_of_run["suspect"]) == (2, 0, "")
+    assert said == "where the time went, over all starts:"
+    assert parts.split()[:3] == ["run", "time", "computing"] and times.split()[0] == "power-failure"
+    seconds = figures_of_run["seconds"]
+    assert (seconds["compute"], seconds["done_again"]) == (60.0, 20.0)
+    assert sum(seconds.values()) == pytest.approx(2 * seconds["total"])
 
 
 def test_a_damaged_run_does_not_hide_the_others(folder: RunFolder):
@@ -96,7 +102,7 @@ def test_a_damaged_run_does_not_hide_the_others(folder: RunFolder):
         [sys.executable, str(PROJECT / "slurm" / "status.py"), "--root", str(root)], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
-    rows = {row.split()[0]: row for row in done.stdout.splitlines()[1:]}
+    rows = {row.split()[0]: row for row in done.stdout.split("\n\n")[0].splitlines()[1:]}
     assert "6/10" in rows["power-failure"]
     for name in ("torn", "foreign"):
         assert "unreadable" in rows[name]
@@ -136,7 +142,8 @@ def test_runs_that_are_private_or_hostile_cost_their_own_lines(folder: RunFolder
         metrics.write("".join(json.dumps(record) + "\n" for record in wrong) + "[" * 5_000)
     figures = tmp_path / "figures.json"
     (printed,) = run_ranks(1, tmp_path / "store", status_without_privileges, root, figures)
-    assert len(printed.splitlines()) == 8
+    runs, times = printed.split("\n\n")
+    assert (len(runs.splitlines()), len(times.splitlines())) == (8, 7)  # piped and private have no times
     found = {row["run"]: row for row in json.loads(figures.read_text())}
     assert {name for name, row in found.items() if row["status"] == "unreadable"} == {
         "private", "piped", "endless", "folded",

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from common.liveness import look_at
+from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
@@ -79,6 +80,10 @@ def wait_for(condition: Callable[[], Any], group: RankGroup) -> Any:
     return found
 
 
+def hangs_of(run: RunFolder) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(run.metrics) if record.get("kind") == "hang"]
+
+
 def suspect_of(run: RunFolder) -> str:
     return str((run.read_state() or {}).get("suspect", "")) if run.state.exists() else ""
 
@@ -107,6 +112,7 @@ def test_a_frozen_rank_is_named_in_every_phase_and_the_run_continues_when_it_doe
         assert (run.read_state() or {})["status"] == "done"
         assert "suspect" not in (run.read_state() or {})
         assert list(run.path.glob("ranks/*.stacks")) == []
+        assert hangs_of(run)[0]["continued"] and hangs_of(run)[0]["hang_seconds"] > 10.0, place
 
     ended = run_of(tmp_path, "at-the-end")  # all is saved, and rank 0 only waits to leave
     wait_for(lambda: ended.log.exists() and "waits for: rank 1 on " in ended.log.read_text(encoding="utf-8"), last)
@@ -137,6 +143,8 @@ def test_a_rank_that_is_stuck_is_named_and_the_run_ends_itself(tmp_path: Path, d
         assert re.match(f"hung for .* s: rank {stuck} on .*, in {place}, no progress for ", state["reason"]), state
         assert state["culprit_node"] == os.uname().nodename
         assert f"failed: {state['reason']}" in log
+        assert [hang["continued"] for hang in hangs_of(run)] == [False]
+        assert hangs_of(run)[0]["hang_seconds"] > 14.0
         for rank in range(world_size):
             stacks = run.stacks_file(rank).read_text(encoding="utf-8")
             assert ("in wait_in_the_middle" in stacks) is (rank == stuck)

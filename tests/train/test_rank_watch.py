@@ -12,8 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
+from common.metrics_table import read_metrics_table
 from common.run_folder import RunFolder
 from common.run_note import NOTES_FOLDER, leave_note, read_note
+from common.time_spent import time_spent
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, PROJECT, run_of, tiny_arguments
 from train.launching import rank_watch
@@ -107,24 +109,19 @@ def test_ranks_that_have_met_watch_each_other(tmp_path: Path, monkeypatch: pytes
     assert watch._standing
 
 
-def test_the_launcher_ends_a_single_rank_that_stays_frozen(tmp_path: Path) -> None:
+def test_the_launcher_ends_a_single_rank_that_stays_frozen_and_its_time_is_accounted_for(tmp_path: Path) -> None:
+    """Two starts: a hang that is ended, and a kill."""
     make_token_set(tmp_path / "tokens", train_tokens=20_000, val_tokens=1_000)
     run = run_of(tmp_path, "frozen")
     more = ["--run.max_steps=100000", "--run.hang_limit_seconds=31"]
     command = [sys.executable, str(PROJECT / "train" / "launch.py"), "--nproc_per_node=1", str(PRETRAIN)]
-    launcher = subprocess.Popen(
-        [*command, *tiny_arguments(tmp_path, tmp_path / "tokens", "frozen", *more)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    )
-    until = time.monotonic() + 120
-    while not run.state.exists() or (run.read_state() or {}).get("step", 0) == 0:
-        assert launcher.poll() is None and time.monotonic() < until
-        time.sleep(0.1)
-    os.kill(int((run.read_state() or {})["pid"]), signal.SIGSTOP)
+    command += tiny_arguments(tmp_path, tmp_path / "tokens", "frozen", *more)
+    began = time.time()
+    launcher, pid = launch_and_wait_for_a_step(command, run)
+    os.kill(pid, signal.SIGSTOP)
+    frozen = time.time()
     _, errors = launcher.communicate(timeout=120)
+    ended = time.time()
 
     assert launcher.returncode != 0
     state = run.read_state() or {}
@@ -133,3 +130,25 @@ def test_the_launcher_ends_a_single_rank_that_stays_frozen(tmp_path: Path) -> No
     assert state["reason"].startswith("hung for ") and ", stopped for " in state["reason"]
     assert f"failed: {state['reason']}" in errors
     assert f"failed: {state['reason']}" in run.log.read_text(encoding="utf-8")
+
+    again = time.time()
+    launcher, pid = launch_and_wait_for_a_step(command, run)
+    os.kill(pid, signal.SIGKILL)
+    launcher.communicate(timeout=120)
+    clock = os.stat(run.metrics).st_mtime - began
+    spent = time_spent(read_metrics_table(run.metrics))
+    assert spent.total == pytest.approx(clock, rel=0.01)
+    assert sum(spent.parts.values()) == pytest.approx(clock, rel=0.01)
+    assert 31.0 < spent.hung <= ended - frozen
+    assert 0.0 <= spent.stopped - (again - ended) < 0.01 * clock + ended - frozen - spent.hung
+
+
+def launch_and_wait_for_a_step(command: list[str], run: RunFolder) -> tuple[subprocess.Popen[str], int]:
+    """Start a run or resume it; the launcher, and its rank's pid once it trains."""
+    before = run.metrics.read_text(encoding="utf-8").count("step_seconds") if run.metrics.exists() else 0
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    until = time.monotonic() + 120
+    while not run.metrics.exists() or run.metrics.read_text(encoding="utf-8").count("step_seconds") <= before:
+        assert launcher.poll() is None and time.monotonic() < until
+        time.sleep(0.1)
+    return launcher, int((run.read_state() or {})["pid"])

@@ -11,12 +11,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from common.errors import UserError
+from common.hang_record import append_last_hang
+from common.metric_fields import is_step
 from common.plain_text import one_line
 from common.processes import node_name
+from common.rewritten_file import read_record
 from common.run_folder import RunFolder
 from common.run_note import RunNote, read_note
 
@@ -85,7 +89,7 @@ class RankWatch:
         standing.named = True
         self._name(note, who)
         if seconds > (note["limit_seconds"] if note else LIMIT_SECONDS):
-            self._end(worker, note, f"hung for {seconds:.0f} s: {who}")
+            self._end(worker, note, f"hung for {seconds:.0f} s: {who}", seconds)
 
     def _tell(self, note: RunNote | None, text: str) -> None:
         """A line on the terminal, and in the run's log once there is one."""
@@ -103,12 +107,20 @@ class RankWatch:
             with contextlib.suppress(OSError, UserError):
                 folder.name_suspect(suspect)
 
-    def _end(self, worker: psutil.Process, note: RunNote | None, why: str) -> None:
+    def _record(self, note: RunNote | None, seconds: float) -> None:
+        if note is not None and (folder := _run_of(note)) is not None:
+            beat = read_record(folder.rank_file(note["rank"])) or {}
+            step: Any = beat.get("step")
+            if is_step(step):
+                append_last_hang(folder, step, str(beat.get("phase")), seconds)
+
+    def _end(self, worker: psutil.Process, note: RunNote | None, why: str, seconds: float) -> None:
         """Write into `state` that the run has hung, and kill the worker, which can't do so."""
         if (folder := _run_of(note)) is not None:
             with contextlib.suppress(OSError, UserError):
                 folder.note_hang(why, node_name())
         self._tell(note, f"failed: {why}")
+        self._record(note, seconds)
         self._ended.add(worker.pid)
         worker.kill()
 

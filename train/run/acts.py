@@ -1,6 +1,11 @@
 """What a rank does at the moment, how much it has done, and how long such things take."""
 
 import time
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from common.hang_record import hang_record
 
 HANG_SECONDS = 60.0  # without any progress, unless
 HANG_TIMES = 5.0  # times the longest phase of this kind so far
@@ -28,6 +33,7 @@ class Acts:
         self._longest: dict[str, float] = {}  # seconds that a phase, or a step, has taken
         self._entered = time.monotonic()
         self._compiling = False
+        self._hangs: deque[dict[str, Any]] = deque()
 
     def enter(self, phase: str, *, step: int | None = None) -> None:
         """Start another phase, or another step of training."""
@@ -59,6 +65,15 @@ class Acts:
     def compiled(self) -> None:
         self._compiling = False
         self.get_on()
+
+    def note_hang(self, step: int, phase: str, seconds: float) -> None:
+        """All ranks have waited so long for one, and continue. From the thread that watches."""
+        self._hangs.append(hang_record(step, phase, seconds, continued=True))
+
+    def take_hangs(self) -> Iterator[dict[str, Any]]:
+        """The records of the hangs since the last call."""
+        while self._hangs:
+            yield self._hangs.popleft()
 
     @property
     def progress(self) -> int:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from common.hang_record import append_last_hang
 from common.periodic import Periodic
 from common.run_folder import RunFolder
 from model.ranks import Ranks
@@ -56,6 +57,7 @@ class HangWatch:
         self._sightings: dict[int, tuple[float, float, bool]] = {}
         self._looked = 0.0
         self._suspect: Suspect | None = None
+        self._hung_in = (0, "")  # step and phase in which somebody became suspect
         self._thread = Periodic("hang watch", TICK_SECONDS, self._tick, at_once=True)
 
     def close(self) -> None:
@@ -70,7 +72,7 @@ class HangWatch:
         now = time.monotonic()
         slept, self._ticked = now - self._ticked, now
         if self._acts.progress != self._progress or slept > LOOK_AFTER_SECONDS:  # or this process was stopped
-            self._note_progress(now)
+            self._note_progress(now, slept)
             return
         stalled = now - self._since
         if stalled < min(LOOK_AFTER_SECONDS, self._acts.patience_seconds / 2):
@@ -83,8 +85,12 @@ class HangWatch:
         if hangs and overdue > (GRACE_SECONDS if self._sees_all or self._suspect else LAST_GRACE_SECONDS):
             self._end(stalled)
 
-    def _note_progress(self, now: float) -> None:
+    def _note_progress(self, now: float, slept: float) -> None:
         """Forget what was suspected, and set the timer that writes down all threads' stacks, whatever holds Python."""
+        if self._sees_all and slept > LOOK_AFTER_SECONDS:
+            self._acts.note_hang(self._acts.step, self._acts.phase, slept)
+        elif self._sees_all and self._suspect is not None:
+            self._acts.note_hang(*self._hung_in, now - self._since)
         self._progress, self._since = self._acts.progress, now
         self._sightings.clear()
         faulthandler.dump_traceback_later(self._limit, file=self._stacks)
@@ -105,6 +111,7 @@ class HangWatch:
             return
         if self._suspect is None or self._suspect.rank != found.rank:
             self._reporter.tell(f"WARNING: training hangs, and waits for: {found}")
+            self._hung_in = (self._acts.step, self._acts.phase)
         self._suspect = found
         self._reporter.state.name_suspect(str(found))
 
@@ -129,6 +136,7 @@ class HangWatch:
             if self._suspect is not None and self._suspect.rank is not None:
                 self._add_process_facts(self._suspect.rank)
             self._reporter.report_hang(why, self._suspect.node if self._suspect else "")
+            append_last_hang(self._folder, self._acts.step, self._acts.phase, stalled)
         with contextlib.suppress(OSError, ValueError):
             self._stacks.flush()
         os._exit(1)

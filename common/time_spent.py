@@ -9,7 +9,7 @@ import numpy as np
 
 from common.curves import BUILT_IN
 from common.metric_fields import NUMBER
-from common.metrics_table import MetricsTable
+from common.metrics_table import Hang, MetricsTable
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,19 @@ class TimeSpent:
     data: float  # steps that count, waiting for data
     evaluations: dict[str, float]  # by the kind of their records
     save: float  # training stood still for it
-    starting: float  # from a start to its first piece of work: warm-up, compilation
+    starting: float  # from a launch to its first piece of work: processes, data, checkpoint, warm-up, compilation
     done_again: float  # work that no checkpoint held when the run stopped
+    hung: float  # all waited for a rank that hung
     other: float  # samples, records, garbage collection
     stopped: float  # from the last record before a stop to the next start
     total: float
     evaluation_labels: dict[str, str]
+
+    @property
+    def goodput(self) -> float | None:
+        """The share of steps that count, without their wait for data, in the time in which the run had its machines."""
+        running = self.total - self.stopped
+        return self.compute / running if running > 0 else None
 
     @property
     def parts(self) -> dict[str, float]:
@@ -37,11 +44,19 @@ class TimeSpent:
         return self.parts | {"total": self.total}
 
 
+# What work is part of, by a rank's phase: an evaluation's if it is not here; "" is what no record explains.
+WORK = {
+    "training": "compute",
+    "saving": "save",
+    **dict.fromkeys(("starting", "warming up", "checking the machines"), "starting"),
+    **dict.fromkeys(("sampling", "rolling back", "profiling", "leaving"), ""),
+}
 _BEFORE = {"compute": "computing", "data": "waiting for data"}
 _AFTER = {
     "save": "saving",
     "starting": "starting up",
     "done_again": "lost, done again",
+    "hung": "waiting for a hung rank",
     "other": "samples and other",
     "stopped": "stopped, between starts",
 }
@@ -69,11 +84,24 @@ def time_spent(table: MetricsTable) -> TimeSpent:
         "save": _save_seconds(table),
         "starting": sum(life.starting_seconds or 0.0 for life in lives),
         "done_again": table.lost.seconds,
+        "hung": sum(hang.seconds for hang in table.hangs),
         "stopped": stopped,
     }
+    _take_off(table.hangs, known, evaluations)
     other = max(0.0, total - sum(known.values()) - sum(evaluations.values()))
     labels = {kind: _label(table, kind) for kind in evaluations}
     return TimeSpent(**known, evaluations=evaluations, other=other, total=total, evaluation_labels=labels)
+
+
+def _take_off(hangs: Iterable[Hang], known: dict[str, float], evaluations: dict[str, float]) -> None:
+    """A piece of work that continued after a hang was recorded with the time that it hung: that is no part of it."""
+    for hang in hangs:
+        part = WORK.get(hang.within) if hang.within else ""
+        if part:
+            known[part] = max(0.0, known[part] - hang.seconds)
+        elif part is None and evaluations:
+            longest = max(evaluations, key=evaluations.__getitem__)
+            evaluations[longest] = max(0.0, evaluations[longest] - hang.seconds)
 
 
 def _evaluation_seconds(table: MetricsTable) -> dict[str, float]:
