@@ -64,7 +64,7 @@ class Gpt2Encoding:
 def pieces_of_gpt2() -> list[bytes]:
     """What GPT-2's ids stand for, its end of text left out: the bytes, then what the merges make, in their order.
 
-    tiktoken's own function gives the same in 0.6 s. Raises UserError where the project's copy of the merges is damaged.
+    tiktoken's own function gives the same in about 0.6 s. Raises UserError where the copy of the merges is damaged.
     """
     _, *merges = carried_gpt2_file("vocab.bpe").decode("utf-8").splitlines()
     shown = str.maketrans(BYTE_SHOWN_AS)

@@ -1,7 +1,7 @@
 """torch's AdamW without what it has for torch.compile, whose first use imports the compiler.
 
-That takes 3 s of processor time and 71 MiB in every process, compiled or not. Nobody compiles the optimizer here: it
-runs between compiled blocks, not in one.
+That takes over 1 s of processor time and 71 MiB in every process, compiled or not. Nobody compiles the optimizer here:
+it runs between compiled blocks, not in one.
 """
 
 from inspect import unwrap
