@@ -156,10 +156,10 @@ def main() -> int | None:
         raise UserError(f"which model? One of {', '.join(MODELS)}, then options of train/pretrain.py")
     from model import initialisation
     from train.pretrain import main as pretrain
-    from train.startup import build_model, plan_start
+    from train.startup import build_model
 
     chosen = MODELS[sys.argv.pop(1)]
-    vars(build_model)["GPT"] = vars(plan_start)["GPT"] = chosen
+    vars(initialisation)["GPT"] = chosen
     vars(build_model)["check_parameters"] = lambda *_, **__: None  # no closed form knows these models
     if issubclass(chosen, ReportedGPT):
         vars(initialisation)["initialise"] = initialise_reported
