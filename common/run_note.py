@@ -53,9 +53,9 @@ def read_note(folder: Path, pid: int) -> RunNote | None:
 
 def launched_at() -> float:
     """When this start of a run was launched, in seconds since the epoch: its launcher, or without one this process."""
-    own = wall_time_of_start(os.getpid()) or time.time()
+    own, text = wall_time_of_start(os.getpid()) or time.time(), os.environ.get(LAUNCHED, "")
     try:
-        given = float(os.environ.get(LAUNCHED, ""))
-    except ValueError:
+        given = float(text)
+    except ValueError:  # nobody's launcher wrote it
         return own
     return given if 0 < given <= own else own

@@ -112,6 +112,8 @@ class Trainer:
                 with self.margin.timing("step"):
                     progress = self._step(progress, batches)
                 stop_code = self._agree(progress)
+                if self._verdict.skips and self._batch is not None:  # on all ranks, as has been agreed
+                    self._examine(self._batch, progress.step, "the step was skipped")
                 if profiler is not None:
                     profiler.after(progress.step)
                 if is_due(progress.step, self.config.run.check_replicas_every_steps):
@@ -195,8 +197,6 @@ class Trainer:
         if self.layer_statistics is not None:
             self.layer_statistics.record(step)
         self._judge(step, result, position)
-        if result.verdict.skips:
-            self._examine(batch, step, "the step was skipped")
         self._note_hangs()
         self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started

@@ -41,7 +41,7 @@ def _tokenizer_of(fields: Mapping[str, Any]) -> Tokenizer:
     """Of a spec, unchecked. Raises UserError where its kind is unknown, and others where it is damaged."""
     kind = fields.get("kind")
     tokenizer: Tokenizer
-    if kind in Gpt2Tokenizer.SIZES:
+    if isinstance(kind, str) and kind in Gpt2Tokenizer.SIZES:
         tokenizer = _gpt2_tokenizer(kind)
     elif kind == "byte":
         tokenizer = ByteTokenizer()

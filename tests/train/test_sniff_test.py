@@ -22,6 +22,7 @@ from train.run.sniff_test import CHECKS, describe, sniff_test
 
 def lie_and_sniff(folder: RunFolder, liar: int, share: float) -> tuple[dict[str, Any], list[str]]:
     """The record of a rank, of which `liar` finds its processor so much slower, and can't measure its memory."""
+    os.environ["SLURM_JOB_ID"] = "7"  # here: ranks are forked from a server that may be older than a test
     ranks = start_ranks("cpu")
     if ranks.rank == liar:
         honest = sniffing.matrix_tflops
@@ -34,8 +35,7 @@ def lie_and_sniff(folder: RunFolder, liar: int, share: float) -> tuple[dict[str,
     return record, describe(record)
 
 
-def test_a_rank_that_stands_out_is_named_and_what_fails_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
+def test_a_rank_that_stands_out_is_named_and_what_fails_is_unknown(tmp_path: Path):
     folder = RunFolder(tmp_path / "run")
     (record, lines), (other, _) = run_ranks(2, tmp_path / "store", lie_and_sniff, folder, 1, 1e-3)
     assert record == other | {"seconds": record["seconds"]}, "all ranks judge alike"
