@@ -48,7 +48,7 @@ demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot,
 	$(BIN)/python eval/summary.py runs/demo --require-margin 1.0
 
 test: dev-environment  ## the test suite (TESTS= for a part)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slurm" $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slurm" $(TESTS)
 
 test-slurm: dev-environment  ## the tests on a Slurm cluster of this machine's own (root; slurm-wlm munge iproute2)
 	$(BIN)/python -m pytest -n 2 -m slurm $(or $(TESTS),tests/slurm)

@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TIMED = frozenset(
-    {"time", "launched", "tokens_per_second", "mfu", "memory_gib"}
-)  # and all whose name ends in "seconds"
+# and all whose name ends in "seconds"
+TIMED = frozenset({"time", "launched", "tokens_per_second", "mfu", "memory_gib"})
 COUNTED = ("step", "tokens", "sequences", "scaler")  # of checkpoint.json, what a resume needs beside the tensors
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
