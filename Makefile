@@ -41,7 +41,7 @@ help:  ## show this
 	@echo "variables:"
 	@sed -n 's/^#   /  /p' Makefile
 
-demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot, summary: about 10 minutes
+demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot, summary: 5 to 10 minutes
 	$(BIN)/python data_prep/docstrings.py --tokenizer gpt2-8k --out data/demo
 	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS)
 	$(BIN)/python eval/plot_loss.py runs/demo

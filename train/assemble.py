@@ -11,7 +11,7 @@ from train.layer_statistics.layer_statistics import build_layer_statistics
 from train.objectives.language_modelling import LanguageModelling
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
-from train.optimization.step import Stepper
+from train.optimization.step import Stepper, UpdateWatcher
 from train.startup.announce import describe_measure
 from train.startup.build_keeper import build_keeper, manifest_facts
 from train.startup.build_model import build_model
@@ -26,26 +26,12 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     # Model, optimizer and step
     model, plan = build_model(run, plan, recording)
     request, ranks, config, recorder = run.request, run.ranks, plan.config, recording.recorder
-    seed, clip, peak = config.run.seed, config.optim.grad_clip, None
     model.ln_f.register_forward_hook(lambda *_: recording.acts.get_on())  # a long evaluation is no hang
     optimizer = build_optimizer(model, config.optim, ranks)
-    parallel, objective = Parallel(model, ranks), LanguageModelling()
     statistics = None
     if every := config.log.statistics_every:
         statistics = build_layer_statistics(every, plan.dtype, request.tokens, model, ranks, recorder)
-    stepper = Stepper(
-        parallel,
-        optimizer,
-        ranks,
-        plan.batch,
-        objective,
-        dtype=plan.dtype,
-        grad_clip=clip,
-        seed=seed,
-        skip_nonfinite=config.run.on_nonfinite == "skip",
-        on_act=recording.acts.start,
-        watcher=statistics,
-    )
+    stepper = _build_stepper(run, plan, recording, Parallel(model, ranks), optimizer, statistics)
 
     # Batches, and what happens between steps
     loader = open_loader(
@@ -54,7 +40,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         ranks,
         length=config.model.block_size,
         stride=config.data.stride,
-        seed=seed,
+        seed=config.run.seed,
         mask_documents=config.data.document_mask,
     )
     untrained = request.weights.untrained and plan.checkpoint is None
@@ -70,8 +56,8 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     facts = manifest_facts(run, plan) | request.weights.facts(request.folder.checkpoints)
     for line in [*describe_measure(facts | measured(), plan.manifest), *request.weights.describe(model)]:
         recorder.log(line)
-    if ranks.device.type == "cuda":
-        peak = peak_flops(torch.cuda.get_device_name(ranks.device))
+    gpu = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None
+    peak = None if gpu is None else peak_flops(gpu)
     return Trainer(
         config=config,
         course=plan.course.course,
@@ -94,4 +80,28 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,
         start_facts={"data_in_place": run.in_place} if run.in_place else {},
+    )
+
+
+def _build_stepper(
+    run: OpenRun,
+    plan: StartPlan,
+    recording: Recording,
+    parallel: Parallel,
+    optimizer: torch.optim.Optimizer,
+    watcher: UpdateWatcher | None,
+) -> Stepper:
+    config = plan.config
+    return Stepper(
+        parallel,
+        optimizer,
+        run.ranks,
+        plan.batch,
+        LanguageModelling(),
+        dtype=plan.dtype,
+        grad_clip=config.optim.grad_clip,
+        seed=config.run.seed,
+        skip_nonfinite=config.run.on_nonfinite == "skip",
+        on_act=recording.acts.start,
+        watcher=watcher,
     )

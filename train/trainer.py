@@ -13,21 +13,21 @@ from common.run_note import launched_at
 from model.devices import peak_memory_gib
 from model.gpt import GPT
 from model.ranks import Ranks, agreed
+from train.bad_steps import BadSteps
 from train.batches.loader import StepBatch, StepLoader
 from train.checkpoints.check_weights import check_replicas
-from train.checkpoints.roll_back import roll_back
 from train.checkpoints.saver import CheckpointKeeper
 from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed, TooManySpikes
 from train.evaluations.evaluation import WHOLE, Due, Evaluation, described, due_after, is_due
 from train.optimization.optimizer import set_learning_rate
 from train.optimization.schedule import Course
-from train.optimization.step import Stepper, StepResult, Verdict
+from train.optimization.step import Stepper, Verdict
 from train.progress import Progress
 from train.run.acts import Acts
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.slow_ranks import SlowRanks
-from train.run.spikes import Spikes, Sustained, describe
+from train.run.spikes import Spikes
 from train.run.state import RunState
 from train.settings.sections import Config
 from train.stopping.deadline import StopMargin
@@ -77,10 +77,15 @@ class Trainer:
     peak_flops: float | None  # of all ranks together, per second; None where the device is unknown
     start_facts: dict[str, Any] = field(default_factory=dict)  # what else the record of this start holds
     _verdict: Verdict = Verdict.LEARNED  # of the last step
-    _batch: StepBatch | None = None  # of the last step
+    _batch: StepBatch = field(init=False)  # of the last step
     _state_written: float = 0.0
     _log_seconds: float = 0.0
     _trouble_told: str = ""
+    _bad_steps: BadSteps = field(init=False)
+
+    def __post_init__(self) -> None:
+        own = (self.folder, self.model, self.loader, self.evaluations, self.keeper, self.spikes, self.acts)
+        self._bad_steps = BadSteps(*own, dtype=self.stepper.dtype, earliest=self.course.warm_up.start)
 
     def run(self, progress: Progress, missing: Due) -> Outcome:
         """Train from `progress` to the last step, or until a stop is requested.
@@ -89,11 +94,8 @@ class Trainer:
             missing: what was due at `progress`, is not recorded, and is done first.
         """
         last_step = self.config.run.max_steps
-        times = {"launched": launched_at(), "time": time.time()}
-        start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, **times}
-        self.recorder.note(start | self.start_facts | described(self.evaluations))
-        self.acts.enter("warming up", step=progress.step)
-        self._warm_up()
+        self._note_start(progress)
+        self._warm_up(progress)
         if (stop_code := self._agree(progress)) != 0:
             return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
         if progress.step == 0:
@@ -112,15 +114,16 @@ class Trainer:
                 with self.margin.timing("step"):
                     progress = self._step(progress, batches)
                 stop_code = self._agree(progress)
-                if self._verdict.skips and self._batch is not None:  # on all ranks, as has been agreed
-                    self._examine(self._batch, progress.step, "the step was skipped")
+                if self._verdict.skips:  # on all ranks, as has been agreed
+                    self._bad_steps.examine(self._batch, progress.step, "the step was skipped")
                 if profiler is not None:
                     profiler.after(progress.step)
                 if is_due(progress.step, self.config.run.check_replicas_every_steps):
                     check_replicas(self.ranks, self.model)
                 if (sustained := self.spikes.sustained(progress.step)) is not None:
                     batches.close()
-                    progress = self._roll_back(sustained, progress)
+                    progress = self._bad_steps.roll_back(sustained, progress, self._batch)
+                    self._write_state(progress, "rolled back")
                     batches = self._batches(progress, profiler)
                     continue
                 last = progress.step == last_step
@@ -162,7 +165,7 @@ class Trainer:
         try:
             result = self.stepper(batch, step)
         except NonFiniteLoss:
-            self._examine(batch, step, "the loss or the gradient norm is not finite")
+            self._bad_steps.examine(batch, step, "the loss or the gradient norm is not finite")
             raise
         self._verdict, self._batch = result.verdict, batch
 
@@ -196,7 +199,7 @@ class Trainer:
         self.recorder.step(record)
         if self.layer_statistics is not None:
             self.layer_statistics.record(step)
-        self._judge(step, result, position)
+        self._bad_steps.judge(step, result, position)
         self._note_hangs()
         self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started
@@ -208,36 +211,6 @@ class Trainer:
         """What the following steps learn from."""
         batches = self.loader.steps(progress.sequences)
         return batches if profiler is None else profiler.watched(batches)
-
-    def _roll_back(self, sustained: Sustained, progress: Progress) -> Progress:
-        """Go back to before a spike that the run does not get over, and past the data read since."""
-        self.acts.enter("rolling back")
-        self.recorder.log(f"WARNING: step {progress.step}: {sustained.why}: rolling back")
-        if self._batch is not None:
-            self._examine(self._batch, progress.step, "the run rolled back after it")
-        back = roll_back(self.keeper, self.spikes, sustained, progress, earliest=self.course.warm_up.start)
-        for evaluation in self.evaluations:
-            evaluation.forget()
-        self.recorder.log(
-            f"rolled back from step {progress.step} to step {back.step}, roll-back {len(self.spikes.rollbacks)} of "
-            f"{self.config.run.max_rollbacks}: step {back.step + 1} continues after sequence {back.sequences:,}"
-        )
-        self._write_state(back, "rolled back")
-        return back
-
-    def _examine(self, batch: StepBatch, step: int, why: str) -> None:
-        """Write down which layer a bad batch breaks first."""
-        from train.layer_statistics.bad_batch import BadBatches  # needed by few runs
-
-        self.acts.start("examination of a bad batch")
-        BadBatches(self.model, self.ranks, self.folder, self.recorder, self.stepper.dtype).examine(batch, step, why)
-
-    def _judge(self, step: int, result: StepResult, position: int) -> None:
-        """Record a step that is a spike, or not finite. Args: position: of the loader, before the step."""
-        if (spike := self.spikes.take(step, result)) is not None:
-            numbers = self.loader.numbers_at(position)
-            self.recorder.note(spike | {"position": position, "sequences": numbers, "time": time.time()})
-            self.recorder.log(describe(spike))
 
     def _note_hangs(self) -> None:
         for hang in self.acts.take_hangs():
@@ -318,8 +291,14 @@ class Trainer:
             self.margin.saw("save", self.keeper.last_saved.save_seconds)
         self._write_state(progress, "saved")
 
-    def _warm_up(self) -> None:
+    def _note_start(self, progress: Progress) -> None:
+        times = {"launched": launched_at(), "time": time.time()}
+        start = {"kind": "start", "step": progress.step, "world_size": self.ranks.world_size, **times}
+        self.recorder.note(start | self.start_facts | described(self.evaluations))
+
+    def _warm_up(self, progress: Progress) -> None:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
+        self.acts.enter("warming up", step=progress.step)
         self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.document_mask)
         for evaluation in self.evaluations:
             evaluation.warm_up()

@@ -21,6 +21,7 @@ INSIDE_TRAIN = (
     ("optimization", "stopping"),
     ("run",),
     ("evaluations", "checkpoints", "layer_statistics", "profiler"),
+    ("bad_steps",),
     ("trainer", "startup"),
     ("assemble", "restore"),
     ("pretrain",),
