@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
@@ -49,6 +51,19 @@ def train_as_rank(arguments: list[str]) -> None:
 
     sys.argv = [str(PRETRAIN), *arguments]
     exit_on_user_error(main)
+
+
+def slow_down_forwards(seconds: float) -> None:
+    """Let each forward of this process take so much longer."""
+    from model.gpt import GPT
+
+    forward = GPT.forward
+
+    def forward_slowly(*values: Any, **named: Any) -> Any:
+        time.sleep(seconds)
+        return forward(*values, **named)
+
+    GPT.forward = forward_slowly  # type: ignore[method-assign]
 
 
 def start_ranks_training(world_size: int, folder: Path, arguments: list[str]) -> RankGroup:

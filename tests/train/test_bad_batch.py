@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.ranks import start_ranks
+from tests.helpers.notes import Notes
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import run_of, start_ranks_training, tiny_arguments
@@ -32,19 +33,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Lines:
-    """What a recorder is given."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def log(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def examine(data: Path, folder: Path, nan_at: str | None, steps: int) -> tuple[list[str], bool]:
     """A rank's part: what is logged, and whether weights, gradients and random numbers stayed as they were."""
-    ranks, lines = start_ranks("cpu"), Lines()
+    ranks, lines = start_ranks("cpu"), Notes()
     model = GPT(CONFIG)
     initialise(model, seed=1)
     if nan_at is not None and ranks.rank == ranks.world_size - 1:

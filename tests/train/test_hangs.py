@@ -18,7 +18,7 @@ from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import run_of, tiny_arguments, train_as_rank
+from tests.helpers.training import run_of, slow_down_forwards, tiny_arguments, train_as_rank
 from train.run import hang_watch
 from train.run.acts import FIRST_SECONDS, HANG_SECONDS, Acts
 
@@ -156,15 +156,7 @@ def test_a_rank_that_is_stuck_is_named_and_the_run_ends_itself(tmp_path: Path, d
 
 def evaluate_slowly(arguments: list[str]) -> None:
     """A rank of which each forward takes a while, but less than is a hang."""
-    from model.gpt import GPT
-
-    forward = GPT.forward
-
-    def forward_slowly(*values: Any, **named: Any) -> Any:
-        time.sleep(1.0)
-        return forward(*values, **named)
-
-    GPT.forward = forward_slowly  # type: ignore[method-assign]
+    slow_down_forwards(1.0)
     train_as_rank(arguments)
 
 

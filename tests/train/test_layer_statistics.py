@@ -22,6 +22,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.ranks import start_ranks
+from tests.helpers.notes import Notes
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import run_of, tiny_arguments, train
@@ -45,16 +46,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     make_token_set(folder, train_tokens=3_000, val_tokens=300)
     return folder
-
-
-class Notes:
-    """What a recorder is given."""
-
-    def __init__(self) -> None:
-        self.records: list[dict[str, Any]] = []
-
-    def note(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
 
 
 def steps(

@@ -1,7 +1,6 @@
 """A rank that computes more slowly than the others is named with its host, and only such a one."""
 
 import os
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,11 @@ import pytest
 
 from common.metrics_file import read_metrics
 from model.ranks import start_ranks
+from tests.helpers.notes import Notes
 from tests.helpers.ranks import RankGroup, run_ranks
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import run_of, tiny_arguments, train_as_rank
+from tests.helpers.training import run_of, slow_down_forwards, tiny_arguments, train_as_rank
 from train.run.slow_ranks import WINDOW_STEPS, WINDOWS, SlowRanks, is_slow, times_the_median
-
-
-class Notes:
-    """What a recorder is given."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.records: list[dict[str, Any]] = []
-
-    def log(self, line: str) -> None:
-        self.lines.append(line)
-
-    def note(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
 
 
 def compare(windows: list[list[float]]) -> tuple[list[str], list[dict[str, Any]]]:
@@ -77,15 +63,7 @@ def test_a_rank_that_is_slow_in_some_steps_only_is_not_slow(slower_steps: int, i
 def slowed(arguments: list[str]) -> None:
     """A rank of a real run; the second one takes much longer for each forward, also beside all that a machine does."""
     if os.environ["RANK"] == "1":
-        from model.gpt import GPT
-
-        forward = GPT.forward
-
-        def forward_slowly(*values: Any, **named: Any) -> Any:
-            time.sleep(0.2)
-            return forward(*values, **named)
-
-        GPT.forward = forward_slowly  # type: ignore[method-assign]
+        slow_down_forwards(0.2)
     train_as_rank(arguments)
 
 
