@@ -35,9 +35,10 @@ def memory_advice(config: Config, plan: BatchPlan, device_type: str) -> str:
         less.append(f"halve batch.micro_batch ({size}: --batch.micro_batch {half}; the batch stays the same)")
     if config.recompute.mode != "full":
         less.append(f"use --recompute.mode full ({config.recompute.mode} now)")
+    activations_are_least = not less
     if config.optim.shard is not True and plan.world_size > 1:
         less.append("use --optim.shard true (each rank keeps a part of the optimizer's state)")
-    if not less:
+    if activations_are_least:
         less.append("use a smaller model.preset or model.block_size, or a machine with more memory")
     estimate = format_bytes(estimated_bytes(config, plan, device_type))
     return f"{', or '.join(less)}; the estimate for this configuration is {estimate} a rank"
