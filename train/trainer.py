@@ -309,6 +309,7 @@ class Trainer:
 
         Raises StorageFailed on all ranks where that can't be done.
         """
+        self.acts.catch_up()
         self._note_hangs()
         agreed(self.ranks, lambda: self._write_end(outcome), StorageFailed)
         self.recorder.log(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")

@@ -4,6 +4,7 @@ The server forks in milliseconds where a fresh interpreter imports torch for sec
 collide with another test's port.
 """
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -40,12 +41,17 @@ class RankGroup:
             sender.close()
             self._results.append(receiver)
             self.processes.append(process)
+        atexit.register(self._kill_at_exit)  # of a test that failed: SIGTERM, which daemons get, ends no stopped one
 
     def kill(self) -> None:
         """SIGKILL for all ranks that still live."""
         for process in self.processes:
             process.kill()
         self.join()
+
+    def _kill_at_exit(self) -> None:
+        for process in self.processes:
+            process.kill()
 
     def join(self, seconds: float = PATIENCE_SECONDS) -> list[int]:
         """Wait for the end of all ranks; their exit codes. Raises TimeoutError (after killing them) if they hang."""

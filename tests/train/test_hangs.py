@@ -30,7 +30,11 @@ PLACES: dict[str, tuple[str, str, int]] = {
     "backward": ("torch:Tensor", "backward", 30),
     "update": ("train.optimization.adamw:AdamW", "step", 6),
     "validating": ("train.evaluations.validation:Validation", "measure", 1),
-    "saving": ("train.checkpoints.saver:CheckpointKeeper", "save", 1),
+    "saving": (
+        "train.checkpoints.saver:CheckpointKeeper",
+        "save",
+        3,
+    ),  # the last one: the run ends at once when it continues
 }
 AT_THE_END = ("train.run.recorder:Recorder", "close", 0)  # of `Trainer.finish`: rank 0 has written `state` by then
 

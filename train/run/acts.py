@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from common.hang_record import hang_record
@@ -21,6 +21,7 @@ class Acts:
         act: what is done at the moment, finer than the phase.
         count: of acts that have been started, and of meetings within them. All ranks do the same in the same order: who
             has started fewer is behind.
+        catch_up: notes a hang that has ended since the watching thread last looked; set by the hang watch.
     """
 
     def __init__(self, hang_seconds: float | None = None) -> None:
@@ -34,6 +35,7 @@ class Acts:
         self._entered = time.monotonic()
         self._compiling = False
         self._hangs: deque[dict[str, Any]] = deque()
+        self.catch_up: Callable[[], None] = lambda: None
 
     def enter(self, phase: str, *, step: int | None = None) -> None:
         """Start another phase, or another step of training."""

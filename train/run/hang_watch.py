@@ -8,6 +8,7 @@ where there is one node) at rank 0's.
 import contextlib
 import faulthandler
 import os
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -58,6 +59,8 @@ class HangWatch:
         self._looked = 0.0
         self._suspect: Suspect | None = None
         self._hung_in = (0, "")  # step and phase in which somebody became suspect
+        self._lock = threading.Lock()  # held while the fields above are read and changed
+        self._acts.catch_up = self._catch_up
         self._thread = Periodic("hang watch", TICK_SECONDS, self._tick, at_once=True)
 
     def close(self) -> None:
@@ -69,6 +72,19 @@ class HangWatch:
                 os.unlink(self._stacks.name)
 
     def _tick(self) -> None:
+        with self._lock:
+            self._watch()
+
+    def _catch_up(self) -> None:
+        """Note a hang that ended since the last tick. From the training thread at its end: a tick may come too late."""
+        with self._lock:
+            now = time.monotonic()
+            slept = now - self._ticked
+            if self._acts.progress != self._progress and (self._suspect is not None or slept > LOOK_AFTER_SECONDS):
+                self._note_progress(now, slept)
+                self._ticked = now
+
+    def _watch(self) -> None:
         now = time.monotonic()
         slept, self._ticked = now - self._ticked, now
         if self._acts.progress != self._progress or slept > LOOK_AFTER_SECONDS:  # or this process was stopped
