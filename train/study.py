@@ -2,8 +2,9 @@
 
     python train/study.py --compare A=runs/a1,runs/a2,runs/a3 B=runs/b1,runs/b2,runs/b3
 
-A group is one configuration with several seeds. Only the runs' folders are read, of older runs, too. Choose the metric
-and the number of seeds before you look at results: docs/studies.md explains the figures and what they can't show.
+A group is one configuration with several seeds. Only the runs' folders are read, of older runs, too, or the small files
+of results that a study keeps. Choose the metric and the number of seeds before you look at results: docs/studies.md
+explains the figures and what they can't show.
 """
 
 import argparse
@@ -22,7 +23,11 @@ from eval.shared.arguments import add_json
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     parser.add_argument(
-        "--compare", nargs="+", required=True, metavar="NAME=RUN,RUN,…", help="the groups, each with its runs' folders"
+        "--compare",
+        nargs="+",
+        required=True,
+        metavar="NAME=RUN,RUN,…",
+        help="the groups, each with its runs' folders or files",
     )
     parser.add_argument("--baseline", metavar="NAME", help="default: baseline or base, else the first in the alphabet")
     parser.add_argument(

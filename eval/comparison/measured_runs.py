@@ -1,7 +1,7 @@
-"""What a comparison reads of a run, from its folder only: its figure, its curve, and whether it may be ranked."""
+"""What a comparison reads of a run: its figure, its curve, and whether it may be ranked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -9,18 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from common.curves import VALIDATION, Curve
-from common.errors import UserError
+from common.curves import BUILT_IN, VALIDATION, Curve
 from common.measured import like_the_newest
 from common.metric_fields import LARGEST, NUMBER
 from common.metrics_table import Values
-from common.run_files import read_configuration
-from eval.reporting.key_figures import flatten
-from eval.reporting.run_data import RunData, load_run
-
-BITS = "val_bits_per_byte"
-SECONDS_AN_HOUR = 3600.0
-UNKNOWN_DEVICE = "unknown"
+from eval.comparison.result_files import read_facts, write_facts
+from eval.comparison.run_facts import BITS, RunFacts, read_folder
 
 
 @dataclass(frozen=True)
@@ -38,33 +32,44 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class MeasuredRun:
-    """One run. Its records are those that were measured as its newest was."""
+class MeasuredRun(RunFacts):
+    """One run, from its folder or its result file, with what comparisons ask of it."""
 
     path: str  # as it was given
-    data: RunData = field(repr=False)
 
     @classmethod
     def load(cls, path: Path) -> "MeasuredRun":
-        """Raises UserError for a folder that is not a run, has no training step yet, or no configuration."""
-        data = load_run(path)
-        if not read_configuration(data.folder):  # which raises where it can't be read
-            raise UserError(f"{data.folder.config} is missing: a comparison has to know what differs")
-        return cls(str(path), data)
+        """Raises UserError for what is neither a run's folder nor a result file, and for a run without a step yet."""
+        facts = read_facts(path) if path.is_file() else read_folder(path)
+        return cls(**vars(facts), path=str(path))
 
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """By field, such as `optim.lr`."""
-        return flatten(self.data.config)
+    def write_result(self, path: Path) -> None:
+        """Publish what is known of the run as a result file, which `load` reads. Raises OSError."""
+        write_facts(path, self)
+
+    @property
+    def name(self) -> str:
+        return str(self.config.get("run.name") or Path(self.path).stem)
 
     @property
     def seeds(self) -> tuple[Any, ...]:
         """Of initialisation and of data, where these differ."""
         return (self.config.get("run.seed"), self.config.get("data.seed"))
 
-    @cached_property
-    def validations(self) -> list[dict[str, Any]]:
-        return self.data.table.comparable(VALIDATION.figure)
+    def curve(self, figure: str) -> Curve | None:
+        """The description of a figure; None where the run has none."""
+        return next((curve for curve in (*BUILT_IN, *self.curves) if curve.figure == figure), None)
+
+    @property
+    def figures(self) -> list[str]:
+        """Those that it has recorded."""
+        return [curve.figure for curve in (*BUILT_IN, *self.curves) if self.records(curve.figure)]
+
+    def records(self, figure: str) -> list[dict[str, Any]]:
+        """The records that hold a figure, by step."""
+        source = self.validations if figure == VALIDATION.figure else (*self.validations, *self.evaluations)
+        found = {id(record): record for record in source if figure in record}
+        return sorted(found.values(), key=lambda record: int(record["step"]))
 
     @property
     def last(self) -> dict[str, Any]:
@@ -78,30 +83,29 @@ class MeasuredRun:
 
     def value(self, metric: Metric) -> float | None:
         """None where the run has no such figure, or NaN or inf."""
-        curve = self.data.table.curves.get(metric.figure)
-        records = self.validations if metric.is_loss else self._records(metric.figure, curve)
+        records = self.validations if metric.is_loss else self._comparable(metric.figure)
         found = [_number(record.get(metric.figure)) for record in records]
         if metric.best:
             return min((value for value in found if value is not None), default=None)
         return found[-1] if found else None
 
-    def _records(self, figure: str, curve: Curve | None) -> list[dict[str, Any]]:
-        records = self.data.table.of_kind(figure)
+    def _comparable(self, figure: str) -> list[dict[str, Any]]:
+        records, curve = self.records(figure), self.curve(figure)
         return like_the_newest(curve, records) if curve is not None and records else records
 
     def why_unfit(self, metric: Metric) -> str:
         """Why it can't be ranked, in words; empty where it can."""
-        steps, last = self.data.max_steps, self.data.newest("step")
-        if self.data.leaks:
+        steps, last = self.max_steps, self.step
+        if self.leaks:
             return "not causal: it sees tokens that it predicts, so its losses mean nothing"
         if steps is None:
             return "its configuration names no run.max_steps, so it can't be seen whether it has ended"
         if last < steps:
             return f"at step {last:,} of {steps:,}: the middle of a schedule is not ranked against finished runs"
         if self.value(metric) is None:
-            at_end = self.validations if metric.is_loss else self.data.table.of_kind(metric.figure)
+            at_end = self.validations if metric.is_loss else self.records(metric.figure)
             return f"its {metric.figure} is not finite" if at_end else f"it records no {metric.figure}"
-        records = self.validations if metric.is_loss else self.data.table.of_kind(metric.figure)
+        records = self.validations if metric.is_loss else self.records(metric.figure)
         if records[-1]["step"] != last and not metric.best:
             return f"its last {metric.figure} is of step {records[-1]['step']:,}, before its end at {last:,}"
         return ""
@@ -114,41 +118,13 @@ class MeasuredRun:
         """Cumulative, of a validation; of an older run by the closed form."""
         if NUMBER.has(record.get("flops")):
             return float(record["flops"])
-        tokens, per_token = record.get("tokens"), self.data.flops_per_token
+        tokens, per_token = record.get("tokens"), self.flops_per_token
         return float(tokens * per_token) if tokens is not None and per_token is not None else None
 
-    def hours(self, step: int) -> float:
-        """In steps, up to the end of one; without validation, saving and pauses."""
-        steps, seconds = self._seconds
-        done = int(np.searchsorted(steps, step, side="right"))
-        return float(seconds[done - 1]) / SECONDS_AN_HOUR if done else 0.0
-
     @cached_property
-    def _seconds(self) -> tuple[Values, Values]:
-        """Steps, and the seconds that they have taken together up to each."""
-        return self.data.table.column("step"), np.cumsum(np.nan_to_num(self.data.table.column("step_seconds")))
-
-    @property
-    def machine(self) -> tuple[str, ...]:
-        """The device of every rank that has trained it, sorted; hours compare only where this is the same."""
-        starts = self.data.starts
-        found = {tuple(sorted(map(_device, start.get("ranks") or ()))) for start in starts}
-        ranks = {life.world_size for life in self.data.table.lives}
-        if len(found) != 1 or len(ranks) != 1 or not (machine := found.pop()) or len(machine) != ranks.pop():
-            return ()
-        return () if UNKNOWN_DEVICE in machine else machine
-
-    @property
-    def memory_gib(self) -> float | None:
-        values = self.data.table.column("memory_gib")
-        values = values[np.isfinite(values)]
-        return float(values.max()) if len(values) else None
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        values = self.data.table.column("tokens_per_second")
-        values = values[np.isfinite(values)]
-        return float(np.median(values)) if len(values) else None
+    def hours_by_step(self) -> dict[int, float]:
+        """In steps, up to each validation; without validation, saving and pauses."""
+        return {record["step"]: hours for record, hours in zip(self.validations, self.hours, strict=True)}
 
     @property
     def precision(self) -> str:
@@ -182,19 +158,10 @@ def curve_points(runs: Sequence[MeasuredRun], figure: str, amount: str) -> tuple
 
 def _amount(run: MeasuredRun, record: Mapping[str, Any], amount: str) -> float | None:
     if amount == "hours":
-        return run.hours(record["step"])
+        return run.hours_by_step[record["step"]]
     value = run.flops(record) if amount == "flops" else record.get("tokens")
     return None if value is None else float(value)
 
 
 def _number(value: Any) -> float | None:
     return float(value) if NUMBER.has(value) else None
-
-
-def _device(rank: Any) -> str:
-    """A rank's GPU, or its processor with the number of threads."""
-    if not isinstance(rank, dict):
-        return UNKNOWN_DEVICE
-    if rank.get("device", "cpu") == "cpu":
-        return f"{rank['cpu']}, {rank.get('threads')} threads" if rank.get("cpu") else UNKNOWN_DEVICE
-    return str(rank.get("gpu") or rank["device"])

@@ -15,8 +15,9 @@ from common.measured import describe_validation, measured_alike
 from common.paths import expand_path
 from common.publish import canonical_json
 from eval.comparison.differences import Values
-from eval.comparison.measured_runs import BITS, MeasuredRun, Metric, curve_points
+from eval.comparison.measured_runs import MeasuredRun, Metric, curve_points
 from eval.comparison.multiplier import End, LossCurve
+from eval.comparison.run_facts import BITS
 
 OF_A_GROUP = ("run.seed", "data.seed", "run.name")  # in which runs of one group may differ
 # In which runs of several budgets may differ as well: how long they are, and what they measure on the way.
@@ -89,7 +90,7 @@ def parse_groups(texts: Sequence[str]) -> dict[str, list[Path]]:
         name, equals, paths = text.partition("=")
         found = [path for path in paths.split(",") if path]
         if not name or not equals or not found:
-            raise UserError(f"--compare has {text!r}: use NAME=RUN,RUN,… with the folders of a variant's runs")
+            raise UserError(f"--compare has {text!r}: use NAME=RUN,RUN,… with folders or result files of runs")
         if name in groups:
             raise UserError(f"--compare names {name} twice: give all of its runs at once, NAME=RUN,RUN,…")
         groups[name] = [expand_path(path) for path in found]
@@ -164,8 +165,8 @@ def check_same_text(runs: Sequence[MeasuredRun]) -> bool:
 def check_measured_alike(runs: Sequence[MeasuredRun], metric: Metric) -> None:
     """Raises UserError where a figure other than a loss was measured on something else."""
     ordered = sorted(runs, key=lambda run: run.path)
-    curve = next((found for run in ordered if (found := run.data.table.curves.get(metric.figure))), None)
-    records = [(run.path, rows[-1]) for run in ordered if (rows := run.data.table.of_kind(metric.figure))]
+    curve = next((found for run in ordered if (found := run.curve(metric.figure))), None)
+    records = [(run.path, rows[-1]) for run in ordered if (rows := run.records(metric.figure))]
     for path, record in records[1:]:
         if curve is not None and not measured_alike(curve, records[0][1], record):
             pair = f"{records[0][0]} and {path}"
@@ -183,9 +184,7 @@ def find_metric(name: str, runs: Iterable[MeasuredRun]) -> Metric:
     if name in ("final", "best"):
         figure = BITS if all(run.has_bits for run in runs if run.validations) else VALIDATION.figure
         return Metric(name, figure, best=name == "best")
-    known = {
-        curve.figure: curve for run in runs for curve in run.data.table.curves if run.data.table.of_kind(curve.figure)
-    }
+    known = {figure: curve for run in runs for figure in run.figures if (curve := run.curve(figure)) is not None}
     if name in (VALIDATION.figure, BITS):
         return Metric(name, name)
     if name not in known:

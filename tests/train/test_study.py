@@ -1,6 +1,8 @@
 """`train/study.py --compare` on folders of runs: its figures, its refusals, what it leaves out."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from common.curves import Curve
 from common.errors import UserError
 from eval.comparison.comparing import as_text, compare
+from eval.comparison.measured_runs import MeasuredRun
 from eval.comparison.run_groups import parse_groups
 from model.config import ModelConfig
 from model.counts import flops_per_token
@@ -67,6 +71,55 @@ def test_a_planted_gain_is_found_and_no_order_changes_a_byte(tmp_path: Path) -> 
     assert found["data"]["differing"] == {"optim.lr": {"base": 1e-3, "gain": 3e-3, "same": 2e-3}}
     assert "optim.lr: 0.001 (base), 0.003 (gain), 0.002 (same)" in text
     assert better["sentence"] in text and "final: val_bits_per_byte in bits per byte" in text
+
+
+def test_result_files_give_the_same_to_the_byte(tmp_path: Path) -> None:
+    own = Curve("arc", "arc_accuracy", "ARC", higher_is_better=True)
+    start = {"kind": "start", "step": 900, "time": 1.7e9, "world_size": 1, "curves": [own.as_json()]}
+    arc = [{"kind": "arc", "step": step, "tokens": step, "arc_accuracy": step / 1000} for step in range(0, 901, 3)]
+    base = write_group(tmp_path, "base", NOISE, steps=900, every=1, more=[start, *arc])
+    gain = write_group(tmp_path, "gain", NOISE, gain=1.3, steps=900, more=[start, *arc], optim__lr=3e-3)
+    leak = write_group(tmp_path, "leak", NOISE, record={"causal": False}, optim__lr=2e-3)
+    old = write_group(tmp_path, "old", NOISE, kept=(), optim__lr=4e-3)
+    write_study_run(tmp_path / "cut", seed=9, steps=900, reached=60, optim__lr=3e-3)
+    groups = [base, f"{gain},{tmp_path / 'cut'}", leak, old]
+
+    def found() -> list[object]:
+        results = [compare(parse_groups(groups), metric=metric) for metric in ("final", "best")]
+        results += [compare(parse_groups(groups[:2]), metric="arc_accuracy")]
+        return [[json.dumps(result.as_json()), as_text(result)] for result in results]
+
+    before = found()
+    for path in sorted(tmp_path.iterdir()):
+        run = MeasuredRun.load(path)
+        path.rename(tmp_path / "aside")
+        run.write_result(path)
+        shutil.rmtree(tmp_path / "aside")
+        assert path.stat().st_size < 50_000
+        assert MeasuredRun.load(path) == run
+
+    assert found() == before
+    validations = MeasuredRun.load(tmp_path / "base1").validations
+    assert len(validations) in range(200, 204) and validations[-1]["step"] == 900
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format: input should be less than or equal to 1"),
+        ({"step": -1}, "step: input should be greater than or equal to 0"),
+        ({"hours": [1.0]}, "hours: there are 1 of 21 validations"),
+        ({"validations": [{"count": 2, "same": {}, "columns": {"step": [1]}}]}, "columns.step: there are not 2 values"),
+        ({"validations": [{"count": 9**9, "same": {"x": 1}, "columns": {}}]}, "a record has no step"),
+        ({"leaks": None}, "leaks: it is neither true nor false"),
+    ],
+)
+def test_a_damaged_result_file_is_one_line(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    path = tmp_path / "run.json"
+    MeasuredRun.load(write_study_run(tmp_path / "run")).write_result(path)
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(f"{path} is damaged ({words}")):
+        MeasuredRun.load(path)
 
 
 def _turned(group: str) -> str:
