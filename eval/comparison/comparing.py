@@ -67,6 +67,26 @@ def compare(
     baseline = baseline or next((name for name in BASELINES if name in names), names[0])
     runs = {name: [MeasuredRun.load(path) for path in paths[name]] for name in names}
     chosen = find_metric(metric, [run for each in runs.values() for run in each])
+    return compare_runs(runs, baseline, chosen, in_pairs=in_pairs)
+
+
+def compare_runs(
+    runs: Mapping[str, Sequence[MeasuredRun]],
+    baseline: str,
+    chosen: Metric,
+    *,
+    in_pairs: bool = False,
+    budgets: Mapping[str, Sequence[Sequence[MeasuredRun]]] | None = None,
+) -> Comparison:
+    """Compare groups of runs that have been read.
+
+    Args:
+        runs: of each group, by name; a group may have none yet. baseline: the name of one of them.
+        budgets: of some groups, the same configuration's runs at other budgets. They count for multipliers only.
+
+    Raises UserError where runs or groups do not compare.
+    """
+    names = sorted(runs)
     groups = {name: make_group(name, runs[name], chosen) for name in names}
     ranked = [run for group in groups.values() for run in group.runs]
     same_tokens = check_same_text(ranked) if chosen.is_loss and ranked else True
@@ -74,11 +94,12 @@ def compare(
         raise UserError("nats a token do not compare between tokenizers: --metric final compares bits per byte")
     check_measured_alike(ranked, chosen)
     families: dict[str, list[Group]] = {}
-    for group in groups.values():
-        families.setdefault(group.family, []).append(group)
-    setting = Setting(chosen, _unit(chosen), groups[baseline], families, 0)
+    for name, group in groups.items():
+        others = [make_group(name, each, chosen) for each in (budgets or {}).get(name, ())]
+        families.setdefault(group.family, []).extend([group, *others])
+    setting = Setting(chosen, unit_of(chosen), groups[baseline], families, 0)
     tests = _tests(groups, setting, in_pairs)
-    setting = Setting(chosen, _unit(chosen), groups[baseline], families, max(1, len(tests)))
+    setting = Setting(chosen, unit_of(chosen), groups[baseline], families, max(1, len(tests)))
     shared = shared_deviation(list(groups.values()), chosen)
     entries = {name: verdict(groups[name], tests.get(name), setting, shared or (0.0, 0)) for name in names}
     missing = [
@@ -89,7 +110,7 @@ def compare(
     return Comparison(setting, shared and shared[0], _data(groups, setting, in_pairs), missing, entries)
 
 
-def _unit(metric: Metric) -> str:
+def unit_of(metric: Metric) -> str:
     return {"val_bits_per_byte": "bits per byte", "val_loss": "nats a token"}.get(metric.figure, metric.figure)
 
 
@@ -116,7 +137,11 @@ def _tests(groups: Mapping[str, Group], setting: Setting, in_pairs: bool) -> dic
 def _data(groups: Mapping[str, Group], setting: Setting, in_pairs: bool) -> dict[str, Any]:
     ranked = [run for group in groups.values() for run in group.runs]
     metric = setting.metric
-    configs = {name: {k: v for k, v in group.config.items() if k not in OF_A_GROUP} for name, group in groups.items()}
+    configs = {
+        name: {option: value for option, value in group.config.items() if option not in OF_A_GROUP}
+        for name, group in groups.items()
+        if group.config  # a group may have no run yet
+    }
 
     def each(key: str) -> list[Any]:
         return sorted({run.last[key] for run in ranked if run.last.get(key) is not None})

@@ -103,7 +103,7 @@ def parse_groups(texts: Sequence[str]) -> dict[str, list[Path]]:
 
 
 def make_group(name: str, runs: Sequence[MeasuredRun], metric: Metric) -> Group:
-    """Raises UserError where its runs differ in more than seed and name, or share a seed."""
+    """Raises UserError where its runs differ in more than seed and name, or share a seed. Without runs it is empty."""
     ordered = sorted(runs, key=lambda run: (canonical_json(run.seeds), run.path))
     for option, values in differing({run.path: run.config for run in ordered}).items():
         if option not in OF_A_GROUP:
@@ -117,7 +117,7 @@ def make_group(name: str, runs: Sequence[MeasuredRun], metric: Metric) -> Group:
     if twice := [seeds for seeds, count in Counter(run.seeds for run in fit).items() if count > 1]:
         same = [run.path for run in fit if run.seeds == twice[0]]
         raise UserError(f"{same[0]} and {same[1]} of {name} have the same run.seed, {twice[0][0]}: name one of them")
-    return Group(name, fit, {path: why for path, why in whys.items() if why}, ordered[0].config)
+    return Group(name, fit, {path: why for path, why in whys.items() if why}, ordered[0].config if ordered else {})
 
 
 def differing(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Field]:
