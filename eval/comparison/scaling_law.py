@@ -171,7 +171,7 @@ def _solve(exponents: Values, x: Values, losses: Values) -> _Solved:
     for step in range(STEPS):
         law = floor[:, None] + scale[:, None] * powers
         law = np.where(law > 0.2 * losses, law, values)
-        # the first step, from nothing, is the linear fit of relative differences
+        # the first step, from zeros, is the linear fit of relative differences
         wanted = np.log(values / law) if step else np.ones_like(values)
         of_floor, of_scale = 1 / law, powers / law
         ff, fs, ss = ((one * other).sum(axis=1) for one, other in
