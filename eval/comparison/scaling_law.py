@@ -275,7 +275,7 @@ def climb(points: Sequence[tuple[float, float]]) -> Ladder | str:
         else:
             frontier.append((compute, loss))
     if len(frontier) < FEWEST:
-        count, rest = len(frontier), f" ({len(beside)} more are above a loss of no more compute)" if beside else ""
+        count, rest = len(frontier), f" (not counting {len(beside)} above a loss of no more compute)" if beside else ""
         return f"{count} point{'s' * (count != 1)} of falling loss{rest}: a law needs {FEWEST} sizes or budgets or more"
     compute, losses = np.array(frontier).T
     fitted, below = fit_law(compute, losses), fit_law(compute[:-1], losses[:-1])

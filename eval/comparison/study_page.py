@@ -118,8 +118,11 @@ def _tuning(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, 
 
 
 def _ladder(report: StudyReport, pictures: Mapping[str, bytes]) -> str:
-    refused = [f"{name}: {found}" for name, found in report.ladders.items() if isinstance(found, str)]
-    told = "".join(f"<p>No law of {text(line)}.</p>" for line in refused)
+    refused: dict[str, list[str]] = {}
+    for name, found in report.ladders.items():
+        if isinstance(found, str):
+            refused.setdefault(found, []).append(name)
+    told = "".join(f"<p>No law of {text(', '.join(names))}: {text(why)}.</p>" for why, names in refused.items())
     rows = ladder_rows(report)
     if not rows:
         return told

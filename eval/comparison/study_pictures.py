@@ -103,7 +103,7 @@ def _paint_multipliers(axes: Axes, baseline: str, rows: Sequence[str], entries: 
         found = entries[name].multipliers.compute
         if found is not None:
             _paint_interval(axes, row, found.value, found.interval, drawing.COLORS[0])
-    axes.set_xlabel(f"{short(baseline, 20)}'s compute for the same loss, over the variant's")
+    axes.set_xlabel(f"{short(baseline, 20)}'s compute over the variant's")
     axes.set_title("Compute multiplier")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

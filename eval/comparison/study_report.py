@@ -68,8 +68,8 @@ class StudyReport:
 
     @property
     def main(self) -> Cell:
-        """The size and budget that says most."""
-        return max(self.cells, key=lambda cell: (cell.deciding, cell.ended))
+        """The size and budget with most verdicts, of several the largest."""
+        return max(reversed(self.cells), key=lambda cell: (cell.deciding, cell.ended))
 
     @cached_property
     def rates(self) -> str:
