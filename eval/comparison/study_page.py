@@ -141,7 +141,7 @@ LADDER = (
 
 def _configurations(report: StudyReport, cell: Cell, place: int) -> str:
     rows = differing(report, cell)
-    return table(["option", *report.names], rows) if rows else ""
+    return table(("variant", "option", "its value", "the baseline's"), rows) if rows else ""
 
 
 def _absent(report: StudyReport) -> str:

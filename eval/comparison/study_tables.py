@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.progress import format_count
+from common.publish import canonical_json
 from eval.comparison.study_report import Cell, StudyReport
 from eval.comparison.verdicts import Verdict
 
@@ -108,9 +109,15 @@ def noise_floor(report: StudyReport, cell: Cell) -> str:
 
 
 def differing(report: StudyReport, cell: Cell) -> Rows:
-    """Option by variant, of all that is not the same in every configuration."""
+    """Variant, option, its value and the baseline's, of all that is not the same."""
     found = cell.comparison.data["differing"] if cell.comparison else {}
-    return [[option, *(str(values.get(name, NONE)) for name in report.names)] for option, values in found.items()]
+    base = report.study.baseline
+    return [
+        [name, option, str(values[name]), str(values.get(base, NONE))]
+        for name in report.names
+        for option, values in found.items()
+        if name in values and (base not in values or canonical_json(values[name]) != canonical_json(values[base]))
+    ]
 
 
 def ladder_rows(report: StudyReport) -> Rows:

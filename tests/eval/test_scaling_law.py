@@ -61,7 +61,8 @@ def test_too_few_points_of_falling_loss_are_refused():
     assert climb(points[:5]) == "5 points of falling loss: a law needs 6 sizes or budgets or more"
     other_shape = [(each * 1.0001, loss + 0.1) for each, loss in points[1:]]
     assert climb([*points[:5], *other_shape[:4]]) == (
-        "5 points of falling loss (not counting 4 above a loss of no more compute): a law needs 6 sizes or budgets or more"
+        "5 points of falling loss (not counting 4 above a loss of no more compute): "
+        "a law needs 6 sizes or budgets or more"
     )
     found = climb([*points, *other_shape])
     assert isinstance(found, Ladder)

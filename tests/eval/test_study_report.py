@@ -73,6 +73,9 @@ def test_a_report_says_what_is_known_and_names_what_is_not(written: Path) -> Non
     assert list(found["ladder"]) == ["base"]
     for text in (*whys, *whys.values(), gain["sentence"], rate["sentence"], "Noise floor: ", "model.activation"):
         assert text in page, text
+    assert (
+        "".join(f'<td class="any">{cell}</td>' for cell in ("gain", "model.activation", "swiglu", "(absent)")) in page
+    )
     assert "Is &lt;SwiGLU&gt; better?" in page and "<SwiGLU>" not in page
     assert page.index("Noise floor: ") < page.index(gain["sentence"]) < page.index("extrapolated")
     assert page.count("data:image/png;base64,") == 6  # differences, three of curves, sweep, ladder
