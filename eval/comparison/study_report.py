@@ -74,12 +74,14 @@ class StudyReport:
     @cached_property
     def rates(self) -> str:
         """At whose learning rate all ran."""
-        found: dict[str, set[str]] = {}
-        for run in self.study.runs:
-            if run.run is not None:
-                config = run.run.config
-                shown = [f"{option} = {config[option]:g}" for option in RATES if _is_rate(config.get(option))]
-                found.setdefault(run.variant, set()).add(", ".join(shown))
+        found: dict[str, dict[str, str]] = {}
+        for cell in self.cells:
+            for name, runs in cell.runs.items():
+                for run in runs:
+                    shown = [
+                        f"{option} = {run.config[option]:g}" for option in RATES if _is_rate(run.config.get(option))
+                    ]
+                    found.setdefault(name, {})[cell.label] = ", ".join(shown)
         edges = [name for cell in self.cells for name, tuned in cell.tuned.items() if set(tuned.at_edge) & set(RATES)]
         return first_line(self.study.tune, found, edges)
 
@@ -108,7 +110,8 @@ class StudyReport:
 
 def report_study(study: Study) -> StudyReport:
     """Raises UserError where no run records the study's metric."""
-    names = sorted(study.changes.keys() | {study.baseline}, key=lambda name: (name != study.baseline, name))
+    known = {*study.changes, study.baseline, *(run.variant for run in study.runs)}
+    names = sorted(known, key=lambda name: (name != study.baseline, name))
     runs = sorted(study.runs, key=lambda run: _order(run, study, names))
     measured = usable(runs)
     is_known = bool(measured) or study.metric in ("final", "best")

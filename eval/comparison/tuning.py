@@ -144,33 +144,37 @@ def _shown(value: Any) -> str:
 
 
 def first_line(
-    tunes: Mapping[str, Mapping[str, Sequence[Any]]], rates: Mapping[str, set[str]], edges: Sequence[str]
+    tunes: Mapping[str, Mapping[str, Sequence[Any]]], rates: Mapping[str, Mapping[str, str]], edges: Sequence[str]
 ) -> str:
     """At whose learning rate all ran: the first line of a report.
 
     Args:
-        tunes: of each variant, its swept options. rates: by variant, the learning rates of its runs, as text.
+        tunes: of each variant, its swept options. rates: by variant and size and budget, the learning rates as text.
         edges: variants whose best learning rate is at the edge of its sweep.
     """
     swept = sorted(name for name, options in tunes.items() if any(len(options.get(rate, ())) > 1 for rate in RATES))
-    fixed = {name: sorted(found) for name, found in sorted(rates.items()) if name not in swept and found}
-    if not swept and not fixed:
-        return "No run has started: at which learning rate they run is not known yet."
     by_rate: dict[str, list[str]] = {}
-    for name, found in fixed.items():
-        by_rate.setdefault(" and ".join(found), []).append(name)
-    warning = "a variant may be better or worse only because this rate suits it better or worse"
+    for name, found in sorted(rates.items()):
+        if name not in swept and found:
+            by_rate.setdefault(_each_place(found), []).append(name)
+    if not swept and not by_rate:
+        return "No run has started: at which learning rate they run is not known yet."
+    warning = "a variant may be better or worse only because its rate suits it better or worse"
     if not swept and len(by_rate) == 1:
-        return f"All variants ran at one learning rate, {next(iter(by_rate))}, and none has been tuned: {warning}."
+        return f"All variants ran at the same learning rate, {next(iter(by_rate))}, which was tuned for none of them: {warning}."
     told = "; ".join(f"{', '.join(names)} at {rate}" for rate, names in sorted(by_rate.items()))
     if not swept:
         return f"No learning rate has been tuned ({told}): {warning}."
-    edge = (
-        f" That of {', '.join(sorted(set(edges)))} is best at the edge of its sweep: a better one may lie outside."
-        if edges
-        else ""
-    )
-    if fixed:
+    names = ", ".join(sorted(set(edges)))
+    edge = f" That of {names} is best at the edge of its sweep: a better one may lie outside." if edges else ""
+    if by_rate:
         some = f"The learning rate was swept for {', '.join(swept)} only; {told}"
         return f"{some}, which favours those that were swept.{edge}"
     return f"The learning rate was swept for every variant, and each is compared at its own best.{edge}"
+
+
+def _each_place(rates: Mapping[str, str]) -> str:
+    """One rate where it is the same everywhere, else that of each size and budget."""
+    if len(set(rates.values())) == 1:
+        return next(iter(rates.values()))
+    return ", ".join(f"{rate} ({place})" for place, rate in rates.items())

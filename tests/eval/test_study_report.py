@@ -138,11 +138,13 @@ def test_an_unknown_metric_or_a_folder_in_the_way_is_one_line(study: Study, tmp_
 @pytest.mark.parametrize(
     ("tunes", "rates", "edges", "line"),
     [
-        ({}, {"a": {"optim.lr = 0.001"}, "b": {"optim.lr = 0.001"}}, [],
-         "All variants ran at one learning rate, optim.lr = 0.001, and none has been tuned: "),
-        ({}, {"a": {"optim.lr = 0.001"}, "b": {"optim.lr = 0.002"}}, [],
+        ({}, {"a": {"": "optim.lr = 0.001"}, "b": {"": "optim.lr = 0.001"}}, [],
+         "All variants ran at the same learning rate, optim.lr = 0.001, which was tuned for none of them: "),
+        ({}, {"a": {"d4": "0.002", "d8": "0.001"}, "b": {"d4": "0.002", "d8": "0.001"}}, [],
+         "All variants ran at the same learning rate, 0.002 (d4), 0.001 (d8), which was tuned for none of them: "),
+        ({}, {"a": {"": "optim.lr = 0.001"}, "b": {"": "optim.lr = 0.002"}}, [],
          "No learning rate has been tuned (a at optim.lr = 0.001; b at optim.lr = 0.002): "),
-        ({"a": {"optim.lr": [1, 2]}, "b": {"optim.muon_lr": [1, 2]}}, {"a": {"x"}, "b": {"x"}}, [],
+        ({"a": {"optim.lr": [1, 2]}, "b": {"optim.muon_lr": [1, 2]}}, {"a": {"": "x"}, "b": {"": "x"}}, [],
          "The learning rate was swept for every variant, and each is compared at its own best."),
         ({"a": {"optim.lr": [1]}}, {}, [], "No run has started: "),
     ],
