@@ -161,8 +161,9 @@ def first_line(
         return "No run has started: at which learning rate they run is not known yet."
     warning = "a variant may be better or worse only because its rate suits it better or worse"
     if not swept and len(by_rate) == 1:
-        return f"All variants ran at the same learning rate, {next(iter(by_rate))}, which was tuned for none of them: {warning}."
-    told = "; ".join(f"{', '.join(names)} at {rate}" for rate, names in sorted(by_rate.items()))
+        rate = next(iter(by_rate))
+        return f"All variants ran at the same learning rate, {rate}, which was tuned for none of them: {warning}."
+    told = "; ".join(f"{', '.join(names)} at {each}" for each, names in sorted(by_rate.items()))
     if not swept:
         return f"No learning rate has been tuned ({told}): {warning}."
     names = ", ".join(sorted(set(edges)))
