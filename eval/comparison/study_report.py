@@ -5,7 +5,7 @@ file nor when it was interrupted changes a byte.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -112,7 +112,7 @@ def report_study(study: Study) -> StudyReport:
     """Raises UserError where no run records the study's metric."""
     known = {*study.changes, study.baseline, *(run.variant for run in study.runs)}
     names = sorted(known, key=lambda name: (name != study.baseline, name))
-    runs = sorted(study.runs, key=lambda run: _order(run, study, names))
+    runs = sorted(map(_described, study.runs), key=lambda run: _order(run, study, names))
     measured = usable(runs)
     is_known = bool(measured) or study.metric in ("final", "best")
     metric = find_metric(study.metric, measured) if is_known else Metric(study.metric, study.metric)
@@ -132,6 +132,11 @@ def report_study(study: Study) -> StudyReport:
             of_cell = {name: tuned.get((size, budget, name), UNTUNED) for name in names}
             cells.append(Cell(size, budget, own, of_cell, comparison, refused))
     return StudyReport(study, metric, names, cells, _ladders(chosen, names, metric), _absent(runs, metric))
+
+
+def _described(run: StudyRun) -> StudyRun:
+    """With its description for its path: a study may be moved, and its report is the same."""
+    return run if run.run is None else replace(run, run=replace(run.run, path=describe_run(run)))
 
 
 def describe_run(run: StudyRun) -> str:

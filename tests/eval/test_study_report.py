@@ -89,6 +89,7 @@ def test_neither_order_nor_interruption_changes_a_byte(study: Study, written: Pa
     write_report(turned(study), tmp_path)
 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+    assert tmp_path.parent.name not in (tmp_path / "report.json").read_text(encoding="utf-8")  # no folder of a run
     for name in FILES:
         assert (written / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
@@ -116,7 +117,9 @@ def test_every_stage_of_a_study_has_a_report(study: Study, missing: Callable[[St
 def test_runs_that_do_not_compare_leave_the_rest_of_the_report(study: Study, tmp_path: Path) -> None:
     other = whole_study(tmp_path, sweep=False)
     mixed = [run for run in study.runs if run.variant != "gain"] + [
-        replace(run, variant="gain") for run in other.runs if run.variant in ("gain", "base") and run.budget == "100K"
+        replace(run, variant="gain", seed=(run.seed[0] + 9 * (run.variant == "base"), None))
+        for run in other.runs
+        if run.variant in ("gain", "base") and run.budget == "100K"
     ]
     report = report_study(replace(study, runs=mixed))
 
