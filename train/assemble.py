@@ -40,7 +40,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         ranks,
         length=config.model.block_size,
         stride=config.data.stride,
-        seed=config.run.seed,
+        seed=config.order_seed(),
         mask_documents=config.data.document_mask,
     )
     untrained = request.weights.untrained and plan.checkpoint is None

@@ -53,8 +53,9 @@ class MeasuredRun(RunFacts):
 
     @property
     def seeds(self) -> tuple[Any, ...]:
-        """Of initialisation and of data, where these differ."""
-        return (self.config.get("run.seed"), self.config.get("data.seed"))
+        """Of initialisation and of data; None for the second where it is the first."""
+        seed, order = self.config.get("run.seed"), self.config.get("data.seed")
+        return (seed, None if order == seed else order)
 
     def curve(self, figure: str) -> Curve | None:
         """The description of a figure; None where the run has none."""

@@ -110,13 +110,15 @@ def make_group(name: str, runs: Sequence[MeasuredRun], metric: Metric) -> Group:
             examples = {canonical_json(value): f"{value} in {path}" for path, value in reversed(values.items())}
             told = ", ".join(sorted(examples.values())[:3])
             raise UserError(
-                f"the runs of {name} differ in {option} ({told}): they may differ in run.seed and run.name only"
+                f"the runs of {name} differ in {option} ({told}): they may differ in {', '.join(OF_A_GROUP)} only"
             )
     whys = {run.path: run.why_unfit(metric) for run in ordered}
     fit = tuple(run for run in ordered if not whys[run.path])
     if twice := [seeds for seeds, count in Counter(run.seeds for run in fit).items() if count > 1]:
         same = [run.path for run in fit if run.seeds == twice[0]]
-        raise UserError(f"{same[0]} and {same[1]} of {name} have the same run.seed, {twice[0][0]}: name one of them")
+        seed, order = twice[0]
+        both = f"run.seed, {seed}" if order is None else f"run.seed and data.seed, {seed} and {order}"
+        raise UserError(f"{same[0]} and {same[1]} of {name} have the same {both}: name one of them")
     return Group(name, fit, {path: why for path, why in whys.items() if why}, ordered[0].config if ordered else {})
 
 

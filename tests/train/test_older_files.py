@@ -83,6 +83,11 @@ def test_what_an_older_checkpoint_does_not_name_has_its_default() -> None:
     assert "rope_scaling" not in manifest["config"]["model"]
     identity = str(manifest["data_identity"])
     check_same_run(newest, now, identity, [], optimizer="adamw")
+    assert "seed" not in manifest["config"]["data"]
+    seed = manifest["config"]["run"]["seed"]
+    check_same_run(newest, now | {"data": now["data"] | {"seed": seed}}, identity, [], optimizer="adamw")
+    with pytest.raises(UserError, match=r"was trained with data.seed null, this run has 9"):
+        check_same_run(newest, now | {"data": now["data"] | {"seed": 9}}, identity, [], optimizer="adamw")
     other = now | {"model": now["model"] | {"rope_scaling": "linear", "rope_factor": 2.0}}
     with pytest.raises(UserError, match=r'was trained with model.rope_scaling "none"'):
         check_same_run(newest, other, identity, [], optimizer="adamw")

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest, write_checkpoint_manifest
+from common.errors import UserError
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train
+from train.batches.shuffle import windows_at
+from train.checkpoints.resume import check_same_run
 from train.progress import Progress
 from train.settings.sections import Config, DataConfig, ModelSection, RunConfig
 from train.startup.position import Reading, begin_progress
@@ -123,6 +126,26 @@ def test_a_stride_of_a_whole_sequence_is_none() -> None:
         Config(ModelSection(block_size=8), DataConfig(stride=stride), run=RunConfig(seed=1)) for stride in (None, 8)
     )
     assert Reading.of(plain, "a") == Reading.of(stated, "a") == reading()
+
+
+def test_the_order_has_a_seed_of_its_own(tmp_path: Path, sets: tuple[Path, Path]) -> None:
+    train(1, tmp_path, tiny_arguments(tmp_path, sets[0], "apart", *SMALL, "--run.seed=5", "--data.seed=7",
+                                      "--run.max_steps=2"))  # fmt: skip
+    run = run_of(tmp_path, "apart")
+    assert read_by(run) == [window for first in (0, 4) for window in sorted(windows_at(first, 4, 40, 7).tolist())]
+    manifest = read_checkpoint_manifest(newest(run))
+    assert manifest["position_in"]["seed"] == 7
+
+    def resumed_with(own: int | None, seed: int, *allowed: str) -> None:
+        config = manifest["config"]
+        changed = {"data": config["data"] | {"seed": own}, "run": config["run"] | {"seed": seed}}
+        check_same_run(newest(run), config | changed, str(manifest["data_identity"]), list(allowed), optimizer="adamw")
+
+    resumed_with(7, 5)
+    resumed_with(None, 7, "run.seed")  # other weights at the start, the same order
+    resumed_with(8, 5, "data.seed")
+    with pytest.raises(UserError, match=r"trained with data.seed 7, this run has 8: .* --allow-change data.seed"):
+        resumed_with(8, 5)
 
 
 def test_an_imported_model_has_read_nothing() -> None:

@@ -256,6 +256,10 @@ def test_runs_of_a_group_differ_in_seed_and_name_only(tmp_path: Path) -> None:
         compared(f"{base},{odd}", f"v={other}")
     with pytest.raises(UserError, match=r"base1 and .*twin of base have the same run.seed, 2"):
         compared(f"{base},{twin}", f"v={other}")
+    apart = [write_study_run(tmp_path / f"apart{order}", seed=2, data__seed=order) for order in (2, 3, 4)]
+    with pytest.raises(UserError, match=r"base1 and .*apart2 of v have the same run.seed, 2|apart2 and .*base1"):
+        compared(f"v={tmp_path / 'base1'},{apart[0]}", f"w={other}")
+    assert compared(base.replace("base=", "v=", 1), f"w={apart[1]},{apart[2]}")["variants"]["w"]["seeds"] == 2
     with pytest.raises(UserError, match="twice"):
         compared(base, f"v={tmp_path / 'base0'}")
     with pytest.raises(UserError, match="--paired: v has other seeds than base"):

@@ -160,11 +160,23 @@ def check_same_run(
                 f"{checkpoint} was trained with {name} {json.dumps(before[name])}, this run has "
                 f"{json.dumps(now.get(name))}: put it back, or give --allow-change {name}, or another --run.name"
             )
+    _check_order(checkpoint, before, now, allowed)
     trained_on = manifest["data_identity"]
     if trained_on is not None and trained_on != data_identity and "data.path" not in allowed:
         raise UserError(
             f"{checkpoint} was trained on other data ({trained_on[:12]}) than data.path holds "
             f"({data_identity[:12]}): put data.path back, or give --allow-change data.path, or another --run.name"
+        )
+
+
+def _check_order(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any], allowed: list[str]) -> None:
+    """Raises UserError where `data.seed` gives another order: null is run.seed, and older checkpoints don't have it."""
+    theirs, ours = before.get("data.seed"), now.get("data.seed")
+    orders = [run.get("run.seed") if seed is None else seed for run, seed in ((before, theirs), (now, ours))]
+    if "run.seed" in before and theirs != ours and orders[0] != orders[1] and "data.seed" not in allowed:
+        raise UserError(
+            f"{checkpoint} was trained with data.seed {json.dumps(theirs)}, this run has {json.dumps(ours)}: "
+            "put it back, or give --allow-change data.seed, or another --run.name"
         )
 
 

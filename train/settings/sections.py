@@ -58,6 +58,8 @@ class DataConfig:
         stride: tokens from one training sequence's start to the next's; null: model.block_size, so that an epoch reads
             each token once. With less, sequences overlap and an epoch is longer; 1 starts one at every token.
             Validation never overlaps.
+        seed: of the order of the training sequences; null: run.seed. With one of the two held, several runs differ only
+            in initialisation (and dropout), or only in the order.
     """
 
     path: str = "data/fineweb-edu"
@@ -65,6 +67,7 @@ class DataConfig:
     stage_to: str | None = None
     document_mask: bool = False
     stride: int | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
@@ -345,7 +348,7 @@ class RunConfig:
         root: folder of all runs. A relative path is looked for in the working directory, then in the project; where
             neither has the run it is a new one in the working directory.
         name: the run's folder under `root`; null takes the configuration file's name. The same name continues the run.
-        seed: of initialisation, data order, dropout and samples.
+        seed: of initialisation, dropout and samples, and of the data's order unless data.seed is given.
         max_steps: optimizer steps of the whole run, which the schedule spans.
         device: where to compute; auto takes a GPU where there is one.
         dtype: of matrix multiplications; auto takes bf16 where the hardware has it.
@@ -454,6 +457,10 @@ class Config:
     def adapters(self) -> LoraConfig | None:
         """What is trained beside a frozen model; None where all weights are trained, as in pre-training."""
         return None
+
+    def order_seed(self) -> int:
+        """The seed of the order in which training sequences are read."""
+        return self.run.seed if self.data.seed is None else self.data.seed
 
     def adapter_count(self) -> int | None:
         """Parameters of the adapters; None where all weights are trained."""

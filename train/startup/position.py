@@ -28,8 +28,8 @@ class Reading:
     @classmethod
     def of(cls, config: Config, data_identity: str) -> "Reading":
         """The order that a run with this configuration reads."""
-        length = config.model.block_size
-        return cls(data_identity, length, length if config.data.stride is None else config.data.stride, config.run.seed)
+        length, stride = config.model.block_size, config.data.stride
+        return cls(data_identity, length, length if stride is None else stride, config.order_seed())
 
     @classmethod
     def recorded(cls, manifest: Mapping[str, Any]) -> "Reading | None":
@@ -44,7 +44,8 @@ class Reading:
             return None
         config = manifest["config"]
         length, stride = config["model"]["block_size"], config["data"].get("stride")
-        return cls(manifest["data_identity"], length, length if stride is None else stride, config["run"]["seed"])
+        seed = config["run"]["seed"]  # checkpoints of a time without data.seed
+        return cls(manifest["data_identity"], length, length if stride is None else stride, seed)
 
     def facts(self) -> dict[str, Any]:
         """What every checkpoint of the run records of it."""
@@ -64,7 +65,7 @@ def begin_progress(manifest: Mapping[str, Any] | None, reading: Reading) -> tupl
     before, consumed = Reading.recorded(manifest), manifest["sequences"]
     if before == reading or consumed == 0:
         return Progress(manifest["step"], manifest["tokens"], consumed), []
-    names = ("token set", "model.block_size", "data.stride", "run.seed")
+    names = ("token set", "model.block_size", "data.stride", "seed of the order")
     changed = [name for name, old, new in zip(names, _parts(before), _parts(reading), strict=True) if old != new]
     line = (
         f"the {consumed:,} sequences that were read up to the checkpoint were of another order (other "
