@@ -52,6 +52,8 @@ class GPT(nn.Module):
             that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
         recompute_norms: while training, recompute each norm together with the projection after it, which then keeps
             no input of its own: two (B, T, C) tensors a block less, for little work.
+        stream_dtype: of the residual stream, which every block adds to, under autocast; None, and without autocast: that
+            of the weights.
         chunk_kernel: the compiled middle of the head's loss (`chunk_kernel.compiled_kernel`); None: torch's own.
         packed_head: the output layer laid out for a CPU's kernels by `model.cpu_inference`, used for generation on a
             CPU.
@@ -62,6 +64,7 @@ class GPT(nn.Module):
         self.config = config
         self.recompute_every = 0
         self.recompute_norms = False
+        self.stream_dtype: torch.dtype | None = None
         self.chunk_kernel: ChunkKernel | None = None
         self.packed_head: nn.Module | None = None
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
@@ -156,6 +159,8 @@ class GPT(nn.Module):
             self._check_length(tokens, cache)
             x = x + self.wpe(positions)
         x = F.dropout(x, self.config.dropout, self.training)
+        if self.stream_dtype is not None and torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.stream_dtype)  # blocks add outputs of the same dtype, so it stays
         context = self._context(tokens, positions, document_ids, step)
         with kernels_for(x.device):
             x = self._blocks(x, context)

@@ -12,9 +12,10 @@ from model.attention_masks import SMALLEST_BLOCK
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.loss import BLOCK_ROWS_CPU, chunk_rows
-from model.precision import Dtype
+from model.precision import Dtype, StreamDtype
 
 FLOAT32 = 4  # bytes
+STREAM_BYTES: dict[StreamDtype, int] = {"fp32": FLOAT32, "bf16": 2}
 # A CPU process's peak after one step of a model of 20,000 parameters: PyTorch's libraries, the trainer's modules, and
 # torch._dynamo, which DDP and recomputation import: a rank by itself takes 71 MiB less. (torch 2.13, one thread; 219
 # MiB of it after `import torch`.)
@@ -49,6 +50,7 @@ def memory_estimate(
     dtype: Dtype,
     recompute_every: int,
     recompute_norms: bool = False,
+    stream: StreamDtype = "fp32",
     device_type: str = "cuda",
     compiled: bool = False,
     adapters: int | None = None,
@@ -62,6 +64,7 @@ def memory_estimate(
         dtype: of matrix multiplications; weights and gradients are float32 in any case.
         recompute_every: as `GPT.recompute_every`.
         recompute_norms: as `GPT.recompute_norms`.
+        stream: dtype of the residual stream.
         device_type: attention with dropout keeps its weights on a CPU, which has no fused kernel for it.
         compiled: the head's compiled kernel takes more rows at a time and widens none in memory. What the compiler
             saves elsewhere is not credited.
@@ -76,27 +79,29 @@ def memory_estimate(
     copies = parameters * matmul if matmul != FLOAT32 else 0  # autocast's casts of the weights
     tokens = micro_batch * config.block_size
     trained = parameters if adapters is None else adapters
+    kept = _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type, STREAM_BYTES[stream])
     return MemoryEstimate(
         weights=(parameters + (adapters or 0)) * FLOAT32 + copies,
         gradients=trained * FLOAT32,
         optimizer=optimizer_bytes,
-        activations=tokens * _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type),
+        activations=tokens * kept,
         head=_head_bytes(config, tokens, dtype, device_type, compiled),
         framework=FRAMEWORK_CPU if device_type == "cpu" else 0,
     )
 
 
 def _kept_per_token(
-    config: ModelConfig, matmul: int, recompute_every: int, recompute_norms: bool, device_type: str
+    config: ModelConfig, matmul: int, recompute_every: int, recompute_norms: bool, device_type: str, stream: int
 ) -> int:
     """Bytes that all blocks and the last norm keep per token."""
     layers = [
-        _block_bytes_per_token(config, layer, matmul, recompute_norms, device_type) for layer in range(config.n_layer)
+        _block_bytes_per_token(config, layer, matmul, recompute_norms, device_type, stream)
+        for layer in range(config.n_layer)
     ]
     recomputed = set(range(0, config.n_layer, recompute_every)) if recompute_every else set()
     kept = sum(size for layer, size in enumerate(layers) if layer not in recomputed)
     # a recomputed block keeps its input, and one at a time is there whole during the backward
-    inputs = len(recomputed) * config.n_embd * FLOAT32
+    inputs = len(recomputed) * config.n_embd * stream
     whole = max((layers[layer] for layer in recomputed), default=0)
     return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
 
@@ -116,12 +121,14 @@ def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compi
 
 
 def _block_bytes_per_token(
-    config: ModelConfig, layer: int, matmul: int, recompute_norms: bool, device_type: str
+    config: ModelConfig, layer: int, matmul: int, recompute_norms: bool, device_type: str, stream: int
 ) -> int:
     """Bytes that one block keeps per token for its backward, in eager mode with a fused attention kernel."""
     # the two norms, and their outputs as the matrix products take them; recomputed, only the blocks' two inputs
     width = config.n_embd
-    norms = 2 * width * (FLOAT32 if recompute_norms else FLOAT32 + matmul)
+    widened = config.norm != "rmsnorm" and device_type != "cpu"  # by autocast, what goes into a LayerNorm
+    into_norm = FLOAT32 if widened else stream
+    norms = 2 * width * (stream if recompute_norms else into_norm + matmul)
     ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after, too
     mlp = ways * config.hidden_size * matmul
     dropout = _dropout_bytes_per_token(config, device_type) if config.dropout else 0

@@ -9,6 +9,7 @@ from common.errors import UserError
 
 DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
 Dtype = Literal["bf16", "fp16", "fp32"]
+StreamDtype = Literal["fp32", "bf16"]  # of the residual stream
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -29,6 +30,20 @@ def resolve_dtype(choice: DtypeChoice, device: torch.device) -> tuple[Dtype, str
             return "bf16", "this CPU multiplies in bf16"
         return "fp32", "this CPU has no bf16 multiplication"
     return "fp32", f"the safe choice on {device.type}"
+
+
+def check_stream(stream: StreamDtype, dtype: Dtype) -> None:
+    """Raises UserError for a residual stream in bf16 beside matrix products in something else."""
+    if stream == "bf16" and dtype != "bf16":
+        raise UserError(
+            f"run.stream_dtype bf16 needs matrix products in bf16, and run.dtype is {dtype}: leave it out, or give "
+            "--run.dtype bf16"
+        )
+
+
+def stream_dtype(stream: StreamDtype) -> torch.dtype | None:
+    """As `GPT.stream_dtype`."""
+    return None if stream == "fp32" else TORCH_DTYPES[stream]
 
 
 def cuda_dtype(capability: tuple[int, int], name: str) -> tuple[Dtype, str]:

@@ -86,7 +86,7 @@ def test_a_kind_from_outside_is_in_the_memory_estimate(tempered: str) -> None:
             config, micro_batch=BATCH, dtype="fp32", recompute_every=0, device_type="cpu", optimizer_bytes=0
         ).activations
     assert estimates[tempered] == estimates["softmax"] + 4 * config.n_layer * config.n_embd * BATCH * LENGTH
-    assert kept_bytes(config, "fp32", 0, False) == pytest.approx(estimates[tempered], rel=0.01)
+    assert kept_bytes(config, "fp32", 0, False, "fp32") == pytest.approx(estimates[tempered], rel=0.01)
 
 
 def test_a_kind_from_outside_is_not_exported(tempered: str) -> None:

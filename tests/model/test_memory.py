@@ -14,6 +14,7 @@ from model.config import ModelConfig
 from model.gpt import GPT
 from model.loss import head_loss
 from model.memory import FRAMEWORK_CPU, memory_estimate
+from model.precision import stream_dtype
 from tests.helpers.training import PROJECT
 
 BATCH, LENGTH, WIDTH = 3, 192, 128
@@ -38,10 +39,10 @@ def config_of(options):
     return ModelConfig(vocab_size=1000, block_size=LENGTH, n_layer=4, n_head=4, n_embd=WIDTH, **options)
 
 
-def kept_bytes(config, dtype, every, norms):
+def kept_bytes(config, dtype, every, norms, stream):
     """Bytes kept by the blocks and the last norm, parameters and their casts apart (no activation has their shape)."""
     model = GPT(config)
-    model.recompute_every, model.recompute_norms = every, norms
+    model.recompute_every, model.recompute_norms, model.stream_dtype = every, norms, stream_dtype(stream)
     shapes = {tuple(p.shape) for p in model.parameters()} | {
         tuple(p.T.shape) for p in model.parameters() if p.dim() == 2
     }
@@ -60,11 +61,19 @@ def kept_bytes(config, dtype, every, norms):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "every", "norms"),
-    [("fp32", 0, False), ("bf16", 0, False), ("fp32", 0, True), ("fp32", 2, False), ("bf16", 1, False)],
+    ("dtype", "every", "norms", "stream"),
+    [
+        ("fp32", 0, False, "fp32"),
+        ("bf16", 0, False, "fp32"),
+        ("fp32", 0, True, "fp32"),
+        ("fp32", 2, False, "fp32"),
+        ("bf16", 1, False, "fp32"),
+        ("bf16", 0, False, "bf16"),
+        ("bf16", 2, True, "bf16"),
+    ],
 )
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_activations_are_what_a_forward_keeps(options, dtype, every, norms):
+def test_activations_are_what_a_forward_keeps(options, dtype, every, norms, stream):
     config = config_of(options)
     estimate = memory_estimate(
         config,
@@ -72,16 +81,24 @@ def test_activations_are_what_a_forward_keeps(options, dtype, every, norms):
         dtype=dtype,
         recompute_every=every,
         recompute_norms=norms,
+        stream=stream,
         device_type="cpu",
         optimizer_bytes=0,
     ).activations
     if every:  # the one block that is whole during the backward is not there after the forward
         whole = memory_estimate(
-            config, micro_batch=BATCH, dtype=dtype, recompute_every=0, device_type="cpu", optimizer_bytes=0
+            config,
+            micro_batch=BATCH,
+            dtype=dtype,
+            recompute_every=0,
+            recompute_norms=norms,
+            stream=stream,
+            device_type="cpu",
+            optimizer_bytes=0,
         ).activations
         tail = BATCH * LENGTH * WIDTH * 4
         estimate -= (whole - tail) // 4
-    assert kept_bytes(config, dtype, every, norms) == pytest.approx(estimate, rel=0.06)
+    assert kept_bytes(config, dtype, every, norms, stream) == pytest.approx(estimate, rel=0.06)
 
 
 def test_weights_gradients_and_moments_of_gpt2():

@@ -11,7 +11,7 @@ from eval.hugging_face.hf_config import to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from model.gpt import GPT
 from model.initialisation import empty_gpt, initialise
-from model.precision import TORCH_DTYPES, Dtype, resolve_dtype
+from model.precision import TORCH_DTYPES, Dtype, resolve_dtype, stream_dtype
 from model.ranks import Ranks
 from train.batches.loader import StepBatch
 from train.batches.plan import plan_batch
@@ -64,6 +64,7 @@ def _longhaul(case: Case, device: torch.device) -> Contestant:
     model = _initialised(config, device)
     model.recompute_every = recompute_every(config)
     model.recompute_norms = config.recompute.norms
+    model.stream_dtype = stream_dtype(config.run.stream_dtype)
     if config.run.compile:
         compile_blocks(model)
     plan = plan_batch(config.batch.tokens_per_step, config.model.block_size, case.micro_batch, 1)

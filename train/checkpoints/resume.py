@@ -21,7 +21,7 @@ from train.settings.sections import Config
 FIXED_SECTIONS = ("model", "lora")
 FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
 # These may change from one start to the next, though they give another model.
-TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:")
+TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:", "run.stream_dtype:")
 SHARDING = "optim.shard"  # which ranks keep what: the weights are the same
 PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things are, not what they are
 

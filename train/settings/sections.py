@@ -352,6 +352,8 @@ class RunConfig:
         max_steps: optimizer steps of the whole run, which the schedule spans.
         device: where to compute; auto takes a GPU where there is one.
         dtype: of matrix multiplications; auto takes bf16 where the hardware has it.
+        stream_dtype: of the residual stream that the blocks add to, in training and its evaluations; bf16 (with dtype
+            bf16) moves half the bytes between a GPU's kernels, at some cost in loss.
         compile: torch.compile; auto compiles on GPUs and falls back with a message where a trial fails.
         deterministic: the same bits on every run on CUDA too, compiled or not, without TensorFloat-32, at some cost in
             speed.
@@ -385,6 +387,7 @@ class RunConfig:
     max_steps: int = 19_073
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    stream_dtype: Literal["fp32", "bf16"] = "fp32"
     compile: bool | Literal["auto"] = "auto"
     deterministic: bool = False
     collective_timeout_seconds: float = 1800.0

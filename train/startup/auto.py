@@ -13,7 +13,7 @@ from model.gpt import GPT
 from model.initialisation import empty_gpt
 from model.lora import add_lora
 from model.memory import memory_estimate
-from model.precision import Dtype, resolve_dtype
+from model.precision import Dtype, check_stream, resolve_dtype
 from model.ranks import Ranks
 from train.batches.plan import largest_micro_batch
 from train.optimization.compilation import trial_compilation
@@ -46,6 +46,7 @@ def resolve(config: Config, recorded: Mapping[str, Any] | None, ranks: Ranks) ->
         reasons.append(f"dtype {dtype}: {because}")
     elif asked.run.dtype == "auto" and (other := resolve_dtype("auto", ranks.device)[0]) != dtype:
         reasons.append(f"dtype {dtype}, as the run has been trained so far: a new run would take {other} here")
+    check_stream(config.run.stream_dtype, dtype)
     compile_, because = resolve_compile(config.run.compile, ranks, must=asked.run.compile is True)
     if config.run.compile == "auto" or compile_ != config.run.compile:
         reasons.append(f"compile {str(compile_).lower()}: {because}")
@@ -209,6 +210,7 @@ def _fits(
         dtype=dtype,
         recompute_every=every,
         recompute_norms=config.recompute.norms,
+        stream=config.run.stream_dtype,
         device_type=ranks.device.type,
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),

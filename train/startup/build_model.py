@@ -3,6 +3,7 @@
 from model.counts import check_parameters
 from model.gpt import GPT
 from model.initialisation import empty_gpt
+from model.precision import stream_dtype
 from train.optimization.compilation import compile_blocks
 from train.startup.auto import recompute_every, set_determinism
 from train.startup.micro_batch_trial import settle_micro_batch
@@ -25,6 +26,7 @@ def build_model(run: OpenRun, plan: StartPlan, recording: Recording) -> tuple[GP
     check_parameters(model, adapters=config.adapter_count())
     model.recompute_every = recompute_every(config)
     model.recompute_norms = config.recompute.norms
+    model.stream_dtype = stream_dtype(config.run.stream_dtype)
     if config.run.compile:
         compile_blocks(model)
     # a micro-batch that the configuration names is left to the warm-up: there is nothing to choose

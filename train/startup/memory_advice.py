@@ -18,6 +18,7 @@ def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
         dtype=cast(Dtype, config.run.dtype),
         recompute_every=recompute_every(config),
         recompute_norms=config.recompute.norms,
+        stream=config.run.stream_dtype,
         device_type=device_type,
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),

@@ -101,6 +101,11 @@ SMALL = (
         "fp16, for older cards", speed(), ELSEWHERE,
     ),
     Check(
+        "stream-124m", 2, 25,
+        bench_step("--preset=gpt2-124m", "--micro-batch", "32", "--dtype=bf16", "--run.stream_dtype=bf16", *OURS),
+        "a residual stream in bf16", speed(476e3), ELSEWHERE,
+    ),
+    Check(
         "tf32-124m", 2, 25, bench_step("--preset=gpt2-124m", "--micro-batch", "16", "--dtype=fp32", *OURS),
         "float32 with TensorFloat-32", speed(), ELSEWHERE,
     ),
