@@ -52,8 +52,8 @@ class GPT(nn.Module):
             that is recomputed keeps only its input for backward. Losses and gradients stay the same to the bit.
         recompute_norms: while training, recompute each norm together with the projection after it, which then keeps
             no input of its own: two (B, T, C) tensors a block less, for little work.
-        stream_dtype: of the residual stream, which every block adds to, under autocast; None, and without autocast: that
-            of the weights.
+        stream_dtype: of the residual stream, which every block adds to, under autocast; None, and without
+            autocast: that of the weights.
         chunk_kernel: the compiled middle of the head's loss (`chunk_kernel.compiled_kernel`); None: torch's own.
         packed_head: the output layer laid out for a CPU's kernels by `model.cpu_inference`, used for generation on a
             CPU.

@@ -22,6 +22,7 @@ from train.launching.rank_watch import LOOK_SECONDS, STILL_SECONDS
 
 GONE_SECONDS = 60.0  # a dead rank takes everything with it within this time
 NO_RECORD = "metrics.jsonl can't be written"
+GAVE_UP = "saves in a row have failed"
 REFUSED_SECONDS = 120.0
 WANDB_SECONDS = 120.0
 STEPS_UNTIL_STOPPED = 3  # until ranks have agreed on a signal
@@ -268,6 +269,8 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
         alive = trainer.wait_until_gone(GONE_SECONDS)
         return Outcome(seconds, f"stopped, status {trainer.status}", complaint or _orphans(alive))
     stopped = victims.stop()  # with room again it must save
+    if GAVE_UP in trainer.said():  # the disk was full for too many saves of so small a model
+        return Outcome(seconds, f"stopped, status {trainer.status}", complaint)
     if NO_RECORD in trainer.said() and not marked(trainer.mark):
         return Outcome(seconds, f"stopped without room for its record, status {trainer.status}", complaint)
     failed = trainer.said().count("could not be saved")

@@ -156,7 +156,7 @@ def test_the_command_makes_a_record(tmp_path: Path) -> None:
     quick = ["--run.compile=false", "--run.dtype=fp32", "--eval.tokens=320", "--checkpoint.every_steps=0"]
     runs = ["--only", "causal-seed2", "--only", "reported-positions-seed1", "--only", "best"]
     command = [sys.executable, STUDY / "regenerate.py", "--file", text, *where, *runs, *tiny, *quick]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())["runs"]
     assert list(results) == ["best", "causal-seed2", "reported-positions-seed1"]

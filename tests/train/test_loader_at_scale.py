@@ -64,7 +64,7 @@ def grow_by_reading(folder: Path, block: int) -> tuple[int, int]:
 
 
 @pytest.mark.slow
-def test_reading_four_gigabytes_takes_little_memory(tmp_path: Path) -> None:
+def test_reading_two_gigabytes_takes_little_memory(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     tokenizer = ByteTokenizer()
@@ -72,11 +72,11 @@ def test_reading_four_gigabytes_takes_little_memory(tmp_path: Path) -> None:
     for index in range(4):  # files of zeros that take no disk
         name = f"train-{index:05d}.bin"
         with open(data / name, "wb") as file:
-            file.truncate(1 << 30)
-        shards.append(Shard(name, 1 << 29, 0, 1 << 30, "0" * 64))
+            file.truncate(1 << 29)
+        shards.append(Shard(name, 1 << 28, 0, 1 << 29, "0" * 64))
     Manifest("uint16", tokenizer.spec, {"name": "zeros"}, {}, {"train": tuple(shards), "val": ()}, "0" * 64).write(data)
     ((read, grown),) = run_ranks(1, tmp_path / "store", grow_by_reading, data, 65_536)
-    assert read > 4_000_000_000
+    assert read > 2_000_000_000
     assert grown < 300 << 20, f"grew by {grown >> 20} MiB"
 
 
