@@ -1,12 +1,15 @@
-"""How many steps Muon needs for the final loss of AdamW, on Tiny Shakespeare by the character.
+"""How many steps Muon needs for the final loss of AdamW: Tiny Shakespeare by the character, docstrings by the byte.
 
     python data_prep/shakespeare.py --out data/shakespeare
     python records/2026-11-28-muon/compare.py --data data/shakespeare
+    python data_prep/docstrings.py --tokenizer byte --out data/docstrings-byte
+    python records/2026-11-28-muon/compare.py --data data/docstrings-byte --out docstrings \\
+        --muon-rates 4e-3 8e-3 16e-3 32e-3
 
 Both optimizers are tuned with the same number of trials (learning rates) at full length and one seed. The best of AdamW
 runs with three seeds at full length, the best of Muon with the same seeds and shorter schedules, too: compared is how
 long a schedule has to be, not how soon a long one passes a loss on its way down. The result of each run is written to
-compare/NAME.json as it ends; what exists is not run again. compare/summary.json is written last.
+OUT/NAME.json as it ends; what exists is not run again. OUT/summary.json is written last.
 """
 
 import argparse
@@ -31,8 +34,7 @@ from common.publish import write_json_whole
 from common.run_folder import RunFolder
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "compare"
-RATES = {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "muon": (1e-3, 2e-3, 4e-3, 8e-3)}
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 SEEDS = (1, 2, 3)
 PARTS = (1.0, 0.75, 0.5)  # of the full length
 CONFIG = """
@@ -51,7 +53,8 @@ run: {device: cpu, dtype: fp32, compile: false}
 
 def main() -> int:
     arguments = _arguments()
-    RESULTS.mkdir(exist_ok=True)
+    results, rates = HERE / arguments.out, {"adamw": RATES, "muon": arguments.muon_rates}
+    results.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
         config.write_text(CONFIG, encoding="utf-8")
@@ -59,18 +62,18 @@ def main() -> int:
         def run(kind: str, rate: float, seed: int, part: float) -> dict[str, Any]:
             steps = round(arguments.steps * part)
             name = f"{kind}-lr{rate:g}-seed{seed}-steps{steps}"
-            result = RESULTS / f"{name}.json"
+            result = results / f"{name}.json"
             if not result.exists():
                 write_json_whole(result, train(name, kind, rate, seed, steps, config, arguments.data, Path(folder)))
             return dict(json.loads(result.read_text(encoding="utf-8")))
 
         best = {}
-        for kind, rates in RATES.items():
-            trials = {rate: run(kind, rate, SEEDS[0], 1.0)["val_loss"] for rate in rates}
+        for kind, tried in rates.items():
+            trials = {rate: run(kind, rate, SEEDS[0], 1.0)["val_loss"] for rate in tried}
             best[kind] = min(trials, key=lambda rate: trials[rate])
         adamw = [run("adamw", best["adamw"], seed, 1.0)["val_loss"] for seed in SEEDS]
         muon = {part: [run("muon", best["muon"], seed, part)["val_loss"] for seed in SEEDS] for part in PARTS}
-    write_json_whole(RESULTS / "summary.json", summary(arguments.steps, best, adamw, muon))
+    write_json_whole(results / "summary.json", summary(arguments.steps, best, adamw, muon))
     return 0
 
 
@@ -125,7 +128,7 @@ def summary(steps: int, best: dict[str, float], adamw: list[float], muon: dict[f
         before = part, loss
     return {
         "steps": steps,
-        "trials_each": len(RATES["adamw"]),
+        "trials_each": len(RATES),
         "best_lr": best,
         "adamw_val_loss": {"mean": goal, "deviation": statistics.stdev(adamw), "seeds": adamw},
         "muon_val_loss_by_part": {str(part): {"mean": means[part], "seeds": muon[part]} for part in means},
@@ -137,7 +140,11 @@ def summary(steps: int, best: dict[str, float], adamw: list[float], muon: dict[f
 
 def _arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="Tiny Shakespeare as a token set, by the character")
+    parser.add_argument("--data", type=Path, required=True, help="the token set")
+    parser.add_argument("--out", default="compare", help="folder of the results, beside this file (default: compare)")
+    parser.add_argument(
+        "--muon-rates", nargs=len(RATES), type=float, default=RATES, metavar="RATE", help="Muon's trials"
+    )
     parser.add_argument("--steps", type=int, default=300, help="of AdamW's runs (default 300)")
     return parser.parse_args()
 
