@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,25 @@ def test_a_bend_is_refused_in_the_same_run_by_the_fields_that_make_it(
         assert both in str(refused.value)
         assert both in resumed.lines
     check_course(resumed, checkpoint, names)
+
+
+def test_muon_s_own_rate_and_scale_bend_it_too() -> None:
+    def muon(**options: Any) -> Config:
+        return replace(config(20, kind="constant", warmup=0), optim=OptimConfig(lr=PEAK, kind="muon", **options))
+
+    before = muon(muon_lr=0.02)
+    for now, name, words in (
+        (muon(muon_lr=0.03), "optim.muon_lr", "muon's learning rate 0.02 at step 10, 0.03 at step 11"),
+        (muon(), "optim.muon_lr", "muon's learning rate 0.02 at step 10, 0.003 at step 11"),
+        (muon(muon_lr=0.02, muon_scale="shape"), "optim.muon_scale", "scaled by shape, by rms before"),
+    ):
+        resumed = plan_resumed(now, manifest(before, 10), own=True)
+        assert resumed.bent_by == [name]
+        with pytest.raises(UserError, match=rf"{name} differs .*{words}.* --allow-change {name}"):
+            check_course(resumed, Path("step-10"), [])
+        check_course(resumed, Path("step-10"), [name])
+    assert plan_resumed(before, manifest(before, 10), own=True).bent_by == []
+    assert plan_resumed(muon(muon_lr=PEAK), manifest(muon(), 10), own=True).bent_by == []  # the same rate, spelt out
 
 
 def test_a_warm_up_under_way_keeps_its_length_whatever_becomes_of_max_steps() -> None:

@@ -109,6 +109,9 @@ def plan_resumed(config: Config, manifest: Mapping[str, Any] | None, *, own: boo
     if extended and last.decay_start < step and "run.max_steps" not in bent_by:
         lines += [] if lines else [_rates(last, course, step)]
         bent_by.append("run.max_steps")
+    for name, line in _bends_of_muon(config, manifest["config"], last, course, step):
+        bent_by.append(name)
+        lines.append(line)
     return ResumedCourse(course, lines, bent_by)
 
 
@@ -122,6 +125,25 @@ def check_course(resumed: ResumedCourse, checkpoint: Path, allowed: list[str]) -
             f"({resumed.lines[-1]}): put it back, give {flags}, or another --run.name to branch "
             "(docs/training.md, Extending)"
         )
+
+
+def _bends_of_muon(
+    config: Config, recorded: Mapping[str, Any], last: Course, course: Course, step: int
+) -> list[tuple[str, str]]:
+    """The fields that make the updates of muon's matrices jump while the schedule's own rate may not, each with why."""
+    now, before = config.optim, recorded["optim"]
+    if now.kind != "muon" or before.get("kind") != "muon":
+        return []
+    bends = []
+    rate, last_rate = now.muon_lr or now.lr, before["muon_lr"] or before["lr"]
+    if now.muon_lr != before["muon_lr"] and rate != last_rate:
+        here, there = _rate(last, step) * last_rate / last.peak, course.rate(step + 1) * rate / course.peak
+        words = f"muon's learning rate {here:.4g} at step {step}, {there:.4g} at step {step + 1}"
+        bends.append(("optim.muon_lr", words))
+    if now.muon_scale != before["muon_scale"]:
+        words = f"muon's updates are scaled by {now.muon_scale}, by {before['muon_scale']} before"
+        bends.append(("optim.muon_scale", words))
+    return bends
 
 
 def _kept_warm_up(recorded: WarmUp, step: int, now: _Settings, before: _Settings) -> WarmUp:
