@@ -26,6 +26,7 @@ from tests.helpers.training import curve, run_of, train, train_by_path
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
 from train.batches.shuffle import windows_at
+from train.checkpoints.ownership import expected_names, share_of
 from train.errors import TooManySpikes
 from train.objectives.language_modelling import LanguageModelling
 from train.optimization.ddp import Parallel
@@ -192,6 +193,27 @@ def test_a_skipped_step_leaves_everything_as_it_was(data: Path, dtype: Dtype, op
     bench.stepper.limits = Limits()
     assert bench.step(3).verdict is Verdict.LEARNED
     assert bench.optimizer.state[bench.model.wte.weight]["step"] == 3
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("optim", [OptimConfig(), OptimConfig(fused=False), OptimConfig(kind="muon", fused=False)])
+def test_what_has_only_skipped_steps_is_saved_whole_and_continues_alike(data: Path, optim: OptimConfig) -> None:
+    benches = [Bench(data, optim=optim) for _ in range(2)]
+    for bench in benches:
+        spoilt = bench.model.ln_f.register_forward_hook(lambda *a: a[2] * math.nan)
+        assert bench.step(1).verdict is Verdict.NON_FINITE
+        spoilt.remove()
+    saved, other = benches
+    names = {name for name, _ in saved.model.named_parameters()}
+    share = share_of(names, saved.model, saved.optimizer)
+    assert {kind: set(tensors) for kind, tensors in share.items()} == expected_names(saved.model, saved.optimizer)
+    own = dict(saved.model.named_parameters())
+    for full_name, tensor in share["optimizer"].items():
+        name, key = full_name.rsplit("/", 1)
+        saved.optimizer.state[own[name]][key] = tensor.clone()
+    for bench in benches:
+        assert [bench.step(step).verdict for step in (2, 3)] == [Verdict.LEARNED] * 2
+    assert all(one.equal(two) for one, two in zip(saved.model.parameters(), other.model.parameters(), strict=True))
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -38,10 +38,16 @@ def expected_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[s
 
 
 def share_of(mine: set[str], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Weights and optimizer state of the parameters in `mine`, by kind of file."""
+    """Weights and optimizer state of the parameters in `mine`, by kind of file.
+
+    Where all steps so far were skipped, an optimizer may have no state yet: the zeros that it starts with are written.
+    """
     weights = {name: p.detach() for name, p in trained_parameters(model).items() if name in mine}
-    state = optimizer_tensors(model, optimizer)
-    return {WEIGHTS: weights, OPTIMIZER: {name: t for name, t in state.items() if name.rsplit("/", 1)[0] in mine}}
+    kept = {name: t for name, t in optimizer_tensors(model, optimizer).items() if name.rsplit("/", 1)[0] in mine}
+    if not kept:
+        declared = state_of(optimizer).tensors(shapes_of(weights.items()))
+        kept = {name: torch.zeros(item.shape, dtype=item.dtype) for name, item in declared.items()}
+    return {WEIGHTS: weights, OPTIMIZER: kept}
 
 
 def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
