@@ -25,9 +25,9 @@ def read_yaml(path: Path) -> Any:
     return parse_yaml(read_yaml_text(path))
 
 
-def parse_yaml(text: str, *, most_nodes: int = MOST_NODES) -> Any:
+def parse_yaml(text: str, *, most_nodes: int = MOST_NODES, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """The contents of a YAML text. Raises BadYaml where it is none, or more than `most_nodes` values."""
-    loader = open_document(text, yaml.SafeLoader)
+    loader = open_document(text, kind)
     try:
         return construct(loader, compose(loader, most_nodes))
     finally:

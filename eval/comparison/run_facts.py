@@ -28,7 +28,7 @@ class RunFacts:
     """One run. Its records are whole, but for what is not a number, a flag or a short text.
 
     Attributes:
-        config: by field, such as `optim.lr`.
+        config: by field, such as `optim.lr`; without `run.root`, as where a run lies says nothing about it.
         validations: those that were measured as the newest was; of many the last, the best, and others evenly.
         hours: in steps up to each of these, without validation, saving and pauses.
         evaluations: the records of the other curves, in the order of steps, thinned in the same way.
@@ -64,7 +64,7 @@ def read_folder(path: Path) -> RunFacts:
         raise UserError(f"{data.folder.config} is missing: a comparison has to know what differs")
     validations = _thinned(data.table.comparable(VALIDATION.figure), (VALIDATION.figure, BITS), MOST_RECORDS)
     return RunFacts(
-        config=finite_or_null(flatten(data.config)),
+        config={name: value for name, value in finite_or_null(flatten(data.config)).items() if name != "run.root"},
         validations=[_kept(record) for record in validations],
         hours=_hours(data, [record["step"] for record in validations]),
         evaluations=_evaluations(data),

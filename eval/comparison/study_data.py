@@ -14,7 +14,7 @@ class StudyRun:
 
     Attributes:
         size: of the sizes, such as `d6` (a depth); empty where the study has none.
-        budget: of the budgets, such as `2M` (tokens) or `1e+15-flops`.
+        budget: of the budgets, such as `2M` (tokens) or `1e15flops` or `20tpp` (tokens per parameter).
         choices: the values of the options that are tuned; of a run that waits for its trials, empty.
         trial: it only helps to choose these. A trial at the study's own seed and budget, whose choices turned out best,
             is listed once more as an ordinary run.

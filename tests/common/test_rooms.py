@@ -32,7 +32,8 @@ BESIDE = {
     "launching": {"stopping"},
     "launch": {"launching"},
     "sync_wandb": {"run"},
-    "study": set(),
+    "studies": {"settings"},
+    "study": {"studies"},
     "benchmarks": {"settings", "batches", "progress", "objectives", "optimization", "checkpoints", "startup"},
 }
 # The commands that README.md and docs/ show.

@@ -50,7 +50,7 @@ class ConfigFile:
     rest: str
 
 
-class _Loader(yaml.SafeLoader):
+class UniqueKeysLoader(yaml.SafeLoader):
     """PyYAML's loader, which would silently forget the first of two equal keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -64,7 +64,7 @@ class _Loader(yaml.SafeLoader):
 def read_file(path: Path, types: dict[str, Any]) -> ConfigFile:
     """Args: types: of all fields, by section.key. Raises UserError naming the file."""
     try:
-        loader = open_document(read_yaml_text(path), _Loader)
+        loader = open_document(read_yaml_text(path), UniqueKeysLoader)
         try:
             node = compose(loader)
             texts = _take_texts(node, types) if isinstance(node, yaml.MappingNode) else {}
@@ -111,7 +111,7 @@ def _read_option(text: str, kind: Any) -> tuple[bool, Any]:
     if _is_text(kind):
         return True, text
     try:
-        loader = open_document(text, _Loader)
+        loader = open_document(text, UniqueKeysLoader)
     except BadYaml:
         return False, None
     try:
