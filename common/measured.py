@@ -1,9 +1,11 @@
 """What an evaluation's figure was measured on is recorded with it: figures compare only where that is the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from common.curves import VALIDATION, Curve
+
+NOT_CAUSAL = "not causal: it sees what it predicts, so its losses mean nothing"
 
 
 def measured_alike(curve: Curve, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -52,3 +54,12 @@ def describe_validation(record: Mapping[str, Any]) -> str:
     if record.get("val_document_mask"):
         parts.append("attention inside documents")
     return ", ".join(parts)
+
+
+def causality(validations: Iterable[Mapping[str, Any]]) -> bool | None:
+    """Whether a run is causal, by what its validations have recorded; None where none has checked it.
+
+    A run that was not causal once is none: what it has learned since may rest on it.
+    """
+    found = [record["causal"] for record in validations if isinstance(record.get("causal"), bool)]
+    return all(found) if found else None

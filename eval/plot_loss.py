@@ -21,9 +21,11 @@ from matplotlib.ticker import FuncFormatter
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from common.measured import NOT_CAUSAL
 from common.publish import file_to_write, write_output
 from common.regular_file import what_stands_at
 from eval.reporting import drawing, figures
+from eval.reporting.key_figures import key_figures
 from eval.reporting.run_data import RunData, load_run, tell_complaints
 
 
@@ -44,8 +46,17 @@ def main() -> int:
     tell_complaints([run])
     left_out = len(run.table.of_kind("val_loss")) - len(run.table.comparable("val_loss"))
     others = f"; {left_out:,} earlier validations of another measure left out" if left_out else ""
-    print(f"{path}: loss and learning rate up to step {run.newest('step'):,}{others}")
+    told = "".join(f", {fact}" for fact in facts(run))
+    print(f"{path}: loss and learning rate up to step {run.newest('step'):,}{told}{others}")
     return 0
+
+
+def facts(run: RunData) -> list[str]:
+    """What the curves don't show."""
+    figures = key_figures(run)
+    flops = [] if figures.flops is None else [f"{figures.flops:.3g} training FLOPs"]
+    bits = [] if figures.val_bits_per_byte is None else [f"{figures.val_bits_per_byte:.4f} bits per byte of text"]
+    return [*flops, *bits, *([NOT_CAUSAL] if run.leaks else [])]
 
 
 def draw(run: RunData) -> bytes:
@@ -58,6 +69,7 @@ def draw(run: RunData) -> bytes:
         above.set_xlabel("")
         above.legend(loc="upper center", bbox_to_anchor=(0.55, 1.0))
         figure.suptitle(drawing.short(run.name, 80), x=0.01, ha="left", fontweight="bold")
+        figure.supxlabel(", ".join(facts(run)), fontsize=8, color=drawing.GREY)
         below.plot(*drawing.thinned(run.table.column("tokens"), run.table.column("lr"), drawing.TOKENS),
                    color=drawing.GREY, linewidth=1.4)  # fmt: skip
         below.set_ylabel("learning rate")

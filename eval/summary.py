@@ -31,6 +31,7 @@ from common.curves import KnownCurves
 from common.errors import UserError, exit_on_user_error
 from common.json_file import Count
 from common.liveness import Liveness, Verdict, look_at
+from common.measured import NOT_CAUSAL, causality
 from common.metrics_file import holding, read_records, record_kind
 from common.plain_text import one_line
 from common.progress import format_count, format_duration
@@ -39,7 +40,7 @@ from common.run_files import leniently, read_configuration, read_configuration_a
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet, TokenStream, find_token_set
 from eval.reporting.outcomes import Outcome, outcomes
-from eval.reporting.run_data import training_script
+from eval.reporting.run_data import flops_per_token_of, training_script
 from eval.shared.arguments import add_json
 
 CHUNK_TOKENS = 1 << 24  # read at once while counting
@@ -83,6 +84,8 @@ class Summary:
     val_step: int
     perplexity: float
     val_bits_per_byte: float | None  # of the validated targets' text; older runs record none
+    causal: bool | None  # whether no prediction depends on later tokens; older runs have not checked
+    flops: float | None  # in training so far
     unigram_entropy: float
     margin: float  # unigram_entropy - val_loss
     tokens_per_second: float  # median over steps
@@ -175,6 +178,8 @@ def summarise(folder: RunFolder) -> Summary:
         val_step=validation[-1]["step"],
         perplexity=math.exp(min(val_loss, 700.0)),  # beyond it a float overflows
         val_bits_per_byte=validation[-1].get("val_bits_per_byte"),
+        causal=causality(validation),
+        flops=_flops(folder, train),
         unigram_entropy=entropy,
         margin=entropy - val_loss,
         tokens_per_second=statistics.median(_numbers(train, "tokens_per_second") or [0.0]),
@@ -189,6 +194,12 @@ def summarise(folder: RunFolder) -> Summary:
 def _numbers(records: Sequence[dict[str, Any]], key: str) -> list[Any]:
     """What the records hold under a key, in their order; the steps of older records, and damaged ones, may lack it."""
     return [record[key] for record in records if record.get(key) is not None]
+
+
+def _flops(folder: RunFolder, train: Sequence[dict[str, Any]]) -> float | None:
+    """By the closed form, as runs record it."""
+    per_token, tokens = flops_per_token_of(read_configuration(folder)), _numbers(train, "tokens")
+    return float(tokens[-1]) * per_token if per_token is not None and tokens else None
 
 
 def unigram_entropy(stream: TokenStream) -> float:
@@ -211,15 +222,18 @@ def print_figures(summary: Summary) -> None:
     print(
         f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{bits}{latest}"
     )
+    if summary.causal is False:
+        print(f"  {NOT_CAUSAL}")
     first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} tokens of "
     print(f"  validation set    {first}sha256 {summary.val_sha256}")
     print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
     print(f"  margin            {summary.margin:.3f} nats")
     for end in summary.evaluations.values():
         print(one_line(f"  {end.label:16}  {end}{'' if end.step == summary.step else f' (at step {end.step:,})'}"))
+    flops = "" if summary.flops is None else f", {summary.flops:.3g} FLOPs"
     print(
         f"  training          {format_count(summary.run_tokens)} tokens in {format_duration(summary.training_seconds)},"
-        f" {format_count(summary.tokens_per_second)} tokens/s"
+        f" {format_count(summary.tokens_per_second)} tokens/s{flops}"
     )
     if summary.left_out:
         print(one_line(f"  left out          {summary.left_out}"))

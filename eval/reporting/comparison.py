@@ -17,13 +17,16 @@ HEADINGS = (
     "parameters",
     "training data",
     "tokens",
+    "FLOPs",
     "RoPE",
     "train loss",
     "val. loss",
+    "bits/byte",
     "val. data",
     "HellaSwag",
 )
-NUMBERS = {1, 3, 5, 6, 8}  # columns that are set at the right
+NUMBERS = {1, 3, 4, 6, 7, 8, 10}  # columns that are set at the right
+WHERE_KNOWN = {4, 8}  # which no published model has: columns only where a run has them
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Row:
     hellaswag_examples: int | None
     source: str
     hellaswag_step: int | None = None  # at which it was measured, where the run has continued since
+    flops: float | None = None  # in training so far
+    val_bits_per_byte: float | None = None
+    causal: bool | None = None
     evaluations: dict[str, Outcome] = field(default_factory=dict)  # by figure, what no published model has
 
     def as_json(self) -> dict[str, Any]:
@@ -65,9 +71,11 @@ class Row:
             "" if self.parameters is None else format_count(self.parameters),
             self.data,
             format_count(self.tokens).replace(".0", ""),
+            "" if self.flops is None else f"{self.flops:.3g}",
             {True: "yes", False: "no", None: ""}[self.rope],
             "" if self.train_loss is None else f"{self.train_loss:.4f}".removesuffix("00"),
             "" if self.val_loss is None else f"{self.val_loss:.4f}".removesuffix("00"),
+            "" if self.val_bits_per_byte is None else f"{self.val_bits_per_byte:.4f}",
             self.val_data or "",
             swag,
             *(str(self.evaluations.get(figure, "")) for figure in figures),
@@ -87,7 +95,10 @@ class Table:
     def of(cls, rows: Sequence[Row]) -> "Table":
         more = {figure: end.label for row in rows for figure, end in row.evaluations.items()}
         headings = [*HEADINGS, *map(one_line, more.values())]
-        return cls(headings, [row.cells(more) for row in rows], NUMBERS | {*range(len(HEADINGS), len(headings))})
+        cells, numbers = [row.cells(more) for row in rows], NUMBERS | {*range(len(HEADINGS), len(headings))}
+        kept = [at for at in range(len(headings)) if at not in WHERE_KNOWN or any(line[at] for line in cells)]
+        shown = [[line[at] for at in kept] for line in (headings, *cells)]
+        return cls(shown[0], shown[1:], {place for place, at in enumerate(kept) if at in numbers})
 
 
 def reference_rows() -> list[Row]:
@@ -133,6 +144,9 @@ def run_row(run: RunData) -> Row:
         hellaswag_examples=figures.score.examples,
         source=str(run.folder.path),
         hellaswag_step=figures.earlier_score_step,
+        flops=figures.flops,
+        val_bits_per_byte=figures.val_bits_per_byte,
+        causal=figures.causal,
         evaluations=figures.evaluations,
     )
 

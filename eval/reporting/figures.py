@@ -46,7 +46,8 @@ def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
         look = style_of(index, len(runs))
         if alone:
             axes.plot(*drawing.thinned(x, loss, axis), color=drawing.TRAINING, alpha=0.25, linewidth=0.8)
-        label = "training, smoothed" if alone else short(run.name)
+        leaks = " (not causal)" if run.leaks else ""
+        label = "training, smoothed" if alone else f"{short(run.name)}{leaks}"
         axes.plot(*drawing.thinned(x, curve, axis), label=label, **look | {"linewidth": 1.6})
         validated = drawing.event_position(run, axis, "val_loss")
         val_loss = run.event_column("val_loss", "val_loss")
@@ -54,7 +55,7 @@ def loss_panel(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
             look |= {"color": drawing.VALIDATION} if alone else {"linestyle": ":"}
             marker = "o" if len(validated) <= 60 else ""
             axes.plot(*drawing.thinned(validated, val_loss, axis), marker=marker, markersize=3.5,
-                      label="validation" if alone else None, **look | {"linewidth": 1.3})  # fmt: skip
+                      label=f"validation{leaks}" if alone else None, **look | {"linewidth": 1.3})  # fmt: skip
             if alone and np.isfinite(val_loss[-1]):
                 axes.annotate(f"{val_loss[-1]:.3f}", (validated[-1], val_loss[-1]), (0, 7), ha="right", fontsize=9,
                               textcoords="offset points", color=drawing.VALIDATION,

@@ -31,6 +31,7 @@ class KeyFigures:
     val_loss: float | None  # the last one
     val_step: int | None
     val_bits_per_byte: float | None  # of the last validation, over the targets' text; older runs record none
+    causal: bool | None  # whether no prediction depends on later tokens: else its losses mean nothing
     best_val_loss: float | None
     best_val_step: int | None
     val_sha256: str | None  # what both were measured on
@@ -90,6 +91,7 @@ def key_figures(run: RunData) -> KeyFigures:
         val_loss=last.get("val_loss"),
         val_step=last.get("step"),
         val_bits_per_byte=last.get("val_bits_per_byte"),
+        causal=run.causal,
         best_val_loss=best.get("val_loss"),
         best_val_step=best.get("step"),
         val_sha256=last.get("val_sha256"),

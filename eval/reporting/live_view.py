@@ -11,6 +11,7 @@ from common.curves import VALIDATION, format_figure
 from common.layer_figures import KIND as LAYERS
 from common.layer_figures import by_name
 from common.liveness import Liveness, Signs, judge, read_signs
+from common.measured import NOT_CAUSAL, causality
 from common.metric_fields import is_step
 from common.metrics_file import last_json_lines
 from common.metrics_table import MetricsTable
@@ -18,6 +19,7 @@ from common.progress import format_count, format_duration
 from common.run_files import leniently, read_configuration, unreadable
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
+from eval.reporting.run_data import flops_per_token_of
 from eval.reporting.terminal_plot import plot
 
 RATE_STEPS = 200  # newest steps that rates and ETA are taken from
@@ -44,6 +46,7 @@ class LiveRun:
     table: MetricsTable
     state: dict[str, Any] = field(default_factory=dict)
     max_steps: int | None = None
+    flops_per_token: int | None = None
     sample: dict[str, Any] = field(default_factory=dict)
     signs: Signs | None = None
     complaints: list[str] = field(default_factory=list)  # of files that can't be read, at the last look
@@ -70,12 +73,24 @@ class LiveRun:
             section = config.get("run")
             steps = section.get("max_steps") if isinstance(section, dict) else None
             self.max_steps = steps if is_step(steps) else None
+            self.flops_per_token = flops_per_token_of(config)
         self.complaints += self._config_complaints
         self.sample = _last_sample(self.folder.samples) or self.sample
 
     def frame(self, width: int, height: int, look: Look, now: float) -> list[str]:
         """See the function of this name."""
         return frame(self, width, height, look, now)
+
+    @property
+    def leaks(self) -> bool:
+        """Whether it is known not to be causal."""
+        return causality(self.table.of_kind("val_loss")) is False
+
+    @property
+    def flops(self) -> float | None:
+        """In training so far."""
+        tokens = float(self.table.tail("tokens", 1)[0])
+        return tokens * self.flops_per_token if self.flops_per_token and math.isfinite(tokens) else None
 
     def liveness(self, now: float) -> Liveness:
         """Whether it makes progress. `now` in seconds since the epoch."""
@@ -96,6 +111,8 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
     """
     lines = [_title(run, width, look, now)]
     lines += [look.paint(fit(complaint, width, look), "31") for complaint in run.complaints[: max(0, height - 8)]]
+    if run.leaks:
+        lines.append(look.paint(fit(NOT_CAUSAL, width, look), "31"))
     if len(run.table) == 0:
         return [*lines, fit("no training step yet: waiting for the first one", width, look)][:height]
     lines += [
@@ -156,10 +173,11 @@ def seconds_left(run: LiveRun, now: float) -> float | None:
 def _progress(run: LiveRun, width: int, look: Look, now: float) -> str:
     step = int(run.table.tail("step", 1)[0])
     tokens = format_count(float(run.table.tail("tokens", 1)[0]))
+    flops = "" if run.flops is None else f", {run.flops:.3g} FLOPs"
     if not run.max_steps:
-        return f"step {step:,}, {tokens} tokens"
+        return f"step {step:,}, {tokens} tokens{flops}"
     share = min(1.0, step / run.max_steps)
-    text = f"step {step:,} of {run.max_steps:,} ({share:.1%}), {tokens} tokens"
+    text = f"step {step:,} of {run.max_steps:,} ({share:.1%}), {tokens} tokens{flops}"
     if (left := seconds_left(run, now)) is not None:
         text += f", ETA {format_duration(left)}"
     room = min(40, width - len(text) - 3)

@@ -98,7 +98,9 @@ def _cells(run: LiveRun, now: float) -> list[str]:
             str(table.skips),
             UNKNOWN if age is None else f"{format_duration(age)} ago",
             UNKNOWN if goodput is None or not math.isfinite(goodput) else f"{goodput:.0%}",
-            "; ".join([*run.complaints, *([] if run.complaints else [alive.why])]),
+            "; ".join(
+                [*run.complaints, *([] if run.complaints else [alive.why]), *(["not causal"] if run.leaks else [])]
+            ),
         )
     ]
 

@@ -100,6 +100,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("training FLOPs", None if figures.flops is None else f"{figures.flops:.3g}"),
         ("training loss, last 2 % of the steps", _number(figures.train_loss, ".4f")),
         ("validation loss, last", _number(figures.val_loss, ".4f")),
+        ("causal", "no: it sees what it predicts" if figures.causal is False else None),
         ("perplexity", _number(figures.perplexity, ",.2f")),
         ("bits per byte of text", _number(figures.val_bits_per_byte, ".4f")),
         ("validation loss, best", _number(figures.best_val_loss, ".4f")),

@@ -16,6 +16,7 @@ import numpy as np
 from common.errors import UserError
 from common.json_file import BadJson, as_shape
 from common.liveness import Liveness, look_at
+from common.measured import causality
 from common.metric_fields import LARGEST, NUMBER, fits, is_step
 from common.metrics_table import MetricsTable, Values
 from common.plain_text import printable
@@ -47,41 +48,30 @@ class RunData:
 
     @cached_property
     def model(self) -> ModelConfig | None:
-        section = self.section("model")
-        if not section:
-            return None
-        try:
-            model = as_shape(section, ModelConfig)
-            return model if model.n_layer <= MOST_LAYERS and flops_per_token(model) < LARGEST else None
-        except (BadJson, ArithmeticError):
-            return None
+        return _model_of(self.section("model"))
 
     @property
     def parameters(self) -> int | None:
         return parameter_count(self.model) if self.model else None
 
-    @property
+    @cached_property
     def flops_per_token(self) -> int | None:
-        return flops_per_token(self.model, adapters=self.adapters) if self.model else None
+        return flops_per_token_of(self.config)
 
     @cached_property
     def adapters(self) -> int | None:
         """Parameters of the adapters that were trained beside frozen weights; None where those were trained."""
-        section = self.section("lora")
-        if not self.model or not section.get("rank"):
-            return None
-        from model.lora_config import TARGETS, LoraConfig, adapter_count
+        return _adapters_of(self.model, self.section("lora"))
 
-        try:
-            count = adapter_count(self.model, LoraConfig(section["rank"], targets=tuple(section["targets"] or TARGETS)))
-        except (KeyError, TypeError, ValueError):
-            return None
-        return count if isinstance(count, int) and 0 <= count < LARGEST else None
+    @property
+    def causal(self) -> bool | None:
+        """Whether no prediction depends on later tokens; None where that was not checked."""
+        return causality(self.table.of_kind("val_loss"))
 
     @property
     def leaks(self) -> bool:
         """Whether a validation found that earlier predictions depend on later tokens: its losses mean nothing then."""
-        return any(event.get("causal") is False for event in self.table.of_kind("val_loss"))
+        return self.causal is False
 
     @property
     def max_steps(self) -> int | None:
@@ -111,8 +101,7 @@ class RunData:
 
     def section(self, name: str) -> dict[str, Any]:
         """A section of the configuration, empty where it has none."""
-        section = self.config.get(name)
-        return section if isinstance(section, dict) else {}
+        return _section(self.config, name)
 
     def hours(self, times: Values) -> Values:
         """Hours the run had been running at these times (seconds since the epoch); the time it was stopped left out."""
@@ -126,6 +115,39 @@ class RunData:
         """`value` of all comparable records that hold `key`, NaN where it is missing or not a number."""
         found = [event.get(value) for event in self.table.comparable(key)]
         return np.array([number if NUMBER.has(number) else np.nan for number in found], dtype=np.float64)
+
+
+def flops_per_token_of(config: Mapping[str, Any]) -> int | None:
+    """In training, by the closed form; None for a configuration that does not tell."""
+    model = _model_of(_section(config, "model"))
+    return flops_per_token(model, adapters=_adapters_of(model, _section(config, "lora"))) if model else None
+
+
+def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, dict) else {}
+
+
+def _model_of(section: Mapping[str, Any]) -> ModelConfig | None:
+    if not section:
+        return None
+    try:
+        model = as_shape(section, ModelConfig)
+        return model if model.n_layer <= MOST_LAYERS and flops_per_token(model) < LARGEST else None
+    except (BadJson, ArithmeticError):
+        return None
+
+
+def _adapters_of(model: ModelConfig | None, section: Mapping[str, Any]) -> int | None:
+    if not model or not section.get("rank"):
+        return None
+    from model.lora_config import TARGETS, LoraConfig, adapter_count
+
+    try:
+        count = adapter_count(model, LoraConfig(section["rank"], targets=tuple(section["targets"] or TARGETS)))
+    except (KeyError, TypeError, ValueError):
+        return None
+    return count if isinstance(count, int) and 0 <= count < LARGEST else None
 
 
 def load_runs(paths: Sequence[Path]) -> list[RunData]:

@@ -61,7 +61,7 @@ def test_a_run_stands_beside_them_with_what_was_measured(tmp_path: Path) -> None
         assert unmeasured[key] is None
     lines = done.stdout.splitlines()
     assert "0.2900 (of 400)" in next(line for line in lines if line.startswith("measured"))
-    assert len(next(line for line in lines if line.startswith("unmeasured")).split()) == 6
+    assert len(next(line for line in lines if line.startswith("unmeasured")).split()) == 7
     assert len({line.index("FineWeb-Edu") for line in lines if line.startswith("Arcane 1")}) == 1, (
         "columns stand straight"
     )
@@ -121,7 +121,7 @@ def test_as_markdown(tmp_path: Path) -> None:
     done = run_script("compare.py", "runs/a|b", "--markdown", cwd=tmp_path)
 
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert {line.replace("\\|", "").count("|") for line in rows} == {10}
+    assert {line.replace("\\|", "").count("|") for line in rows} == {11}
     assert rows[-1].startswith("| **a\\|b** |")
 
 

@@ -63,7 +63,7 @@ def test_runs_beside_each_other(tmp_path: Path) -> None:
 
     said = run_script("compare.py", "runs/one", "runs/plain", "--markdown", cwd=tmp_path).stdout
     rows = [line for line in said.splitlines() if line.startswith("|")]
-    assert {row.count("|") for row in rows} == {11}
+    assert {row.count("|") for row in rows} == {12}
     assert rows[0].endswith("| HellaSwag | Toy <b>share</b> |")
     assert (rows[-2][-20:], rows[-1][-5:]) == (" | 0.5500 ± 0.0100 |", " |  |")
 

@@ -10,13 +10,20 @@ import pytest
 import torch
 
 from common.metrics_file import read_metrics
+from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
+from eval import plot_loss
 from eval.comparison.comparing import compare
-from eval.reporting.comparison import rows_with
+from eval.reporting.comparison import as_text, rows_with
+from eval.reporting.key_figures import key_figures
+from eval.reporting.live_view import LiveRun, Look
+from eval.reporting.overview import Overview
+from eval.reporting.page import page
 from eval.reporting.page_sections import loss_note
 from eval.reporting.run_data import load_run
 from eval.shared.causality import TOLERANCE, future_moves
+from eval.summary import print_figures, summarise
 from model.attention_kinds import ATTENTION_KINDS
 from model.config import ModelConfig
 from model.counts import flops_per_token
@@ -29,7 +36,9 @@ LEAK = PROJECT / "records" / "2026-11-22-tiny-shakespeare" / "leak.py"
 SHORT = ("--run.max_steps=4", "--eval.every_steps=2", "--checkpoint.every_steps=4", "--model.norm=rmsnorm")
 
 
-def test_a_leaking_run_records_that_it_is_not_causal_and_is_never_ranked(tmp_path: Path) -> None:
+def test_a_leaking_run_records_that_it_is_not_causal_and_is_never_ranked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=1_000)
     leaky = tiny_arguments(tmp_path, tmp_path / "data", "leaky", *SHORT, "--run.compile=false")
     done = subprocess.run(
@@ -58,6 +67,38 @@ def test_a_leaking_run_records_that_it_is_not_causal_and_is_never_ranked(tmp_pat
     loaded = [load_run(runs[name].path) for name in ("leaky", "plain")]
     assert [row.model for row in rows_with(loaded) if row.ours] == ["leaky (not causal)", "plain"]
     assert loss_note(loaded).count("is not causal") == 1
+    check_views(runs, capsys)
+
+
+def check_views(runs: dict[str, RunFolder], capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever shows a loss names the leaking run, and has FLOPs and bits per byte."""
+    last = [record for record in read_metrics(runs["plain"].metrics) if "val_loss" in record][-1]
+    flops, bits = f"{last['flops']:.3g}", f"{last['val_bits_per_byte']:.4f}"
+    shown: dict[str, dict[str, str]] = {}
+    for name, folder in runs.items():
+        summary, look = summarise(folder), Look(unicode=False, color=False)
+        print_figures(summary)
+        live = LiveRun(folder, MetricsTable(folder.metrics))
+        live.refresh()
+        loaded = load_run(folder.path)
+        shown[name] = {
+            "summary": capsys.readouterr().out,
+            "watch": "\n".join(live.frame(200, 40, look, 0.0)),
+            "plot": ", ".join(plot_loss.facts(loaded)),
+            "report": page([loaded], {}, 0.0).partition('id="provenance"')[0],  # which may show the sources
+            "compare": as_text(rows_with([loaded])),
+        }
+        found = [summary.causal, key_figures(loaded).causal, rows_with([loaded])[-1].causal]
+        assert found == [name == "plain"] * 3
+    overview = Overview(runs["plain"].path.parent)
+    overview.refresh()
+    lines = {line.split()[0]: line for line in overview.frame(300, 40, look, 0.0)}
+    assert ("not causal" in lines["leaky"], "not causal" in lines["plain"]) == (True, False)
+    for view, text in shown["plain"].items():
+        assert "not causal" not in text, view
+        assert flops in text, view
+        assert bits[:5] in text, view
+    assert [view for view, text in shown["leaky"].items() if "not causal" not in text] == []
 
 
 def causal_by_step(run: RunFolder) -> dict[int, bool]:
