@@ -253,7 +253,7 @@ def _paint_ladder(axes: Axes, ladders: Mapping[str, Ladder], report: StudyReport
             axes.plot(*np.array(ladder.beside).T, "x", color=color)
         held_out = ladder.held_out
         axes.plot([held_out.compute], [held_out.loss], "D", color=color, markerfacecolor="white")
-    axes.plot([], [], ":", color=drawing.GREY, label="extrapolated, 95 % interval of a run")
+    axes.plot([], [], ":", color=drawing.GREY, label="extrapolated, 95 % interval of a further point")
     axes.plot([], [], "D", color=drawing.GREY, markerfacecolor="white", label="largest, predicted by the others")
     axes.set_xscale("log")
     axes.set_xlabel("training FLOPs")
