@@ -43,7 +43,7 @@ class Seeds:
         else:
             raise UserError("seeds: run has several and data has several: hold one of both")
         if len(set(found)) < len(found):
-            raise UserError("seeds: one is there twice: name each once")
+            raise UserError("seeds: one is given twice: name each once")
         return found
 
 
