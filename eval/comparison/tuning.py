@@ -158,7 +158,7 @@ def first_line(
         if name not in swept and found:
             by_rate.setdefault(_each_place(found), []).append(name)
     if not swept and not by_rate:
-        return "No run has started: at which learning rate they run is not known yet."
+        return "No run to compare has ended: at which learning rate they run is not known yet."
     warning = "a variant may be better or worse only because its rate suits it better or worse"
     if not swept and len(by_rate) == 1:
         rate = next(iter(by_rate))

@@ -149,7 +149,7 @@ def test_an_unknown_metric_or_a_folder_in_the_way_is_one_line(study: Study, tmp_
          "No learning rate has been tuned (a at optim.lr = 0.001; b at optim.lr = 0.002): "),
         ({"a": {"optim.lr": [1, 2]}, "b": {"optim.muon_lr": [1, 2]}}, {"a": {"": "x"}, "b": {"": "x"}}, [],
          "The learning rate was swept for every variant, and each is compared at its own best."),
-        ({"a": {"optim.lr": [1]}}, {}, [], "No run has started: "),
+        ({"a": {"optim.lr": [1]}}, {}, [], "No run to compare has ended: "),
     ],
 )  # fmt: skip
 def test_the_first_line_says_at_whose_rate_all_ran(tunes: Any, rates: Any, edges: list[str], line: str) -> None:
