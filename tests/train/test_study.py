@@ -246,6 +246,19 @@ def test_a_figure_of_another_evaluation_is_compared(tmp_path: Path) -> None:
         compared(low, group("CCC", [0.3, 0.3, 0.3], sha="11"), metric="hellaswag_acc_norm")
 
 
+def test_the_record_of_a_leak_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three seeds of `leak.py`'s model against the one with a norm per token, from their result files."""
+    monkeypatch.chdir(PROJECT / "records" / "2026-11-28-leak")
+    names = ("per-token", "over-positions")
+    groups = [f"{name}={','.join(f'runs/{name}-seed{seed}.json' for seed in (1, 2, 3))}" for name in names]
+    found = compare(parse_groups(groups), baseline="per-token")
+    assert as_text(found) == Path("comparison.txt").read_text(encoding="utf-8").rstrip("\n")
+    recorded = json.loads(Path("comparison.json").read_text(encoding="utf-8"))
+    assert [entry["variant"] for entry in recorded["missing"]] == ["over-positions"] * 3
+    assert all(entry["why"].startswith("not causal") for entry in found.as_json()["missing"])
+    assert found.as_json()["missing"] == recorded["missing"]
+
+
 def test_runs_of_a_group_differ_in_seed_and_name_only(tmp_path: Path) -> None:
     base = write_group(tmp_path, "base", NOISE)
     odd = write_study_run(tmp_path / "odd", seed=8, optim__lr=0.5)
