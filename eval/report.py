@@ -84,7 +84,12 @@ def as_json(runs: Sequence[RunData]) -> dict[str, object]:
     return {
         "runs": [
             key_figures(run).as_json()
-            | {"alive": run.liveness.verdict, "data": run_row(run).data, "profiles": run.profiles}
+            | {
+                "alive": run.liveness.verdict,
+                "data": run_row(run).data,
+                "profiles": run.profiles,
+                "bad_batches": run.bad_batches,
+            }
             for run in runs
         ],
         "differences": dict(differences(runs)),

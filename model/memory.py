@@ -31,6 +31,7 @@ class MemoryEstimate:
     optimizer: int
     activations: int
     head: int
+    statistics: int  # the copy of the weights that layer statistics take, as far as it is more than the two above it
     framework: int  # what the process takes without a model; on a GPU nothing, whose memory holds none of it
 
     @property
@@ -40,7 +41,7 @@ class MemoryEstimate:
     @property
     def to_come(self) -> int:
         """What a process takes from what is free once PyTorch is there."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+        return self.weights + self.gradients + self.optimizer + self.activations + self.head + self.statistics
 
 
 def memory_estimate(
@@ -55,6 +56,7 @@ def memory_estimate(
     compiled: bool = False,
     adapters: int | None = None,
     optimizer_bytes: int,
+    statistics_ranks: int = 0,
 ) -> MemoryEstimate:
     """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
 
@@ -71,6 +73,8 @@ def memory_estimate(
         adapters: parameters of adapters, where only they are trained; None: all weights are. What a frozen model's
             blocks keep is taken to be the same.
         optimizer_bytes: what the optimizer keeps of all that is trained.
+        statistics_ranks: ranks that share the copy of what is trained that layer statistics take for an update, when no
+            activations are there; 0: none is taken.
     """
     tables = 1 if config.tie_weights else 2
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * tables
@@ -80,12 +84,15 @@ def memory_estimate(
     tokens = micro_batch * config.block_size
     trained = parameters if adapters is None else adapters
     kept = _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type, STREAM_BYTES[stream])
+    copied = trained * FLOAT32 // statistics_ranks if statistics_ranks else 0
+    activations, head = tokens * kept, _head_bytes(config, tokens, dtype, device_type, compiled)
     return MemoryEstimate(
         weights=(parameters + (adapters or 0)) * FLOAT32 + copies,
         gradients=trained * FLOAT32,
         optimizer=optimizer_bytes,
-        activations=tokens * kept,
-        head=_head_bytes(config, tokens, dtype, device_type, compiled),
+        activations=activations,
+        head=head,
+        statistics=max(0, copied - activations - head),
         framework=FRAMEWORK_CPU if device_type == "cpu" else 0,
     )
 

@@ -29,6 +29,7 @@ def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> st
         (HEADING, PUBLISHED.kind, _show(pictures, PICTURE) + sections.comparison(runs)),
         ("Other evaluations", "evaluations", _show(pictures, "evaluation-") + sections.evaluations(runs, figures)),
         ("What the layers do", "layers", _show(pictures, "layers-")),
+        ("Batches that were not learned from", "bad-batches", sections.bad_batches(runs)),
         ("How long each rank computes", "ranks", _show(pictures, "ranks")),
         ("Where the time went", "time", _show(pictures, "time") + sections.time_table(figures)),
         ("Where the profiled steps went", "profile", _show(pictures, "profile") + profile_tables(runs)),

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from common.bad_batch import layer_at_fault
 from common.curves import VALIDATION, Curve, format_figure
 from common.measured import describe_validation, measured_alike
 from common.progress import format_duration
@@ -95,6 +96,24 @@ def evaluations(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> str:
     others = " ".join(filter(None, left_out))
     notes = f'<p class="soft">{others}</p>' if others else ""
     return table(["", *(run.name for run in runs)], rows, numbers=range(1, len(runs) + 1)) + notes if rows else ""
+
+
+def bad_batches(runs: Sequence[RunData]) -> str:
+    """The worst sequence of each batch that was examined, and the layer where it shows."""
+    rows = [
+        [
+            *([run.name] if len(runs) > 1 else []),
+            f"{found['step']:,}",
+            found["why"],
+            f"{found['sequence']:,}",
+            "NaN or inf" if found["loss"] is None else f"{found['loss']:.4g}",
+            layer_at_fault(found["first"], found["activation_max"]),
+        ]
+        for run in runs
+        for found in run.bad_batches
+    ]
+    headings = [*(["run"] if len(runs) > 1 else []), "step", "why", "worst sequence", "its loss", "layers"]
+    return table(headings, rows) if rows else ""
 
 
 def time_table(figures: Sequence[KeyFigures]) -> str:

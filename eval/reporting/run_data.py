@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from common.bad_batch import BadBatch, read_bad_batches
 from common.errors import UserError
 from common.json_file import BadJson, as_shape
 from common.liveness import Liveness, look_at
@@ -44,6 +45,7 @@ class RunData:
     samples: list[dict[str, Any]]
     score: Score  # what was measured after training, to stand beside published models
     profiles: list[StepProfile] = field(default_factory=list)  # by step
+    bad_batches: list[BadBatch] = field(default_factory=list)  # by step
     complaints: list[str] = field(default_factory=list)  # of files that are there and can't be read
 
     @cached_property
@@ -187,6 +189,7 @@ def load_run(path: Path, name: str | None = None, table: MetricsTable | None = N
         leniently(lambda: read_samples(folder), complaints) or [],
         leniently(lambda: read_score(folder), complaints) or Score(),
         leniently(lambda: read_step_profiles(folder), complaints) or [],
+        leniently(lambda: read_bad_batches(folder), complaints) or [],
         complaints,
     )
 

@@ -14,12 +14,19 @@ VOCABULARY = 33
 
 
 def make_planted_set(
-    folder: Path, steps: Collection[int], *, run_steps: int, sequences: int, block_size: int, seed: int
+    folder: Path,
+    steps: Collection[int],
+    *,
+    run_steps: int,
+    sequences: int,
+    block_size: int,
+    seed: int,
+    spoilt: int | None = None,
 ) -> Path:
     """A learnable set of which these steps of a run with this seed read random tokens; return its folder.
 
     Args:
-        run_steps: steps that one epoch suffices for. sequences: of a step.
+        run_steps: steps that one epoch suffices for. sequences: of a step. spoilt: of them, those that are random; all.
     """
     folder.mkdir(parents=True)
     tokenizer, generator = char_tokenizer(VOCABULARY), np.random.default_rng(seed)
@@ -27,7 +34,7 @@ def make_planted_set(
     count = run_steps * sequences * block_size + 1
     tokens = markov_tokens(generator, count, tokenizer)
     for step in steps:
-        for number in windows_at((step - 1) * sequences, sequences, run_steps * sequences, seed):
+        for number in windows_at((step - 1) * sequences, sequences, run_steps * sequences, seed)[:spoilt]:
             start = number * block_size + 1
             tokens[start : start + block_size] = garbage.integers(VOCABULARY - 1, size=block_size)
     splits = {}

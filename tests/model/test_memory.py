@@ -110,6 +110,19 @@ def test_weights_gradients_and_moments_of_gpt2():
     assert estimate.total == sum(vars(estimate).values())
 
 
+def test_layer_statistics_take_a_copy_where_the_activations_were():
+    def estimate(block_size, ranks):
+        config = ModelConfig(block_size=block_size)
+        return memory_estimate(
+            config, micro_batch=1, dtype="fp32", recompute_every=1, optimizer_bytes=0, statistics_ranks=ranks
+        )
+
+    assert estimate(1024, 2).total == estimate(1024, 0).total  # logits alone are more than half of the weights
+    short, none = estimate(1, 1), estimate(1, 0)
+    assert short.total - none.total == short.gradients - none.activations - none.head > 0
+    assert estimate(1, 8).total == none.total
+
+
 def test_the_loss_holds_a_chunk_of_logits_and_a_compiled_one_none_wide():
     sizes = {
         (compiled, micro_batch): memory_estimate(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from common.run_folder import RunFolder
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
+from eval.reporting.page import page
+from eval.reporting.run_data import load_run
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -89,4 +92,11 @@ def test_a_run_that_ends_in_a_loss_that_is_not_finite_says_where(tmp_path: Path,
     run = run_of(tmp_path, "bad")
     log = run.log.read_text()
     assert "NaN or inf came up first in the " in log
-    assert list((run.path / "bad-batches").glob("step-*.json"))
+    (path,) = (run.path / "bad-batches").glob("step-*.json")
+    found = json.loads(path.read_text())
+    report = page([load_run(run.path)], {}, 0.0)
+    assert f"<td>{found['step']}</td><td>{found['why']}</td>" in re.sub(r' class="\w+"', "", report)
+    assert f"NaN or inf came up first in the {found['first']}" in report
+    path.write_text("{}")
+    spoilt = load_run(run.path)
+    assert spoilt.bad_batches == [] and [line for line in spoilt.complaints if str(path) in line]

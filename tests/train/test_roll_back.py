@@ -20,6 +20,7 @@ from tests.helpers.ranks import RankGroup
 from tests.helpers.training import curve, run_of, train, train_as_rank, weights_hashes
 from train.checkpoints import roll_back
 from train.checkpoints.retention import Checkpoint, expendable, set_aside_passed
+from train.run.spikes import SUSTAINED
 from train.settings.sections import CheckpointConfig
 
 SEQUENCES, BLOCK, SEED = 24, 8, 3
@@ -101,6 +102,35 @@ def test_a_roll_back_is_the_run_that_was_told_to_pass_over_the_data(root: Path, 
     (lost,) = table.rollbacks
     assert lost.steps.tolist() == [140, 141, 142] and lost.losses.min() > 3
     assert table.column("step").tolist() == list(range(1, LAST + 1)) and table.skips == 3
+
+
+def test_two_ranks_with_a_sharded_muon_are_rolled_back_to_the_bit(root: Path) -> None:
+    options = ["--optim.kind=muon", "--optim.shard=true"]
+    train(2, root, arguments(root, "muon", *options, f"--run.max_steps={BACK_TO}", EACH))
+    told = RunFolder(shutil.copytree(root / "runs" / "muon", root / "runs" / "muon-told"))
+    train(2, root, arguments(root, "muon", *options, EACH))
+    (fact,) = manifest_of(run_of(root, "muon"), LAST)["spikes"]["rollbacks"]
+    assert (fact["to_step"], fact["sequences_to"]) == (BACK_TO, DECIDED * SEQUENCES)
+    manifest = manifest_of(told, BACK_TO)
+    write_checkpoint_manifest(told.checkpoints / f"step-{BACK_TO:08d}", {**manifest, "sequences": DECIDED * SEQUENCES})
+    train(2, root, arguments(root, "muon-told", *options))
+    assert after(run_of(root, "muon")) == after(told)
+    ends = [weights_hashes(list_checkpoints(run.checkpoints)[0][1]) for run in (run_of(root, "muon"), told)]
+    assert ends[0] == ends[1] and any(not name.startswith("weights") for name in ends[0])
+
+
+def test_a_loss_that_stays_above_its_trend_rolls_a_run_back(root: Path, tmp_path: Path) -> None:
+    """Some garbage in each of many steps: none is bad enough to be skipped."""
+    steps = range(BACK_TO + 1, BACK_TO + 1 + SUSTAINED + 2)
+    make_planted_set(
+        tmp_path / "data", steps, run_steps=180, sequences=SEQUENCES, block_size=BLOCK, seed=SEED, spoilt=5
+    )
+    (tmp_path / "options.yaml").write_text(YAML)
+    train(1, tmp_path, arguments(tmp_path, "raised", f"--run.max_steps={steps.stop + 4}", EACH))
+    spikes = manifest_of(run_of(tmp_path, "raised"), steps.stop + 4)["spikes"]
+    (fact,) = spikes["rollbacks"]
+    assert (fact["first_step"], fact["from_step"], fact["to_step"]) == (BACK_TO + 1, BACK_TO + SUSTAINED, BACK_TO)
+    assert spikes["skips"] == 0
 
 
 def after(run: RunFolder) -> list[tuple[str, ...]]:

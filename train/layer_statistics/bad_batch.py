@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.bad_batch import layer_at_fault
 from common.errors import UserError
 from common.publish import write_json_whole
 from common.run_folder import RunFolder
@@ -135,10 +136,7 @@ class BadBatches:
 def describe(step: int, worst: SequenceFigures) -> str:
     """One line."""
     text = f"the batch of step {step} again: sequence {worst.sequence} (rank {worst.rank}) has loss {worst.loss:.4g}"
-    if worst.first is not None:
-        return f"{text}; NaN or inf came up first in the {worst.first}"
-    block = max(range(len(worst.activation_max)), key=worst.activation_max.__getitem__)
-    return f"{text}; all values are finite, the largest, {worst.activation_max[block]:.4g}, is after h.{block}"
+    return f"{text}; {layer_at_fault(worst.first, [*worst.activation_max])}"
 
 
 def _first(loss: float, largest: list[float], gradients: list[float]) -> str | None:

@@ -215,6 +215,7 @@ def _fits(
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config, ranks.world_size),
+        statistics_ranks=ranks.world_size if config.log.statistics_every else 0,
     )
     return estimate.to_come <= share * free
 

@@ -23,6 +23,7 @@ def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config, plan.world_size),
+        statistics_ranks=plan.world_size if config.log.statistics_every else 0,
     )
     return estimate.total
 
