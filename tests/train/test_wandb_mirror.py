@@ -150,6 +150,9 @@ def test_offline_without_an_account_every_step_appears_once_over_a_resume(tmp_pa
     assert mirrored_steps(run) == list(range(1, 13))
     assert mirrored_steps(run, "val_loss") == [0, 5, 7, 10, 12]
     assert mirrored_steps(run, "hellaswag_acc_norm") == [5, 7, 10, 12]
+    assert mirrored_steps(run, "val_bits_per_byte") == [0, 5, 7, 10, 12]
+    assert set(mirrored_steps(run, "flops")) == set(range(13))
+    assert {0, 12} <= set(mirrored_steps(run, "causal"))
     assert len({path.name.split("-")[-1] for path in run.path.glob("wandb/offline-run-*")}) == 1  # one wandb run
 
 
