@@ -1,7 +1,7 @@
 """The figures of a run that its curves end in."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ class KeyFigures:
     tokens: int
     parameters: int | None
     flops: float | None
+    optimizer: str | None  # and whether each rank kept a part of its state
     train_loss: float | None  # mean over the last steps
     train_loss_steps: int  # how many
     val_loss: float | None  # the last one
@@ -85,6 +86,7 @@ def key_figures(run: RunData) -> KeyFigures:
         max_steps=run.max_steps,
         tokens=tokens,
         parameters=run.parameters,
+        optimizer=describe_optimizer(run.section("optim")),
         flops=float(tokens) * run.flops_per_token if run.flops_per_token else None,
         train_loss=_over(np.mean, run, "loss", last_steps),
         train_loss_steps=last_steps,
@@ -109,6 +111,14 @@ def key_figures(run: RunData) -> KeyFigures:
         goodput=spent.goodput,
         seconds=spent,
     )
+
+
+def describe_optimizer(section: Mapping[str, Any]) -> str | None:
+    """Of a resolved configuration; versions before 0.2.0 had AdamW only."""
+    if not section:
+        return None
+    sharded = ", sharded" if section.get("shard") is True else ""
+    return f"{section.get('kind', 'adamw')}{sharded}"
 
 
 def _over(reduce: Any, run: RunData, key: str, last: int | None = None) -> float | None:

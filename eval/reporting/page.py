@@ -99,6 +99,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("training tokens", format_count(figures.tokens)),
         ("parameters", None if figures.parameters is None else format_count(figures.parameters)),
         ("training FLOPs", None if figures.flops is None else f"{figures.flops:.3g}"),
+        ("optimizer", figures.optimizer),
         ("training loss, last 2 % of the steps", _number(figures.train_loss, ".4f")),
         ("validation loss, last", _number(figures.val_loss, ".4f")),
         ("causal", "no: it sees what it predicts" if figures.causal is False else None),

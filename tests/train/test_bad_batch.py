@@ -97,6 +97,7 @@ def test_a_run_that_ends_in_a_loss_that_is_not_finite_says_where(tmp_path: Path,
     report = page([load_run(run.path)], {}, 0.0)
     assert f"<td>{found['step']}</td><td>{found['why']}</td>" in re.sub(r' class="\w+"', "", report)
     assert f"NaN or inf came up first in the {found['first']}" in report
+    assert "<b>adamw</b><span>optimizer</span>" in report
     path.write_text("{}")
     spoilt = load_run(run.path)
     assert spoilt.bad_batches == [] and [line for line in spoilt.complaints if str(path) in line]
