@@ -22,7 +22,7 @@ from model.initialisation import initialise
 from model.precision import Dtype
 from model.ranks import start_ranks
 from tests.helpers.garbage import VOCABULARY, make_planted_set
-from tests.helpers.training import curve, run_of, train, train_by_path
+from tests.helpers.training import curve, run_of, train, train_by_path, weights_hashes
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
 from train.batches.shuffle import windows_at
@@ -270,6 +270,14 @@ def test_the_same_steps_are_skipped_on_any_number_of_ranks(skipping: Path) -> No
         assert [record["step"] for record in steps if record.get("skipped")] == [140, 148]
         recorded = read_checkpoint_manifest(list_checkpoints(run.checkpoints)[0][1])["spikes"]
         assert (recorded["skips"], recorded["skipped"]) == (2, [140, 148])
+
+
+def test_a_sharded_optimizer_skips_alike(skipping: Path, data: Path) -> None:
+    train(2, skipping, arguments(skipping, data, "sharded", "--optim.shard=true"))
+    whole, sharded = (run_of(skipping, name) for name in ("on-2", "sharded"))
+    assert len(spike_records(sharded)) == 2 and curve(sharded) == curve(whole)
+    hashes = [weights_hashes(list_checkpoints(run.checkpoints)[0][1]) for run in (whole, sharded)]
+    assert hashes[0] == hashes[1] and any(name.startswith("optimizer:") for name in hashes[0])
 
 
 def test_a_resumed_run_judges_by_the_recorded_trend(tmp_path: Path, data: Path, skipping: Path) -> None:
