@@ -36,7 +36,7 @@ def compare_answering(arguments: argparse.Namespace) -> None:
     ranks = start_evaluation(arguments.device)
     torch.set_num_threads(arguments.threads)
     model, tokenizer = build_model(arguments, ranks.device)
-    questions = [plain_question(example, tokenizer) for example in evenly_spaced(data, arguments.limit)]
+    questions = [plain_question(example, tokenizer) for example in evenly_spaced(data.examples, arguments.limit)]
     contestants: dict[str, Callable[[Sequence[Question]], Scores]] = {
         LONGHAUL: lambda asked: log_likelihoods(model, asked, ranks, dtype=arguments.dtype),
         ONE_AT_A_TIME: lambda asked: one_at_a_time(model, asked, ranks.device, arguments.dtype),

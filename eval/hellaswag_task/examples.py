@@ -7,6 +7,7 @@ its two sentences can't be told apart, so its context is used as it is.
 
 import bz2
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,11 +107,11 @@ def require_hellaswag(path: Path | None) -> Path:
     return path
 
 
-def evenly_spaced(data: HellaSwag, count: int) -> tuple[Example, ...]:
-    """`count` examples spread over the whole file, always the same: its first third is about another kind of text."""
-    total = len(data.examples)
+def evenly_spaced(examples: Sequence[Example], count: int) -> tuple[Example, ...]:
+    """`count` of a file's, always the same: HellaSwag's first third is about another kind of text."""
+    total = len(examples)
     count = min(count, total)
-    return tuple(data.examples[index * total // count] for index in range(count))
+    return tuple(examples[index * total // count] for index in range(count))
 
 
 def _read_json_lines(lines: list[str], path: Path) -> tuple[Example, ...]:

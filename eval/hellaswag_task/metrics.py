@@ -107,9 +107,11 @@ def choose_all(
 
 
 def choose_by_token(scores: npt.NDArray[np.float64], questions: Sequence[Question]) -> Choices:
-    """The ending with the highest mean log-probability per token; scores (questions, 4)."""
-    tokens = np.array([[len(ending) for ending in question.endings] for question in questions])
-    return (scores / tokens).argmax(axis=1)
+    """The ending with the highest mean log-probability per token; scores (questions, the most endings)."""
+    tokens = np.zeros(scores.shape)
+    for row, question in enumerate(questions):
+        tokens[row, : len(question.endings)] = [len(ending) for ending in question.endings]
+    return np.where(tokens > 0, scores / np.maximum(tokens, 1), -np.inf).argmax(axis=1)
 
 
 def accuracy(choices: Choices, examples: Sequence[Example]) -> Accuracy:

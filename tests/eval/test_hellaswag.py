@@ -190,10 +190,10 @@ def test_the_real_text_file(tmp_path: Path) -> None:
     assert len(data.examples) == FULL_SIZE
     assert data.examples[0].context == "Roof shingle removal: A man is sitting on a roof. he"
     assert data.examples[0].endings[3] == "starts pulling up roofing on a roof."
-    spread = evenly_spaced(data, 100)
+    spread = evenly_spaced(data.examples, 100)
     assert len(set(spread)) == 100
     assert spread[-1] in data.examples[-101:]
-    assert evenly_spaced(data, 20_000) == data.examples
+    assert evenly_spaced(data.examples, 20_000) == data.examples
     loaded = load_checkpoint(write_checkpoint(tmp_path, tokenizer="gpt2", noise=0.3))
     choices = choose_all(loaded.model, spread[:8], loaded.tokenizer, start_ranks("cpu"))
     for number, example in enumerate(spread[:8]):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from common.curves import HELLASWAG, Curve
 from common.paths import expand_path
 from eval.hellaswag_task.examples import evenly_spaced, read_hellaswag, require_hellaswag
+from train.evaluations.answering import answer, make_questions
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, is_due
 from train.progress import Progress
 from train.settings.sections import Config
@@ -55,35 +53,23 @@ class HellaSwag(Evaluation):
         config = self.config.eval
         if not config.hellaswag_every_steps:
             return
-        from eval.hellaswag_task.metrics import plain_question
-        from eval.hellaswag_task.multiple_choice import require_room
-
         data = read_hellaswag(self._path())
         self._tools, self._data = tools, data
-        self._examples = evenly_spaced(data, config.hellaswag_examples)
-        self._questions = tuple(plain_question(example, tools.tokenizer) for example in self._examples)
-        require_room(self._questions, tools.model.config.block_size)
+        self._examples = evenly_spaced(data.examples, config.hellaswag_examples)
+        self._questions = make_questions(tools, self._examples)
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         """Answer and record; scores that are NaN, whose largest means nothing, as null."""
-        from eval.hellaswag_task.metrics import Accuracy, accuracy, choose_by_token, right_bits_per_byte
-        from eval.hellaswag_task.multiple_choice import log_likelihoods
-
         started, tools = time.monotonic(), self._tools
-        scores = log_likelihoods(tools.model, self._questions, tools.ranks, dtype=tools.dtype)
-        result = Accuracy(math.nan, None)
-        if not np.isnan(scores).any():
-            result = accuracy(choose_by_token(scores, self._questions), self._examples)
-        right = [example.label for example in self._examples]
-        bits = right_bits_per_byte(scores, self._questions, right, tools.tokenizer.piece_bytes)
+        found = answer(tools, self._examples, self._questions)
         seconds = time.monotonic() - started
         record = {
             "kind": self.name,
             "step": progress.step,
             "tokens": progress.tokens,
-            "hellaswag_acc_norm": result.value,
-            "hellaswag_acc_norm_stderr": result.standard_error,
-            BITS.figure: bits,
+            "hellaswag_acc_norm": found.accuracy.value,
+            "hellaswag_acc_norm_stderr": found.accuracy.standard_error,
+            BITS.figure: found.bits_per_byte,
             "hellaswag_examples": len(self._examples),
             "hellaswag_official": self._data.official,  # else the text form: its scores compare with nothing published
             "hellaswag_sha256": self._data.sha256,
@@ -91,11 +77,9 @@ class HellaSwag(Evaluation):
             "time": time.time(),
         }
         tools.recorder.note(record)
-        error = "" if result.standard_error is None else f" ± {result.standard_error:.4f}"
         which = "" if self._data.official else ", text form"
         tools.recorder.log(
-            f"HellaSwag at step {progress.step}: acc_norm {result.value:.4f}{error}, {bits:.4f} bits per byte "
-            f"({len(self._examples)} examples{which}, {seconds:.1f} s)"
+            f"HellaSwag at step {progress.step}: {found} ({len(self._examples)} examples{which}, {seconds:.1f} s)"
         )
 
     def _path(self) -> Path | None:

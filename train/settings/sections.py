@@ -11,6 +11,7 @@ Each section checks itself; what needs two sections is checked by `Config`, what
 `train.startup`. Nothing here imports torch. docs/options.md is made from these docstrings.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -20,6 +21,7 @@ from model.lora_config import TARGETS, LoraConfig, adapter_count
 
 ScheduleKind = Literal["cosine", "wsd", "constant"]
 MOST_PROFILED_STEPS = 20
+TAKEN_NAMES = ("val", "hellaswag")  # of other figures
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,10 @@ class EvalConfig:
         hellaswag_every_steps: answer HellaSwag after every so many steps and at the end; 0 never.
         hellaswag_examples: how many of its examples, spread over the file: the same ones every time.
         hellaswag_data: its JSONL, or six lines an example; null takes what data_prep/prepare_offline.py fetched.
+        choices: multiple-choice files of your own, by the name of their figures; a line is JSON with context, endings
+            and label.
+        choices_every_steps: answer them after every so many steps and at the end; 0 never.
+        choices_examples: how many of each file's, spread over it: the same ones every time.
     """
 
     every_steps: int = 250
@@ -283,13 +289,26 @@ class EvalConfig:
     hellaswag_every_steps: int = 0
     hellaswag_examples: int = 1000
     hellaswag_data: str | None = None
+    choices: dict[str, str] = field(default_factory=dict)
+    choices_every_steps: int = 0
+    choices_examples: int = 1000
 
     def __post_init__(self) -> None:
-        intervals = (self.every_steps, self.sample_every_steps, self.hellaswag_every_steps)
+        intervals = (self.every_steps, self.sample_every_steps, self.hellaswag_every_steps, self.choices_every_steps)
         if min(*intervals, self.temperature, self.top_k) < 0:
             raise ValueError("the numbers of section eval must not be negative")
-        if min(self.tokens, self.sample_tokens, self.hellaswag_examples) < 1:
-            raise ValueError("eval.tokens, eval.sample_tokens and eval.hellaswag_examples must be positive")
+        if min(self.tokens, self.sample_tokens, self.hellaswag_examples, self.choices_examples) < 1:
+            raise ValueError(
+                "eval.tokens, eval.sample_tokens, eval.hellaswag_examples and eval.choices_examples must be positive"
+            )
+        for name in self.choices:
+            if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name) or name in TAKEN_NAMES:
+                raise ValueError(
+                    f"eval.choices has {name!r}: give a name of lower-case letters, digits and _, other than "
+                    f"{' and '.join(TAKEN_NAMES)}"
+                )
+        if self.choices_every_steps and not self.choices:
+            raise ValueError("eval.choices_every_steps is set and eval.choices is empty: name files there")
 
 
 @dataclass(frozen=True)
