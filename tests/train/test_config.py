@@ -124,6 +124,7 @@ def test_mistakes_in_a_file_are_one_line(tmp_path: Path, content: str, message: 
         (["train/configs/smoke.yaml"], "unexpected argument train/configs/smoke.yaml: use --config FILE"),
         (["--config"], "--config has no file: give the name of a YAML file"),
         (["--config=nowhere.yaml"], "nowhere.yaml can't be read (No such file or directory): name another --config"),
+        (["--eval.choices=[1]"], 'eval.choices is [1]: use a mapping such as {"name": "value"} (see --help)'),
         (["--optim.lr=1e400"], "optim.lr is inf: use a finite number"),
         (["--run.lock_patience_seconds=.nan"], "run.lock_patience_seconds is nan: use a finite number"),
         (["stray"], "stray"),

@@ -15,6 +15,7 @@ _IN_WORDS = {
     "bool": "true or false",
     "str": "text",
     "list": 'a list such as ["a", "b"]',
+    "dict": 'a mapping such as {"name": "value"}',
     "NoneType": "null",
 }
 
