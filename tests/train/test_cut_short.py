@@ -17,7 +17,7 @@ from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_as_rank, train_by_path
 from train.checkpoints.saver import CheckpointKeeper
 from train.checkpoints.writer import CheckpointWriter
-from train.evaluations.hellaswag import HellaSwag
+from train.evaluations.multiple_choice import HellaSwag
 from train.run.recorder import Recorder
 
 OF_THE_CLOCK = ("time", "tokens_per_second", "memory_gib")
