@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.metrics_file import read_metrics
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
+from train.settings.sections import EvalConfig
 
 DOCUMENT = PROJECT / "docs" / "evaluation.md"
 SMALLER = {
@@ -38,8 +40,9 @@ def prepare(folder: Path) -> None:
     )
     write_official(folder / "hellaswag_val.jsonl", official_rows(5, words_at_most=6))
     (folder / "tasks").mkdir()
-    (task,) = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
+    choices, task = re.findall(r"```yaml\n(.*?)```", DOCUMENT.read_text(), flags=re.DOTALL)
     (folder / "tasks" / "my_task.yaml").write_text(task)
+    assert EvalConfig(**yaml.safe_load(choices)["eval"]).choices_every_steps == 500
     questions = [{"question": "one and one is", "choices": ["two", "ten"], "label": 0} for _ in range(3)]
     (folder / "questions.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
 
