@@ -76,9 +76,16 @@ def main() -> int:
 def compare_groups(arguments: argparse.Namespace) -> int:
     from eval.comparison.comparing import as_text, compare  # scipy takes its time
     from eval.comparison.run_groups import parse_groups
+    from train.studies.older_runs import option_defaults
 
     groups = parse_groups(arguments.compare)
-    found = compare(groups, baseline=arguments.baseline, metric=arguments.metric or "final", in_pairs=arguments.paired)
+    found = compare(
+        groups,
+        baseline=arguments.baseline,
+        metric=arguments.metric or "final",
+        in_pairs=arguments.paired,
+        defaults=option_defaults(),
+    )
     print(as_text(found))
     if arguments.json:
         write_json_output(arguments.json, found.as_json())

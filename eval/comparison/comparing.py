@@ -6,6 +6,7 @@ Everything is in the order of names and seeds, so that the order of a command li
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from common.errors import UserError
@@ -49,7 +50,12 @@ class Comparison:
 
 
 def compare(
-    paths: Mapping[str, Sequence[Path]], *, baseline: str | None = None, metric: str = "final", in_pairs: bool = False
+    paths: Mapping[str, Sequence[Path]],
+    *,
+    baseline: str | None = None,
+    metric: str = "final",
+    in_pairs: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Comparison:
     """Compare groups of runs by their folders.
 
@@ -58,6 +64,7 @@ def compare(
         baseline: None takes the group named baseline or base, else the first one in the alphabet.
         metric: `final` or `best` (loss), or the figure of an evaluation.
         in_pairs: compare runs of equal seeds in pairs.
+        defaults: what the absence of an option from an older run's configuration means.
 
     Raises UserError for what can't be read, and where runs or groups do not compare.
     """
@@ -65,7 +72,7 @@ def compare(
     if baseline is not None and baseline not in names:
         raise UserError(f"--baseline is {baseline}: use one of {', '.join(names)}")
     baseline = baseline or next((name for name in BASELINES if name in names), names[0])
-    runs = {name: [MeasuredRun.load(path) for path in paths[name]] for name in names}
+    runs = {name: [MeasuredRun.load(path).with_defaults(defaults) for path in paths[name]] for name in names}
     chosen = find_metric(metric, [run for each in runs.values() for run in each])
     return compare_runs(runs, baseline, chosen, in_pairs=in_pairs)
 

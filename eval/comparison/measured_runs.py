@@ -1,7 +1,7 @@
 """What a comparison reads of a run: its figure, its curve, and whether it may be ranked."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -42,6 +42,10 @@ class MeasuredRun(RunFacts):
         """Raises UserError for what is neither a run's folder nor a result file, and for a run without a step yet."""
         facts = read_facts(path) if path.is_file() else read_folder(path)
         return cls(**vars(facts), path=str(path))
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> "MeasuredRun":
+        """The same with options that its version did not have yet. Args: defaults: what their absence means."""
+        return replace(self, config={**defaults, **self.config})
 
     def write_result(self, path: Path) -> None:
         """Publish what is known of the run as a result file, which `load` reads. Raises OSError."""

@@ -19,6 +19,7 @@ from model.config import ModelConfig
 from model.counts import flops_per_token
 from tests.helpers.source_code import PROJECT
 from tests.helpers.study_runs import MODEL, RANKS, law, write_group, write_study_run
+from train.studies.older_runs import option_defaults
 
 OLD = PROJECT / "records" / "2026-11-22-tiny-shakespeare" / "runs"
 KEYS = [
@@ -120,6 +121,23 @@ def test_a_damaged_result_file_is_one_line(tmp_path: Path, change: dict[str, Any
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change), encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(f"{path} is damaged ({words}")):
         MeasuredRun.load(path)
+
+
+def test_a_run_of_before_an_option_belongs_to_those_that_have_its_default(tmp_path: Path) -> None:
+    """As where a study is continued by a later version."""
+    files = []
+    stated: dict[str, Any] = {"optim__muon_momentum": 0.95, "optim__shard": False}
+    for seed, (options, value) in enumerate((({}, "absent"), (stated, "default"))):
+        folder = write_study_run(tmp_path / value, seed=seed, **options)
+        files.append(tmp_path / f"{value}.json")
+        MeasuredRun.load(folder).write_result(files[-1])
+    other = write_study_run(tmp_path / "other", seed=2, optim__muon_momentum=0.5)
+    groups = {"a": files, "b": [other]}
+    found = compare(groups, defaults=option_defaults())
+    assert found.entries["a"].as_json()["seeds"] == 2
+    assert found.data["differing"] == {"optim.muon_momentum": {"a": 0.95, "b": 0.5}}
+    with pytest.raises(UserError, match=r"the runs of a differ in optim\.muon_momentum"):
+        compare(groups)
 
 
 def _turned(group: str) -> str:

@@ -20,7 +20,8 @@ def find_gpus() -> list[str]:
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True, text=True, encoding="utf-8", timeout=60, check=True,
+            capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=60,
+            check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return []

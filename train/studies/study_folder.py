@@ -21,6 +21,7 @@ from common.json_file import keep_others, read_json_for_user
 from common.publish import canonical_json, write_json_whole
 from common.run_folder import RunFolder
 from eval.comparison.measured_runs import MeasuredRun
+from train.studies.older_runs import option_defaults
 from train.studies.study_file import StudyFile
 
 try:
@@ -77,7 +78,7 @@ class StudyFolder:
     def read_result(self, name: str) -> MeasuredRun | None:
         """A finished run's; None where there is none. Raises UserError for one that is damaged."""
         path = self.result_file(name)
-        return MeasuredRun.load(path) if path.is_file() else None
+        return MeasuredRun.load(path).with_defaults(option_defaults()) if path.is_file() else None
 
     def read_failure(self, name: str) -> str:
         """Why a run has failed; empty where it has not, or has been started again."""
@@ -103,7 +104,7 @@ class StudyFolder:
         run.write_result(self.result_file(name))
         self.forget_failure(name)
         self.clear(name, keep_checkpoints=keep_checkpoints)
-        return MeasuredRun.load(self.result_file(name))
+        return MeasuredRun.load(self.result_file(name)).with_defaults(option_defaults())
 
     def clear(self, name: str, *, keep_checkpoints: bool) -> None:
         """Remove a finished run's checkpoints, which nothing of the study reads."""

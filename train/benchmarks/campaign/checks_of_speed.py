@@ -51,7 +51,7 @@ SMALL = (
         tiny_probe("steps", "--name=steps-124m", *SMOKE_STEPS),
     ),
     Check(
-        "micro-batches-124m", 2, 90, bench_step("--preset=gpt2-124m", "--micro-batch", "16", "32", "64", "128", *OURS),
+        "micro-batches-124m", 2, 80, bench_step("--preset=gpt2-124m", "--micro-batch", "16", "32", "64", "128", *OURS),
         "the speed hardly depends on the micro-batch, and the memory is as estimated",
         speed(H100_124M["tokens"], H100_124M["mfu"]), tiny_step("longhaul"),
     ),
@@ -101,7 +101,7 @@ SMALL = (
         "fp16, for older cards", speed(), ELSEWHERE,
     ),
     Check(
-        "stream-124m", 2, 25,
+        "stream-124m", 2, 20,
         bench_step("--preset=gpt2-124m", "--micro-batch", "32", "--dtype=bf16", "--run.stream_dtype=bf16", *OURS),
         "a residual stream in bf16", speed(476e3), ELSEWHERE,
     ),
