@@ -121,8 +121,6 @@ class Choices(Evaluation):
         if not self.config.eval.choices_every_steps:
             return
         self._tools = tools
-        if not self._files:
-            self.check(tools.tokens)
         count = self.config.eval.choices_examples
         self._examples = {name: evenly_spaced(found.examples, count) for name, found in self._files.items()}
         self._questions = {name: make_questions(tools, examples) for name, examples in self._examples.items()}

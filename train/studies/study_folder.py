@@ -77,8 +77,10 @@ class StudyFolder:
 
     def read_result(self, name: str) -> MeasuredRun | None:
         """A finished run's; None where there is none. Raises UserError for one that is damaged."""
-        path = self.result_file(name)
-        return MeasuredRun.load(path).with_defaults(option_defaults()) if path.is_file() else None
+        return self._load(name) if self.result_file(name).is_file() else None
+
+    def _load(self, name: str) -> MeasuredRun:
+        return MeasuredRun.load(self.result_file(name)).with_defaults(option_defaults())
 
     def read_failure(self, name: str) -> str:
         """Why a run has failed; empty where it has not, or has been started again."""
@@ -104,7 +106,7 @@ class StudyFolder:
         run.write_result(self.result_file(name))
         self.forget_failure(name)
         self.clear(name, keep_checkpoints=keep_checkpoints)
-        return MeasuredRun.load(self.result_file(name)).with_defaults(option_defaults())
+        return self._load(name)
 
     def clear(self, name: str, *, keep_checkpoints: bool) -> None:
         """Remove a finished run's checkpoints, which nothing of the study reads."""
