@@ -3,19 +3,18 @@
     python slurm/submit.py --config train/configs/gpt2-124m.yaml --nodes 1 --time 12:00:00
     python slurm/submit.py --config train/configs/gpt2-1p3b.yaml --nodes 4 --dry-run -- --optim.lr 1e-4
     python slurm/submit.py --config train/configs/gpt2-124m.yaml --sweep optim.lr=3e-4,6e-4
+    python slurm/submit.py --jobs jobs.jsonl --gpus-per-node 1 --cpus-per-node 12
 
 The job resumes by itself after pre-emptions, time limits and lost nodes, until the run is done.
 """
 
 import argparse
-import itertools
 import os
 import re
 import shlex
 import shutil
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,11 +28,11 @@ from submitit.slurm.slurm import SlurmExecutor
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from common.paths import PROJECT, expand_path
+from common.paths import PROJECT
 from common.run_folder import RunFolder
 from slurm.history import append_submission
+from slurm.planned_jobs import Job, leave_out_queued, listed_jobs, plan_jobs
 from slurm.training_task import TrainingTask
-from train.settings.command_line import read_config
 
 NO_LIMIT = 1_000_000  # of time-outs; requeue.py's own rule ends a job that makes no progress
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
@@ -56,23 +55,19 @@ class SbatchWriter(SlurmExecutor):
         return str(writer._make_submission_file_text(writer._submitit_command_str, "dry-run"))
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to submit."""
-
-    name: str
-    folder: Path
-    options: list[str]
-
-    @property
-    def submitit(self) -> Path:
-        """Where submitit keeps the jobs of all runs beside this one."""
-        return self.folder.parent / "submitit"
-
-
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the run's configuration")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", metavar="FILE", help="the run's configuration")
+    what.add_argument(
+        "--jobs",
+        type=Path,
+        metavar="FILE",
+        help="a job array of other runs: on each line a JSON list of train/pretrain.py's options; a run that is done "
+        "or still queued is left out",
+    )
+    parser.add_argument("--job-name", metavar="NAME", help="default: the name of FILE")
+    parser.add_argument("--at-once", type=int, metavar="N", help="jobs of an array that run at a time; default: 256")
     parser.add_argument("--nodes", type=int, default=1)
     parser.add_argument("--gpus-per-node", type=int, default=8, help="0: train on CPUs")
     parser.add_argument("--cpus-per-node", type=int, help="default: whole nodes, only for this job")
@@ -99,31 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--local", action="store_true", help="run on this machine, without Slurm")
     parser.add_argument("options", nargs="*", help="after --: options of train/pretrain.py")
     return parser
-
-
-def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
-    """The runs to submit, their options checked. Raises UserError for one that no trainer would accept."""
-    jobs = []
-    for values in itertools.product(*map(_sweep_values, sweeps)):
-        file = expand_path(config).absolute()
-        chosen = [f"--config={file}", *options, *(f"--{key}={value}" for key, value in values)]
-        name = str(read_config(chosen)[0].run.name)
-        for key, value in values:
-            name += f"-{key.split('.')[-1]}-{value}"
-        chosen.append(f"--run.name={name}")
-        parsed, _ = read_config(chosen)
-        jobs.append(Job(name, RunFolder.find(parsed.run.root, name).path, chosen))
-    names = [job.name for job in jobs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"--sweep has {twice[0]} twice, and two jobs can't train one run: give each value once")
-    return jobs
-
-
-def _sweep_values(sweep: str) -> list[tuple[str, str]]:
-    key, _, values = sweep.partition("=")
-    if not key or not values:
-        raise UserError(f"--sweep {sweep}: give KEY=VALUE,VALUE,… such as optim.lr=3e-4,6e-4")
-    return [(key, value) for value in values.split(",")]
 
 
 def minutes(text: str) -> int:
@@ -160,10 +130,11 @@ def setup_lines(a: argparse.Namespace, folders: list[Path]) -> list[str]:
     return [*lines, 'srun() { command srun "${srun_options[@]}" "$@"; }']
 
 
-def slurm_parameters(a: argparse.Namespace, job_name: str, folders: list[Path]) -> dict[str, Any]:
+def slurm_parameters(a: argparse.Namespace, folders: list[Path]) -> dict[str, Any]:
     """The contents of the sbatch script."""
     parameters: dict[str, Any] = {
-        "job_name": job_name,
+        "job_name": a.job_name or Path(a.config or a.jobs).stem,
+        "array_parallelism": a.at_once,
         "nodes": a.nodes,
         "ntasks_per_node": 1,
         "gpus_per_node": a.gpus_per_node,
@@ -197,7 +168,7 @@ def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) ->
     python = '"${in_container[@]}" "$job_python"'  # variables of the script, set where it runs
     executor = SbatchWriter(jobs[0].submitit / "%j", max_num_timeout=NO_LIMIT, python=python)
     folders = sorted({job.folder.parent for job in jobs})
-    executor.update_parameters(**slurm_parameters(a, Path(a.config).stem, folders))
+    executor.update_parameters(**slurm_parameters(a, folders))
     if a.dry_run:
         print(executor.script(len(jobs)))
         for job in jobs:
@@ -252,13 +223,29 @@ def _show_until_done(handle: LocalJob[str]) -> None:
         time.sleep(LOOK_SECONDS)
 
 
+def jobs_to_submit(a: argparse.Namespace) -> list[Job]:
+    """Raises UserError for options that no trainer would accept."""
+    if a.jobs is None:
+        return plan_jobs(a.config, a.options, a.sweep)
+    if a.sweep:
+        raise UserError("--sweep is for --config: leave it out, and list the runs in --jobs' file")
+    jobs, left_out = leave_out_queued(listed_jobs(a.jobs, a.options))
+    print("\n".join(left_out), end="\n" if left_out else "", flush=True)
+    return jobs
+
+
 def main() -> int:
     a = build_parser().parse_args()
     if a.local and a.nodes > 1:
         raise UserError("--local is for this one machine: leave --nodes out")
     if a.local and (a.image or a.container or a.container_image):
         raise UserError("--local doesn't enter a container: start submit.py itself inside it")
-    jobs = plan_jobs(a.config, a.options, a.sweep)
+    if a.at_once is not None and a.at_once < 1:
+        raise UserError(f"--at-once is {a.at_once}: use 1 or more")
+    jobs = jobs_to_submit(a)
+    if not jobs:
+        print("nothing to submit")
+        return 0
     tasks = [TrainingTask(job.options, job.folder, max(1, a.gpus_per_node)) for job in jobs]
     if a.local:
         return run_here(jobs, tasks, a.gpus_per_node)

@@ -2,6 +2,7 @@
 
     python train/study.py STUDY.yaml --dry-run
     python train/study.py STUDY.yaml
+    python train/study.py STUDY.yaml --slurm "--gpus-per-node 1 --cpus-per-node 12 --time 4:00:00"
     python train/study.py STUDY.yaml --report
     python train/study.py --compare A=runs/a1,runs/a2,runs/a3 B=runs/b1,runs/b2,runs/b3
 
@@ -24,7 +25,7 @@ from common.publish import write_json_output
 from eval.shared.arguments import add_json
 
 COMPARING = ("baseline", "metric", "paired", "json")
-STUDYING = ("out", "report", "dry_run", "jobs", "threads", "keep_checkpoints")
+STUDYING = ("out", "report", "dry_run", "jobs", "threads", "keep_checkpoints", "slurm", "again")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -38,6 +39,12 @@ def parse_arguments() -> argparse.Namespace:
     study.add_argument("--jobs", type=int, metavar="N", help="runs at a time; default: one for each GPU, or core")
     study.add_argument("--threads", type=int, metavar="N", help="of each run; default: 1 on CPUs")
     study.add_argument("--keep-checkpoints", action="store_true", help="of finished runs, to continue or sample from")
+    study.add_argument(
+        "--slurm",
+        metavar="OPTIONS",
+        help="submit what is missing as a job array by slurm/submit.py with these options of it, and don't wait",
+    )
+    study.add_argument("--again", action="store_true", help="with --slurm: also submit runs that have failed")
     compare = parser.add_argument_group("groups of runs")
     compare.add_argument(
         "--compare",
@@ -56,9 +63,13 @@ def parse_arguments() -> argparse.Namespace:
     if (arguments.study is None) == (arguments.compare is None):
         raise UserError("give a STUDY.yaml, or --compare NAME=RUN,RUN,… (see --help)")
     for name in COMPARING if arguments.compare is None else STUDYING:
-        if getattr(arguments, name):
+        if getattr(arguments, name) not in (None, False):
             owner = "--compare" if arguments.compare is None else "a STUDY.yaml"
             raise UserError(f"--{name.replace('_', '-')} is for {owner}: leave it out, or see --help")
+    if arguments.slurm is not None and (arguments.jobs or arguments.threads):
+        raise UserError('--jobs and --threads are for this machine: use --slurm "--at-once N --cpus-per-node N"')
+    if arguments.again and arguments.slurm is None:
+        raise UserError("--again is for --slurm: without it, each start tries failed runs again")
     return arguments
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from slurm.submit import build_parser, minutes, plan_jobs
+from slurm.planned_jobs import plan_jobs
+from slurm.submit import build_parser, minutes
 from tests.helpers.training import PROJECT
 from tests.slurm.jobs import Bench
 from train.settings.command_line import read_config

@@ -1,5 +1,6 @@
 """What submit.py writes and plans, without a cluster; and the same run without Slurm."""
 
+import json
 import os
 import stat
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 
 from common.errors import UserError
 from common.run_folder import RunFolder
-from slurm.submit import minutes, plan_jobs
+from slurm.planned_jobs import listed_jobs, plan_jobs
+from slurm.submit import minutes
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, curve, run_of, tiny_arguments, train_by_path
 
@@ -87,6 +89,42 @@ def test_a_sweep_names_its_runs():
 def test_a_wrong_sweep_is_one_line(sweep: str, words: str):
     with pytest.raises(UserError, match=words):
         plan_jobs(str(SMOKE), [], [sweep])
+
+
+LISTED = [f"--config={SMOKE}", "--run.root=r"]
+
+
+def test_a_list_of_runs_is_one_array_of_what_is_left(tmp_path: Path):
+    lines = [json.dumps([*LISTED, f"--run.name={name}", f"--run.seed={seed}"]) for seed, name in enumerate("abc")]
+    (tmp_path / "study.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    folder = RunFolder(tmp_path / "r" / "b")
+    folder.path.mkdir(parents=True)
+    folder.write_state("done", reason="all steps", step=5, tokens=5)
+    call = ["--jobs=study.jsonl", "--dry-run", "--at-once=1", "--job-name=mine", "--", "--run.max_steps=5"]
+    done = run_submit(*call, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout.splitlines()
+    assert text[0] == "b is not submitted: it is done"
+    assert {"#SBATCH --array=0-1%1", "#SBATCH --job-name=mine"} <= set(text)
+    runs = [line for line in text if line.startswith(f"# {tmp_path}/r/")]
+    assert [line.split(":")[0][-1] for line in runs] == ["a", "c"]
+    assert all(line.endswith("--run.max_steps=5") for line in runs)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("--run.name=a", "line 1: give a JSON list of options"),
+        ('["--run.name=a", 5]', "line 1: give a JSON list of options"),
+        (f"{json.dumps(LISTED)}\n{json.dumps(LISTED)}", "has smoke twice"),
+        ('["--run.nam=a"]', "unknown option"),
+    ],
+)
+def test_a_wrong_list_of_runs_is_one_line(text: str, words: str, tmp_path: Path):
+    (tmp_path / "jobs").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=words):
+        listed_jobs(tmp_path / "jobs", [])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.jobs import Bench, Job
+from tests.train.test_study_queue import write_study
+from train.studies.study_folder import StudyFolder
 
 pytestmark = pytest.mark.slurm
 
@@ -60,3 +62,45 @@ def test_a_sweep_is_a_job_array_of_named_runs(bench: Bench):
         assert job.state["status"] == "done"
     rates = [json.loads(job.run.metrics.read_text().splitlines()[-5])["step"] for job in jobs]
     assert rates
+
+
+def test_a_study_is_submitted_until_nothing_is_missing(bench: Bench):
+    """Given again while its jobs run it submits nothing twice, and what waits for trials once these have ended."""
+    path = write_study(
+        bench.folder / "study",
+        base={"config": "tiny.yaml", "schedule.warmup": 0.1, "data.path": str(bench.data), "run.device": "cpu"},
+        variants={"base": {}, "norm": {"model.norm": "rmsnorm", "tune": {"optim.lr": [0.01, 0.02]}}},
+        trials={"budget": 5120},
+        seeds=[1],
+    )
+    folder = StudyFolder(path.parent)
+
+    def study(status: int = 0) -> str:
+        done = bench.run_python("train/study.py", str(path), "--slurm=--gpus-per-node 0 --cpus-per-node 1")
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout
+
+    def wait_for(*names: str) -> None:
+        done = lambda: all(folder.status(name) == "done" for name in names)  # noqa: E731
+        bench.cluster.wait_for(done, " and ".join(names), seconds=150)
+
+    first = ["base-10.24k-s1", "norm-lr0.01-5.12k-s1", "norm-lr0.02-5.12k-s1"]
+    text = study()
+    assert text.count("submitted job") == 3
+    assert "1 wait for trials" in text
+    assert "submitted job" not in study()
+    wait_for(*first)
+    report = bench.run_python("train/study.py", str(path), "--report")  # before any result file is there
+    assert report.returncode == 0, report.stderr
+    assert not folder.results.exists()
+    text = study()
+    assert text.count("submitted job") == 1
+    assert "3 of 4 runs done" in text
+    (last,) = {run.name for run in folder.runs.glob("norm-*-10.24k-s1")}
+    wait_for(last)
+    assert "4 of 4 runs done" in study()
+    assert sorted(file.stem for file in folder.results.glob("*.json")) == sorted([*first, last])
+    for name in (*first, last):
+        lines = (folder.run(name).path / "slurm.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["kind"] for line in lines].count("submission") == 1
+        assert not folder.run(name).checkpoints.exists()

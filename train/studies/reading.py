@@ -63,9 +63,9 @@ def read_results(planner: Planner, folder: StudyFolder) -> tuple[dict[str, Measu
         for run in plan(planner, results, failed)[0]:
             if run.name in results or run.name in failed:
                 continue
-            if (found := folder.read_result(run.name)) is not None:
+            if (found := folder.read_result(run.name) or folder.read_ended(run.name)) is not None:
                 results[run.name] = found
-            elif why := folder.read_failure(run.name):
+            elif why := folder.why_failed(run.name):
                 failed[run.name] = why
         if len(results) + len(failed) == before:
             return results, failed

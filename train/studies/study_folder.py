@@ -82,6 +82,25 @@ class StudyFolder:
     def _load(self, name: str) -> MeasuredRun:
         return MeasuredRun.load(self.result_file(name)).with_defaults(option_defaults())
 
+    def read_ended(self, name: str) -> MeasuredRun | None:
+        """A run's that is done and whose result no queue has kept yet, from its folder; None of any other run."""
+        if self.status(name) != "done":
+            return None
+        return MeasuredRun.load(self.run(name).path).with_defaults(option_defaults())
+
+    def status(self, name: str) -> str:
+        """What a run's `state` says; empty where there is none, or it can't be read."""
+        try:
+            return str((self.run(name).read_state() or {}).get("status", ""))
+        except UserError:
+            return ""
+
+    def why_failed(self, name: str) -> str:
+        """As `read_failure`, or what a run's `state` says that no queue of this machine has trained."""
+        if not (why := self.read_failure(name)) and self.status(name) == "failed":
+            why = str((self.run(name).read_state() or {}).get("reason") or "unknown")
+        return why
+
     def read_failure(self, name: str) -> str:
         """Why a run has failed; empty where it has not, or has been started again."""
         try:

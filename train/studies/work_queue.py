@@ -58,8 +58,12 @@ class View(Protocol):
 
 def training_command(run: PlannedRun, folder: StudyFolder) -> list[str]:
     """train/pretrain.py, as a user would call it."""
-    place = [f"--run.root={folder.runs.resolve()}", f"--run.name={run.name}"]
-    return [sys.executable, str(PROJECT / "train" / "pretrain.py"), *run.options, *place]
+    return [sys.executable, str(PROJECT / "train" / "pretrain.py"), *options_of(run, folder)]
+
+
+def options_of(run: PlannedRun, folder: StudyFolder) -> list[str]:
+    """A run's options of train/pretrain.py, its folder included."""
+    return [*run.options, f"--run.root={folder.runs.resolve()}", f"--run.name={run.name}"]
 
 
 @dataclass
@@ -153,7 +157,7 @@ class WorkQueue:
     def _is_done_already(self, run: PlannedRun) -> bool:
         """Whether a run has ended meanwhile, as far as files show; its result is kept then."""
         if (found := self.folder.read_result(run.name)) is None:
-            if status_of(self.folder.run(run.name)) != "done":
+            if self.folder.status(run.name) != "done":
                 return False
             found = self.folder.harvest(run.name, keep_checkpoints=self.keep_checkpoints)
         self._keep(run, found)
@@ -197,7 +201,7 @@ class WorkQueue:
         process, folder = slot.process, self.folder.run(run.name)
         slot.run = slot.process = None
         try:
-            status = status_of(folder)
+            status = self.folder.status(run.name)
             code = None if process is None else process.returncode
             if status == "done" and code in (None, 0):
                 took = time.monotonic() - slot.started
@@ -271,13 +275,6 @@ def owner_of(folder: RunFolder) -> ProcessIdentity | None:
     if owner.is_here():
         return None if owner.is_gone() else owner
     return owner if look_at(folder, time.time()).verdict in ("running", "silent") else None
-
-
-def status_of(folder: RunFolder) -> str:
-    try:
-        return str((folder.read_state() or {}).get("status", ""))
-    except UserError:
-        return ""
 
 
 def _saved_step(folder: RunFolder) -> int:
