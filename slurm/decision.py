@@ -90,7 +90,7 @@ def decide(facts: Facts) -> Decision:
             return Decision("requeue", "pre-empted before the first step")
         return Decision("failed", f"the trainers ended with status {facts.exit_status} before the first step")
     if status == "preempted" and state.get("stop") in ("signal", "deadline", None):
-        if state.get("reason") == "SIGINT":
+        if str(state.get("reason")).startswith("SIGINT"):
             return Decision("stopped", "interrupted by a person (SIGINT)")
         return Decision("requeue", f"pre-empted at step {state.get('step')}: {state.get('reason')}")
     return _after_a_loss(facts, str(state.get("reason")) if status == "failed" else "no rank was left to record why")

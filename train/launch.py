@@ -8,7 +8,7 @@ Everything up to the script's name is torchrun's. --nproc_per_node=auto is one r
 where there is one core. auto:8 is as many of those as divide 8, for a small batch. Ranks are not restarted inside a
 launch: the same command resumes the run. SIGTERM, SIGINT, SIGUSR1, SIGUSR2 and SIGHUP go to the ranks, never to
 torchrun, which would end them after 30 seconds: they save, however long that takes, and end by themselves. A second
-Ctrl-C ends everything at once.
+Ctrl-C within 10 s of the first ends everything at once, without a save.
 
 Exit status: 0 after the last step and after a clean stop alike (the run's `state` records which); 2 for a mistake in
 the command line; 1 for an error; 128 and the signal's number where a rank was killed; 130 after a second Ctrl-C.
@@ -36,10 +36,10 @@ from common.scratch_folder import scratch_folder
 from common.version import VERSION_LINE
 from train.launching.agent_parent import AGENT_PARENT
 from train.launching.rank_watch import RankWatch
+from train.stopping.ctrl_c import AGAIN, AGAIN_SECONDS, SAME_SECONDS
 
 AGENT = Path(__file__).with_name("launching") / "torchrun_agent.py"
 POLL_SECONDS = 0.1
-SAME_SECONDS = 0.5  # a second Ctrl-C comes later than this
 LAST_SECONDS = 3.0  # from a second Ctrl-C to the end of everything
 MEETING_SECONDS = 10.0  # how long a launcher that is to stop waits for the other machines to meet it
 OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -86,16 +86,23 @@ class Launch:
         """Record a signal to forward."""
         now = time.monotonic()
         self._asked_first = self._asked_first or now
-        if number == signal.SIGINT and self._interrupted is not None:
-            if now - self._interrupted > SAME_SECONDS and self._end_at is None:
-                print("stopping at once", file=sys.stderr, flush=True)
-                self._end_at = now + LAST_SECONDS
-                self._asked.append(number)
+        if number == signal.SIGINT and not self._is_news(now):
             return
-        if number == signal.SIGINT:
-            self._interrupted = now
-            print("\nsaving and stopping; Ctrl-C again stops at once", file=sys.stderr, flush=True)
         self._asked.append(signal.SIGTERM if signal.Signals(number).name == "SIGHUP" else number)
+
+    def _is_news(self, now: float) -> bool:
+        """Answer a Ctrl-C; return whether it is to be forwarded: the first is, and one that drops work."""
+        since = None if self._interrupted is None else now - self._interrupted
+        if self._end_at is not None or (since is not None and since <= SAME_SECONDS):
+            return False
+        if since is not None and since <= AGAIN_SECONDS:
+            print("\nending at once", file=sys.stderr, flush=True)
+            self._end_at = now + LAST_SECONDS
+            return True
+        self._interrupted = now
+        what = "stopping" if since is None else "still stopping"
+        print(f"\n{what}; Ctrl-C {AGAIN} drops what is not saved", file=sys.stderr, flush=True)
+        return since is None
 
     def hand_on(self) -> None:
         """Forward signals to the workers that handle them; the others get them when they do."""

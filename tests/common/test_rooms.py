@@ -30,7 +30,7 @@ INSIDE_TRAIN = (
 # What stands beside that order, and what of train/ each may import.
 BESIDE = {
     "launching": {"stopping"},
-    "launch": {"launching"},
+    "launch": {"launching", "stopping"},
     "sync_wandb": {"run"},
     "studies": {"settings"},
     "study": {"studies"},

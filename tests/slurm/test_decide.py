@@ -49,6 +49,7 @@ def facts(status: str | None = None, *, own: bool = True, **changes: Any) -> Fac
         (facts("preempted", stop="deadline"), "requeue"),
         (facts("preempted", stop="file", reason="STOP file"), "stopped"),
         (facts("preempted", stop="signal", reason="SIGINT"), "stopped"),
+        (facts("preempted", stop="signal", reason="SIGINT twice, without a save"), "stopped"),
         (facts("failed", failure="exception"), "failed"),
         (facts("failed"), "failed"),
         (facts("failed", failure="exception", asked=True), "failed"),

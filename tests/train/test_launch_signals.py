@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from train import launch
-from train.launch import SAME_SECONDS
+from train.stopping.ctrl_c import SAME_SECONDS
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120.0
@@ -84,7 +84,7 @@ def test_ctrl_c_lets_the_workers_save_and_shows_no_traceback(tmp_path: Path) -> 
     output = finish(process, family)
 
     assert process.returncode == 0
-    assert output.strip() == "saving and stopping; Ctrl-C again stops at once"
+    assert output.strip() == "stopping; Ctrl-C again within 10 s drops what is not saved"
     assert sorted(path.name for path in tmp_path.glob("*.saved")) == ["0.saved", "1.saved"]
 
 
@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_ends_workers_that_do_not(tmp_path: Path) -> None:
     assert process.stdout is not None
 
     interrupt(process)
-    while "saving and stopping" not in process.stdout.readline():
+    while "stopping" not in process.stdout.readline():
         assert process.poll() is None
     time.sleep(2 * SAME_SECONDS)  # what comes sooner is the first one, seen twice
     interrupt(process)

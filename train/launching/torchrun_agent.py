@@ -15,13 +15,13 @@ from torch.distributed.elastic.multiprocessing import api as processes
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from common.environment import whole_number
-from common.errors import USER_ERROR_STATUS, exit_on_user_error
+from common.errors import INTERRUPTED_STATUS, USER_ERROR_STATUS, exit_on_user_error
 from common.periodic import Periodic
 from common.scratch_folder import scratch_folder
 from train.launching.agent_parent import AGENT_PARENT
 from train.launching.launch_meeting import arrange
 from train.launching.launch_options import check_the_rest, read_options
-from train.stopping.stop_requests import LAUNCHER_PID
+from train.stopping.ctrl_c import LAUNCHER_PID
 
 LOOK_SECONDS = 0.5
 FOLLOWS_SECONDS = 2  # deaths that are noted together are less apart
@@ -53,8 +53,8 @@ def report(failures: dict[int, ProcessFailure]) -> int:
     """Print the failure that explains the others; return its exit status."""
     unheeding = unheeding_ranks(failures)
     rank, first = min(failures.items(), key=lambda item: (_explains(item[1], item[0] in unheeding), item[1].timestamp))
-    if first.exitcode == USER_ERROR_STATUS:  # the rank has printed it in one line
-        return USER_ERROR_STATUS
+    if first.exitcode in (USER_ERROR_STATUS, INTERRUPTED_STATUS):  # the rank has printed why in one line
+        return first.exitcode
     for other in sorted(unheeding):
         print(
             f"rank {other} on {socket.gethostname()} (pid {failures[other].pid}) was killed after another's failure: "

@@ -62,9 +62,6 @@ class FailureReporter:
         except SELF_EXPLAINING as error:
             self._report("exception", str(error), alike=True)
             raise SystemExit(1) from None
-        except KeyboardInterrupt:
-            self._report("exception", f"interrupted on rank {self.ranks.rank} by a second Ctrl-C, without a save")
-            raise
         except StorageFailed as error:
             self._report("storage", str(error), alike=True)
             raise
@@ -103,6 +100,12 @@ class FailureReporter:
         else:
             self._report("hung", reason, culprit_node=culprit_node)
 
+    def report_dropped(self) -> None:
+        """Record that a person ends this run at once; called from another thread than the trainer's."""
+        if reason := self.state.write_dropped():
+            self._append_to_log(f"preempted: {reason}")
+            print(f"stopped: {reason}", file=sys.stderr, flush=True)
+
     def tell(self, text: str) -> None:
         """A line for people in the run's log and on a terminal, from any rank."""
         if self.ranks.is_first:
@@ -130,7 +133,7 @@ class FailureReporter:
         others = [rank for rank in range(self.ranks.world_size) if rank != self.ranks.rank]
         until = time.monotonic() + LOOK_SECONDS
         while not (gone := vanished_ranks(self.folder, others)) and time.monotonic() < until:
-            if self.state.recorded().get("status") == "failed":
+            if self.state.recorded().get("status") in ("failed", "preempted"):
                 break  # another rank knows
             time.sleep(0.1)
         if not gone and (silent := silent_ranks(self.folder, others, self.ranks.rank)):

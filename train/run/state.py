@@ -53,6 +53,16 @@ class RunState:
         if self.recorded().get("status") != "done":
             self.write("done", "all steps done", self.start)
 
+    def write_dropped(self) -> str:
+        """Record that a person has ended the running run without a save; return what that cost, "" if nothing ran."""
+        with contextlib.suppress(OSError, UserError):  # a full disk: the same command resumes all the same
+            if self.recorded().get("status") == "running" and self.lock.still_mine():
+                saved = self._saved()
+                reason = f"{DROPPED}, without a save: the same command resumes from step {saved.step}"
+                self._replace("preempted", reason, saved, stop="signal")
+                return reason
+        return ""
+
     def name_suspect(self, suspect: str) -> None:
         """Write into the `state` of a running run whom it waits for; "": nobody. Where that fails the log has it."""
         with contextlib.suppress(OSError, UserError):
@@ -69,6 +79,8 @@ class RunState:
 
         def counts() -> bool:
             said = self.recorded()
+            if said.get("status") == "preempted" and failure == "lost_rank":
+                return False  # the others have left, as a person has asked them to
             if said.get("status") != "failed":
                 return True
             weight, theirs = WEIGHT[failure], WEIGHT.get(str(said.get("failure")), 0)
@@ -123,5 +135,6 @@ class RunState:
 
 
 UNCERTAIN = "a rank vanished"
+DROPPED = "SIGINT twice"
 WEIGHT = {"exception": 3, "storage": 2, "lost_gpu": 2, "hung": 1, "lost_rank": 0}  # which report counts more
 SETTLE_SECONDS = 1.0  # how long another rank may take from its last look at `state` to replacing it

@@ -25,6 +25,7 @@ def prepare_folder(run: OpenRun, plan: StartPlan) -> None:
     moment: no job is requeued for an error that would be met again.
     """
     agreed(run.ranks, lambda: _prepare(run.request, plan))
+    run.stop.ctrl_c.drop = plan.state.write_dropped
 
 
 def _prepare(request: Request, plan: StartPlan) -> None:

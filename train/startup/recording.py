@@ -32,6 +32,7 @@ from train.startup.announce import (
 from train.startup.memory_advice import memory_advice
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
+from train.stopping.ctrl_c import what_is_awaited
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
     )
     acts, limit = Acts(config.run.hang_seconds), config.run.hang_limit_seconds
     ranks.on_meeting = acts.meet
+    run.stop.ctrl_c.doing = lambda: what_is_awaited(acts.phase)
+    run.stop.ctrl_c.drop = reporter.report_dropped
     slow_ranks = SlowRanks(ranks, [str(machine["host"]) for machine in plan.machines], recorder)
     if config.run.compile:
         report_compilations(acts.compiling, acts.compiled)

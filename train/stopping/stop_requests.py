@@ -11,13 +11,12 @@ from types import FrameType
 from common.environment import whole_number
 from common.periodic import Periodic
 from common.run_folder import RunFolder, Stop
+from train.stopping.ctrl_c import LAUNCHER_PID, CtrlC
 
 STOP_SIGNALS = [name for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 STOP_FILE, DEADLINE, LAUNCHER = (len(STOP_SIGNALS) + number for number in (1, 2, 3))  # the codes after the signals'
 
-LAUNCHER_PID = "LONGHAUL_LAUNCHER_PID"  # set by train/launching/torchrun_agent.py for its workers
 LOOK_SECONDS = 1.0
-SAME_SECONDS = 0.5  # one Ctrl-C may come twice: from the launcher, and from a scheduler that signals the whole tree
 
 
 class StopRequest:
@@ -28,8 +27,8 @@ class StopRequest:
         self._stop_file = folder.stop_file
         self._watch_file = watch_file
         self.deadline = deadline
+        self.ctrl_c = CtrlC(speaks=watch_file)
         self._code = 0
-        self._interrupted: float | None = None
 
     def code(self) -> int:
         """0, or the number that `reason` explains. The rank that watches the folder looks for the STOP file."""
@@ -46,20 +45,16 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the stop signals inside the block. A second Ctrl-C interrupts at once."""
+        """Handle the stop signals inside the block. A second Ctrl-C ends the process (`CtrlC`)."""
         before = {name: signal.signal(getattr(signal, name), self._handle) for name in STOP_SIGNALS}
         try:
-            yield
+            with self.ctrl_c.answering():
+                yield
         finally:
             for name, handler in before.items():
                 signal.signal(getattr(signal, name), handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            now = time.monotonic()
-            if self._interrupted is not None and now - self._interrupted > SAME_SECONDS:
-                raise KeyboardInterrupt
-            self._interrupted = self._interrupted or now
         self.raise_flag(1 + STOP_SIGNALS.index(signal.Signals(number).name))
 
 
