@@ -24,6 +24,7 @@ CHECKPOINT_MANIFEST = "checkpoint.json"
 OWN_HASH = "manifest_sha256"
 COPY_AGAIN = "copy the checkpoint again, or name another"
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
+_WITH_WEIGHTS = re.compile(r"(?:step|weights)-([0-9]{8,})")
 
 
 class BadCheckpoint(Exception):
@@ -48,6 +49,17 @@ def list_checkpoints(checkpoints: Path) -> list[tuple[int, Path]]:
         return []
     found = [(int(match[1]), path) for path in checkpoints.iterdir() if (match := _STEP_FOLDER.fullmatch(path.name))]
     return sorted(found, reverse=True)
+
+
+def list_weights(checkpoints: Path) -> list[tuple[int, list[Path]]]:
+    """By step, newest first: the folders with that step's weights, a whole checkpoint before weights that were kept."""
+    if not checkpoints.is_dir():
+        return []
+    found: dict[int, list[Path]] = {}
+    for path in sorted(checkpoints.iterdir()):
+        if (match := _WITH_WEIGHTS.fullmatch(path.name)) is not None:
+            found.setdefault(int(match[1]), []).append(path)
+    return sorted(found.items(), reverse=True)
 
 
 def seconds_since_save(checkpoints: Path, now: float) -> float | None:

@@ -169,6 +169,24 @@ class RecordedSpikes(TypedDict):
 
 
 @keep_others
+class AveragedCheckpoint(TypedDict):
+    """One of the checkpoints of a mean. sha256: of its model and weights (`checkpoint_files.weights_identity`)."""
+
+    checkpoint: Name
+    step: Count
+    sha256: Sha256
+
+
+@keep_others
+class RecordedAverage(TypedDict):
+    """Where averaged weights come from: the checkpoints of a run (its folder as it was given), oldest first."""
+
+    kind: Literal["mean"]
+    run: str
+    of: Annotated[list[AveragedCheckpoint], Field(min_length=1)]
+
+
+@keep_others
 class CheckpointManifest(TypedDict):
     """A checkpoint's description of itself. What is not required, only some have: imported ones have no `config`."""
 
@@ -192,6 +210,7 @@ class CheckpointManifest(TypedDict):
     base: NotRequired[RecordedBase]
     identity: NotRequired[Sha256]  # a run's copy of its base: of what it was copied from
     weights_only: NotRequired[bool]
+    average: NotRequired[RecordedAverage]  # by eval/average.py
     val_loss: NotRequired[float | None]
     val_step: NotRequired[Count | None]
     val_sha256: NotRequired[Sha256 | None]
@@ -212,6 +231,14 @@ def contradiction(manifest: CheckpointManifest) -> str:
     if manifest["format_version"] == 2 and "optimizer" not in manifest:
         return "optimizer: it is missing, and format 2 needs it"
     return ""
+
+
+def origin_of(manifest: CheckpointManifest) -> str:
+    """What a checkpoint's weights are, as people read it."""
+    if "average" not in manifest:
+        return "as trained"
+    steps = [f"{checkpoint['step']:,}" for checkpoint in manifest["average"]["of"]]
+    return f"mean of the checkpoints of steps {', '.join(steps)}"
 
 
 def optimizer_of(manifest: CheckpointManifest) -> str:

@@ -52,8 +52,7 @@ def generate_all(loaded: Loaded, prompts: list[str], options: GenerationOptions)
     texts = generate(loaded, prompts, options)
     seconds = time.monotonic() - started
     return {
-        "checkpoint": str(loaded.checkpoint),
-        "step": loaded.manifest["step"],
+        **loaded.facts,
         **asdict(options),
         "texts": [asdict(text) for text in texts],
         "seconds": seconds,

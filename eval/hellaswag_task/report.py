@@ -78,8 +78,7 @@ def describe(loaded: Loaded, data: HellaSwag, accuracies: dict[Metric, Accuracy]
         "all_examples": len(data.examples) == FULL_SIZE,
         "comparable_with": COMPARABLE if data.official else NOT_COMPARABLE,
         "data": {"file": data.path.name, "sha256": data.sha256, "form": "official" if data.official else "text"},
-        "checkpoint": str(loaded.checkpoint),
-        "step": loaded.manifest["step"],
+        **loaded.facts,
         "tokens": loaded.manifest["tokens"],
     }
 

@@ -46,7 +46,7 @@ def export(run: Path, out: Path) -> dict[str, Any]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{out}: {home}, logits equal to {difference:.1e} relative, tokenizer equal")
-    return {"checkpoint": str(loaded.checkpoint), "class": home, "relative_difference": difference}
+    return {**loaded.facts, "class": home, "relative_difference": difference}
 
 
 def write_files(loaded: Loaded, folder: Path) -> None:
@@ -109,6 +109,7 @@ def model_card(loaded: Loaded, home: str, difference: float) -> str:
         + (f", window {config.window}" if config.window else ""),
         "vocabulary": f"{config.vocab_size:,} ({loaded.tokenizer.spec['kind']})",
         "trained": f"{manifest['step']:,} steps, {manifest['tokens']:,} tokens",
+        "weights": loaded.facts["weights"],
         "data": f"token set {manifest.get('data_identity') or 'unknown'}",
         **_validation_of(loaded),
         **_readers_of(loaded),
@@ -133,7 +134,9 @@ def _readers_of(loaded: Loaded) -> dict[str, str]:
 
 
 def _validation_of(loaded: Loaded) -> dict[str, str]:
-    """The validation loss at the checkpoint's step, where the run's record is at hand."""
+    """The validation loss of trained weights at the checkpoint's step, where the run's record is at hand."""
+    if "average" in loaded.manifest:
+        return {}
     try:
         records = read_metrics(RunFolder(loaded.checkpoint.resolve().parents[1]).metrics)
     except OSError:  # not ours to read, or no file: the model is exported all the same

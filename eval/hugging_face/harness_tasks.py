@@ -108,8 +108,7 @@ def describe(loaded: Loaded, results: dict[str, Any]) -> dict[str, Any]:
         for task, found in results.get("samples", {}).items()
     }
     return {
-        "checkpoint": str(loaded.checkpoint),
-        "step": loaded.manifest["step"],
+        **loaded.facts,
         "results": _plain(results["results"]),
         "versions": _plain(results.get("versions", {})),
         "samples": _plain(samples),

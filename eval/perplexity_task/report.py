@@ -80,8 +80,7 @@ def describe(
     """The figures as JSON."""
     shards, length = tokens.manifest.splits[arguments.split], loaded.model.config.block_size
     return {
-        "checkpoint": str(loaded.checkpoint),
-        "step": loaded.manifest["step"],
+        **loaded.facts,
         "data": str(tokens.folder),
         "split": arguments.split,
         "val_sha256": tokens.manifest.val_sha256 if arguments.split == "val" else None,

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
-from common.checkpoint_manifest import CheckpointManifest
+from common.checkpoint_manifest import CheckpointManifest, origin_of
 from common.errors import UserError
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Tokenizer
@@ -25,6 +26,12 @@ class Loaded:
     tokenizer: Tokenizer
     checkpoint: Path
     manifest: CheckpointManifest
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What every evaluation's JSON records of it. weights: as trained, or what they are the mean of."""
+        own = {"checkpoint": str(self.checkpoint), "step": self.manifest["step"]}
+        return own | {"weights": origin_of(self.manifest)}
 
 
 def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu", ranks: Ranks | None = None) -> Loaded:

@@ -35,6 +35,8 @@ print(json.dumps(answers))
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n" + ASK_ALL  # which makes `import torch` an ImportError
 # What is answered from the command line and the files that it names, and words of the complaint.
 BAD_VALUES = {
+    "eval/average.py no-run --last=2": "no-run is not a folder",
+    "eval/average.py no-run --last=1": "--last is 1",
     "eval/export_hf.py no-run no-folder": "no-run is not a folder",
     "eval/generate.py no-run": "no prompt: give",
     "eval/generate.py no-run --prompt=a": "no-run is not a folder",

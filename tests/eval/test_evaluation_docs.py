@@ -36,7 +36,14 @@ def prepare(folder: Path) -> None:
     train(
         1,
         folder,
-        tiny_arguments(folder, folder / "data" / "demo", "demo", "--model.block_size=128", "--run.max_steps=2"),
+        tiny_arguments(
+            folder,
+            folder / "data" / "demo",
+            "demo",
+            "--model.block_size=128",
+            "--run.max_steps=2",
+            "--checkpoint.every_steps=1",
+        ),
     )
     write_official(folder / "hellaswag_val.jsonl", official_rows(5, words_at_most=6))
     (folder / "tasks").mkdir()
