@@ -60,6 +60,8 @@ class ModelConfig:
         window: keys a query sees in a sliding-window layer, its own included (Mistral 7B, arXiv:2310.06825).
         window_pattern: S (sliding) and L (full) per layer, repeated over the depth, such as SSSL; null: all S.
         attention: softmax, or differential (Ye et al. 2024, arXiv:2410.05258).
+        logit_softcap: bound on the output layer's logits, which become cap·tanh(logit/cap), in training as in all
+            evaluation (Gemma 2, Gemma Team 2024, arXiv:2408.00118, with 30); null: none.
     """
 
     vocab_size: int = 50257
@@ -87,6 +89,7 @@ class ModelConfig:
     window: int | None = None
     window_pattern: str | None = None
     attention: AttentionName = "softmax"
+    logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -106,6 +109,10 @@ class ModelConfig:
         for name in ("norm_eps", "rope_base"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"model.{name} is {value}: use a finite number above 0")
+        cap = self.logit_softcap
+        _require(
+            cap is None or 0 < cap < math.inf, f"model.logit_softcap is {cap}: use a finite number above 0, or null"
+        )
         self._check_rope_scaling()
         _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
         _require_one_of("position", self.position, ("learned", "rope"))

@@ -13,7 +13,7 @@ from model.cache import CacheStep, KVCache
 from model.chunk_kernel import ChunkKernel
 from model.config import ModelConfig
 from model.flex import flex_works
-from model.loss import IGNORE_INDEX, Reduction, head_loss
+from model.loss import IGNORE_INDEX, Reduction, head_loss, soft_capped
 from model.mlp import MLP
 from model.norms import build_norm
 from model.positions import document_positions, rotary_angles, rotary_frequencies
@@ -122,8 +122,8 @@ class GPT(nn.Module):
         else:
             embedded, head = self.wte(tokens), self.lm_head.weight
         hidden = self._hidden(embedded, tokens, positions, document_ids, cache, lengths)
-        size, kernel = self.config.vocab_size, self.chunk_kernel
-        return head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel)
+        size, cap = self.config.vocab_size, self.config.logit_softcap
+        return head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=self.chunk_kernel, softcap=cap)
 
     def hidden(
         self,
@@ -193,6 +193,8 @@ class GPT(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) to (..., V), the padding ids at -inf."""
         logits = F.linear(hidden, self.head_weight) if self.packed_head is None else self.packed_head(hidden)
+        if self.config.logit_softcap is not None:
+            logits = soft_capped(logits, self.config.logit_softcap)
         if self.config.padded_vocab_size > self.config.vocab_size:
             padding = torch.arange(self.config.padded_vocab_size, device=logits.device) >= self.config.vocab_size
             logits = logits.masked_fill(padding, float("-inf"))

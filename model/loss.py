@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from model.chunk_kernel import IGNORE_INDEX, ChunkKernel
 from model.precision import matmul_dtype
 
-__all__ = ["IGNORE_INDEX", "Reduction", "head_loss"]
+__all__ = ["IGNORE_INDEX", "Reduction", "head_loss", "soft_capped"]
 
 Reduction = Literal["sum", "none"]
 
@@ -38,6 +38,7 @@ def head_loss(
     *,
     scale: Tensor | None = None,
     kernel: ChunkKernel | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """Cross-entropy of softmax(hidden @ weight.T) against targets; ids from `vocab_size` on get no probability.
 
@@ -53,6 +54,7 @@ def head_loss(
         scale: (): the gradient that the loss is going to get, as in `loss.backward(scale)`. The result is the same
             without it, and with another one that is got then; but float16's logits are kept where it isn't known.
         kernel: what works on a chunk's logits, where there is a compiled one.
+        softcap: bound on the logits, as `soft_capped`; None: none.
 
     Returns:
         float32 (float64 for float64 input), a scalar or of the targets' shape.
@@ -63,11 +65,11 @@ def head_loss(
     # Gradients made in the forward pass need a loss scaler's factor: without it float16 rounds most of them to 0.
     unscaled = dtype == torch.float16 and scale is None
     if torch.compiler.is_compiling() or (needs_grad and (reduction == "none" or unscaled)):
-        losses = _plain_losses(rows, weight, flat, vocab_size)
+        losses = _plain_losses(rows, weight, flat, vocab_size, softcap)
     elif needs_grad:
-        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype, scale, kernel)
+        return _ChunkedLoss.apply(rows, weight, flat, vocab_size, dtype, scale, kernel, softcap)
     else:
-        losses = _chunked_losses(rows, weight, flat, vocab_size, dtype, kernel)
+        losses = _chunked_losses(rows, weight, flat, vocab_size, dtype, kernel, softcap)
     return losses.sum() if reduction == "sum" else losses.view(targets.shape)
 
 
@@ -75,9 +77,19 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _plain_losses(rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
+def soft_capped(logits: Tensor, cap: float) -> Tensor:
+    """cap·tanh(logits/cap), of the same shape and dtype, computed in float32 or wider (Gemma Team 2024, section 2)."""
+    wide = logits.to(_wide(logits.dtype))
+    return (cap * torch.tanh(wide / cap)).to(logits.dtype)
+
+
+def _plain_losses(
+    rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float | None = None
+) -> Tensor:
     logits = F.linear(rows, weight)
     logits = logits.to(_wide(logits.dtype))
+    if softcap is not None:
+        logits = soft_capped(logits, softcap)
     padding = torch.arange(weight.shape[0], device=weight.device) >= vocab_size
     return F.cross_entropy(
         logits.masked_fill(padding, float("-inf")), targets, reduction="none", ignore_index=IGNORE_INDEX
@@ -92,11 +104,17 @@ def chunk_rows(device_type: str, *, compiled: bool) -> int:
 
 
 def _chunked_losses(
-    rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, dtype: torch.dtype, kernel: ChunkKernel | None
+    rows: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    dtype: torch.dtype,
+    kernel: ChunkKernel | None,
+    softcap: float | None,
 ) -> Tensor:
     """(N) losses and nothing else."""
     with torch.autocast(rows.device.type, enabled=False), torch.no_grad():
-        head = _Head(rows.to(dtype), weight.to(dtype), targets, vocab_size, kernel)
+        head = _Head(rows.to(dtype), weight.to(dtype), targets, vocab_size, kernel, softcap)
         losses = torch.empty(len(rows), dtype=_wide(dtype), device=rows.device)
         for part in head.parts():
             losses[part] = head.losses(part)
@@ -110,17 +128,24 @@ class _Head:
     """
 
     def __init__(
-        self, rows: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, kernel: ChunkKernel | None
+        self,
+        rows: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        kernel: ChunkKernel | None,
+        softcap: float | None,
     ) -> None:
         self._rows, self._weight, self._targets, self._vocab_size = rows, weight, targets, vocab_size
-        self._kernel = kernel
+        self._kernel, self._softcap = kernel, softcap
         self._size = min(len(rows), chunk_rows(rows.device.type, compiled=kernel is not None))
         self._logits = rows.new_empty(self._size, len(weight))  # (n, V) in the dtype of the matrix products
-        self._block = self._size
+        in_cache = rows.device.type == "cpu" and (softcap is not None or rows.dtype != _wide(rows.dtype))
+        self._block = min(self._size, BLOCK_ROWS_CPU) if in_cache and kernel is None else self._size
         self._wide = self._logits  # where they are widened, a block after another; the same memory where they are wide
         if (wide := _wide(rows.dtype)) != rows.dtype and kernel is None:
-            self._block = min(self._size, BLOCK_ROWS_CPU) if rows.device.type == "cpu" else self._size
             self._wide = rows.new_empty(self._block, len(weight), dtype=wide)
+        self._slopes: Tensor | None = None  # of the soft-cap, for the gradient of a block
 
     def parts(self) -> list[slice]:
         """The chunks."""
@@ -143,11 +168,15 @@ class _Head:
         blocks = self._multiply(part)
         grad = self._logits[: part.stop - part.start]
         if self._kernel is not None:
-            return self._kernel(grad, self._targets[part], factor, self._vocab_size), grad, None
+            return self._kernel(grad, self._targets[part], factor, self._vocab_size, self._softcap), grad, None
         losses, left = [], []
+        if self._softcap is not None and self._slopes is None:
+            self._slopes = torch.empty_like(self._wide[: self._block])
         for block in blocks:
             exponentials, of_block, total = self._exponentials(part, block)
             exponentials.scatter_add_(1, _index(self._targets[part][block]), -total)
+            if self._slopes is not None:
+                exponentials.mul_(self._slopes[: len(exponentials)])
             share = factor[block] / total  # (., 1)
             if self._logits.dtype == torch.float16:
                 exponentials.mul_(share)
@@ -161,7 +190,7 @@ class _Head:
         """Fill the logits of a chunk; return the blocks in which they are widened."""
         count = part.stop - part.start
         torch.mm(self._rows[part], self._weight.T, out=self._logits[:count])
-        if self._kernel is None:
+        if self._kernel is None and self._softcap is None:
             self._logits[:count, self._vocab_size :] = float("-inf")
         return _slices(count, self._block)
 
@@ -171,6 +200,8 @@ class _Head:
         logits = self._logits[block]  # (b, V)
         if self._wide is not self._logits:
             logits = self._wide[: len(logits)].copy_(logits)
+        if self._softcap is not None:
+            self._cap(logits, self._softcap)
         if logits.device.type == "cpu":
             # one pass over the logits, all the rest is in cache; the sums are 1
             exponentials = torch.softmax(logits, dim=1, out=logits)
@@ -187,11 +218,19 @@ class _Head:
             losses = (total.log() - shifted).squeeze(1)
         return exponentials, losses.masked_fill_(targets == IGNORE_INDEX, 0.0), total
 
+    def _cap(self, logits: Tensor, cap: float) -> None:
+        """Cap a block's logits (b, V) in place, then mask the padding; keep the slopes where a gradient is wanted."""
+        logits.div_(cap).tanh_()
+        if self._slopes is not None:
+            torch.mul(logits, logits, out=self._slopes[: len(logits)]).neg_().add_(1)
+        logits.mul_(cap)
+        logits[:, self._vocab_size :] = float("-inf")
+
     def _mend(self, losses: Tensor, chosen: Tensor, where: slice) -> None:
         """Work out again, a few rows at a time, the losses of probabilities that are too small for their logarithm."""
         for few in (chosen < SMALLEST_PROBABILITY).nonzero().squeeze(1).split(BLOCK_ROWS_CPU):
             rows, targets = self._rows[where][few], self._targets[where][few]
-            losses[few] = _plain_losses(rows, self._weight, targets, self._vocab_size)
+            losses[few] = _plain_losses(rows, self._weight, targets, self._vocab_size, self._softcap)
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -212,10 +251,11 @@ class _ChunkedLoss(torch.autograd.Function):
         dtype: torch.dtype,
         scale: Tensor | None,
         kernel: ChunkKernel | None,
+        softcap: float | None,
     ) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):
             cast_rows, cast_weight = rows.to(dtype), weight.to(dtype)
-            head = _Head(cast_rows, cast_weight, targets, vocab_size, kernel)
+            head = _Head(cast_rows, cast_weight, targets, vocab_size, kernel, softcap)
             parts = head.parts()
             rows_grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
             weight_grad = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
@@ -245,7 +285,7 @@ class _ChunkedLoss(torch.autograd.Function):
             factor = grad_loss if ctx.scale is None else grad_loss / ctx.scale
             # In place: the copies would be as large as the embedding. A second backward is refused by autograd.
             grads = tuple(None if grad is None else grad.mul_(factor) for grad in grads)
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 def _slices(count: int, size: int) -> list[slice]:

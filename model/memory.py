@@ -116,15 +116,18 @@ def _kept_per_token(
 def _head_bytes(config: ModelConfig, tokens: int, dtype: Dtype, device_type: str, compiled: bool) -> int:
     """The loss: hidden states and their gradient, the weight's gradient before it is added, and logits."""
     width, vocab = config.n_embd, config.padded_vocab_size
-    return _logits_bytes(vocab, tokens, dtype, device_type, compiled) + (2 * tokens + vocab) * width * FLOAT32
+    capped = config.logit_softcap is not None
+    return _logits_bytes(vocab, tokens, dtype, device_type, compiled, capped) + (2 * tokens + vocab) * width * FLOAT32
 
 
-def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compiled: bool) -> int:
+def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compiled: bool, capped: bool) -> int:
     """What `model.loss.head_loss` holds of (tokens, vocab) logits at its fullest, in training."""
     matmul = FLOAT32 if dtype == "fp32" else 2
     rows = min(tokens, chunk_rows(device_type, compiled=compiled))
-    widened = 0 if matmul == FLOAT32 or compiled else min(rows, BLOCK_ROWS_CPU) if device_type == "cpu" else rows
-    return (rows * matmul + widened * FLOAT32) * vocab
+    block = min(rows, BLOCK_ROWS_CPU) if device_type == "cpu" else rows
+    widened = 0 if matmul == FLOAT32 or compiled else block
+    slopes = block if capped and not compiled else 0
+    return (rows * matmul + (widened + slopes) * FLOAT32) * vocab
 
 
 def _block_bytes_per_token(

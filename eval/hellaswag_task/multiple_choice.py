@@ -173,7 +173,8 @@ def _go_on(model: GPT, cache: KVCache, endings: list[Ids], device: torch.device)
     hidden = model.hidden(inputs.to(device), cache=cache, lengths=_unless_alike(lengths, device))  # (R, T, C)
     row, column = (torch.arange(inputs.shape[1]) < lengths[:, None]).nonzero(as_tuple=True)  # (n): no padding
     scored = hidden[row.to(device), column.to(device)]  # (n, C)
-    losses = head_loss(scored, model.head_weight, targets[row, column].to(device), model.config.vocab_size, "none")
+    size, cap = model.config.vocab_size, model.config.logit_softcap
+    losses = head_loss(scored, model.head_weight, targets[row, column].to(device), size, "none", softcap=cap)
     table = torch.zeros(inputs.shape, dtype=torch.float64)
     table[row, column] = losses.cpu().double()
     return -table.sum(dim=1)

@@ -29,6 +29,7 @@ AXES: dict[str, list[Any]] = {
     "window": [None, 5],
     "attention": ["softmax", "differential"],
 }
+MORE_AXES: dict[str, list[Any]] = {"logit_softcap": [None, 2.0]}  # covered in pairs, not in every combination
 
 
 def small_config(**options) -> ModelConfig:
@@ -57,18 +58,28 @@ def all_options() -> list[dict[str, Any]]:
 
 
 def pairwise_options() -> list[dict[str, Any]]:
-    """Few combinations in which every pair of values of two axes occurs (greedy cover)."""
-    missing = {((a, x), (b, y)) for a, b in itertools.combinations(AXES, 2) for x in AXES[a] for y in AXES[b]}
+    """Few combinations in which every pair of values of two axes occurs.
+
+    Greedy: each combination is built axis by axis around the first pair that is still missing.
+    """
+    axes = AXES | MORE_AXES
+    missing = {((a, x), (b, y)): None for a, b in itertools.combinations(axes, 2) for x in axes[a] for y in axes[b]}
     chosen = []
     while missing:
-        best = max(all_options(), key=lambda options: len(missing & _pairs(options)))
-        missing -= _pairs(best)
-        chosen.append(best)
+        options = dict(next(iter(missing)))
+        for axis in sorted(axes.keys() - options.keys(), key=list(axes).index):
+            options[axis] = max(axes[axis], key=lambda value: _covered({**options, axis: value}, axis, axes, missing))
+        chosen.append({axis: options[axis] for axis in axes})
+        for pair in itertools.combinations(chosen[-1].items(), 2):
+            missing.pop(pair, None)
     return chosen
 
 
-def _pairs(options):
-    return {((a, options[a]), (b, options[b])) for a, b in itertools.combinations(AXES, 2)}
+def _covered(options, axis, axes, missing):
+    """How many missing pairs an axis would cover with those that have a value already."""
+    order = list(axes)
+    pairs = (sorted(((axis, options[axis]), (b, y)), key=lambda item: order.index(item[0])) for b, y in options.items())
+    return sum(tuple(pair) in missing for pair in pairs)
 
 
 def option_id(options) -> str:

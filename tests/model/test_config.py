@@ -30,6 +30,7 @@ IMPOSSIBLE = [
     ({"rope_scaling": "llama3", "position": "rope", "rope_low_factor": 4.0}, "model.rope_low_factor"),
     ({"rope_scaling": "llama3", "position": "rope", "rope_original_length": 0}, "model.rope_original_length"),
     ({"norm_eps": 0.0}, "model.norm_eps"),
+    ({"logit_softcap": 0.0}, "model.logit_softcap is 0.0"),
     ({"norm_eps": float("nan")}, "model.norm_eps is nan"),
     ({"rope_base": float("inf")}, "model.rope_base is inf"),
     # each was counted up to for minutes, or for ever

@@ -26,7 +26,7 @@ def test_changing_a_token_changes_no_logit_before_it_whatever_the_options():
     tokens = random_tokens(1, LENGTH)
     changed = tokens.clone()
     changed[0, 13] = (tokens[0, 13] + 1) % 61
-    for options in all_options():
+    for options in [*all_options(), *pairwise_options()]:
         model = small_model(**options)
         with torch.no_grad():
             before, after = real_logits(model, tokens), real_logits(model, changed)

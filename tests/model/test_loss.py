@@ -24,8 +24,9 @@ def problem(dtype=torch.float64, seed=0, ignored=0.2):
     return hidden, weight, targets
 
 
-def reference(hidden, weight, targets, reduction="sum"):
+def reference(hidden, weight, targets, reduction="sum", softcap=None):
     logits = F.linear(hidden, weight)[..., :VOCAB].flatten(0, 1)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
     losses = F.cross_entropy(logits, targets.flatten(), reduction=reduction, ignore_index=IGNORE_INDEX)
     return losses if reduction == "sum" else losses.view(targets.shape)
 
@@ -35,16 +36,21 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(loss_module, "CHUNK_ROWS_CPU", 32)  # does not divide 150
 
 
-@given(seed=st.integers(0, 2**31), chunk=st.integers(1, 200), ignored=st.sampled_from([0.0, 0.3, 1.0]))
+@given(
+    seed=st.integers(0, 2**31),
+    chunk=st.integers(1, 200),
+    ignored=st.sampled_from([0.0, 0.3, 1.0]),
+    softcap=st.sampled_from([None, 3.0]),
+)
 @settings(deadline=None, max_examples=40)
-def test_value_and_gradients_equal_cross_entropy(seed, chunk, ignored):
+def test_value_and_gradients_equal_cross_entropy(seed, chunk, ignored, softcap):
     loss_module.CHUNK_ROWS_CPU = chunk
     hidden, weight, targets = problem(seed=seed, ignored=ignored)
-    expected = reference(hidden, weight, targets)
+    expected = reference(hidden, weight, targets, softcap=softcap)
     expected_grads = torch.autograd.grad(expected * 0.37, (hidden, weight))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loss_module, "CHUNK_ROWS_CPU", chunk)
-        actual = head_loss(hidden, weight, targets, VOCAB)
+        actual = head_loss(hidden, weight, targets, VOCAB, softcap=softcap)
     actual_grads = torch.autograd.grad(actual * 0.37, (hidden, weight))
     torch.testing.assert_close(actual, expected)
     for got, want in zip(actual_grads, expected_grads, strict=True):
@@ -67,14 +73,15 @@ def test_large_logits_do_not_overflow():
     assert torch.isfinite(torch.autograd.grad(loss, hidden)[0]).all()
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("grad", [False, True])
-def test_per_token_losses(grad):
+def test_per_token_losses(grad, softcap):
     hidden, weight, targets = problem()
     with torch.set_grad_enabled(grad):
-        losses = head_loss(hidden, weight, targets, VOCAB, "none")
+        losses = head_loss(hidden, weight, targets, VOCAB, "none", softcap=softcap)
     assert losses.shape == targets.shape
     assert losses.requires_grad == grad
-    torch.testing.assert_close(losses, reference(hidden, weight, targets, "none"))
+    torch.testing.assert_close(losses, reference(hidden, weight, targets, "none", softcap))
     assert (losses[targets == IGNORE_INDEX] == 0).all()
 
 
@@ -172,8 +179,9 @@ def test_the_announced_scale_costs_no_pass_over_the_gradients():
     }
 
 
+@pytest.mark.parametrize("softcap", [None, 8.0])
 @pytest.mark.parametrize("scale", [64.0, 65504.0])  # the larger one overflows float16 somewhere in the products
-def test_float16_in_chunks_is_float16_of_all_logits(scale):
+def test_float16_in_chunks_is_float16_of_all_logits(scale, softcap):
     hidden, weight, targets = problem(torch.float32)
     with torch.no_grad():
         hidden[0, 0] *= 8
@@ -181,7 +189,7 @@ def test_float16_in_chunks_is_float16_of_all_logits(scale):
     found = []
     for announced in (None, scale):
         with torch.autocast("cpu", dtype=torch.float16):
-            loss = head_loss(hidden, weight, targets, VOCAB, scale=announced)
+            loss = head_loss(hidden, weight, targets, VOCAB, scale=announced, softcap=softcap)
         found.append((loss.detach(), *torch.autograd.grad(loss, (hidden, weight), scale)))
     (plain_loss, *plain), (loss, *grads) = found
     torch.testing.assert_close(loss, plain_loss)
@@ -224,17 +232,19 @@ def test_no_rows_have_no_loss_and_no_gradient():
     assert (torch.autograd.grad(loss, weight)[0] == 0).all()
 
 
+@pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_a_kernel_gives_what_the_chunks_give_without_it(dtype):
+def test_a_kernel_gives_what_the_chunks_give_without_it(dtype, softcap):
     hidden, weight, targets = problem(torch.float64 if dtype == torch.float64 else torch.float32)
     scale = torch.tensor(0.37, dtype=hidden.dtype)
     found = []
     for kernel in (None, losses_and_gradient):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype in (torch.bfloat16, torch.float16)):
-            loss = head_loss(hidden, weight, targets, VOCAB, scale=scale, kernel=kernel)
+            given = {"kernel": kernel, "softcap": softcap}
+            loss = head_loss(hidden, weight, targets, VOCAB, scale=scale, **given)
             with torch.no_grad():
-                quiet = head_loss(hidden, weight, targets, VOCAB, kernel=kernel)
-                losses = head_loss(hidden, weight, targets, VOCAB, "none", kernel=kernel)
+                quiet = head_loss(hidden, weight, targets, VOCAB, **given)
+                losses = head_loss(hidden, weight, targets, VOCAB, "none", **given)
         found.append((loss.detach(), quiet, losses, *torch.autograd.grad(loss, (hidden, weight), scale)))
     (*plain, plain_rows, plain_weight), (*ours, ours_rows, ours_weight) = found
     for got, want in zip(ours, plain, strict=True):
@@ -263,18 +273,19 @@ def test_the_compiled_kernel_is_compiled_once_and_keeps_nothing_wide():
     assert counters["unique_graphs"] - before == 1
     logits = torch.randn(64, 4096).bfloat16()
     arguments = torch.zeros(64, dtype=torch.int64), torch.ones(64, 1), 4000
-    kernel(logits, *arguments)
+    kernel(logits, *arguments, None)
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
-        kernel(logits, *arguments)
+        kernel(logits, *arguments, None)
     assert sum(max(0, event.self_cpu_memory_usage) for event in profile.events()) < 64 * 4096
 
 
-def test_compiled_gives_the_same_loss():
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_compiled_gives_the_same_loss(softcap):
     hidden, weight, targets = problem(torch.float32)
     compiled = torch.compile(head_loss, backend="aot_eager", fullgraph=True)
-    loss = compiled(hidden, weight, targets, VOCAB)
+    loss = compiled(hidden, weight, targets, VOCAB, softcap=softcap)
     grads = torch.autograd.grad(loss, (hidden, weight))
-    expected = head_loss(hidden, weight, targets, VOCAB)
+    expected = head_loss(hidden, weight, targets, VOCAB, softcap=softcap)
     torch.testing.assert_close(loss, expected)
     for got, want in zip(grads, torch.autograd.grad(expected, (hidden, weight)), strict=True):
         torch.testing.assert_close(got, want)

@@ -149,16 +149,18 @@ def head_peak_bytes(dtype, tokens, config):
     targets = torch.randint(0, config.vocab_size, (tokens,), generator=generator)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
-            loss = head_loss(hidden, weight, targets, config.vocab_size, scale=torch.tensor(1024.0))
+            scale, cap = torch.tensor(1024.0), config.logit_softcap
+            loss = head_loss(hidden, weight, targets, config.vocab_size, scale=scale, softcap=cap)
         loss.backward(torch.tensor(1024.0))
     allocated = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(itertools.accumulate(allocated))
 
 
+@pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize(("dtype", "name"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")])
-def test_the_head_takes_what_is_estimated(dtype, name):
+def test_the_head_takes_what_is_estimated(dtype, name, softcap):
     """fp16 ran out of memory: its loss held every logit, which the estimate did not count."""
-    config = ModelConfig(vocab_size=6300, block_size=512, n_layer=1, n_head=2, n_embd=64)
+    config = ModelConfig(vocab_size=6300, block_size=512, n_layer=1, n_head=2, n_embd=64, logit_softcap=softcap)
     estimate = memory_estimate(
         config, micro_batch=1, dtype=dtype, recompute_every=0, device_type="cpu", optimizer_bytes=0
     ).head

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from model.loss import head_loss
 from tests.model.small import random_tokens, small_model
 
 transformers = pytest.importorskip("transformers")
@@ -158,3 +159,31 @@ def test_llama(seed):
     pairs = llama_pairs(shape["n_layer"], tied)
     copy_into(model, reference, pairs)
     compare(model, reference, pairs)
+
+
+@pytest.mark.parametrize("cap", [0.5, 30.0])
+def test_gemma2s_capped_logits_and_their_gradients(cap):
+    """From its last norm's output on: the rest of Gemma 2 has no counterpart here."""
+    torch.manual_seed(0)
+    reference = transformers.Gemma2ForCausalLM(
+        transformers.Gemma2Config(
+            vocab_size=64, hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=16, final_logit_softcapping=cap, pad_token_id=0,
+        )
+    )  # fmt: skip
+    stir(reference)
+    tokens, targets = random_tokens(2, LENGTH), random_tokens(2, LENGTH, seed=1)
+    hidden = reference.model(tokens).last_hidden_state.detach().requires_grad_()
+    reference.model.forward = lambda *_, **__: transformers.modeling_outputs.BaseModelOutputWithPast(hidden)
+    expected = reference(tokens).logits[..., :61]
+    model = small_model(tie_weights=False, logit_softcap=cap)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(reference.lm_head.weight)
+    assert relative_error(model.logits(hidden)[..., :61], expected) < 1e-6
+    weights = (reference.lm_head.weight, model.lm_head.weight)
+    loss = F.cross_entropy(expected.flatten(0, 1), targets.flatten(), reduction="sum")
+    ours = head_loss(hidden, weights[1], targets, 61, softcap=cap)
+    assert relative_error(ours, loss) < 1e-6
+    theirs = torch.autograd.grad(loss, (hidden, weights[0]))
+    for got, want in zip(torch.autograd.grad(ours, (hidden, weights[1])), theirs, strict=True):
+        assert relative_error(got, want) < 1e-5

@@ -30,7 +30,9 @@ def _one_sequence(config, p, tokens, documents):
         x = x + _attention(config, part, _norm(config, part, "ln_1", x), layer, positions, documents)
         x = x + _mlp(config, part, _norm(config, part, "ln_2", x))
     head = p["wte.weight"] if config.tie_weights else p["lm_head.weight"]
-    return _norm(config, p, "ln_f", x) @ head[: config.vocab_size].T
+    logits = _norm(config, p, "ln_f", x) @ head[: config.vocab_size].T
+    cap = config.logit_softcap
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _rms(x, weight, eps):

@@ -103,7 +103,8 @@ class BadBatches:
             with torch.enable_grad(), autocast(self._dtype, tokens.device):
                 hidden = twin.hidden(tokens, document_ids=documents)  # (1, T, C)
                 head = twin.head_weight.detach()  # whose gradient nobody needs
-                loss = head_loss(hidden, head, targets, twin.config.vocab_size) / targets.numel()  # ()
+                size, cap = twin.config.vocab_size, twin.config.logit_softcap
+                loss = head_loss(hidden, head, targets, size, softcap=cap) / targets.numel()  # ()
                 gradients = torch.autograd.grad(loss, streams)
         finally:
             for hook in hooks:
