@@ -54,7 +54,7 @@ def initialise(model: GPT, seed: int) -> None:
 
 
 def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelConfig) -> None:
-    if name.endswith((".bias", ".lora_b")):
+    if name.endswith(".bias") or ".lora_b" in name:
         values.zero_()
     elif (deviation := ATTENTION_KINDS[config.attention].deviations.get(name.rpartition(".")[2])) is not None:
         values.normal_(0.0, deviation, generator=generator)

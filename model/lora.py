@@ -3,7 +3,7 @@
 B starts at zero, so that an adapted model starts as the model it adapts. R rank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,43 +11,58 @@ from torch.nn import functional as F
 
 from model.gpt import GPT
 from model.initialisation import parameter_generator
-from model.lora_config import LoraConfig
+from model.lora_config import LoraConfig, part_rows
 from model.roles import Role
 
 
 class LoraLinear(nn.Linear):
-    """A linear layer W x + b with (alpha/R)·B A x added.
+    """A linear layer W x + b with (alpha/R)·B A x added, to all outputs or to those of some parts of its rows.
 
-    `weight` and `bias` keep their names and stay frozen; `lora_a` (R, in) and `lora_b` (out, R) are trained.
+    `weight` and `bias` keep their names and stay frozen; `lora_a` (R, in) and `lora_b` (out, R) are trained, or for
+    each part, such as q, `lora_a_q` (R, in) and `lora_b_q` (its rows, R).
     """
 
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+    def __init__(self, base: nn.Linear, config: LoraConfig, parts: Mapping[str, tuple[int, int]] | None = None) -> None:
+        """Args: parts: by name the first of its rows and their number; None: one adapter for all rows."""
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
-        self.lora_a = nn.Parameter(base.weight.new_empty(config.rank, base.in_features))
-        self.lora_b = nn.Parameter(base.weight.new_zeros(base.out_features, config.rank))
+        self.rows = {f"_{part}": rows for part, rows in parts.items()} if parts else {"": (0, base.out_features)}
+        for part, (_, count) in self.rows.items():
+            self.register_parameter(f"lora_a{part}", nn.Parameter(base.weight.new_empty(config.rank, base.in_features)))
+            self.register_parameter(f"lora_b{part}", nn.Parameter(base.weight.new_zeros(count, config.rank)))
         self.scale = config.alpha / config.rank
         self.dropout = config.dropout
         self.merged = False
 
     def roles(self) -> dict[str, Role]:
         """Of what is trained; the frozen layer's own belong to the module that has it."""
-        return {"lora_a": Role("adapter"), "lora_b": Role("adapter")}
+        return {f"lora_{side}{part}": Role("adapter") for part in self.rows for side in "ab"}
+
+    def sides(self) -> Iterator[tuple[Tensor, Tensor, tuple[int, int]]]:
+        """A (R, in), B (rows, R), and (first row, rows) of every part."""
+        for part, rows in self.rows.items():
+            yield getattr(self, f"lora_a{part}"), getattr(self, f"lora_b{part}"), rows
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
         out = F.linear(x, self.weight, self.bias)
         if self.merged:
             return out
-        narrow = F.linear(F.dropout(x, self.dropout, self.training), self.lora_a)  # (..., R)
-        return out + self.scale * F.linear(narrow, self.lora_b)
+        dropped = F.dropout(x, self.dropout, self.training)
+        for a, b, (first, count) in self.sides():
+            correction = self.scale * F.linear(F.linear(dropped, a), b)  # (..., rows)
+            if count < self.out_features:
+                correction = F.pad(correction, (first, self.out_features - first - count))
+            out = out + correction
+        return out
 
     @torch.no_grad()
     def set_merged(self, merged: bool) -> None:
         """Add the correction to the weight, or take it out again; does nothing where that is already done."""
         if merged != self.merged:
-            self.weight.add_(self.lora_b @ self.lora_a, alpha=self.scale if merged else -self.scale)
+            for a, b, (first, count) in self.sides():
+                self.weight[first : first + count].add_(b @ a, alpha=self.scale if merged else -self.scale)
             self.merged = merged
 
 
@@ -60,20 +75,23 @@ def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
     """
     if any(lora_layers(model)):
         raise ValueError("the model already has adapters: merge and drop them first")
+    parts, rows = config.parts(), part_rows(model.config)
     targets = [
-        (name, module)
+        (name, module, [part for part in parts[layer] if part])
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[-1] in config.targets
+        if isinstance(module, nn.Linear) and (layer := ".".join(name.split(".")[-2:])) in parts
     ]
     if not targets:
         raise ValueError(f"the model has none of lora.targets {', '.join(config.targets)}: name others")
     model.requires_grad_(False)
-    for name, module in targets:
-        adapter = LoraLinear(module, config)
-        values = torch.empty(adapter.lora_a.shape, dtype=torch.float32)
-        values.normal_(0.0, 1.0 / config.rank, generator=parameter_generator(seed, f"{name}.lora_a"))
-        with torch.no_grad():
-            adapter.lora_a.copy_(values)
+    for name, module, chosen in targets:
+        adapter = LoraLinear(module, config, {part: rows[part] for part in chosen})
+        for own, parameter in adapter.named_parameters():
+            if own.startswith("lora_a"):
+                values = torch.empty(parameter.shape, dtype=torch.float32)
+                values.normal_(0.0, 1.0 / config.rank, generator=parameter_generator(seed, f"{name}.{own}"))
+                with torch.no_grad():
+                    parameter.copy_(values)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, adapter)
 

@@ -80,10 +80,35 @@ def test_adapters_depend_on_the_seed_and_nothing_else():
     assert torch.equal(second(random_tokens(1, 8)), small_model(seed=1)(random_tokens(1, 8)))
 
 
-def test_only_the_targets_are_adapted():
-    model = small_model()
-    add_lora(model, LoraConfig(rank=2, targets=("c_attn",)), seed=0)
-    assert [name for name, _ in lora_layers(model)] == ["h.0.attn.c_attn", "h.1.attn.c_attn"]
+@pytest.mark.parametrize("options", [LLAMA, {"n_embd": 36, "n_head": 3}], ids=str)
+@pytest.mark.parametrize(
+    ("targets", "rows"),
+    [
+        (("q", "k"), {"attn.c_attn": "qk"}),
+        (("v", "o", "down"), {"attn.c_attn": "v", "attn.c_proj": "", "mlp.c_proj": ""}),
+        (("c_attn", "up"), {"attn.c_attn": "qkv", "mlp.c_fc": ""}),
+        (("c_proj", "o"), {"attn.c_proj": "", "mlp.c_proj": ""}),
+    ],
+    ids=str,
+)
+def test_only_the_targets_are_adapted_and_merged(options, targets, rows):
+    model, base, tokens = small_model(noise=0.1, **options), small_model(noise=0.1, **options), random_tokens(2, 16)
+    add_lora(model, LoraConfig(rank=2, targets=targets), seed=0)
+    assert {name for name, _ in lora_layers(model)} == {f"h.{i}.{layer}" for layer in rows for i in range(2)}
+    assert torch.equal(model(tokens), base(tokens))
+    apart = trained(model)(tokens)
+    drop_lora(model)
+    torch.testing.assert_close(model(tokens), apart, rtol=1e-4, atol=1e-5)
+    config, frozen = model.config, dict(base.named_parameters())
+    heights = [heads * config.head_size for heads in (config.n_head, config.kv_heads, config.kv_heads)]
+    for name, parameter in model.named_parameters():
+        layer, last = ".".join(name.split(".")[2:-1]), name.split(".")[-1]
+        changed = [not torch.equal(*pair) for pair in zip(parameter, frozen[name], strict=True)]
+        if rows.get(layer) and last == "weight":
+            parts = [any(part) for part in torch.tensor(changed).split(heights)]
+            assert "".join(part for part, moved in zip("qkv", parts, strict=True) if moved) == rows[layer], name
+        else:
+            assert any(changed) == (layer in rows and last == "weight"), name
 
 
 @pytest.mark.parametrize(
@@ -93,6 +118,7 @@ def test_only_the_targets_are_adapted():
         ({"dropout": 1.0}, "lora.dropout is 1.0"),
         ({"targets": ("q_proj",)}, "choose from c_attn"),
         ({"targets": ()}, "choose from c_attn"),
+        ({"targets": ("v", "c_attn")}, "has v twice"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

@@ -235,6 +235,7 @@ def test_a_llama_is_tuned_on_shorter_texts_tuned_again_and_exported(
     first = arguments(llama, tmp_path, data, "first", "--run.max_steps=2", "--model.block_size=8", "--lora.rank=1")
     finetune(1, tmp_path, first)
     again = arguments(run_of(tmp_path, "first").path, tmp_path, data, "again", "--run.max_steps=2", "--lora.alpha=4")
+    again += ["--lora.targets=[q, v, gate]"]
     finetune(1, tmp_path, again)
     monkeypatch.setattr(sys, "argv", ["export", str(run_of(tmp_path, "again").path), str(tmp_path / "out")])
     assert export_hf.main() == 0  # which compares logits with transformers' own
@@ -254,7 +255,7 @@ def test_learned_positions_are_cut_to_shorter_texts(tmp_path: Path, data: Path, 
         (("--lora.dropout=1",), "lora.dropout is 1"),
         (("--lora.alpha=0",), "lora.alpha is 0"),
         (('--lora.targets=["q_proj"]',), "choose from c_attn"),
-        (('--lora.targets=["c_gate"]',), "has no gate"),
+        (('--lora.targets=["q", "gate"]',), "has no gate"),
         (("--lora.rnk=4",), "did you mean --lora.rank"),
         (("--model.n_layer=3",), "the base has 2"),
         (("--model.preset=gpt2-124m",), "leave section model out"),
@@ -298,7 +299,7 @@ def test_bases_and_runs_that_do_not_belong_together_are_refused(
 
 
 @pytest.mark.parametrize("options", [{}, LLAMA, {"attention": "differential"}], ids=str)
-@pytest.mark.parametrize("targets", [("c_attn",), ("c_proj", "c_fc")])
+@pytest.mark.parametrize("targets", [("c_attn",), ("c_proj", "c_fc"), ("q", "v"), ("k", "o", "up", "gate", "down")])
 def test_adapters_are_counted_in_closed_form(options: dict[str, object], targets: tuple[str, ...]) -> None:
     from tests.model.small import small_model
 

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from common.errors import UserError
 from model.config import ModelConfig
+from model.lora_config import missing_targets
 from train.settings.sections import LoraSection, ModelSection
 
 ADJUSTABLE = ("dropout", "block_size")  # the options of a trained model that another training may change
@@ -26,5 +27,5 @@ def fit_to_base(model: ModelSection, base: ModelConfig) -> None:
 
 def check_targets(lora: LoraSection, base: ModelConfig) -> None:
     """Raises UserError where a target is named that the base does not have."""
-    if lora.targets is not None and "c_gate" in lora.targets and base.mlp != "swiglu":
-        raise UserError(f"lora.targets has c_gate, but the base's MLP is {base.mlp}, which has no gate: leave it out")
+    for target in missing_targets(base, lora.targets or ()):
+        raise UserError(f"lora.targets has {target}, but the base's MLP is {base.mlp}, which has no gate: leave it out")

@@ -499,8 +499,9 @@ class LoraSection:
             this section has no effect then.
         alpha: the adapters' correction is scaled by alpha/rank.
         dropout: on the input of the adapters.
-        targets: which matrices get an adapter: c_attn (queries, keys, values), c_proj (out of attention and MLP), c_fc,
-            c_gate (SwiGLU); null: all that the model has.
+        targets: which matrices get an adapter: c_attn (queries, keys and values together) or some of q, k, v (one
+            each), o (out of attention), up, gate (SwiGLU), down (the MLP's); c_proj is o and down, c_fc up, c_gate
+            gate; null: all that the model has.
     """
 
     rank: int = 8
