@@ -16,12 +16,14 @@ from typing import Any, cast
 from common.checkpoint_manifest import FORMAT_VERSIONS, CheckpointManifest, FileEntry, contradiction
 from common.errors import UserError
 from common.json_file import MOST_BYTES, BadJson, parse_json
+from common.progress import progress_bar
 from common.publish import canonical_json, finite_or_null, sha256_file, write_json_whole
 from common.regular_file import KINDS, read_at_most
 from common.run_folder import RunFolder
 
 CHECKPOINT_MANIFEST = "checkpoint.json"
 OWN_HASH = "manifest_sha256"
+LARGE_BYTES = 2 << 30  # reading so much for its hashes may take seconds
 COPY_AGAIN = "copy the checkpoint again, or name another"
 _STEP_FOLDER = re.compile(r"step-([0-9]{8,})")
 _WITH_WEIGHTS = re.compile(r"(?:step|weights)-([0-9]{8,})")
@@ -130,9 +132,12 @@ def verify_checkpoint(checkpoint: Path, *, hashes: bool = True) -> CheckpointMan
     for name, expected in manifest["files"].items():
         _check_size(checkpoint / name, expected)
     if hashes:
-        for name, expected in manifest["files"].items():
-            if _sha256(checkpoint / name) != expected["sha256"]:
-                raise BadCheckpoint(f"{checkpoint / name} has changed since it was written (SHA-256 differs)")
+        size = sum(expected["bytes"] for expected in manifest["files"].values())
+        with progress_bar(size, "B", f"verifying {checkpoint}", scale=True, disable=size < LARGE_BYTES) as bar:
+            for name, expected in manifest["files"].items():
+                if _sha256(checkpoint / name) != expected["sha256"]:
+                    raise BadCheckpoint(f"{checkpoint / name} has changed since it was written (SHA-256 differs)")
+                bar.update(expected["bytes"])
     if manifest.get("lora") is not None:
         _verify_base(checkpoint, manifest, hashes=hashes)
     return manifest

@@ -2,32 +2,140 @@
 
 import math
 import sys
-from typing import Any
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
 from common.plain_text import bar_file, one_line
 
-LINE_SECONDS = 10.0  # how often a bar writes a line where standard error is no terminal
+FIRST_SECONDS = 5.0  # until work says how long it still takes, and
+LINE_SECONDS = 10.0  # how often it does so then, where standard error is no terminal
 
 
-def progress_bar(total: int | None, unit: str, description: str, *, scale: bool = False, **options: Any) -> "tqdm[Any]":
+class Bar(Protocol):
+    """A progress bar, tqdm's or `LineBar`. Any thread may update it; whoever made it closes it."""
+
+    n: Any
+    total: Any
+
+    def update(self, n: Any = 1) -> Any: ...
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None: ...
+    def clear(self) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> "Bar": ...
+    def __exit__(self, *_: Any) -> Any: ...
+
+
+def progress_bar(
+    total: int | None, unit: str, description: str, *, scale: bool = False, initial: int = 0, disable: bool = False
+) -> Bar:
     """A bar with rate and ETA on standard error; in a log file a line every 10 seconds.
 
     `scale` writes large counts as 1.2M. The caller closes it (it is a context manager).
     """
-    terminal = sys.stderr.isatty()
+    if not sys.stderr.isatty():
+        return LineBar(total, unit, description, scale=scale, initial=initial, disable=disable)
     return tqdm(
         total=total,
         unit=unit,
         desc=one_line(description),
         unit_scale=scale,
+        initial=initial,
+        disable=disable,
         dynamic_ncols=True,
-        mininterval=0.1 if terminal else LINE_SECONDS,
+        mininterval=0.1,
         maxinterval=LINE_SECONDS,
         file=bar_file(),
-        **options,
     )
+
+
+class ProgressLines:
+    """How much of long work is done and how long the rest takes, in a line after 5 s and then every 10 s.
+
+    Attributes:
+        n: how much is done; total: of how much, None where that is not known.
+    """
+
+    def __init__(
+        self, total: int | None, unit: str, description: str, show: Callable[[str], object], *, scale: bool = False
+    ) -> None:
+        """Args: show: gets the lines. scale: large counts are written as 1.2M; counts of unit "B" always as 1.2 MiB."""
+        self.n = 0
+        self.total = total
+        self.shown = False  # whether any line was
+        self._unit, self._description, self._show, self._scale = unit, one_line(description), show, scale
+        self._initial = 0
+        self._started = time.monotonic()
+        self._next = self._started + FIRST_SECONDS
+        self._lock = threading.Lock()
+
+    def update(self, n: int = 1) -> None:
+        """Count what has been done since the last call."""
+        with self._lock:
+            self.n += n
+            now = time.monotonic()
+            if now < self._next:
+                return
+            self._next, self.shown = now + LINE_SECONDS, True
+            self._show(self.line(now))
+
+    def line(self, now: float) -> str:
+        """Args: now: by time.monotonic()."""
+        seconds, done = now - self._started, self.n - self._initial
+        parts = [f"{self._description}: {self._amount(self.n)}{self._of_total()}"]
+        if done > 0 and seconds > 0:
+            parts.append(f"{self._amount(done / seconds)}/s")
+            if self.total is not None and self.total > self.n:
+                parts.append(f"{format_duration((self.total - self.n) * seconds / done)} left")
+        return ", ".join(parts)
+
+    def _of_total(self) -> str:
+        unit = (
+            "" if self._unit == "B" else f" {self._unit}{'' if len(self._unit) < 4 or self._unit[-1] == 's' else 's'}"
+        )
+        return unit if self.total is None else f" of {self._amount(self.total)}{unit}"
+
+    def _amount(self, number: float) -> str:
+        if self._unit == "B":
+            return format_bytes(number)
+        return format_count(number) if self._scale or number != int(number) else f"{number:,.0f}"
+
+
+class LineBar(ProgressLines):
+    """A progress bar for a log file: a line on standard error with the size of the work at once, then as above."""
+
+    def __init__(
+        self, total: int | None, unit: str, description: str, *, scale: bool, initial: int = 0, disable: bool = False
+    ) -> None:
+        self._silent, self._postfix = disable, ""
+        super().__init__(total, unit, description, self._print, scale=scale)
+        self.n = self._initial = initial
+        self._print(f"{self._description}: {'…' if total is None else self._of_total().removeprefix(' of ')}")
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        """More words for the next lines."""
+        self._postfix = s
+
+    def clear(self) -> None:
+        """Make room for other output, which lines don't stand in the way of."""
+
+    def close(self) -> None:
+        seconds = time.monotonic() - self._started
+        self._print(f"{self._description}: {self._amount(self.n)}{self._of_total()} in {format_duration(seconds)}")
+        self._silent = True
+
+    def __enter__(self) -> "LineBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _print(self, line: str) -> None:
+        if not self._silent:
+            print(f"{line}, {self._postfix}" if self._postfix else line, file=sys.stderr, flush=True)
 
 
 def format_duration(seconds: float) -> str:

@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from tqdm import tqdm
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.plain_text import one_line
-from common.progress import format_count, progress_bar
+from common.progress import Bar, format_count, progress_bar
 from common.publish import file_to_write, write_json_output
 from common.regular_file import open_regular
 from data_prep.corpora.workers import choose_workers
@@ -56,7 +55,7 @@ class ShardReading:
 
 
 def read_shard(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: "tqdm[None]", shard: Shard
+    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: Bar, shard: Shard
 ) -> ShardReading | OSError:
     """A shard's `ShardReading`, read once, block by block; or the OSError that kept it from being read.
 

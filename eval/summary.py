@@ -111,7 +111,8 @@ def parse_arguments() -> argparse.Namespace:
         "--require-margin",
         type=float,
         metavar="NATS",
-        help="exit with 1 unless the last validation loss is this far below the unigram entropy",
+        help="exit with 1 unless the last validation loss is this far below the unigram entropy; not asked of a run "
+        "that was stopped before its last step",
     )
     add_json(parser)
     return parser.parse_args()
@@ -127,7 +128,9 @@ def main() -> int:
     print_next(folder, summary)
     if arguments.json:
         write_json_output(arguments.json, summary.as_json() | {"required_margin": arguments.require_margin})
-    if arguments.require_margin is not None and summary.margin < arguments.require_margin:
+    if arguments.require_margin is not None and summary.status == "preempted":
+        print(f"\nThe margin is not asked for: the run was stopped before its last step, {summary.max_steps:,}.")
+    elif arguments.require_margin is not None and summary.margin < arguments.require_margin:
         print(f"\nThe margin of {summary.margin:.3f} nats is under the required {arguments.require_margin}.")
         return 1
     return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from common.progress import FIRST_SECONDS, format_duration
 from common.run_folder import RunFolder, Stop
 from common.run_note import launched_at
 from model.devices import peak_memory_gib
@@ -299,10 +300,15 @@ class Trainer:
     def _warm_up(self, progress: Progress) -> None:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
         self.acts.enter("warming up", step=progress.step)
+        started, batch, length = time.monotonic(), self.loader.plan.micro_batch, self.config.model.block_size
+        compiling = "compiling (up to some minutes the first time), then " if self.config.run.compile else ""
+        self.recorder.log(f"{compiling}warming up: one micro-batch of {batch} x {length:,} tokens")
         self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.document_mask)
         for evaluation in self.evaluations:
             evaluation.warm_up()
         self.ranks.barrier()
+        if (seconds := time.monotonic() - started) > FIRST_SECONDS:
+            self.recorder.log(f"warmed up in {format_duration(seconds)}")
 
     def finish(self, outcome: Outcome) -> None:
         """Record how the run ended.

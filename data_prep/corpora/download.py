@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from common.errors import UserError
 from common.os_errors import refusal
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
 
 PART_SUFFIX = ".part"
 BLOCK_BYTES = 1 << 16  # at most so much is lost when a connection breaks
-TIMEOUT_SECONDS = (15, 60)  # to connect, and between bytes
+CONNECT_SECONDS, FIRST_CONNECT_SECONDS = 15, 5  # to connect, once a server has answered, and before
+READ_SECONDS = 60  # between bytes
 ATTEMPTS = 8  # in a row without a single new byte
+UNREACHED_ATTEMPTS = 3  # of a server that has not answered this process yet: most likely there is no network
 DAMAGED_ATTEMPTS = 3  # whole files with the wrong bytes
 BACKOFF_SECONDS = 1.0  # doubled at every attempt, up to
 LONGEST_BACKOFF_SECONDS = 120.0
 TOLD_SECONDS = 3.0  # longer waits are logged
 BUSY = {408, 425, 429, 500, 502, 503, 504}
+
+
+_ANSWERED: set[str] = set()  # servers, as host:port
 
 
 class Stopped(Exception):
@@ -40,6 +46,10 @@ class _TryAgainError(Exception):
     def __init__(self, reason: str, seconds: float | None = None) -> None:
         super().__init__(reason)
         self.seconds = seconds
+
+
+class _UnreachedError(_TryAgainError):
+    """The server can't be reached, and has never answered."""
 
 
 class _DamagedError(_TryAgainError):
@@ -60,8 +70,8 @@ def download(
 
     What arrived before an interruption is kept in `target`.part and continued. Answers 429 and 5xx, broken connections
     and damaged files are tried again, after the time the server asks for (Retry-After) or ever longer ones. `on_bytes`
-    gets the bytes that are there so far. Raises UserError where the server refuses, or nothing new arrives in 8
-    attempts.
+    gets the bytes that are there so far. Raises UserError where the server refuses, nothing new arrives in 8 attempts,
+    or it has never answered and can't be reached in 3: without a network that takes seconds.
     """
     part = target.with_name(target.name + PART_SUFFIX)
     stop = stop or threading.Event()
@@ -79,6 +89,11 @@ def download(
                     part.unlink(missing_ok=True)
                     damaged += 1
                 attempt = 0 if _size(part) > before else attempt + 1
+                if isinstance(error, _UnreachedError) and attempt >= UNREACHED_ATTEMPTS:
+                    raise UserError(
+                        f"{url} can't be downloaded: {error}; is there a network here? Else run the same command where "
+                        "there is one, and copy what it makes"
+                    ) from None
                 if attempt >= ATTEMPTS or damaged >= DAMAGED_ATTEMPTS:
                     raise UserError(f"{url} can't be downloaded ({error}): run the same command again later") from None
                 wait(str(error), error.seconds, attempt, stop)
@@ -106,8 +121,11 @@ def _fetch_rest(
     import requests  # 13 MiB and 0.2 s that preparing a local folder can do without
 
     asked = dict(headers) | {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    server = urlsplit(url).netloc
+    connect = CONNECT_SECONDS if server in _ANSWERED else FIRST_CONNECT_SECONDS
     try:
-        with requests.get(url, headers=asked, stream=True, timeout=TIMEOUT_SECONDS) as answer:
+        with requests.get(url, headers=asked, stream=True, timeout=(connect, READ_SECONDS)) as answer:
+            _ANSWERED.add(server)
             mode = _understand(answer, have, url)
             if mode == "done":
                 return
@@ -123,6 +141,8 @@ def _fetch_rest(
         if expected is not None and _size(part) < int(expected) + (have if mode == "ab" else 0):
             raise _TryAgainError("the connection ended early")
     except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        if server not in _ANSWERED:
+            raise _UnreachedError(f"no connection to {server} ({type(error).__name__})") from None
         raise _TryAgainError(f"no connection ({type(error).__name__})") from None
     except requests.RequestException as error:
         raise UserError(f"can't download {url}: {error}") from None

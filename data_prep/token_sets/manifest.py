@@ -212,6 +212,15 @@ def _untrue(stored: StoredManifest) -> Iterator[str]:
     yield from wrong_names(shard for shards in stored["splits"].values() for shard in shards)
 
 
+CORPORA = (  # how folders are named, what makes the corpora, what to know before
+    ("fineweb", "data_prep/fineweb.py", " (10 billion tokens; for a first try add --max-tokens 100M)"),
+    ("demo", "data_prep/docstrings.py --tokenizer gpt2-8k", ""),
+    ("docstrings", "data_prep/docstrings.py", ""),
+    ("shakespeare", "data_prep/shakespeare.py", ""),
+    ("tiny-shakespeare", "data_prep/shakespeare.py", ""),
+)
+
+
 def wrong_names(shards: Iterable[Shard]) -> Iterator[str]:
     """What is wrong with the names of a set's shards, in words."""
     seen: set[str] = set()
@@ -225,12 +234,17 @@ def wrong_names(shards: Iterable[Shard]) -> Iterator[str]:
 
 def _missing(folder: Path) -> str:
     if not folder.exists():
-        return (
-            f"there is no token set in {folder}: make one, for example with "
-            f"'python data_prep/docstrings.py --out {folder}' or 'python data_prep/fineweb.py --out {folder}'"
-        )
+        return f"there is no token set in {folder}: make one with {_preparation(folder)}"
     if folder.is_file():
         return f"{folder} is a file: a token set is a folder, which data_prep/text_files.py makes from texts"
     if any(folder.glob("*.bin*")):
         return f"{folder} is incomplete (no {MANIFEST_FILE}): run its preparation command again, it continues"
     return f"{folder} holds no token set (no {MANIFEST_FILE}): is it the right folder?"
+
+
+def _preparation(folder: Path) -> str:
+    """The command that makes the set which a folder is named after, as in the configurations of train/configs."""
+    for name, command, remark in CORPORA:
+        if folder.name.startswith(name):
+            return f"'python {command} --out {folder}'{remark}"
+    return f"'python data_prep/text_files.py … --out {folder}' from your own texts, or name another --data.path"

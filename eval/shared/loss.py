@@ -1,6 +1,7 @@
 """The loss of a model on fixed tokens: a sum over target tokens divided by their count."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +39,7 @@ def evaluate_loss(
     micro_batch: int,
     dtype: Dtype,
     split_documents_at: int | None = None,
+    done: Callable[[int], object] = lambda count: None,
 ) -> LossResult:
     """The mean loss in nats over the first `window_count` sequences, divided among all ranks (all must call).
 
@@ -48,6 +50,7 @@ def evaluate_loss(
         piece_bytes: (V,) bytes of text that each id stands for.
         window_count: how many sequences. micro_batch: how many of them at a time.
         split_documents_at: the end-of-text id, where attention is to stay inside documents.
+        done: called after every micro-batch of this rank's share with its number of sequences.
     """
     assert 0 < window_count <= windows.count
     was_training = model.training
@@ -67,6 +70,7 @@ def evaluate_loss(
             documents = torch.from_numpy(document_ids(inputs.numpy(), split_documents_at)).to(ranks.device)
         with autocast(dtype, ranks.device):
             loss_sum += model(inputs.to(ranks.device), targets.to(ranks.device), document_ids=documents).item()
+        done(stop - start)
     model.train(was_training)
     loss_sum, total, total_bytes = ranks.sum([loss_sum, float(target_count), float(byte_count)])
     return LossResult(loss_sum / total, int(total), int(total_bytes))

@@ -127,8 +127,15 @@ def test_refusals_are_one_line_at_once(status, words, server, tmp_path):
 def test_a_server_that_stays_away_is_given_up(tmp_path):
     with Server() as gone:
         url = gone.url
-    with pytest.raises(UserError, match="no connection"):
+    with pytest.raises(UserError, match=r"no connection to 127.0.0.1:.* is there a network here\?"):
         download(f"{url}/file", tmp_path / "file")
+
+
+def test_a_server_that_has_answered_gets_more_patience(tmp_path):
+    with Server(files={"/file": DATA}) as server:
+        download(f"{server.url}/file", tmp_path / "file")
+    with pytest.raises(UserError, match=r"no connection .*: run the same command again later"):
+        download(f"{server.url}/other", tmp_path / "other")
 
 
 def test_no_room_is_one_line(server, tmp_path):

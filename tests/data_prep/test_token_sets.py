@@ -124,11 +124,6 @@ def test_a_wrong_set_is_refused_in_one_line(name, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_folder_names_a_command(tmp_path):
-    with pytest.raises(UserError, match=r"docstrings\.py --out"):
-        TokenSet.open(tmp_path / "nowhere")
-
-
 def edit_shard(folder: Path, split: str, index: int, **changes: object) -> None:
     splits = json.loads((folder / "manifest.json").read_text())["splits"]
     splits[split][index] |= changes
@@ -354,3 +349,18 @@ def test_a_file_in_place_of_a_set_is_told(tmp_path):
     (tmp_path / "mine.txt").write_text("text")
     with pytest.raises(UserError, match=r"mine\.txt is a file: a token set is a folder"):
         TokenSet.open(tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("fineweb-edu", "python data_prep/fineweb.py --out FOLDER' (10 billion tokens"),
+        ("demo", "python data_prep/docstrings.py --tokenizer gpt2-8k --out FOLDER'"),
+        ("docstrings", "python data_prep/docstrings.py --out FOLDER'"),
+        ("mine", "python data_prep/text_files.py … --out FOLDER' from your own texts"),
+    ],
+)
+def test_a_missing_set_names_what_makes_it(name: str, command: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as raised:
+        TokenSet.open(tmp_path / name)
+    assert command.replace("FOLDER", str(tmp_path / name)) in str(raised.value)

@@ -142,6 +142,16 @@ def test_summary_requires_the_margin(run: RunFolder, tmp_path: Path, short_of_en
     assert ("under the required 1.0" in result.stdout) == (status == 1)
 
 
+def test_a_run_that_was_stopped_need_not_have_the_margin(run: RunFolder, tmp_path: Path) -> None:
+    write_metrics(run, validation_entropy(tmp_path / "tokens"))
+    run.write_state("preempted", reason="SIGINT", step=30, tokens=0)
+
+    result = run_script("summary.py", "runs/tiny", "--require-margin", "1.0", cwd=tmp_path)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "The margin is not asked for: the run was stopped before its last step" in result.stdout
+
+
 def test_summary_of_a_run_that_went_astray(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loss of thousands of nats, whose exponential no float holds."""
     monkeypatch.chdir(tmp_path)

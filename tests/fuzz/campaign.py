@@ -92,8 +92,9 @@ def main() -> int:
         verdicts.append(verdict)
         if verdict.fault or a.only:
             faults.append(_row(number, verdict))
-            bar.write(f"{number} {verdict.fault or 'well'} ({verdict.seconds:.0f} s): {verdict.case.label}\n"
-                      f"  {' '.join(verdict.case.arguments)[:300]}\n  {verdict.detail}", file=sys.stdout)  # fmt: skip
+            bar.clear()
+            print(f"{number} {verdict.fault or 'well'} ({verdict.seconds:.0f} s): {verdict.case.label}\n"
+                      f"  {' '.join(verdict.case.arguments)[:300]}\n  {verdict.detail}", flush=True)  # fmt: skip
     bar.close()
     result = {"seed": a.seed, "inputs": len(verdicts), "counts": counts(verdicts), "faults": faults}
     print(json.dumps(result["counts"], indent=1))

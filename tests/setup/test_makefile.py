@@ -129,3 +129,11 @@ def test_demo_takes_a_launcher_for_more_than_one_process(ranks: str, launcher: s
     assert ("--nproc_per_node=auto:8" in make("--dry-run", "demo").stdout) == has_gpus
     steps = [planned.index(name) for name in ("docstrings.py", "pretrain.py", "plot_loss.py", "summary.py")]
     assert steps == sorted(steps)
+
+
+@pytest.mark.parametrize(("options", "asked"), [("", True), ("--run.max_steps 60", False)])
+def test_a_shortened_demo_is_not_asked_for_the_margin(options: str, asked: bool) -> None:
+    plan = make("-n", "-o", "environment", "demo", DEMO_OPTIONS=options).stdout
+
+    assert ("--require-margin 1.0" in plan) == asked
+    assert ("is not asked for" in plan) != asked

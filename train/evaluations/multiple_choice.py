@@ -68,7 +68,7 @@ class HellaSwag(Evaluation):
     def measure(self, progress: Progress, parts: Parts) -> None:
         """Answer and record; scores that are NaN, whose largest means nothing, as null."""
         started, tools = time.monotonic(), self._tools
-        found = answer(tools, self._examples, self._questions)
+        found = answer(tools, "HellaSwag", self._examples, self._questions)
         seconds = time.monotonic() - started
         record = {
             "kind": self.name,
@@ -129,7 +129,7 @@ class Choices(Evaluation):
         started, tools = time.monotonic(), self._tools
         record = {"kind": self.name, "step": progress.step, "tokens": progress.tokens}
         for name, examples in self._examples.items():
-            found = answer(tools, examples, self._questions[name])
+            found = answer(tools, name, examples, self._questions[name])
             record |= {
                 f"{name}_acc_norm": found.accuracy.value,
                 f"{name}_acc_norm_stderr": found.accuracy.standard_error,
@@ -189,12 +189,16 @@ def make_questions(tools: Tools, examples: Sequence[Example]) -> tuple[Question,
     return questions
 
 
-def answer(tools: Tools, examples: Sequence[Example], questions: Sequence[Question]) -> Answers:
-    """All ranks call, and all get the same."""
+def answer(tools: Tools, name: str, examples: Sequence[Example], questions: Sequence[Question]) -> Answers:
+    """All ranks call, and all get the same. Args: name: of the questions, for people."""
     from eval.hellaswag_task.metrics import Accuracy, accuracy, choose_by_token, right_bits_per_byte
-    from eval.hellaswag_task.multiple_choice import log_likelihoods
+    from eval.hellaswag_task.multiple_choice import BatchSize, log_likelihoods, trunk_share
 
-    scores = log_likelihoods(tools.model, questions, tools.ranks, dtype=tools.dtype)
+    batch = BatchSize.for_device(tools.ranks.device)
+    share = trunk_share(questions, tools.model.config.block_size, tools.ranks, batch)
+    size = f"{len(examples):,} questions"
+    with tools.recorder.working(f"answering {name}", size, share, "context") as done:
+        scores = log_likelihoods(tools.model, questions, tools.ranks, dtype=tools.dtype, batch_size=batch, done=done)
     result = Accuracy(math.nan, None)
     if not np.isnan(scores).any():
         result = accuracy(choose_by_token(scores, questions), examples)

@@ -59,9 +59,12 @@ class Samples(Evaluation):
         ranks, step = self._tools.ranks, progress.step
         texts: dict[int, str | None] = {}
         # a context grows with every token: compiled blocks would be compiled again for each length
-        with without_compiling():
-            for index in parts[ranks.rank :: ranks.world_size]:
+        share = parts[ranks.rank :: ranks.world_size]
+        size = f"{len(parts):,} texts of {self.config.eval.sample_tokens:,} tokens"
+        with without_compiling(), self._tools.recorder.working("sampling", size, len(share), "text") as done:
+            for index in share:
                 texts[index] = self._generate(step, index)
+                done(1)
         for index, text in sorted(item for share in ranks.gather(texts) for item in share.items()):
             if text is None:
                 self._tools.recorder.log(f"WARNING: no sample at step {step}: the model's predictions are NaN or inf")

@@ -16,6 +16,8 @@ from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, Writte
 from train.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from eval.shared.loss import LossResult
 
 FIRST_LOSS_MARGIN = 0.5  # nats
@@ -67,7 +69,10 @@ class Validation(Evaluation):
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         started = time.monotonic()
-        result = self._evaluate(self._count)
+        length, ranks = self._windows.block_size, self._tools.ranks.world_size
+        size = f"{self._count:,} sequences of {length:,} tokens (eval.tokens)"
+        with self._tools.recorder.working(f"validating at step {progress.step}", size, self._count, "sequence") as done:
+            result = self._evaluate(self._count, lambda count: done(count * ranks))
         assert result.tokens == self.measured_on["val_tokens"], result
         self.latest, self.latest_step = result.loss, progress.step
         seconds = time.monotonic() - started
@@ -126,7 +131,7 @@ class Validation(Evaluation):
                 "initialisation, data and tokenizer before spending time on it"
             )
 
-    def _evaluate(self, count: int) -> LossResult:
+    def _evaluate(self, count: int, done: Callable[[int], object] = lambda count: None) -> LossResult:
         from eval.shared.loss import evaluate_loss
 
         tools = self._tools
@@ -139,4 +144,5 @@ class Validation(Evaluation):
             micro_batch=tools.plan.micro_batch,
             dtype=tools.dtype,
             split_documents_at=self._split_documents_at,
+            done=done,
         )

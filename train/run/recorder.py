@@ -5,7 +5,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from common.curves import KnownCurves
 from common.os_errors import refusal
 from common.patient_file import PatientFile
 from common.plain_text import bar_file, one_line
-from common.progress import format_count, format_duration
+from common.progress import ProgressLines, format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
 from train.errors import StorageFailed
@@ -36,6 +37,7 @@ class Recorder:
         self._first_step = first_step
         self.lost = False
         self._logged_trouble = ""
+        self._announced: set[str] = set()  # kinds of long work
         if not self._active:
             return
         self._folder = folder
@@ -79,6 +81,38 @@ class Recorder:
                 print(text, flush=True)
         except OSError:  # the terminal or the pipe's reader is gone: the run continues without
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    @contextmanager
+    def working(self, what: str, size: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
+        """Log what is about to be done between steps, the first time, and show on the terminal how long it still takes.
+
+        Gives what is to be called with the number of `unit`s that have been done since the last call.
+
+        Args:
+            what: such as "validating at step 10". size: how much that is, in words.
+            total: units. unit: in the singular.
+        """
+        if not self._active:
+            yield lambda count: None
+            return
+        kind = what.split(" at step")[0]
+        if kind not in self._announced:
+            self._announced.add(kind)
+            self.log(f"{what}: {size}")
+        lines = ProgressLines(total, unit, what, self._show)
+        try:
+            yield lines.update
+        finally:
+            if lines.shown and self._bar is not None:
+                self._show("")
+
+    def _show(self, text: str) -> None:
+        """A line for whoever looks at the terminal, which the log does not need."""
+        with contextlib.suppress(OSError):  # the terminal, or the pipe's reader, is gone
+            if self._bar is None:
+                print(text, flush=True)
+            else:
+                self._bar.set_description_str(text)
 
     def step(self, record: dict[str, Any]) -> None:
         """Record a training step."""

@@ -1,0 +1,34 @@
+"""What takes long says so: its size beforehand, how long it still takes while it runs."""
+
+import os
+from pathlib import Path
+
+from common import progress
+from tests.helpers.ranks import RankGroup
+from tests.helpers.token_sets import make_token_set
+from tests.helpers.training import run_of, tiny_arguments, train_as_rank
+
+
+def train_as_if_slow(arguments: list[str], output: Path) -> None:
+    progress.FIRST_SECONDS = progress.LINE_SECONDS = 0.0
+    os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY), 1)
+    train_as_rank(arguments)
+
+
+def test_work_between_steps_is_announced_and_shows_how_long_it_takes(tmp_path: Path) -> None:
+    make_token_set(tmp_path / "data", train_tokens=2_001, val_tokens=500)
+    few = ["--run.max_steps=5", "--eval.sample_every_steps=5", '--eval.prompts=["a"]', "--eval.sample_tokens=2"]
+    arguments, output = tiny_arguments(tmp_path, tmp_path / "data", "told", *few), tmp_path / "output"
+
+    assert RankGroup(1, tmp_path / "store", train_as_if_slow, arguments, output).join() == [0]
+
+    log, terminal = run_of(tmp_path, "told").log.read_text(), output.read_text()
+    for announcement in (
+        "warming up: one micro-batch of 4 x 16 tokens",
+        "validating at step 0: 16 sequences of 16 tokens (eval.tokens)",
+        "sampling: 1 texts of 2 tokens",
+    ):
+        assert log.count(announcement) == terminal.count(announcement) == 1
+    assert "validating at step 0: 4 of 16 sequences, " in terminal and " left\n" in terminal
+    assert "validating at step 5: 16 of 16 sequences, " in terminal
+    assert "4 of 16" not in log
