@@ -34,7 +34,7 @@ FIELDS: dict[str, Field] = {
     **dict.fromkeys(("step", "tokens", "world_size"), _COUNT),
     **dict.fromkeys(("skips", "rollback", "position", "from_step", "to_step", "first_step"), _COUNT),
     **dict.fromkeys(("val_tokens", "val_tokens_wanted", "val_block_size", "val_bytes"), _COUNT),
-    **dict.fromkeys(("loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib", "flops"), NUMBER),
+    **dict.fromkeys(("loss", "z_loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib", "flops"), NUMBER),
     **dict.fromkeys(("step_seconds", "data_wait_seconds", "val_seconds"), NUMBER),
     **dict.fromkeys(("save_seconds", "save_blocked_seconds", "hang_seconds", "val_loss", "val_bits_per_byte"), NUMBER),
     **dict.fromkeys(("val_sha256", "val_text_sha256", "data_identity", "prompt", "text"), _TEXT),

@@ -13,7 +13,7 @@ from model.cache import CacheStep, KVCache
 from model.chunk_kernel import ChunkKernel
 from model.config import ModelConfig
 from model.flex import flex_works
-from model.loss import IGNORE_INDEX, Reduction, head_loss, soft_capped
+from model.loss import IGNORE_INDEX, Reduction, head_loss, head_loss_and_z, soft_capped
 from model.mlp import MLP
 from model.norms import build_norm
 from model.positions import document_positions, rotary_angles, rotary_frequencies
@@ -96,7 +96,8 @@ class GPT(nn.Module):
         cache: KVCache | None = None,
         lengths: Tensor | None = None,
         scale: Tensor | None = None,
-    ) -> Tensor:
+        z_loss: float | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Logits, or the loss where targets are given.
 
         Args:
@@ -108,9 +109,10 @@ class GPT(nn.Module):
             cache: the tokens continue what it holds, and are added to it.
             lengths: (B,) with a cache: real tokens of each row, the rest being padding at the right.
             scale: with targets, as `loss.head_loss` takes it.
+            z_loss: with targets, as `loss.head_loss_and_z` takes it.
 
         Returns:
-            Without targets (B, T, V) logits, the padding ids at -inf; else the loss.
+            Without targets (B, T, V) logits, the padding ids at -inf; else the loss, and with z_loss also its part.
 
         Raises UserError where the learned positions end before the last token, ValueError where the cache has no room.
         """
@@ -123,7 +125,10 @@ class GPT(nn.Module):
             embedded, head = self.wte(tokens), self.lm_head.weight
         hidden = self._hidden(embedded, tokens, positions, document_ids, cache, lengths)
         size, cap = self.config.vocab_size, self.config.logit_softcap
-        return head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=self.chunk_kernel, softcap=cap)
+        kernel = self.chunk_kernel
+        if z_loss is not None:
+            return head_loss_and_z(hidden, head, targets, size, z_loss, scale=scale, kernel=kernel, softcap=cap)
+        return head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel, softcap=cap)
 
     def hidden(
         self,

@@ -11,7 +11,7 @@ from model.attention_kinds import ATTENTION_KINDS
 from model.attention_masks import SMALLEST_BLOCK
 from model.config import ModelConfig
 from model.counts import parameter_count
-from model.loss import BLOCK_ROWS_CPU, chunk_rows
+from model.loss_chunks import BLOCK_ROWS_CPU, chunk_rows
 from model.precision import Dtype, StreamDtype
 
 FLOAT32 = 4  # bytes

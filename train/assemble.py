@@ -97,7 +97,7 @@ def _build_stepper(
         optimizer,
         run.ranks,
         plan.batch,
-        LanguageModelling(),
+        LanguageModelling(config.optim.z_loss),
         dtype=plan.dtype,
         grad_clip=config.optim.grad_clip,
         seed=config.run.seed,

@@ -181,6 +181,7 @@ class Trainer:
             "tokens": progress.tokens,
             "flops": float(progress.tokens * self.flops_per_token),  # up to here
             **self.stepper.objective.record(result.loss),
+            **result.terms,
             "lr": lr,
             "grad_norm": result.grad_norm,
             "tokens_per_second": rate,

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from model import loss as loss_module
+from model import loss_chunks as loss_module
 from model.chunk_kernel import compiled_kernel, losses_and_gradient
-from model.loss import IGNORE_INDEX, head_loss
+from model.loss import IGNORE_INDEX, head_loss, head_loss_and_z
 
 ROWS, WIDTH, VOCAB, PADDED = 150, 16, 61, 64
 
@@ -55,6 +55,50 @@ def test_value_and_gradients_equal_cross_entropy(seed, chunk, ignored, softcap):
     torch.testing.assert_close(actual, expected)
     for got, want in zip(actual_grads, expected_grads, strict=True):
         torch.testing.assert_close(got, want)
+
+
+Z_LOSS = 0.05
+
+
+def with_z(hidden, weight, targets, softcap):
+    """The definition: the sum of cross-entropies and of the coefficient times logsumexp², and the latter."""
+    logits = F.linear(hidden, weight)[..., :VOCAB].flatten(0, 1)
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    z = Z_LOSS * logits.logsumexp(-1)[targets.flatten() != IGNORE_INDEX].square().sum()
+    return reference(hidden, weight, targets, softcap=softcap) + z, z
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("way", ["chunks", "kernel", "compiled"])
+def test_z_loss_is_added_with_its_gradient_and_returned_apart(way, softcap):
+    hidden, weight, targets = problem()
+    with torch.no_grad():
+        hidden[0, ::9] *= 100  # rows whose target has next to no probability
+    total, z = with_z(hidden, weight, targets, softcap)
+    expected = torch.autograd.grad(total * 0.37, (hidden, weight))
+    scale = torch.tensor(0.37, dtype=torch.float64)
+    ours = torch.compile(head_loss_and_z, backend="aot_eager") if way == "compiled" else head_loss_and_z
+    kernel = losses_and_gradient if way == "kernel" else None
+    found, apart = ours(hidden, weight, targets, VOCAB, Z_LOSS, scale=scale, kernel=kernel, softcap=softcap)
+    torch.testing.assert_close(found, total)
+    torch.testing.assert_close(apart, z)
+    assert not apart.requires_grad
+    for got, want in zip(torch.autograd.grad(found, (hidden, weight), scale), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("announced", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_z_loss_in_half_precision(dtype, announced):
+    hidden, weight, targets = problem(torch.float32)
+    total, z = with_z(hidden, weight, targets, None)
+    expected = torch.autograd.grad(total * 64.0, (hidden, weight))
+    scale = torch.tensor(64.0)
+    with torch.autocast("cpu", dtype=dtype):
+        found = head_loss_and_z(hidden, weight, targets, VOCAB, Z_LOSS, scale=scale if announced else None)
+    torch.testing.assert_close(found, (total, z), rtol=0.01, atol=0.01)
+    for got, want in zip(torch.autograd.grad(found[0], (hidden, weight), scale), expected, strict=True):
+        assert (got - want).norm() < 0.02 * want.norm()
 
 
 def test_float32_is_as_close_to_float64_as_cross_entropy_is():
@@ -273,9 +317,9 @@ def test_the_compiled_kernel_is_compiled_once_and_keeps_nothing_wide():
     assert counters["unique_graphs"] - before == 1
     logits = torch.randn(64, 4096).bfloat16()
     arguments = torch.zeros(64, dtype=torch.int64), torch.ones(64, 1), 4000
-    kernel(logits, *arguments, None)
+    kernel(logits, *arguments, None, None)
     with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
-        kernel(logits, *arguments, None)
+        kernel(logits, *arguments, None, None)
     assert sum(max(0, event.self_cpu_memory_usage) for event in profile.events()) < 64 * 4096
 
 

@@ -62,10 +62,13 @@ class CountedInTheStep(LanguageModelling):
         return None
 
 
+Z_LOSS = 0.05
+
+
 class Parts:
     """A model and what its steps need, on this rank."""
 
-    def __init__(self, data: Path, world_size: int, micro_batch: int) -> None:
+    def __init__(self, data: Path, world_size: int, micro_batch: int, z_loss: float = 0.0) -> None:
         self.ranks = start_ranks("cpu")
         self.model = GPT(CONFIG)
         initialise(self.model, seed=1)
@@ -73,8 +76,9 @@ class Parts:
         self.optimizer = GradientKeeper(self.model)
         plan = plan_batch(SEQUENCES * 8, 8, micro_batch, world_size)
         self.stepper = Stepper(
-            self.parallel, self.optimizer, self.ranks, plan, LanguageModelling(), dtype="fp32", grad_clip=0.0, seed=1
-        )
+            self.parallel, self.optimizer, self.ranks, plan, LanguageModelling(z_loss),
+            dtype="fp32", grad_clip=0.0, seed=1,
+        )  # fmt: skip
         windows = Windows(TokenSet.open(data).split("train"), 8)
         self.batch = StepLoader(windows, plan, rank=self.ranks.rank, seed=1).step_at(0)
 
@@ -83,9 +87,11 @@ def parameters(model: GPT) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def one_step(data: Path, world_size: int, micro_batch: int) -> tuple[float, float, dict[str, np.ndarray], int]:
-    """Loss, gradient norm, gradients and how many all-reduces a warmed-up step took."""
-    parts = Parts(data, world_size, micro_batch)
+def one_step(
+    data: Path, world_size: int, micro_batch: int, z_loss: float
+) -> tuple[dict[str, float], float, dict[str, np.ndarray], int]:
+    """Loss and terms, gradient norm, gradients and how many all-reduces a warmed-up step took."""
+    parts = Parts(data, world_size, micro_batch, z_loss)
     rounds = 0
 
     def count(state: object, bucket) -> torch.futures.Future[Tensor]:
@@ -104,13 +110,13 @@ def one_step(data: Path, world_size: int, micro_batch: int) -> tuple[float, floa
     with pytest.MonkeyPatch.context() as patch:  # no rank asks the others for their counts
         patch.setattr(Ranks, "sum", lambda self, values: pytest.fail("the ranks' targets are known"))
         assert parts.stepper(parts.batch, 1) == result  # nothing of the step before is left in the gradients
-    parts.stepper.objective = CountedInTheStep()
+    parts.stepper.objective = CountedInTheStep(z_loss)
     assert parts.stepper(parts.batch, 1) == result
     assert all(np.array_equal(kept[name], again) for name, again in parts.optimizer.kept.items())
-    return result.loss, result.grad_norm, kept, rounds_of_one
+    return {"loss": result.loss, **result.terms}, result.grad_norm, kept, rounds_of_one
 
 
-def textbook_step(data: Path) -> tuple[float, dict[str, np.ndarray]]:
+def textbook_step(data: Path, z_loss: float) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Loss and gradients of the whole batch at once, without any of the trainer."""
     model = GPT(CONFIG)
     initialise(model, seed=1)
@@ -118,22 +124,25 @@ def textbook_step(data: Path) -> tuple[float, dict[str, np.ndarray]]:
     batch = StepLoader(windows, plan_batch(SEQUENCES * 8, 8, SEQUENCES, 1), rank=0, seed=1).step_at(0)
     logits = model(batch.tokens[0])[..., : CONFIG.vocab_size]
     loss = F.cross_entropy(logits.flatten(0, 1), batch.targets[0].flatten())
-    loss.backward()
-    return loss.item(), {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
+    z = z_loss * logits.logsumexp(-1).square().mean()
+    (loss + z).backward()
+    found = {"loss": loss.item()} | ({"z_loss": z.item()} if z_loss else {})
+    return found, {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(
-    ("world_size", "micro_batch", "accumulation"), [(1, 8, 1), (1, 2, 4), (2, 2, 2), (2, 4, 1), (4, 2, 1), (4, 1, 2)]
+    ("world_size", "micro_batch", "accumulation", "z_loss"),
+    [(1, 8, 1, 0.0), (1, 2, 4, Z_LOSS), (2, 2, 2, Z_LOSS), (2, 4, 1, 0.0), (4, 2, 1, 0.0), (4, 1, 2, 0.0)],
 )
 def test_the_gradient_is_the_same_however_the_batch_is_cut_up(
-    tmp_path: Path, data: Path, world_size: int, micro_batch: int, accumulation: int
+    tmp_path: Path, data: Path, world_size: int, micro_batch: int, accumulation: int, z_loss: float
 ) -> None:
     assert world_size * micro_batch * accumulation == SEQUENCES
-    expected_loss, expected = textbook_step(data)
-    for loss, norm, gradients, rounds in run_ranks(
-        world_size, tmp_path / "store", one_step, data, world_size, micro_batch
+    expected_losses, expected = textbook_step(data, z_loss)
+    for losses, norm, gradients, rounds in run_ranks(
+        world_size, tmp_path / "store", one_step, data, world_size, micro_batch, z_loss
     ):
-        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        assert losses == pytest.approx(expected_losses, rel=1e-6)
         assert norm == pytest.approx(
             math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in expected.values())), rel=1e-5
         )

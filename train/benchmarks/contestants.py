@@ -73,7 +73,7 @@ def _longhaul(case: Case, device: torch.device) -> Contestant:
         build_optimizer(model, config.optim),
         ranks,
         plan,
-        LanguageModelling(),
+        LanguageModelling(config.optim.z_loss),
         dtype=_dtype(config, device),
         grad_clip=config.optim.grad_clip,
         seed=config.run.seed,

@@ -1,7 +1,7 @@
 """What a model is trained for: the loss of a batch, and what a step records. The rest of a step is the same for all."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -9,7 +9,13 @@ from train.batches.loader import MicroBatch, StepBatch
 
 
 class Objective(Protocol):
-    """One way to learn from batches of tokens."""
+    """One way to learn from batches of tokens.
+
+    Attributes:
+        terms: keys of metrics.jsonl for what is learned from beside the loss.
+    """
+
+    terms: tuple[str, ...]
 
     def target_count(self, batch: StepBatch) -> int:
         """How many targets this rank's share of a step has: the loss of a step is the mean over those of all ranks."""
@@ -17,8 +23,10 @@ class Objective(Protocol):
     def total_target_count(self, batch: StepBatch) -> int | None:
         """That of all ranks, where it is known ahead; None: each step sums it over ranks, which wait for each other."""
 
-    def loss(self, model: Callable[..., Tensor], batch: MicroBatch, scale: Tensor) -> Tensor:
-        """The loss of a micro-batch, summed over its targets: (), float32.
+    def loss(self, model: Callable[..., Any], batch: MicroBatch, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """What is learned from in a micro-batch, and what is reported of it, both summed over its targets.
+
+        The first is () float32, the second (1 + len(terms)) float32, detached: the loss, then its further terms.
 
         Args:
             model: the model, perhaps as one of several replicas; called exactly once.

@@ -1,9 +1,9 @@
 """One optimizer step, from a batch to changed weights. docs/one-step.md reads it line by line."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -52,11 +52,13 @@ class StepResult:
     """What a step reports.
 
     loss: mean over the targets of all ranks, before the update. grad_norm: global L2 norm before clipping.
+    terms: means of what the objective learns from beside the loss, by their keys in metrics.jsonl.
     """
 
     loss: float
     grad_norm: float
     verdict: Verdict
+    terms: Mapping[str, float] = field(default_factory=dict)
 
 
 class UpdateWatcher(Protocol):
@@ -127,7 +129,7 @@ class Stepper:
 
         # Accumulate the gradient of the mean over all targets. (DDP averages over ranks, hence their number.)
         weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
-        loss_sum = torch.zeros((), device=self._ranks.device)
+        loss_sum = torch.zeros(1 + len(self.objective.terms), device=self._ranks.device)  # (P): the loss, its terms
         self.compute_timer.start()
         with autocast(self.dtype, self._ranks.device):  # around all of them: weights are cast once a step
             for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
@@ -142,10 +144,10 @@ class Stepper:
         self._clip(norm)
 
         # Judge loss and norm on the device; both are the same on all ranks.
-        loss = self._ranks.sum_tensor(loss_sum.to(self._summed)) / target_count  # ()
-        within = (loss <= self.limits.loss) & (norm.to(self._summed) <= self.limits.grad_norm)
-        self._refused = 1.0 - (within & torch.isfinite(loss) & torch.isfinite(norm)).float()  # ()
-        report = torch.stack([loss, norm.to(self._summed), self._refused.to(self._summed)])  # (3,)
+        loss = self._ranks.sum_tensor(loss_sum.to(self._summed)) / target_count  # (P)
+        within = (loss[0] <= self.limits.loss) & (norm.to(self._summed) <= self.limits.grad_norm)
+        self._refused = 1.0 - (within & torch.isfinite(loss).all() & torch.isfinite(norm)).float()  # ()
+        report = torch.cat([torch.stack([norm, self._refused]).to(self._summed), loss])  # (2 + P)
 
         # Update, unless refused. Where the optimizer learns that on the device, the host waits once: for the report.
         self._on_act("update")
@@ -186,15 +188,15 @@ class Stepper:
             torch.cuda.synchronize(device)
 
     def _backward(self, batch: MicroBatch, weight: Tensor, *, last: bool) -> Tensor:
-        """Forward and backward of one micro-batch, times `weight` (); return its summed loss (), detached."""
+        """Forward and backward of one micro-batch, times `weight` (); return what it reports, (P), summed."""
         with self._parallel.backward_of(last=last):
             self._on_act("forward")
             with autocast(self.dtype, self._ranks.device):
-                loss = self.objective.loss(self._parallel.replica, batch, weight)  # ()
+                loss, reported = self.objective.loss(self._parallel.replica, batch, weight)  # (), (P)
             self._on_act("backward")
             with torch.autocast(self._ranks.device.type, enabled=False):
                 self._parallel.backward(loss, weight, on_reduction=self._end_own_part)
-        return loss.detach()
+        return reported
 
     def _end_own_part(self) -> None:
         """This rank's own gradients are done: what follows waits for the other ranks."""
@@ -245,16 +247,17 @@ class Stepper:
 
     def _read(self, report: Tensor, batch: StepBatch, step: int, loss_sum: Tensor) -> StepResult:
         """The step's report on the host. Raises NonFiniteLoss."""
-        loss, norm, refused = report.tolist()
+        norm, refused, loss, *terms = report.tolist()
+        others = dict(zip(self.objective.terms, terms, strict=True))
         if not refused:
-            return StepResult(loss, norm, Verdict.LEARNED)
-        if math.isfinite(loss) and math.isfinite(norm):
-            return StepResult(loss, norm, Verdict.BEYOND_LIMITS)
+            return StepResult(loss, norm, Verdict.LEARNED, others)
+        if all(map(math.isfinite, (loss, norm, *terms))):
+            return StepResult(loss, norm, Verdict.BEYOND_LIMITS, others)
         if self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > SMALLEST_LOSS_SCALE:
-            return StepResult(loss, norm, Verdict.OVERFLOW)
+            return StepResult(loss, norm, Verdict.OVERFLOW, others)
         if self._skip_nonfinite:
-            return StepResult(loss, norm, Verdict.NON_FINITE)
-        raise NonFiniteLoss(self._describe(batch, step, loss, norm, loss_sum.item()))
+            return StepResult(loss, norm, Verdict.NON_FINITE, others)
+        raise NonFiniteLoss(self._describe(batch, step, loss, norm, loss_sum[0].item()))
 
     def _seed_dropout(self, step: int, accumulation_index: int) -> None:
         """Dropout depends only on seed, step and the micro-batch's index within it: no random state is saved."""

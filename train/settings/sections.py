@@ -11,6 +11,7 @@ Each section checks itself; what needs two sections is checked by `Config`, what
 `train.startup`. Nothing here imports torch. docs/options.md is made from these docstrings.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -111,6 +112,8 @@ class OptimConfig:
         beta2: decay of the second moment.
         eps: added to the root of the second moment.
         weight_decay: decoupled weight decay, applied to parameters of two or more dimensions.
+        z_loss: coefficient of the z-loss, logsumexp(logits)² of each target, which is learned from beside the
+            cross-entropy (PaLM, Chowdhery et al. 2022, arXiv:2204.02311, with 1e-4) and recorded as z_loss; 0: none.
         grad_clip: largest global gradient norm (L2); larger gradients are scaled down to it. 0 switches clipping off.
         fused: one kernel for the whole update, several times faster than a kernel per tensor, on CPU as well; with muon
             for adamw's part.
@@ -135,6 +138,7 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
+    z_loss: float = 0.0
     grad_clip: float = 1.0
     fused: bool = True
     shard: bool | Literal["auto"] = "auto"
@@ -157,6 +161,8 @@ class OptimConfig:
             raise ValueError(f"optim.muon_weight_decay is {self.muon_weight_decay}: use 0 or more, or null")
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: use 0 or more, below 1")
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"optim.z_loss is {self.z_loss}: use 0 or more")
         if self.eps <= 0 or self.weight_decay < 0 or self.grad_clip < 0:
             raise ValueError("optim.eps must be positive, optim.weight_decay and optim.grad_clip not negative")
 

@@ -68,7 +68,7 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
         batch = MicroBatch(tokens, tokens, tokens if config.data.document_mask else None)
         scale = torch.ones((), device=ranks.device)
         with autocast(plan.dtype, ranks.device):
-            loss = LanguageModelling().loss(model, batch, scale)  # ()
+            loss, _ = LanguageModelling(config.optim.z_loss).loss(model, batch, scale)  # ()
         loss.backward(scale)
         del room
     except Exception as error:
