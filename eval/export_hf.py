@@ -1,8 +1,10 @@
 """Export a checkpoint as a folder that Hugging Face's `transformers` loads with no code of ours.
 
     python eval/export_hf.py runs/demo exported/demo
+    python eval/export_hf.py runs/notes exported/notes-adapter --adapter exported/demo
 
-The exported model is loaded again and must give the same logits and tokens, or nothing is published.
+The exported model is loaded again and must give the same logits and tokens, or nothing is published. With --adapter,
+only the adapters of a fine-tuning are exported, for PEFT and the export of the model that they were trained on.
 """
 
 import argparse
@@ -14,6 +16,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import exit_on_user_error
+from common.packages import require_packages
 from common.publish import write_json_output
 from eval.shared.arguments import add_json, add_run, folder_to_make, require_run
 
@@ -22,6 +25,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser("Export a checkpoint for Hugging Face's transformers.")
     add_run(parser)
     parser.add_argument("out", type=folder_to_make, help="the folder to make")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        metavar="BASE",
+        help="export only the adapters, as PEFT has them, for their base, which was exported to this folder",
+    )
     add_json(parser)
     return parser.parse_args()
 
@@ -29,9 +38,18 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     require_run(arguments.run)
-    from eval.hugging_face.export import export  # here, as it imports torch
+    if arguments.adapter is None:
+        require_packages({"transformers": "transformers"}, "an export, which is verified with it,")
+        from eval.hugging_face.export import export  # here, as it imports torch
 
-    report = export(arguments.run, arguments.out)
+        report = export(arguments.run, arguments.out)
+    else:
+        require_packages(
+            {"peft": "peft", "transformers": "transformers"}, "an export of adapters, which is verified with it,"
+        )
+        from eval.hugging_face.adapters import export_adapter
+
+        report = export_adapter(arguments.run, arguments.adapter, arguments.out)
     if arguments.json:
         write_json_output(arguments.json, report)
     return 0

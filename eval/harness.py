@@ -16,6 +16,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
+from common.packages import require_packages
 from eval.shared.arguments import add_device, add_json, add_run, require_run
 
 
@@ -41,6 +42,7 @@ def main() -> int:
     if arguments.include_path is not None and not arguments.include_path.is_dir():
         raise UserError(f"--include-path {arguments.include_path} is not a folder: give one with task files")
     require_run(arguments.run)
+    require_packages(dict.fromkeys(("transformers", "lm_eval"), "'lm-eval[hf]'"), "lm-evaluation-harness")
     from eval.hugging_face.harness_tasks import evaluate  # here, as it imports torch
 
     evaluate(arguments)

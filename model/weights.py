@@ -25,7 +25,7 @@ from model.config import ModelConfig, config_from_dict
 from model.counts import parameter_count
 from model.gpt import GPT
 from model.initialisation import empty_gpt
-from model.lora import add_lora, drop_lora, lora_tensors
+from model.lora import add_lora, drop_lora, lora_layers, lora_tensors
 from model.lora_config import LoraConfig, adapter_count
 
 WEIGHTS_PREFIX = "weights-"
@@ -165,13 +165,20 @@ def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_h
 
     Raises UserError where a listed file is missing, short or changed, or weights and configuration don't match.
     """
+    model = load_adapted_model(checkpoint, device, verify_hashes=verify_hashes)
+    if any(lora_layers(model)):
+        drop_lora(model)
+    return model
+
+
+def load_adapted_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False) -> GPT:
+    """The model of a checkpoint's folder as `load_model`, but adapters stay beside their base's weights."""
     fitting = fitting_checkpoint(checkpoint, hashes=verify_hashes)
     model = empty_gpt(fitting.config, device)
     load_weights(model, read_tensors(fitting.weights), checkpoint)
     if fitting.lora is not None:
         add_lora(model, fitting.lora, seed=0)
         _check_and_fill(lora_tensors(model), read_tensors(fitting.adapters), checkpoint)
-        drop_lora(model)
     return model.eval()
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import UserError
+from common.packages import install_command
 from common.progress import progress_bar
 from common.publish import write_json_output, write_json_whole
 from eval.generation.decoding import Decoding
@@ -91,7 +92,7 @@ def load_in_transformers(model: GPT) -> Any:
     try:
         import transformers
     except ImportError:
-        raise UserError("transformers is not installed: pip install transformers") from None
+        raise UserError(f"transformers is not installed: {install_command(['transformers'])}") from None
     transformers.utils.logging.disable_progress_bar()
     parameters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,7 @@ from common.publish import (
     write_whole,
 )
 from common.run_folder import RunFolder
+from eval.hugging_face.comparing import check_logits, logits_of, probe_tokens
 from eval.hugging_face.hf_config import home_of, to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
@@ -24,7 +25,6 @@ from eval.shared.loading import Loaded, load_checkpoint
 from model.counts import parameter_count
 from model.weights import write_safetensors
 
-TOLERANCE = 1e-5  # of the logits, relative to the largest
 PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return x  # 日本 😀"
 
 
@@ -66,23 +66,13 @@ def verify(loaded: Loaded, folder: Path) -> float:
 
     Raises UserError where logits or tokens differ.
     """
-    try:
-        import transformers
-    except ImportError:
-        raise UserError("transformers, which verifies the export, is not installed: pip install transformers") from None
+    import transformers
+
     transformers.utils.logging.disable_progress_bar()
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    config = loaded.model.config
-    shape = (2, min(config.block_size, 256))
-    tokens = torch.randint(0, config.vocab_size, shape, generator=torch.Generator().manual_seed(0))  # (B, T)
-    expected = loaded.model(tokens)[..., : config.vocab_size]  # (B, T, V)
-    got = theirs(tokens).logits  # (B, T, V)
-    difference = float((got - expected).abs().max() / expected.abs().max())
-    if got.shape != expected.shape or not difference <= TOLERANCE:
-        raise UserError(
-            f"transformers {transformers.__version__} gives other logits ({difference:.1e} relative): the folder was "
-            "not published"
-        )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).float().eval()
+    tokens = probe_tokens(loaded.model.config)
+    reader = f"transformers {transformers.__version__}"
+    difference = check_logits(logits_of(theirs, tokens), loaded.model, tokens, reader)
     _verify_tokenizer(loaded, transformers.AutoTokenizer.from_pretrained(folder))
     return difference
 

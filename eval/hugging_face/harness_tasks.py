@@ -13,8 +13,6 @@ from eval.hugging_face.export import verify, write_files
 from eval.hugging_face.hf_config import home_of
 from eval.shared.loading import Loaded, device_for, load_checkpoint
 
-INSTALL = "pip install 'lm-eval[hf]'"
-
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run the tasks that eval/harness.py's arguments name, and print the scores. Raises UserError."""
@@ -35,11 +33,8 @@ def find_tasks(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"  # read when the libraries are imported
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
-        import transformers  # noqa: F401
-        from lm_eval.tasks import TaskManager
-    except ImportError:
-        raise UserError(f"lm-evaluation-harness is not installed: {INSTALL}") from None
+    from lm_eval.tasks import TaskManager
+
     include = None if arguments.include_path is None else str(arguments.include_path)
     manager = TaskManager(include_path=include)
     names = [name.strip() for name in arguments.tasks.split(",") if name.strip()]

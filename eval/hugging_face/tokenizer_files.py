@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
 from common.publish import write_json_whole
 from data_prep.tokenization.byte_level import BYTE_SHOWN_AS
 from data_prep.tokenization.cached_files import gpt2_cache_file, place_gpt2_files
@@ -16,16 +15,9 @@ SPEC_FILE = "longhaul_tokenizer.json"
 
 
 def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json`, our own identity, and for GPT-2 its two vocabulary files.
+    """Write `tokenizer.json`, `tokenizer_config.json`, our own identity, and for GPT-2 its two vocabulary files."""
+    from tokenizers import AddedToken
 
-    Raises UserError where the `tokenizers` package, which comes with `transformers`, is missing.
-    """
-    try:
-        from tokenizers import AddedToken
-    except ImportError:
-        raise UserError(
-            "transformers, which exporting a tokenizer needs, is not installed: pip install transformers"
-        ) from None
     if isinstance(tokenizer, HuggingFaceTokenizer):
         _write_theirs(tokenizer, folder, block_size)
         return

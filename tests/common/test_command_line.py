@@ -61,6 +61,15 @@ BAD_VALUES = {
 }
 
 
+# With neither torch nor what the project doesn't bring.
+WITHOUT_EXTRAS = "import sys; sys.modules.update(dict.fromkeys(('transformers', 'peft', 'lm_eval')))\n" + WITHOUT_TORCH
+NEEDED = {
+    "eval/export_hf.py eval no-folder": "needs transformers",
+    "eval/export_hf.py eval no-folder --adapter eval": "needs peft and transformers",
+    "eval/harness.py eval --tasks=piqa": "'lm-eval[hf]'",
+}
+
+
 def entry_scripts() -> list[str]:
     rooms = ("data_prep", "docs", "eval", "model", "setup", "slurm", "train")
     found = [
@@ -86,6 +95,14 @@ def test_entries_answer_before_torch_is_imported() -> None:
     check(answers, scripts, [*mistakes, *BAD_VALUES])
     for mistake, words in BAD_VALUES.items():
         assert words in answers[mistake][2], (mistake, answers[mistake])
+
+
+def test_missing_packages_are_reported_before_anything_is_loaded() -> None:
+    answers = ask(WITHOUT_EXTRAS, list(NEEDED))
+    check(answers, [], list(NEEDED))
+    for command, words in NEEDED.items():
+        assert words in answers[command][2], answers[command]
+        assert f"{sys.executable} -m pip install" in answers[command][2]
 
 
 def test_entries_offer_the_dtypes_that_the_model_has() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.packages import install_command
 from eval.hugging_face.hf_config import to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from model.gpt import GPT
@@ -125,7 +126,7 @@ def _transformers(case: Case, device: torch.device) -> Contestant:
     try:
         import transformers
     except ImportError:
-        raise UserError("transformers is not installed: pip install transformers") from None
+        raise UserError(f"transformers is not installed: {install_command(['transformers'])}") from None
     config = case.config
     architecture = config.model.architecture()
     values = to_config(architecture, None)
