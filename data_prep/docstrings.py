@@ -44,11 +44,13 @@ from data_prep.token_sets.manifest import Manifest
 from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Tokenizer
+from data_prep.tokenization.tokenizer_choice import TokenizerChoice, add_tokenizer_option, choose_tokenizer
 
 SOURCE_NAME = "docstrings"
 VALIDATION_ONE_IN = 25
 FILES_PER_TASK = 32
-LEFT_OUT = {"scipy"}  # required since 0.2.0: the corpus stays the one that the demo was measured on
+TOKENIZERS = ("gpt2", "gpt2-8k", "byte")
+LEFT_OUT = {"scipy", "tokenizers"}  # required since 0.2.0: the corpus stays the one that the demo was measured on
 REQUIREMENTS = PROJECT / "requirements.txt"
 
 
@@ -56,9 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(__doc__)
     add_output_options(parser, "docstrings")
     parser.add_argument("--requirements", type=Path, default=REQUIREMENTS, help="whose packages are read")
-    parser.add_argument(
-        "--tokenizer", choices=["gpt2", "gpt2-8k", "byte"], default="gpt2", help="vocabulary (default: gpt2)"
-    )
+    add_tokenizer_option(parser, TOKENIZERS)
     parser.add_argument("--workers", type=int, help="parsing processes (default: one per core, as memory allows)")
     parser.add_argument("--max-documents", type=positive_count, help="stop after so many documents (for a quick look)")
     return parser.parse_args()
@@ -89,12 +89,11 @@ def corpus_distributions(requirements: Path) -> dict[str, Distribution]:
     return {name: found for name, found in required_distributions(requirements).items() if name not in LEFT_OUT}
 
 
-def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
+def write_set(arguments: argparse.Namespace, choice: TokenizerChoice, tokenizer: Tokenizer) -> Manifest:
     """Write both splits, then the manifest, in place of what is there."""
     folder, shard_tokens = arguments.out, arguments.shard_tokens
     distributions = corpus_distributions(arguments.requirements)
     clear_token_set(folder)
-    end = np.array([tokenizer.end_of_text_id], dtype=tokenizer.dtype)
     with (
         ShardWriter(folder, "train", tokenizer, shard_tokens) as train,
         ShardWriter(folder, "val", tokenizer, shard_tokens) as val,
@@ -104,38 +103,39 @@ def write_set(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Manifest:
         # shuffled across packages, so that any part of a split represents the whole
         for text in sorted(texts, key=lambda text: hashlib.sha256(text.encode("utf-8", "replace")).digest()):
             writer = val if chosen_for_validation(text, VALIDATION_ONE_IN) else train
-            writer.write(np.concatenate([end, tokenizer.encode(text)]))
+            writer.write(np.concatenate([tokenizer.opening, tokenizer.encode(text), tokenizer.closing]))
     source = {
         "name": SOURCE_NAME,
         "packages": {name: distribution.version for name, distribution in distributions.items()},
-        "settings": settings_of(arguments),
+        "settings": settings_of(arguments, choice),
         "validation": f"1 document in {VALIDATION_ONE_IN}, by a hash of its first 200 characters",
     }
     splits = {"train": tuple(train.shards), "val": tuple(val.shards)}
     return finish_set(folder, tokenizer, source, ["tiktoken", "numpy"], splits)
 
 
-def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {"tokenizer": arguments.tokenizer, "max_documents": arguments.max_documents}
+def settings_of(arguments: argparse.Namespace, choice: TokenizerChoice) -> dict[str, Any]:
+    return {"tokenizer": choice.name, "max_documents": arguments.max_documents}
 
 
-def check_same(arguments: argparse.Namespace, manifest: Manifest) -> None:
+def check_same(arguments: argparse.Namespace, choice: TokenizerChoice, manifest: Manifest) -> None:
     """Raise UserError where the complete set has another vocabulary, or is part of a corpus (or another part)."""
     made = manifest.source.get("settings", {"tokenizer": manifest.tokenizer["kind"], "max_documents": None})
-    if difference := first_difference(made, settings_of(arguments)):
+    if difference := first_difference(made, settings_of(arguments, choice)):
         raise UserError(f"{arguments.out} was made with another {difference}: choose another --out, or --force")
 
 
 def main() -> int:
     arguments = parse_arguments()
     started = time.monotonic()
+    choice = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
     with writing_alone(arguments.out):
         manifest = complete_set(arguments.out, SOURCE_NAME, force=arguments.force)
         made = manifest is None
         if manifest is not None:
-            check_same(arguments, manifest)
+            check_same(arguments, choice, manifest)
         else:
-            manifest = write_set(arguments, load_tokenizer(arguments.tokenizer))
+            manifest = write_set(arguments, choice, load_tokenizer(choice.spec))
     seconds = time.monotonic() - started if made else None
     print(f"{arguments.out} is complete" + ("" if made else " already (--force makes it again)"))
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)

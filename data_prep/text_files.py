@@ -23,7 +23,6 @@ from common.plain_text import one_line
 from common.progress import progress_bar
 from data_prep.corpora.corpus import Files, InputFile
 from data_prep.corpora.corpus_command import (
-    VALIDATION_ONE_IN,
     Command,
     Opened,
     add_amount_options,
@@ -35,7 +34,7 @@ from data_prep.corpora.corpus_command import (
 from data_prep.corpora.encode_worker import ENCODING_ERRORS
 from data_prep.corpora.file_kinds import is_utf8, kind_of
 from data_prep.corpora.local_files import find_files
-from data_prep.corpora.preparation import add_output_options, positive_count
+from data_prep.corpora.preparation import VALIDATION_ONE_IN, add_output_options, positive_count
 from data_prep.corpora.readers import TEXT_PER_COMPRESSED_BYTE, UnitReader, Unreadable, units
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import CharTokenizer, Tokenizer

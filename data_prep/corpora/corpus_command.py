@@ -20,7 +20,7 @@ from data_prep.corpora.encode_pool import START_METHODS, warm_up
 from data_prep.corpora.file_kinds import suffix_of
 from data_prep.corpora.file_walk import LeftOut, describe_left_out
 from data_prep.corpora.journal import JOURNAL_FILE, Begun, source_difference
-from data_prep.corpora.preparation import complete_set, positive_count, report, writing_alone
+from data_prep.corpora.preparation import VALIDATION_ONE_IN, complete_set, positive_count, report, writing_alone
 from data_prep.corpora.skipping import describe_skipped
 from data_prep.corpora.workers import choose_workers
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest
@@ -28,7 +28,6 @@ from data_prep.token_sets.shard_writer import remove_file, shard_files
 from data_prep.tokenization.tokenizer import Tokenizer
 from data_prep.tokenization.tokenizer_choice import TokenizerChoice, add_tokenizer_option
 
-VALIDATION_ONE_IN = 32
 FEW_TOKENS = 8_000_000  # this process has encoded them before worker processes would have started and done so
 
 

@@ -17,7 +17,7 @@ from common.os_errors import refusal
 from common.paths import PROJECT
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import canonical_json, file_to_write, write_json_output
-from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, split_sha256
+from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, padded_size, split_sha256
 from data_prep.token_sets.shard_writer import SHARD_TOKENS, write_error
 from data_prep.tokenization.text_hash import split_text_sha256
 from data_prep.tokenization.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ DATA_FOLDER = PROJECT / "data"
 LOCK_FILE = ".preparing.lock"
 LOCK_SECONDS = 3.0  # a killed command's workers may live on for a moment
 VALIDATION_KEY_CHARACTERS = 200
+VALIDATION_ONE_IN = 32
 
 
 def add_output_options(parser: argparse.ArgumentParser, default_name: str, shard_tokens: int = SHARD_TOKENS) -> None:
@@ -117,6 +118,11 @@ def finish_set(
         splits,
         split_sha256(folder, splits["val"]),
         val_text_sha256=split_text_sha256(folder, splits["val"], tokenizer),
+        vocabulary={
+            "tokens": tokenizer.token_count,
+            "largest_id": tokenizer.vocab_size - 1,
+            "padded": padded_size(tokenizer.vocab_size),
+        },
     )
     try:
         manifest.write(folder)
@@ -134,6 +140,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         "identity": manifest.identity,
         "val_sha256": manifest.val_sha256,
         "val_text_sha256": manifest.val_text_sha256,
+        "vocabulary": manifest.vocabulary,
         "seconds": seconds,
         "skipped": manifest.source.get("skipped", []),
         "splits": {},

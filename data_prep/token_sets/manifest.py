@@ -24,6 +24,7 @@ MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
 UINT16_VOCABULARY = 1 << 16  # the largest vocabulary whose ids fit 16 bits
 MOST_IDS = 1 << 32
+PADDING_MULTIPLE = 128  # of a model's embedding table (ModelConfig.vocab_multiple): whole tiles of a matrix product
 BLOCK_BYTES = 1 << 20
 MOST_BYTES = 256 << 20  # of a manifest or a journal, which list every file that was read: a million have 200 MB
 AGAIN = "copy it again, or prepare the set again with --force"
@@ -32,6 +33,11 @@ AGAIN = "copy it again, or prepare the set again with --force"
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """The narrowest stored dtype for a vocabulary: little-endian uint16, or uint32 above 65,536 ids."""
     return np.dtype("<u2" if vocab_size <= UINT16_VOCABULARY else "<u4")
+
+
+def padded_size(vocab_size: int) -> int:
+    """The rows of a model's embedding table for a vocabulary."""
+    return -(-vocab_size // PADDING_MULTIPLE) * PADDING_MULTIPLE
 
 
 def document_start(tokenizer_spec: dict[str, Any]) -> int | None:
@@ -76,6 +82,14 @@ class StoredTokenizer(TypedDict):
     begin_of_text_id: NotRequired[Count]
 
 
+class Vocabulary(TypedDict):
+    """How large a vocabulary is: its tokens (ids may have gaps), its largest id, and a model's rows for it."""
+
+    tokens: Positive
+    largest_id: Count
+    padded: Positive
+
+
 @keep_others
 class SourceFile(TypedDict):
     """A file that was read, by its name within the source."""
@@ -113,6 +127,7 @@ class StoredManifest(TypedDict):
     splits: dict[str, tuple[Shard, ...]]
     val_sha256: Sha256
     val_text_sha256: NotRequired[Sha256]
+    vocabulary: NotRequired[Vocabulary]
 
 
 @dataclass(frozen=True)
@@ -120,8 +135,8 @@ class Manifest:
     """All that is known about a token set. `tokenizer` is the tokenizer's spec; `source`, `versions`: for people.
 
     `val_sha256` is the SHA-256 of the validation split's bytes, whatever its shards: two sets with the same one are
-    evaluated on the same tokens. `val_text_sha256` is that of its documents' text, whatever their tokens; None in sets
-    made before 0.2.0.
+    evaluated on the same tokens. `val_text_sha256` is that of its documents' text, whatever their tokens. It and
+    `vocabulary` are None in sets made before 0.2.0.
     """
 
     dtype: str
@@ -133,6 +148,7 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     complete: bool = True
     val_text_sha256: str | None = None
+    vocabulary: Vocabulary | None = None
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -151,9 +167,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Publish the manifest: from here on the set counts as complete."""
-        written = asdict(self)
-        if self.val_text_sha256 is None:
-            del written["val_text_sha256"]
+        written = {key: value for key, value in asdict(self).items() if value is not None}
         write_json_whole(folder / MANIFEST_FILE, written)
 
     @classmethod
@@ -190,6 +204,7 @@ class Manifest:
             stored["splits"],
             stored["val_sha256"],
             val_text_sha256=stored.get("val_text_sha256"),
+            vocabulary=stored.get("vocabulary"),
         )
 
 
@@ -207,6 +222,10 @@ def _untrue(stored: StoredManifest) -> Iterator[str]:
         yield f"tokenizer.vocab_size: {vocab_size:,} ids do not fit 32 bits"
     if stored["dtype"] != token_dtype(vocab_size).name:
         yield f"dtype is {stored['dtype']!r} for a vocabulary of {vocab_size:,}"
+    if sizes := stored.get("vocabulary"):
+        expected = (vocab_size - 1, padded_size(vocab_size))
+        if (sizes["largest_id"], sizes["padded"]) != expected or sizes["tokens"] > vocab_size:
+            yield f"vocabulary is {dict(sizes)} for a tokenizer of {vocab_size:,} ids"
     if missing := set(SPLITS) - stored["splits"].keys():
         yield f"there is no split {min(missing)}"
     yield from wrong_names(shard for shards in stored["splits"].values() for shard in shards)

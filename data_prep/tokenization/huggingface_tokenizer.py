@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -58,12 +59,14 @@ class HuggingFaceTokenizer(Tokenizer):
         }
         if framing is None:
             super().__init__("huggingface", self._pieces, end_of_text_id, packed=packed)
+            self.token_count = len(set(vocabulary.values()))
             return
         self._pieces[check_id(framing.begin_of_text_id, size, "starts a text")] = b""
         self.begins_contexts, self.other_end_ids = framing.begins_contexts, tuple(framing.other_end_ids)
         facts = asdict(framing) | {"other_end_ids": list(framing.other_end_ids)}
         also = canonical_json([facts, hashlib.sha256(canonical_json(description).encode()).hexdigest()])
         super().__init__("huggingface", self._pieces, end_of_text_id, also=also, packed=packed, **facts)
+        self.token_count = len(set(vocabulary.values()))
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any]) -> "HuggingFaceTokenizer":
@@ -96,7 +99,8 @@ class HuggingFaceTokenizer(Tokenizer):
         ids: list[int] = []
         for segment in segments(_clean(text), self.cut):
             tokenizer = self._going_on if continues else self._tokenizer
-            ids += tokenizer.encode(segment, add_special_tokens=False).ids
+            # as a batch: only so it leaves out each token's place, which takes three quarters of the time
+            ids += tokenizer.encode_batch_fast([segment], add_special_tokens=False)[0].ids
             continues = True
         return np.array(ids, dtype=self.dtype)
 
@@ -278,7 +282,8 @@ def _package_tokenizer(text: str) -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UserError("this model's tokenizer needs the package tokenizers: pip install tokenizers") from None
+        raise UserError("this tokenizer needs the package tokenizers: pip install tokenizers") from None
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # preparations have a process per core
     try:
         return tokenizers.Tokenizer.from_str(text)
     except BaseException as error:  # the package raises plain Exception, and its panics are BaseException

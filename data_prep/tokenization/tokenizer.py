@@ -34,6 +34,7 @@ class Tokenizer(ABC):
     Attributes:
         begins_contexts: any text that the model continues starts with `begin_of_text_id`, in evaluations, too.
         other_end_ids: other ids by which the model may end a text.
+        token_count: ids that stand for something: there are fewer than vocab_size where ids have gaps.
     """
 
     begins_contexts = False
@@ -55,7 +56,7 @@ class Tokenizer(ABC):
             begin_of_text_id: None: the same as the end's.
             also: what else the identity covers.
         """
-        self.vocab_size = len(pieces)
+        self.vocab_size = self.token_count = len(pieces)
         self.end_of_text_id = end_of_text_id
         self.begin_of_text_id = end_of_text_id if begin_of_text_id is None else begin_of_text_id
         self.dtype = token_dtype(self.vocab_size)

@@ -1,7 +1,8 @@
-"""The `--tokenizer` option of the commands that read any text: a kind by name, or the tokenizer of a trained model."""
+"""The `--tokenizer` option of the commands that read any text: a kind by name, the file of an own vocabulary, or the
+tokenizer of a trained model."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from common.checkpoint_files import find_checkpoint, read_checkpoint_manifest
 from common.errors import UserError
 from common.paths import expand_path
 from data_prep.token_sets.manifest import token_dtype
+from data_prep.tokenization.own_vocabulary import read_tokenizer_file
 
 
 @dataclass(frozen=True)
@@ -31,24 +33,30 @@ def add_tokenizer_option(parser: Parser, kinds: Sequence[str], default: str = "g
     parser.add_argument(
         "--tokenizer",
         default=default,
-        metavar="KIND_OR_MODEL",
-        help=f"{', '.join(kinds)}, or a run or checkpoint (such as an imported model), whose tokenizer is used "
-        f"(default: {default})",
+        metavar="KIND_FILE_OR_MODEL",
+        help=f"{', '.join(kinds)}, a file of data_prep/train_tokenizer.py, or a run or checkpoint (such as an imported "
+        f"model), whose tokenizer is used (default: {default})",
     )
 
 
 def choose_tokenizer(asked: str, kinds: Sequence[str]) -> TokenizerChoice:
-    """What was asked for: one of `kinds`, else the tokenizer that a run's or a checkpoint's model was trained with.
+    """What was asked for: one of `kinds`, else the tokenizer of a file, or the one that a run's or a checkpoint's model
+    was trained with.
 
-    Raises UserError where it is neither.
+    Raises UserError where it is none of these.
     """
     if asked in kinds:
         return TokenizerChoice(asked, asked)
-    try:
-        checkpoint = find_checkpoint(expand_path(asked))
-    except UserError as error:
-        raise UserError(f"--tokenizer takes {', '.join(kinds)}, a run or a checkpoint: {error}") from None
-    spec = read_checkpoint_manifest(checkpoint)["tokenizer"]
+    path = expand_path(asked)
+    if path.is_file():
+        spec: Mapping[str, Any] = read_tokenizer_file(path).spec
+    else:
+        try:
+            checkpoint = find_checkpoint(path)
+        except UserError as error:
+            takes = f"--tokenizer takes {', '.join(kinds)}, a tokenizer.json, a run or a checkpoint"
+            raise UserError(f"{takes}: {error}") from None
+        spec = read_checkpoint_manifest(checkpoint)["tokenizer"]
     kind = spec["kind"]
     whole = {"kind", "vocab_size", "end_of_text_id", "sha256"} == spec.keys()  # then the kind is enough to identify it
     return TokenizerChoice(kind if whole else f"{kind} {spec['sha256'][:12]}", dict(spec))

@@ -18,6 +18,7 @@ SMALLER = {
     "docstrings.py": "--requirements small.txt --max-documents 2000",
     "fineweb.py": "--shard-tokens 10K --val-tokens 1000 --workers 0",
     "text_files.py": "--workers 0",
+    "train_tokenizer.py": "--vocab-size 400",
     "shakespeare.py": "--file texts/a.txt",
     "prepare_offline.py": "--hellaswag-url {url}/hellaswag_val.jsonl",
     "bench_prepare.py": "--corpus data/docstrings --megabytes 1 --repeats 1 --workers 1",
