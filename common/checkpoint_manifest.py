@@ -169,6 +169,14 @@ class RecordedSpikes(TypedDict):
 
 
 @keep_others
+class RecordedEma(TypedDict):
+    """An exponential average of the weights, in files of its own. start_tokens: of the run when it started."""
+
+    half_life_tokens: Positive
+    start_tokens: Count
+
+
+@keep_others
 class AveragedCheckpoint(TypedDict):
     """One of the checkpoints of a mean. sha256: of its model and weights (`checkpoint_files.weights_identity`)."""
 
@@ -210,6 +218,7 @@ class CheckpointManifest(TypedDict):
     base: NotRequired[RecordedBase]
     identity: NotRequired[Sha256]  # a run's copy of its base: of what it was copied from
     weights_only: NotRequired[bool]
+    ema: NotRequired[RecordedEma]
     average: NotRequired[RecordedAverage]  # by eval/average.py
     val_loss: NotRequired[float | None]
     val_step: NotRequired[Count | None]
@@ -228,13 +237,17 @@ def contradiction(manifest: CheckpointManifest) -> str:
         return f"warm_up.start: it is after step {manifest['step']}"
     if manifest.get("scaler") and "world_size" not in manifest:
         return "world_size: it is missing, and scaler needs it"
+    if "ema" in manifest and manifest["ema"]["start_tokens"] > manifest["tokens"]:
+        return f"ema.start_tokens: it is after {manifest['tokens']} tokens"
     if manifest["format_version"] == 2 and "optimizer" not in manifest:
         return "optimizer: it is missing, and format 2 needs it"
     return ""
 
 
-def origin_of(manifest: CheckpointManifest) -> str:
-    """What a checkpoint's weights are, as people read it."""
+def origin_of(manifest: CheckpointManifest, weights: str = "trained") -> str:
+    """What a checkpoint's weights are, as people read it. Args: weights: which of them: trained or ema."""
+    if weights == "ema":
+        return f"exponential average with a half-life of {manifest['ema']['half_life_tokens']:,} tokens"
     if "average" not in manifest:
         return "as trained"
     steps = [f"{checkpoint['step']:,}" for checkpoint in manifest["average"]["of"]]

@@ -42,14 +42,14 @@ def main() -> int:
         require_packages({"transformers": "transformers"}, "an export, which is verified with it,")
         from eval.hugging_face.export import export  # here, as it imports torch
 
-        report = export(arguments.run, arguments.out)
+        report = export(arguments.run, arguments.out, arguments.weights)
     else:
         require_packages(
             {"peft": "peft", "transformers": "transformers"}, "an export of adapters, which is verified with it,"
         )
         from eval.hugging_face.adapters import export_adapter
 
-        report = export_adapter(arguments.run, arguments.adapter, arguments.out)
+        report = export_adapter(arguments.run, arguments.adapter, arguments.out, arguments.weights)
     if arguments.json:
         write_json_output(arguments.json, report)
     return 0

@@ -84,7 +84,7 @@ def main() -> int:
     require_run(arguments.run)
     from eval.generation.texts import converse, generate_all, load  # here, as it imports torch
 
-    loaded, options = load(arguments.run, options, arguments.device, arguments.dtype)
+    loaded, options = load(arguments.run, options, arguments.device, arguments.dtype, arguments.weights)
     if arguments.interactive:
         return converse(loaded, options)
     report = generate_all(loaded, prompts, options)

@@ -29,6 +29,7 @@ class MemoryEstimate:
     weights: int
     gradients: int
     optimizer: int
+    average: int  # of the weights
     activations: int
     head: int
     statistics: int  # the copy of the weights that layer statistics take, as far as it is more than the two above it
@@ -41,7 +42,8 @@ class MemoryEstimate:
     @property
     def to_come(self) -> int:
         """What a process takes from what is free once PyTorch is there."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head + self.statistics
+        kept = self.weights + self.gradients + self.optimizer + self.average
+        return kept + self.activations + self.head + self.statistics
 
 
 def memory_estimate(
@@ -56,6 +58,7 @@ def memory_estimate(
     compiled: bool = False,
     adapters: int | None = None,
     optimizer_bytes: int,
+    average_bytes: int = 0,
     statistics_ranks: int = 0,
 ) -> MemoryEstimate:
     """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
@@ -73,6 +76,7 @@ def memory_estimate(
         adapters: parameters of adapters, where only they are trained; None: all weights are. What a frozen model's
             blocks keep is taken to be the same.
         optimizer_bytes: what the optimizer keeps of all that is trained.
+        average_bytes: what is kept of an average of the weights.
         statistics_ranks: ranks that share the copy of what is trained that layer statistics take for an update, when no
             activations are there; 0: none is taken.
     """
@@ -90,6 +94,7 @@ def memory_estimate(
         weights=(parameters + (adapters or 0)) * FLOAT32 + copies,
         gradients=trained * FLOAT32,
         optimizer=optimizer_bytes,
+        average=average_bytes,
         activations=activations,
         head=head,
         statistics=max(0, copied - activations - head),

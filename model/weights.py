@@ -28,7 +28,7 @@ from model.initialisation import empty_gpt
 from model.lora import add_lora, drop_lora, lora_layers, lora_tensors
 from model.lora_config import LoraConfig, adapter_count
 
-WEIGHTS_PREFIX = "weights-"
+PREFIXES = {"trained": "weights-", "ema": "ema-"}  # of a checkpoint's files, by which weights they hold
 SUFFIX = ".safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")  # safetensors' names of the dtypes of weights and optimizer state
 Shapes = dict[str, tuple[int, ...]]
@@ -155,25 +155,31 @@ def check_shapes(parameters: Mapping[str, Tensor], shapes: Shapes, source: objec
             raise UserError(f"{source} does not hold this model: {name} has shape {instead}")
 
 
-def load_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False) -> GPT:
+def load_model(
+    checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False, weights: str = "trained"
+) -> GPT:
     """The model of a checkpoint's folder, in evaluation mode; adapters are merged into the base they were trained on.
 
     Args:
         checkpoint: a folder with `checkpoint.json` and weights of any number of ranks.
         device: where the weights go.
         verify_hashes: also compare every file's SHA-256 (sizes always are).
+        weights: trained, or ema: the exponential average that the run has kept.
 
-    Raises UserError where a listed file is missing, short or changed, or weights and configuration don't match.
+    Raises UserError where a listed file is missing, short or changed, weights and configuration don't match, or there
+    is no average.
     """
-    model = load_adapted_model(checkpoint, device, verify_hashes=verify_hashes)
+    model = load_adapted_model(checkpoint, device, verify_hashes=verify_hashes, weights=weights)
     if any(lora_layers(model)):
         drop_lora(model)
     return model
 
 
-def load_adapted_model(checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False) -> GPT:
+def load_adapted_model(
+    checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False, weights: str = "trained"
+) -> GPT:
     """The model of a checkpoint's folder as `load_model`, but adapters stay beside their base's weights."""
-    fitting = fitting_checkpoint(checkpoint, hashes=verify_hashes)
+    fitting = fitting_checkpoint(checkpoint, hashes=verify_hashes, weights=weights)
     model = empty_gpt(fitting.config, device)
     load_weights(model, read_tensors(fitting.weights), checkpoint)
     if fitting.lora is not None:
@@ -197,22 +203,27 @@ class FittingCheckpoint:
     adapters: tuple[Path, ...] = ()
 
 
-def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingCheckpoint:
+def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False, weights: str = "trained") -> FittingCheckpoint:
     """Compare a checkpoint's configuration with its files' headers, before any memory is allocated for it.
 
-    Raises UserError as `load_model`.
+    Args and Raises: as `load_model`.
     """
     try:
         manifest = verify_checkpoint(checkpoint, hashes=hashes)
-        own, facts = weight_files(checkpoint, manifest), manifest.get("lora")
+        own, facts = weight_files(checkpoint, manifest, weights), manifest.get("lora")
         base = checkpoint if facts is None else base_folder(checkpoint, manifest)
-        weights = own if facts is None else weight_files(base, read_checkpoint_manifest(base))
+        files = own if facts is None else weight_files(base, read_checkpoint_manifest(base))
     except BadCheckpoint as error:
         raise UserError(f"{error}: {COPY_AGAIN}") from None
+    if weights == "ema" and "ema" not in manifest:
+        raise UserError(
+            f"{checkpoint} has no exponential average of the weights: leave --weights out, or train with "
+            "--optim.ema_half_life_tokens"
+        )
     config = config_from_dict(manifest["model"], checkpoint)
-    model = _empty_model(config, read_shapes(weights), base)
+    model = _empty_model(config, read_shapes(files), base)
     if facts is None:
-        return FittingCheckpoint(config, weights)
+        return FittingCheckpoint(config, files)
     lora, shapes = _adapters_of(facts, checkpoint), read_shapes(own)
     stored, wanted = _count(shapes), adapter_count(config, lora)
     if stored != wanted:
@@ -224,12 +235,13 @@ def fitting_checkpoint(checkpoint: Path, *, hashes: bool = False) -> FittingChec
     except ValueError as error:
         raise UserError(f"{checkpoint}: {error}") from None
     check_shapes(lora_tensors(model), shapes, checkpoint)
-    return FittingCheckpoint(config, weights, lora, own)
+    return FittingCheckpoint(config, files, lora, own)
 
 
-def weight_files(checkpoint: Path, manifest: CheckpointManifest) -> tuple[Path, ...]:
+def weight_files(checkpoint: Path, manifest: CheckpointManifest, weights: str = "trained") -> tuple[Path, ...]:
     """The files of weights that a manifest lists; a copy over another checkpoint leaves files of both."""
-    names = sorted(name for name in manifest["files"] if name.startswith(WEIGHTS_PREFIX) and name.endswith(SUFFIX))
+    prefix = PREFIXES[weights]
+    names = sorted(name for name in manifest["files"] if name.startswith(prefix) and name.endswith(SUFFIX))
     return tuple(checkpoint / name for name in names)
 
 

@@ -17,7 +17,7 @@ def restore(trainer: Trainer, plan: StartPlan) -> None:
         agreed(trainer.ranks, lambda: _require_space(trainer, plan))
     if plan.checkpoint is None or plan.manifest is None:
         return
-    load_on_all_ranks(trainer.ranks, plan.checkpoint, trainer.model, trainer.optimizer)
+    load_on_all_ranks(trainer.ranks, plan.checkpoint, trainer.model, trainer.optimizer, trainer.keeper.writer.average)
     load_loss_scale(trainer.stepper.scaler, plan.manifest, trainer.ranks.world_size)
 
 
@@ -28,6 +28,6 @@ def _require_space(trainer: Trainer, plan: StartPlan) -> None:
         plan.config.checkpoint,
         first_step=plan.progress.step,
         max_steps=plan.config.run.max_steps,
-        sizes=checkpoint_bytes(trainer.model, trainer.optimizer),
+        sizes=checkpoint_bytes(trainer.model, trainer.optimizer, trainer.keeper.writer.average),
         more=plan.config.checkpoint.keep_last + 1 if plan.config.run.on_spike == "rollback" else 0,
     )

@@ -1,5 +1,6 @@
 """The trainer: one step after another, and what happens between them."""
 
+import contextlib
 import gc
 import time
 from collections.abc import Generator, Sequence
@@ -170,9 +171,13 @@ class Trainer:
             raise
         self._verdict, self._batch = result.verdict, batch
 
+        tokens = self.config.batch.tokens_per_step
+        average = self.keeper.writer.average
+        if average is not None and result.verdict is Verdict.LEARNED:
+            average.update(progress.tokens, progress.tokens + tokens)
+
         # Record it
         seconds = time.monotonic() - started
-        tokens = self.config.batch.tokens_per_step
         rate = tokens / seconds
         position = progress.sequences
         progress = Progress(step, progress.tokens + tokens, progress.sequences + self.loader.plan.sequences)
@@ -236,8 +241,9 @@ class Trainer:
 
     def _measure_before_save(self, progress: Progress, due: Due) -> None:
         """What a save at this step records."""
-        for evaluation in self.evaluations:
-            if evaluation.before_save and evaluation.name in due:
+        asked = [evaluation for evaluation in self.evaluations if evaluation.before_save and evaluation.name in due]
+        with self._weights_to_measure(any(asked)):
+            for evaluation in asked:
                 self._measure(evaluation, progress, due)
 
     def _measure_after_save(self, progress: Progress, due: Due, stop_code: int = 0) -> int:
@@ -249,12 +255,21 @@ class Trainer:
 
         Returns the code of what has requested a stop before all were done, or 0.
         """
-        for evaluation in self.evaluations:
-            if not evaluation.before_save and evaluation.name in due:
+        asked = [evaluation for evaluation in self.evaluations if not evaluation.before_save and evaluation.name in due]
+        with self._weights_to_measure(any(asked)):
+            for evaluation in asked:
                 if stop_code := stop_code or self._agree(progress):
                     return stop_code
                 self._measure(evaluation, progress, due)
         return 0
+
+    def _weights_to_measure(self, any_due: bool) -> contextlib.AbstractContextManager[None]:
+        """Around evaluations: the averaged weights, where they are asked for."""
+        average = self.keeper.writer.average
+        if average is None or self.config.eval.weights != "ema" or not any_due:
+            return contextlib.nullcontext()
+        check_replicas(self.ranks, self.model)  # a rank gets its weights back from their owners
+        return average.in_place()
 
     def _measure(self, evaluation: Evaluation, progress: Progress, due: Due) -> None:
         self.acts.enter(evaluation.phase)

@@ -30,14 +30,14 @@ class Text:
 
 
 def load(
-    run: Path, options: GenerationOptions, device: DeviceChoice, dtype: DtypeChoice
+    run: Path, options: GenerationOptions, device: DeviceChoice, dtype: DtypeChoice, weights: str = "trained"
 ) -> tuple[Loaded, GenerationOptions]:
     """The model, ready to generate, and the options with the number of tokens to forget at a time.
 
     Raises UserError where there is no checkpoint, or more is to be forgotten than the context holds.
     """
     where = device_for(device)
-    loaded = load_checkpoint(run, where)
+    loaded = load_checkpoint(run, where, weights=weights)
     pack(loaded.model.to(TORCH_DTYPES[evaluation_dtype(dtype, where)]))
     context = loaded.model.config.block_size
     slide = max(1, context // 2) if options.slide == HALF_OF_THE_CONTEXT else options.slide

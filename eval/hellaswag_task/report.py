@@ -24,7 +24,7 @@ def evaluate(arguments: argparse.Namespace, data: HellaSwag) -> None:
     """Evaluate as eval/hellaswag.py's arguments ask, and print the scores. Raises UserError. All ranks call."""
     ranks = start_evaluation(arguments.device)
     arguments.dtype = evaluation_dtype(arguments.dtype, ranks.device)
-    loaded = load_checkpoint(arguments.run, ranks.device, ranks)
+    loaded = load_checkpoint(arguments.run, ranks.device, ranks, weights=arguments.weights)
     started = time.monotonic()
     choices = answer(loaded, data, ranks, arguments)
     seconds = time.monotonic() - started

@@ -25,11 +25,12 @@ from model.weights import load_adapted_model, write_safetensors
 PREFIX = "base_model.model"  # PEFT's name of the model that is adapted
 
 
-def export_adapter(run: Path, base: Path, out: Path) -> dict[str, Any]:
+def export_adapter(run: Path, base: Path, out: Path, weights: str = "trained") -> dict[str, Any]:
     """Publish the adapters of a run's newest good checkpoint, or of this one, as the folder `out`; return the figures.
 
     Args:
         base: the export of the model that they were trained on.
+        weights: trained, or ema: their exponential average.
 
     Raises UserError where there are none, the base is missing, or PEFT gives other logits with it.
     """
@@ -41,7 +42,7 @@ def export_adapter(run: Path, base: Path, out: Path) -> dict[str, Any]:
         raise UserError(
             f"{base} holds no exported model: python eval/export_hf.py {base_folder(checkpoint, manifest)} {base}"
         )
-    model = load_adapted_model(checkpoint)
+    model = load_adapted_model(checkpoint, weights=weights)
     home = home_of(model.config)
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -28,12 +28,14 @@ from model.weights import write_safetensors
 PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return x  # 日本 😀"
 
 
-def export(run: Path, out: Path) -> dict[str, Any]:
+def export(run: Path, out: Path, weights: str = "trained") -> dict[str, Any]:
     """Publish a run's newest good checkpoint, or this one, as the folder `out`; return the figures as JSON has them.
+
+    Args: weights: as `load_checkpoint`.
 
     Raises UserError where there is none, no class there can hold it, or `transformers` reads it differently.
     """
-    loaded = load_checkpoint(run)
+    loaded = load_checkpoint(run, weights=weights)
     home = home_of(loaded.model.config)
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -124,7 +126,7 @@ def _readers_of(loaded: Loaded) -> dict[str, str]:
 
 
 def _validation_of(loaded: Loaded) -> dict[str, str]:
-    """The validation loss of trained weights at the checkpoint's step, where the run's record is at hand."""
+    """The validation loss of these weights at the checkpoint's step, where the run's record is at hand."""
     if "average" in loaded.manifest:
         return {}
     try:
@@ -132,7 +134,8 @@ def _validation_of(loaded: Loaded) -> dict[str, str]:
     except OSError:  # not ours to read, or no file: the model is exported all the same
         return {}
     for record in records:
-        if record["step"] == loaded.manifest["step"] and record.get("val_loss") is not None:
+        measured = record["step"] == loaded.manifest["step"] and record.get("val_loss") is not None
+        if measured and record.get("weights", "trained") == loaded.weights:
             on = f" ({described})" if (described := describe_validation(record)) else ""
             return {"validation loss": f"{record['val_loss']:.4f} nats per token{on}"}
     return {}

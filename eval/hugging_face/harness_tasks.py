@@ -18,7 +18,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Run the tasks that eval/harness.py's arguments name, and print the scores. Raises UserError."""
     device = device_for(arguments.device)
     manager, names = find_tasks(arguments)
-    loaded = load_checkpoint(arguments.run)
+    loaded = load_checkpoint(arguments.run, weights=arguments.weights)
     home_of(loaded.model.config)
     with tempfile.TemporaryDirectory(prefix="longhaul-harness-") as folder:
         export(loaded, Path(folder))

@@ -22,7 +22,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Measure as eval/perplexity.py's arguments ask, and print the figures. Raises UserError. All ranks call."""
     ranks = start_evaluation(arguments.device)
     arguments.dtype = evaluation_dtype(arguments.dtype, ranks.device)
-    loaded = load_checkpoint(arguments.run, ranks.device, ranks)
+    loaded = load_checkpoint(arguments.run, ranks.device, ranks, weights=arguments.weights)
     settings: Mapping[str, Any] = loaded.manifest.get("config") or {}
     tokens = open_tokens(arguments.data, settings, loaded)
     length = loaded.model.config.block_size

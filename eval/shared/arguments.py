@@ -10,11 +10,18 @@ from common.paths import expand_path
 from common.publish import file_to_write
 
 DTYPES = ("bf16", "fp16", "fp32")  # those of model.precision, which imports torch: a test compares them
+WEIGHTS = ("trained", "ema")  # those of model.weights, likewise
 Parser = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
 def add_run(parser: Parser) -> None:
     parser.add_argument("run", type=Path, help="a run's folder (its newest good checkpoint) or one checkpoint")
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default="trained",
+        help="trained (default), or ema: the exponential average that training has kept (optim.ema_half_life_tokens)",
+    )
 
 
 def require_run(run: Path) -> None:

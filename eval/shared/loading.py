@@ -26,18 +26,26 @@ class Loaded:
     tokenizer: Tokenizer
     checkpoint: Path
     manifest: CheckpointManifest
+    weights: str = "trained"  # or ema
 
     @property
     def facts(self) -> dict[str, Any]:
         """What every evaluation's JSON records of it. weights: as trained, or what they are the mean of."""
         own = {"checkpoint": str(self.checkpoint), "step": self.manifest["step"]}
-        return own | {"weights": origin_of(self.manifest)}
+        return own | {"weights": origin_of(self.manifest, self.weights)}
 
 
-def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu", ranks: Ranks | None = None) -> Loaded:
+def load_checkpoint(
+    run_or_checkpoint: Path,
+    device: torch.device | str = "cpu",
+    ranks: Ranks | None = None,
+    *,
+    weights: str = "trained",
+) -> Loaded:
     """Load a run's newest good checkpoint, or this one. Raises UserError where there is none.
 
     Args:
+        weights: trained, or ema: the exponential average that the run has kept.
         ranks: the ranks that load the same one, which the first rank looks for (all must call): a running run may save
             between one rank's look and another's.
     """
@@ -50,13 +58,13 @@ def load_checkpoint(run_or_checkpoint: Path, device: torch.device | str = "cpu",
         tokenizer = load_tokenizer(manifest["tokenizer"])
     except UserError as error:
         raise UserError(f"{checkpoint}: {error}") from None
-    model = load_model(checkpoint, device)
+    model = load_model(checkpoint, device, weights=weights)
     if tokenizer.vocab_size != model.config.vocab_size:  # an id beyond the model's would end in an IndexError
         raise UserError(
             f"the model of {checkpoint} has {model.config.vocab_size:,} ids, but its tokenizer "
             f"{tokenizer.vocab_size:,}: they don't belong together, copy the checkpoint again"
         )
-    return Loaded(model, tokenizer, checkpoint, manifest)
+    return Loaded(model, tokenizer, checkpoint, manifest, weights)
 
 
 def start_evaluation(choice: DeviceChoice) -> Ranks:

@@ -105,7 +105,7 @@ def test_a_roll_back_is_the_run_that_was_told_to_pass_over_the_data(root: Path, 
 
 
 def test_two_ranks_with_a_sharded_muon_are_rolled_back_to_the_bit(root: Path) -> None:
-    options = ["--optim.kind=muon", "--optim.shard=true"]
+    options = ["--optim.kind=muon", "--optim.shard=true", "--optim.ema_half_life_tokens=2000", "--eval.weights=ema"]
     train(2, root, arguments(root, "muon", *options, f"--run.max_steps={BACK_TO}", EACH))
     told = RunFolder(shutil.copytree(root / "runs" / "muon", root / "runs" / "muon-told"))
     train(2, root, arguments(root, "muon", *options, EACH))
@@ -116,7 +116,19 @@ def test_two_ranks_with_a_sharded_muon_are_rolled_back_to_the_bit(root: Path) ->
     train(2, root, arguments(root, "muon-told", *options))
     assert after(run_of(root, "muon")) == after(told)
     ends = [weights_hashes(list_checkpoints(run.checkpoints)[0][1]) for run in (run_of(root, "muon"), told)]
-    assert ends[0] == ends[1] and any(not name.startswith("weights") for name in ends[0])
+    assert ends[0] == ends[1] and {name.split(":")[0] for name in ends[0]} == {"weights", "optimizer", "ema"}
+
+
+def test_a_skipped_step_leaves_the_averaged_weights_to_the_bit(root: Path) -> None:
+    run = from_base(root, "averaged")
+    options = ["--optim.ema_half_life_tokens=2000", "--run.on_spike=skip", "--run.max_skips=8"]
+    train(1, root, arguments(root, "averaged", *options, EACH, "--checkpoint.keep_last=20"))
+    found = {step: weights_hashes(path) for step, path in list_checkpoints(run.checkpoints)}
+    found = {step: {k: v for k, v in all_.items() if k.startswith("ema:")} for step, all_ in found.items()}
+    assert found[BASE] == {} and manifest_of(run, LAST)["ema"]["start_tokens"] == BASE * SEQUENCES * BLOCK
+    assert manifest_of(run, LAST)["spikes"]["skipped"] == [140, 141, 142]
+    changed = [step for step in range(BASE + 2, LAST + 1) if found[step] != found[step - 1]]
+    assert changed == [138, 139, 143, 144, 145, 146]
 
 
 def test_a_loss_that_stays_above_its_trend_rolls_a_run_back(root: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from train.optimization.optimizer import trained_parameters
 from train.optimization.optimizer_state import shapes_of, state_of
 from train.optimization.owners import owners_of
+from train.optimization.weight_average import EMA, WeightAverage
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
@@ -31,14 +32,19 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     return tensors
 
 
-def expected_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, set[str]]:
+def expected_names(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> dict[str, set[str]]:
     """What all ranks together write after a step, by kind of file."""
     parameters = trained_parameters(model)
-    return {WEIGHTS: set(parameters), OPTIMIZER: set(state_of(optimizer).tensors(shapes_of(parameters.items())))}
+    names = {WEIGHTS: set(parameters), OPTIMIZER: set(state_of(optimizer).tensors(shapes_of(parameters.items())))}
+    return names | ({} if average is None else {EMA: set(parameters)})
 
 
-def share_of(mine: set[str], model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    """Weights and optimizer state of the parameters in `mine`, by kind of file.
+def share_of(
+    mine: set[str], model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> dict[str, dict[str, Tensor]]:
+    """Weights, optimizer state and averaged weights of the parameters in `mine`, by kind of file.
 
     Where all steps so far were skipped, an optimizer may have no state yet: the zeros that it starts with are written.
     """
@@ -47,16 +53,20 @@ def share_of(mine: set[str], model: nn.Module, optimizer: torch.optim.Optimizer)
     if not kept:
         declared = state_of(optimizer).tensors(shapes_of(weights.items()))
         kept = {name: torch.zeros(item.shape, dtype=item.dtype) for name, item in declared.items()}
-    return {WEIGHTS: weights, OPTIMIZER: kept}
+    return {WEIGHTS: weights, OPTIMIZER: kept} | ({} if average is None else {EMA: average.tensors})
 
 
-def checkpoint_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, int]:
+def checkpoint_bytes(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> tuple[int, int]:
     """(bytes of a whole checkpoint, bytes of one with only weights), of all ranks together, after any step.
 
-    The tensors exactly, and a little more than their files' headers and the manifest take.
+    The tensors exactly, and a little more than their files' headers and the manifest take. Averaged weights are among
+    the weights.
     """
     parameters = trained_parameters(model)
-    weights = _bytes_on_disk([parameter.nbytes for parameter in parameters.values()])
+    sizes = [parameter.nbytes for parameter in parameters.values()]
+    weights = _bytes_on_disk(sizes if average is None else sizes * 2)
     kept = state_of(optimizer).tensors(shapes_of(parameters.items()))
     state = _bytes_on_disk([tensor.nbytes for tensor in kept.values()])
     return weights + state + _MANIFEST_BYTES, weights + _MANIFEST_BYTES

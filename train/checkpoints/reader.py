@@ -18,14 +18,18 @@ from train.checkpoints.resume import check_optimizer
 from train.optimization.optimizer import trained_parameters
 from train.optimization.optimizer_state import OptimizerState, StateTensor, shapes_of, state_of
 from train.optimization.sharded import own_part
+from train.optimization.weight_average import EMA, WeightAverage
 from train.progress import Progress
 
 
-def check_training_state(checkpoint: Path, model: nn.Module, declared: OptimizerState) -> None:
+def check_training_state(
+    checkpoint: Path, model: nn.Module, declared: OptimizerState, *, averaged: bool = False
+) -> None:
     """Compare a checkpoint's files, by their headers, with what a model and its optimizer need.
 
     Args:
         model: as it will be trained; it may be on the meta device. declared: the optimizer's state.
+        averaged: whether averaged weights are read too, if there are any.
 
     Raises UserError where it is another optimizer's, or naming the first tensor that is missing, superfluous, of
     another shape or kind of number.
@@ -33,7 +37,8 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
     manifest = read_checkpoint_manifest(checkpoint)
     check_optimizer(checkpoint, manifest, declared.name)
     parameters = trained_parameters(model)
-    check_shapes(parameters, read_shapes(_files(checkpoint, manifest, WEIGHTS)), checkpoint)
+    for kind in (WEIGHTS, EMA) if averaged and EMA in manifest else (WEIGHTS,):
+        check_shapes(parameters, read_shapes(_files(checkpoint, manifest, kind)), checkpoint)
     wanted = declared.tensors(shapes_of(parameters.items()))
     state = read_shapes(_files(checkpoint, manifest, OPTIMIZER), lambda name: _kinds(wanted.get(name)))
     for name, shape in state.items():
@@ -50,14 +55,20 @@ def check_training_state(checkpoint: Path, model: nn.Module, declared: Optimizer
         raise UserError(f"{checkpoint} has no optimizer state for {absent[0]}: resume from another")
 
 
-def load_on_all_ranks(ranks: Ranks, checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """`load_training_state` on every rank; of a sharded optimizer each reads only its part.
+def load_on_all_ranks(
+    ranks: Ranks,
+    checkpoint: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+) -> Progress:
+    """`load_training_state` on every rank; of a sharded optimizer, and of averaged weights, each reads only its part.
 
     Raises UserError on all ranks where one of them does.
     """
     problem, progress = None, None
     try:
-        progress = load_training_state(checkpoint, model, optimizer)
+        progress = load_training_state(checkpoint, model, optimizer, average)
     except UserError as error:
         problem = str(error)
     problems = [other for other in ranks.gather(problem) if other is not None]
@@ -66,18 +77,26 @@ def load_on_all_ranks(ranks: Ranks, checkpoint: Path, model: nn.Module, optimize
     return progress
 
 
-def load_training_state(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+def load_training_state(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None = None
+) -> Progress:
     """Fill model and optimizer from a verified checkpoint, one tensor at a time; return its progress.
 
-    Nothing of the checkpoint stays in memory, mapped or copied, beside the training state itself.
+    Averaged weights are filled as well, or start here where the checkpoint has none. Nothing of the checkpoint stays in
+    memory, mapped or copied, beside the training state itself.
 
     Raises UserError as `check_training_state` does, and for NaN, infinities, and negative squares and counts.
     """
-    check_training_state(checkpoint, model, state_of(optimizer))
+    check_training_state(checkpoint, model, state_of(optimizer), averaged=average is not None)
     manifest = read_checkpoint_manifest(checkpoint)
     parameters = trained_parameters(model)
     fill(parameters, _tensors(checkpoint, manifest, WEIGHTS, set()))
     _fill_optimizer(checkpoint, manifest, parameters, optimizer)
+    if average is not None:
+        average.start(manifest["tokens"])
+        if EMA in manifest:
+            average.start_tokens = manifest["ema"]["start_tokens"]
+            fill(average.tensors, _tensors(checkpoint, manifest, EMA, set(), wanted=average.tensors))
     return Progress(manifest["step"], manifest["tokens"], manifest["sequences"])
 
 

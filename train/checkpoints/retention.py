@@ -24,6 +24,7 @@ from common.measured import measured_alike, validation_of
 from common.publish import TEMPORARY_SUFFIX, fsync_file, fsync_folder, publish_folder
 from train.settings.sections import CheckpointConfig
 
+KEPT = ("weights-", "ema-")  # of a checkpoint's files, those without which it can't be evaluated
 _PUBLISHED = re.compile(r"(?:step|weights)-([0-9]{8,})")
 
 
@@ -155,7 +156,8 @@ def _weights_folder(checkpoint: Path, step: int) -> Path:
 
 
 def keep_weights(checkpoint: Path, step: int) -> Path:
-    """Give a checkpoint's weights a small checkpoint of their own beside it, without optimizer state; return it.
+    """Give a checkpoint's weights, averaged ones too, a small checkpoint of their own beside it, without optimizer
+    state; return it.
 
     The files are shared with the checkpoint (hard links) and outlive it; where the file system knows no hard links
     they are copied. Such a folder can be evaluated and exported, and never resumed from.
@@ -163,7 +165,7 @@ def keep_weights(checkpoint: Path, step: int) -> Path:
     final, replaced = _weights_folder(checkpoint, step), None
     temporary = final.with_name(f".{final.name}.{uuid.uuid4().hex[:8]}{TEMPORARY_SUFFIX}")
     manifest = read_checkpoint_manifest(checkpoint)
-    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name.startswith("weights-")}
+    manifest["files"] = {name: entry for name, entry in manifest["files"].items() if name.startswith(KEPT)}
     try:
         temporary.mkdir()
         for name in manifest["files"]:

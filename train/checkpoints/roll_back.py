@@ -58,7 +58,7 @@ def roll_back(
     manifest = read_checkpoint_manifest(checkpoint)
     number = len(spikes.rollbacks) + 1
     agreed(ranks, lambda: _move_aside(keeper.folder, manifest["step"], number), StorageFailed)
-    before = load_on_all_ranks(ranks, checkpoint, model, optimizer)
+    before = load_on_all_ranks(ranks, checkpoint, model, optimizer, keeper.writer.average)
     load_loss_scale(keeper.scaler, manifest, ranks.world_size)
 
     facts = {

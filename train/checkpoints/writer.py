@@ -30,6 +30,7 @@ from train.checkpoints.background_write import BackgroundSave, ShareWritten, Wri
 from train.checkpoints.ownership import OPTIMIZER, checkpoint_bytes, expected_names, owned_by, share_of
 from train.errors import LockLost, SaveFailed
 from train.optimization.optimizer_state import state_of
+from train.optimization.weight_average import WeightAverage
 from train.progress import Progress
 from train.run.lock import why_lost
 from train.run.storage import RETRY_DELAYS
@@ -78,6 +79,7 @@ class CheckpointWriter:
         still_mine: Callable[[], bool] = lambda: True,
         sync_record: Callable[[], None] = lambda: None,
         retry_delays: Sequence[float] = RETRY_DELAYS,
+        average: WeightAverage | None = None,
     ) -> None:
         """Made on every rank.
 
@@ -91,6 +93,7 @@ class CheckpointWriter:
         self.ranks = ranks
         self.model = model
         self.optimizer = optimizer
+        self.average = average
         self.still_mine = still_mine
         self._sync_record = sync_record
         self._retry_delays = retry_delays
@@ -121,11 +124,11 @@ class CheckpointWriter:
         # a name unique to this save, whoever else believes to own the run; the threads make the folder
         token = self.ranks.from_first(uuid.uuid4().hex[:8])
         folder = self._folder / f".{checkpoint_name(progress.step)}.{token}{TEMPORARY_SUFFIX}"
-        snapshot.take(share_of(self._mine, self.model, self.optimizer), self._buffers)
+        snapshot.take(share_of(self._mine, self.model, self.optimizer, self.average), self._buffers)
         suffix = f"{self.ranks.rank:05d}-of-{self.ranks.world_size:05d}.safetensors"
         files = {f"{kind}-{suffix}": tensors for kind, tensors in self._buffers.items()}
         writing = BackgroundSave(folder, files, self._retry_delays)
-        facts = {**facts, **vars(progress)}
+        facts = {**facts, **vars(progress), **(self.average.facts() if self.average is not None else {})}
         self._pending = _Pending(progress.step, folder, facts, time.monotonic() - started, writing)
 
     def wait(self) -> None:
@@ -225,7 +228,7 @@ class CheckpointWriter:
 
     def _wrong_names(self, shares: list[ShareWritten]) -> str:
         """What is missing from all shares together, or is in two of them: such a checkpoint could never be read."""
-        for kind, expected in expected_names(self.model, self.optimizer).items():
+        for kind, expected in expected_names(self.model, self.optimizer, self.average).items():
             found = [
                 name for share in shares for file in share.names if _is_of(kind, file) for name in share.names[file]
             ]
@@ -244,7 +247,7 @@ class CheckpointWriter:
     def _explain(self, step: int, failure: WriteFailure) -> str:
         room = ""
         if failure.no_room:
-            needed, _ = checkpoint_bytes(self.model, self.optimizer)
+            needed, _ = checkpoint_bytes(self.model, self.optimizer, self.average)
             try:
                 room = f"; a checkpoint needs {needed:,} bytes, and {shutil.disk_usage(self._folder).free:,} are free"
             except OSError:

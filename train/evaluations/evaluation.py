@@ -97,6 +97,10 @@ class Evaluation:
         """Measure and record. (All ranks call.)"""
         raise NotImplementedError
 
+    def of_weights(self) -> dict[str, Any]:
+        """What a record says of the weights that were measured: nothing of trained ones."""
+        return {} if self.config.eval.weights == "trained" else {"weights": self.config.eval.weights}
+
     def forget(self) -> None:
         """The run has gone back: what was measured is of weights that are no more."""
 

@@ -81,6 +81,7 @@ class HellaSwag(Evaluation):
             "hellaswag_official": self._data.official,  # else the text form: its scores compare with nothing published
             "hellaswag_sha256": self._data.sha256,
             "hellaswag_seconds": seconds,
+            **self.of_weights(),
             "time": time.time(),
         }
         tools.recorder.note(record)
@@ -138,7 +139,7 @@ class Choices(Evaluation):
                 f"{name}_sha256": self._files[name].sha256,
             }
             tools.recorder.log(f"{name} at step {progress.step}: {found} ({len(examples)} examples)")
-        record |= {"choices_seconds": time.monotonic() - started, "time": time.time()}
+        record |= {"choices_seconds": time.monotonic() - started, **self.of_weights(), "time": time.time()}
         tools.recorder.note(record)
 
 

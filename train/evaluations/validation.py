@@ -86,6 +86,7 @@ class Validation(Evaluation):
             **self.measured_on,
             **self._text(),
             **self._causality(progress.step),
+            **self.of_weights(),
             "val_seconds": seconds,
             "time": time.time(),
         }

@@ -75,14 +75,19 @@ class Sharded(torch.optim.Optimizer):
             vars(self)["found_inf"] = self._ranks.max_tensor(found.clone())  # (): one verdict for all parts
         with passing_on(self, self.own):
             self.own.step()
-        rank, under_way = self._ranks.rank, deque[tuple[Bucket, Tensor, Any]]()
-        for bucket in self._buckets:
-            if len(under_way) == IN_FLIGHT:
-                _receive(rank, *under_way.popleft())
-            buffer = bucket.packed(rank)  # is held until it has arrived
-            under_way.append((bucket, buffer, self._ranks.start_broadcast(buffer, bucket.owner)))
-        for sent in under_way:
-            _receive(rank, *sent)
+        send_to_all(self._buckets, self._ranks)
+
+
+def send_to_all(these: Sequence[Bucket], ranks: Ranks) -> None:
+    """Give every rank the tensors of each bucket as its owner has them. All ranks, of several, call."""
+    rank, under_way = ranks.rank, deque[tuple[Bucket, Tensor, Any]]()
+    for bucket in these:
+        if len(under_way) == IN_FLIGHT:
+            _receive(rank, *under_way.popleft())
+        buffer = bucket.packed(rank)  # is held until it has arrived
+        under_way.append((bucket, buffer, ranks.start_broadcast(buffer, bucket.owner)))
+    for sent in under_way:
+        _receive(rank, *sent)
 
 
 def _receive(rank: int, bucket: Bucket, buffer: Tensor, work: Any) -> None:

@@ -130,6 +130,9 @@ class OptimConfig:
         muon_scale: how large an orthogonal update is: rms, 0.2 sqrt(max(rows, columns)), as large as adamw's usually
             are, so that its rates and decay fit (Liu et al. 2025, arXiv:2502.16982); or shape, sqrt(max(1, rows /
             columns)), for rates around 0.02 (Jordan et al. 2024).
+        ema_half_life_tokens: keep an exponential average of the weights beside them, in which what is so many tokens
+            older counts half; null keeps none. Training is the same to the bit with and without. Evaluations take it
+            with eval.weights ema, and commands with --weights ema.
     """
 
     kind: Literal["adamw", "muon"] = "adamw"
@@ -148,6 +151,7 @@ class OptimConfig:
     muon_iterations: int = 5
     muon_weight_decay: float | None = None
     muon_scale: Literal["rms", "shape"] = "rms"
+    ema_half_life_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name, rate in (("lr", self.lr), ("muon_lr", self.muon_lr)):
@@ -159,6 +163,10 @@ class OptimConfig:
             raise ValueError(f"optim.muon_iterations is {self.muon_iterations}: use 1 to 20")
         if (self.muon_weight_decay or 0) < 0:
             raise ValueError(f"optim.muon_weight_decay is {self.muon_weight_decay}: use 0 or more, or null")
+        if self.ema_half_life_tokens is not None and self.ema_half_life_tokens < 1:
+            raise ValueError(
+                f"optim.ema_half_life_tokens is {self.ema_half_life_tokens}: use a positive number of tokens, or null"
+            )
         if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError(f"optim.beta1 and optim.beta2 are {self.beta1} and {self.beta2}: use 0 or more, below 1")
         if not 0 <= self.z_loss < math.inf:
@@ -270,6 +278,8 @@ class EvalConfig:
 
     Args:
         every_steps: validate after every so many steps; 0 validates only at the end.
+        weights: which weights validation, HellaSwag, choices and samples use: trained, or ema, the exponential average
+            of optim.ema_half_life_tokens.
         tokens: how many tokens of the validation split to use, from its start: the same ones every time.
         sample_every_steps: let the model generate text after every so many steps; 0 never.
         sample_tokens: tokens of each sample.
@@ -286,6 +296,7 @@ class EvalConfig:
     """
 
     every_steps: int = 250
+    weights: Literal["trained", "ema"] = "trained"
     tokens: int = 1_048_576
     sample_every_steps: int = 0
     sample_tokens: int = 48
@@ -476,6 +487,8 @@ class Config:
                 f"data.stride is {self.data.stride}, which leaves out tokens between sequences of model.block_size "
                 f"{self.model.block_size}: use at most that"
             )
+        if self.eval.weights == "ema" and self.optim.ema_half_life_tokens is None:
+            raise ValueError("eval.weights is ema, but no average is kept: set optim.ema_half_life_tokens")
         if self.profile.first > self.run.max_steps:
             raise ValueError(
                 f"profile.first is {self.profile.first}, the run ends at run.max_steps {self.run.max_steps}: "

@@ -20,7 +20,7 @@ from train.optimization.optimizer import is_sharded
 from train.optimization.schedule import Course
 from train.progress import Progress
 from train.settings.sections import Config
-from train.startup.auto import shares_of
+from train.startup.auto import average_bytes, shares_of
 from train.startup.memory_advice import estimated_bytes
 
 
@@ -61,7 +61,9 @@ def describe_course(course: Course) -> list[str]:
 
 
 def describe_optimizer(config: Config, world_size: int) -> list[str]:
-    """Which rates its parts have, and how it is divided among ranks: nothing of AdamW that every rank has whole."""
+    """Which rates its parts have, and how it is divided among ranks: nothing of AdamW that every rank has whole; and
+    the average of the weights.
+    """
     optim, lines = config.optim, []
     if optim.kind == "muon":
         rate = optim.lr if optim.muon_lr is None else optim.muon_lr
@@ -75,6 +77,12 @@ def describe_optimizer(config: Config, world_size: int) -> list[str]:
         if any(work):
             uneven = max(work) * world_size / sum(work)
             lines[-1] += f", {format_count(max(work))}FLOPs a step of Newton-Schulz ({uneven:.2f} times the mean)"
+    if optim.ema_half_life_tokens is not None:
+        steps = optim.ema_half_life_tokens / config.batch.tokens_per_step
+        lines.append(
+            f"average of the weights: half-life {optim.ema_half_life_tokens:,} tokens ({steps:,.4g} steps), "
+            f"{format_bytes(average_bytes(config, world_size))} on a rank at most"
+        )
     return lines
 
 

@@ -186,6 +186,18 @@ def shares_of(config: Config, world_size: int) -> list[Share]:
     return [Share(*share) for share in zip(state, flops, strict=True)]
 
 
+def average_bytes(config: Config, world_size: int = 1) -> int:
+    """What one rank keeps of an average of the weights: the largest part, as `WeightAverage` divides them."""
+    if config.optim.ema_half_life_tokens is None:
+        return 0
+    kept = [0] * world_size
+    model = _without_memory(config, config.model.n_layer)
+    parameters = trained_parameters(model)
+    for name, rank in owners_of(parameters, declared_state(model, config.optim), world_size).items():
+        kept[rank] += parameters[name].nbytes
+    return max(kept)
+
+
 def _without_memory(config: Config, layers: int) -> GPT:
     """The model with so many layers, on the meta device."""
     model = empty_gpt(replace(config.model.architecture(), n_layer=layers))
@@ -215,6 +227,7 @@ def _fits(
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config, ranks.world_size),
+        average_bytes=average_bytes(config, ranks.world_size),
         statistics_ranks=ranks.world_size if config.log.statistics_every else 0,
     )
     return estimate.to_come <= share * free

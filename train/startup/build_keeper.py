@@ -9,6 +9,7 @@ import torch
 from model.gpt import GPT
 from train.checkpoints.saver import CheckpointKeeper
 from train.checkpoints.writer import CheckpointWriter
+from train.optimization.weight_average import build_weight_average
 from train.run.recorder import Recorder
 from train.settings.command_line import as_dict
 from train.startup.course import warm_up_facts
@@ -28,10 +29,13 @@ def build_keeper(
     recorder: Recorder,
 ) -> CheckpointKeeper:
     """Args: facts: what every checkpoint records. measured: figures of evaluations, for the next one."""
-    folder = run.request.folder.checkpoints
+    folder, half_life = run.request.folder.checkpoints, plan.config.optim.ema_half_life_tokens
+    average = None
+    if half_life is not None:
+        average = build_weight_average(model, optimizer, half_life, run.ranks, plan.progress.tokens)
     return CheckpointKeeper(
         folder,
-        CheckpointWriter(folder, run.ranks, model, optimizer, run.lock.still_mine, recorder.sync),
+        CheckpointWriter(folder, run.ranks, model, optimizer, run.lock.still_mine, recorder.sync, average=average),
         plan.config.checkpoint,
         facts,
         measured,

@@ -7,7 +7,7 @@ from model.memory import memory_estimate
 from model.precision import Dtype
 from train.batches.plan import BatchPlan, largest_micro_batch
 from train.settings.sections import Config
-from train.startup.auto import optimizer_bytes, recompute_every
+from train.startup.auto import average_bytes, optimizer_bytes, recompute_every
 
 
 def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
@@ -23,6 +23,7 @@ def estimated_bytes(config: Config, plan: BatchPlan, device_type: str) -> int:
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),
         optimizer_bytes=optimizer_bytes(config, plan.world_size),
+        average_bytes=average_bytes(config, plan.world_size),
         statistics_ranks=plan.world_size if config.log.statistics_every else 0,
     )
     return estimate.total

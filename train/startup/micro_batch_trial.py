@@ -19,7 +19,7 @@ from train.batches.loader import MicroBatch
 from train.batches.plan import largest_micro_batch, plan_batch
 from train.objectives.language_modelling import LanguageModelling
 from train.settings.command_line import to_yaml
-from train.startup.auto import optimizer_bytes
+from train.startup.auto import average_bytes, optimizer_bytes
 from train.startup.memory_advice import memory_advice
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
@@ -58,9 +58,10 @@ def _problem(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
 def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
     """What this rank met; None where it had enough memory."""
     config = plan.config
-    # what is not there yet: the optimizer's moments, and DDP's buckets beside the gradients of a first backward
+    # what is not there yet: moments, averaged weights, DDP's buckets beside the gradients of a first backward
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    later = optimizer_bytes(config, ranks.world_size) + (trained if ranks.world_size > 1 else 0)
+    later = optimizer_bytes(config, ranks.world_size) + average_bytes(config, ranks.world_size)
+    later += trained if ranks.world_size > 1 else 0
     try:
         room = torch.empty(later, dtype=torch.uint8, device=ranks.device)
         shape = (plan.batch.micro_batch, config.model.block_size)

@@ -110,6 +110,8 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     notes = changed_fields(manifest["config"], as_dict(config)) if manifest and "config" in manifest else []
     if manifest and manifest.get("weights_only"):
         notes.append(f"a new optimizer ({config.optim.kind}): {checkpoint} holds only weights")
+    if manifest and config.optim.ema_half_life_tokens is not None and "ema" not in manifest:
+        notes.append(f"the exponential average of the weights starts here: {checkpoint} has none")
     notes += [*course.lines, *read_anew]
     spikes = plan_spikes(config, tokens.identity, course)
     if manifest and (line := spikes.resume(manifest, own=own)):
@@ -143,4 +145,5 @@ def check_files(request: Request, config: Config, checkpoint: Path | None) -> No
         model = empty_gpt(config.model.architecture())
         if adapters is not None:
             add_lora(model, adapters, config.run.seed)
-        check_training_state(checkpoint, model, declared_state(model, config.optim))
+        averaged = config.optim.ema_half_life_tokens is not None
+        check_training_state(checkpoint, model, declared_state(model, config.optim), averaged=averaged)
