@@ -69,6 +69,7 @@ class RecordedData(TypedDict):
     path: NotRequired[str]
     stride: NotRequired[Positive | None]
     document_mask: NotRequired[bool]
+    packing: NotRequired[str]
 
 
 @keep_others
@@ -130,6 +131,7 @@ class RecordedReading(TypedDict):
     block_size: Positive
     stride: Positive
     seed: int
+    packing: NotRequired[str]
 
 
 @keep_others

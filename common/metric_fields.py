@@ -37,6 +37,8 @@ FIELDS: dict[str, Field] = {
     **dict.fromkeys(("loss", "z_loss", "lr", "grad_norm", "tokens_per_second", "mfu", "memory_gib", "flops"), NUMBER),
     **dict.fromkeys(("step_seconds", "data_wait_seconds", "val_seconds"), NUMBER),
     **dict.fromkeys(("save_seconds", "save_blocked_seconds", "hang_seconds", "val_loss", "val_bits_per_byte"), NUMBER),
+    **dict.fromkeys(("val_loss_masked",), NUMBER),
+    **dict.fromkeys(("target_tokens",), _COUNT),
     **dict.fromkeys(("val_sha256", "val_text_sha256", "data_identity", "weights", "prompt", "text"), _TEXT),
     **dict.fromkeys(("val_document_mask", "causal"), _FLAG),
 }

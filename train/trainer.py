@@ -199,6 +199,8 @@ class Trainer:
         }
         if result.verdict is not Verdict.LEARNED:
             record["skipped"] = True
+        if self.config.data.packing != "stream":
+            record["target_tokens"] = batch.total_target_count  # of the step: the rest is padding
         if self.config.log.sequences:
             shares = self.ranks.gather(batch.windows.ravel().tolist())
             record["sequences"] = sorted(window for share in shares for window in share)
@@ -319,7 +321,7 @@ class Trainer:
         started, batch, length = time.monotonic(), self.loader.plan.micro_batch, self.config.model.block_size
         compiling = "compiling (up to some minutes the first time), then " if self.config.run.compile else ""
         self.recorder.log(f"{compiling}warming up: one micro-batch of {batch} x {length:,} tokens")
-        self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.document_mask)
+        self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.masks_documents)
         for evaluation in self.evaluations:
             evaluation.warm_up()
         self.ranks.barrier()

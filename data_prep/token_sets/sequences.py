@@ -1,5 +1,6 @@
 """A stream of tokens cut into sequences of a model's length."""
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,32 @@ class Tokens(Protocol):
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.unsignedinteger]:
         """Tokens start … stop - 1: (stop - start,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Sequences to learn from. Shapes: n sequences, T tokens."""
+
+    inputs: npt.NDArray[np.int64]  # (n, T)
+    targets: npt.NDArray[np.int64]  # (n, T), the tokens that follow; -100 counts for nothing
+    document_ids: npt.NDArray[np.int64] | None  # (n, T), where attention is to stay inside documents
+
+
+class Sequences(Protocol):
+    """What a run reads: `count` sequences of `block_size` tokens by their numbers, in any order."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> Rows:
+        """Sequence numbers (n,) to their tokens."""
+        ...
+
+    def target_count(self, numbers: npt.NDArray[np.int64]) -> int:
+        """How many targets the sequences (n,) have, without reading them."""
         ...
 
 
@@ -32,8 +59,12 @@ class Windows:
     that fill no sequence. With a smaller one sequences overlap: with stride 1 every token starts a sequence.
     """
 
-    def __init__(self, stream: Tokens, block_size: int, stride: int | None = None) -> None:
+    def __init__(
+        self, stream: Tokens, block_size: int, stride: int | None = None, *, split_documents_at: int | None = None
+    ) -> None:
+        """Args: split_documents_at: the id that starts a document, where `rows` shall tell documents apart."""
         self._stream = stream
+        self._split_documents_at = split_documents_at
         self.block_size = block_size
         self.stride = block_size if stride is None else stride
         assert 1 <= self.stride <= block_size, f"stride {stride}: tokens between sequences would never be read"
@@ -46,3 +77,13 @@ class Windows:
             start = int(window) * self.stride
             row[:] = self._stream.read(start, start + self.block_size + 1)
         return tokens
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> Rows:
+        """Sequence numbers (n,) to inputs and targets."""
+        tokens = self.read(numbers)  # (n, T+1)
+        inputs, border = tokens[:, :-1], self._split_documents_at
+        return Rows(inputs, tokens[:, 1:], None if border is None else document_ids(inputs, border))
+
+    def target_count(self, numbers: npt.NDArray[np.int64]) -> int:
+        """Every token of the sequences (n,) has one."""
+        return len(numbers) * self.block_size

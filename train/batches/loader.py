@@ -13,9 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data_prep.token_sets.manifest import document_start
-from data_prep.token_sets.sequences import Windows, document_ids
-from data_prep.token_sets.token_set import TokenSet
+from data_prep.token_sets.sequences import Sequences
 from model.ranks import Ranks
 from train.batches.plan import BatchPlan
 from train.batches.shuffle import windows_at
@@ -26,7 +24,7 @@ class MicroBatch:
     """What one forward and backward sees. Shapes: M sequences, T tokens."""
 
     tokens: Tensor  # (M, T) int64
-    targets: Tensor  # (M, T) int64, the tokens that follow
+    targets: Tensor  # (M, T) int64, the tokens that follow; -100 counts for nothing
     document_ids: Tensor | None  # (M, T) int64, where attention is to stay inside documents
 
 
@@ -35,7 +33,7 @@ class StepBatch:
     """This rank's share of one optimizer step. Shapes: A micro-batches, M sequences, T tokens."""
 
     tokens: Tensor  # (A, M, T) int64
-    targets: Tensor  # (A, M, T) int64, the tokens that follow
+    targets: Tensor  # (A, M, T) int64, the tokens that follow; -100 counts for nothing
     document_ids: Tensor | None  # (A, M, T) int64, where attention is to stay inside documents
     windows: npt.NDArray[np.int64]  # (A, M): the number of each sequence in the split
     target_count: int  # of this rank
@@ -57,18 +55,15 @@ class StepLoader:
 
     def __init__(
         self,
-        windows: Windows,
+        sequences: Sequences,
         plan: BatchPlan,
         *,
         rank: int,
         seed: int,
-        split_documents_at: int | None = None,
         pin_memory: bool = False,
     ) -> None:
-        """Args: split_documents_at: the end-of-text id, where steps shall carry document ids."""
-        assert windows.count > 0
-        self._split_documents_at = split_documents_at
-        self.windows = windows
+        assert sequences.count > 0
+        self.sequences = sequences
         self.plan = plan
         self._seed = seed
         self._pin_memory = pin_memory
@@ -79,22 +74,26 @@ class StepLoader:
     def step_at(self, sequences_consumed: int) -> StepBatch:
         """This rank's share of the step that follows `sequences_consumed` sequences."""
         plan = self.plan
-        windows = windows_at(sequences_consumed, plan.sequences, self.windows.count, self._seed)[self._mine]
-        tokens = self.windows.read(windows).reshape(plan.accumulation, plan.micro_batch, -1)  # (A, M, T+1)
-        inputs, targets = self._tensor(tokens[..., :-1]), self._tensor(tokens[..., 1:])
-        documents = None
-        if self._split_documents_at is not None:
-            documents = self._tensor(document_ids(tokens[..., :-1], self._split_documents_at))
-        of_window = windows.reshape(plan.accumulation, plan.micro_batch)
-        total = plan.sequences * self.windows.block_size
-        return StepBatch(inputs, targets, documents, of_window, targets.numel(), total)
+        everyone = windows_at(sequences_consumed, plan.sequences, self.sequences.count, self._seed)
+        mine = everyone[self._mine]
+        rows = self.sequences.rows(mine)
+        return StepBatch(
+            tokens=self._tensor(rows.inputs),
+            targets=self._tensor(rows.targets),
+            document_ids=None if rows.document_ids is None else self._tensor(rows.document_ids),
+            windows=mine.reshape(plan.accumulation, plan.micro_batch),
+            target_count=self.sequences.target_count(mine),
+            total_target_count=self.sequences.target_count(everyone),
+        )
 
     def numbers_at(self, sequences_consumed: int) -> list[int]:
         """The numbers of all ranks' sequences in that step, sorted."""
-        return sorted(windows_at(sequences_consumed, self.plan.sequences, self.windows.count, self._seed).tolist())
+        return sorted(windows_at(sequences_consumed, self.plan.sequences, self.sequences.count, self._seed).tolist())
 
     def _tensor(self, values: npt.NDArray[np.int64]) -> Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values))
+        """(A·M, T) to (A, M, T)."""
+        shape = self.plan.accumulation, self.plan.micro_batch, self.sequences.block_size
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(shape)
         return tensor.pin_memory() if self._pin_memory else tensor
 
     def steps(self, sequences_consumed: int, *, read_ahead: int = 2) -> Generator[StepBatch]:
@@ -133,19 +132,7 @@ class StepLoader:
             thread.join()
 
 
-def open_loader(
-    tokens: TokenSet, plan: BatchPlan, ranks: Ranks, *, length: int, stride: int | None, seed: int, mask_documents: bool
-) -> StepLoader:
-    """A loader of this rank's share of what a run trains on.
-
-    Args:
-        length: tokens of a sequence. stride: tokens from one's start to the next's; None: the length.
-    """
-    return StepLoader(
-        Windows(tokens.split("train"), length, stride),
-        plan,
-        rank=ranks.rank,
-        seed=seed,
-        split_documents_at=document_start(tokens.tokenizer_spec) if mask_documents else None,
-        pin_memory=ranks.device.type == "cuda",
-    )
+def open_loader(sequences: Sequences, plan: BatchPlan, ranks: Ranks, *, seed: int) -> StepLoader:
+    """A loader of this rank's share of what a run trains on."""
+    pin_memory = ranks.device.type == "cuda"
+    return StepLoader(sequences, plan, rank=ranks.rank, seed=seed, pin_memory=pin_memory)

@@ -71,7 +71,7 @@ def case_figures(case: Case, rows: dict[str, Row]) -> dict[str, Any]:
             "micro_batch": case.micro_batch,
             "accumulation": case.accumulation,
             "tokens_per_step": config.batch.tokens_per_step,
-            "document_mask": config.data.document_mask,
+            "document_mask": config.data.masks_documents,
             "optim": asdict(config.optim),
             "recompute": asdict(config.recompute),
             "dtype": config.run.dtype,

@@ -133,7 +133,7 @@ def random_batch(case: Case, step: int, *, pinned: bool) -> StepBatch:
     generator = torch.Generator().manual_seed(step)
     ids = torch.randint(model.vocab_size, shape, generator=generator)  # (A, M, T+1)
     parts = [ids[..., :-1].contiguous(), ids[..., 1:].contiguous()]
-    if case.config.data.document_mask:
+    if case.config.data.masks_documents:
         starts = torch.rand(parts[0].shape, generator=generator) < DOCUMENTS / model.block_size
         parts.append(starts.cumsum(dim=-1))  # (A, M, T)
     tokens, targets, *documents = (part.pin_memory() if pinned else part for part in parts)

@@ -19,9 +19,10 @@ from train.settings.sections import Config
 
 # A change of these sections and fields makes it another run: it must not go unnoticed.
 FIXED_SECTIONS = ("model", "lora")
-FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride")
+FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride", "data.packing")
 # These may change from one start to the next, though they give another model.
 TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:", "run.stream_dtype:")
+AS_BEFORE = {"data.packing": "stream", "data.document_mask": False}  # what runs did that record neither
 SHARDING = "optim.shard"  # which ranks keep what: the weights are the same
 PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things are, not what they are
 
@@ -152,6 +153,8 @@ def check_same_run(
         raise UserError(f"{checkpoint} holds adapters, not all of a model's weights: resume it with train/finetune.py")
     # an imported checkpoint only records its model
     before = _flat(_with_whole_model(manifest.get("config") or {"model": manifest["model"]}, checkpoint))
+    if "config" in manifest:
+        before = AS_BEFORE | before
     now = _flat(_with_whole_model(config, "this run"))
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
     for name in [*fixed, *FIXED_FIELDS]:
@@ -217,7 +220,7 @@ def changed_fields(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
     """
     if not before:
         return []
-    old, new = _flat(as_dict(Config())) | {SHARDING: False} | _flat(before), _flat(now)
+    old, new = _flat(as_dict(Config())) | {SHARDING: False} | AS_BEFORE | _flat(before), _flat(now)
     return [
         f"{name}: {json.dumps(old[name])} -> {json.dumps(value)}"
         for name, value in new.items()

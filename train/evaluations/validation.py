@@ -41,9 +41,13 @@ class Validation(Evaluation):
         self._tools, length = tools, self.config.model.block_size
         self._windows = Windows(tools.tokens.split("val"), length)
         self._count = min(self._windows.count, max(1, self.config.eval.tokens // length))
-        self._split_documents_at = (
-            document_start(tools.tokens.tokenizer_spec) if self.config.data.document_mask else None
-        )
+        data, border = self.config.data, document_start(tools.tokens.tokenizer_spec)
+        # both packings are validated alike, so that their losses compare
+        self._split_documents_at = border if data.masks_documents and data.packing == "stream" else None
+        self._masked_too_at = None
+        masked = self.config.eval.masked_loss
+        if self._split_documents_at is None and (data.packing != "stream" if masked == "auto" else masked):
+            self._masked_too_at = border
         self._flops_per_token = flops_per_token(tools.model.config, adapters=self.config.adapter_count())
 
     @property
@@ -65,14 +69,19 @@ class Validation(Evaluation):
 
     def warm_up(self) -> None:
         a_micro_batch_each = (self._tools.ranks.world_size - 1) * self._tools.plan.micro_batch + 1
-        self._evaluate(min(self._count, a_micro_batch_each))
+        for border in dict.fromkeys((self._split_documents_at, self._masked_too_at or self._split_documents_at)):
+            self._evaluate(min(self._count, a_micro_batch_each), border)
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         started = time.monotonic()
         length, ranks = self._windows.block_size, self._tools.ranks.world_size
         size = f"{self._count:,} sequences of {length:,} tokens (eval.tokens)"
-        with self._tools.recorder.working(f"validating at step {progress.step}", size, self._count, "sequence") as done:
-            result = self._evaluate(self._count, lambda count: done(count * ranks))
+        work, masked = f"validating at step {progress.step}", None
+        with self._tools.recorder.working(work, size, self._count, "sequence") as done:
+            result = self._evaluate(self._count, self._split_documents_at, lambda count: done(count * ranks))
+        if self._masked_too_at is not None:
+            with self._tools.recorder.working(f"{work} inside documents", size, self._count, "sequence") as done:
+                masked = self._evaluate(self._count, self._masked_too_at, lambda count: done(count * ranks)).loss
         assert result.tokens == self.measured_on["val_tokens"], result
         self.latest, self.latest_step = result.loss, progress.step
         seconds = time.monotonic() - started
@@ -83,6 +92,7 @@ class Validation(Evaluation):
             "val_loss": result.loss,
             "val_bits_per_byte": result.bits_per_byte,
             "val_bytes": result.bytes,
+            **({} if masked is None else {"val_loss_masked": masked}),
             **self.measured_on,
             **self._text(),
             **self._causality(progress.step),
@@ -93,6 +103,7 @@ class Validation(Evaluation):
         self._tools.recorder.note(record)
         perplexity = math.exp(result.loss) if result.loss < 50 else math.inf
         bits = f", {result.bits_per_byte:.4f} bits per byte" if result.bytes else ""
+        bits += "" if masked is None else f", loss {masked:.4f} with attention inside documents"
         self._tools.recorder.log(
             f"validation at step {progress.step}: loss {result.loss:.4f}, perplexity {perplexity:,.1f}{bits} "
             f"({seconds:.1f} s)"
@@ -132,7 +143,9 @@ class Validation(Evaluation):
                 "initialisation, data and tokenizer before spending time on it"
             )
 
-    def _evaluate(self, count: int, done: Callable[[int], object] = lambda count: None) -> LossResult:
+    def _evaluate(
+        self, count: int, split_documents_at: int | None, done: Callable[[int], object] = lambda count: None
+    ) -> LossResult:
         from eval.shared.loss import evaluate_loss
 
         tools = self._tools
@@ -144,6 +157,6 @@ class Validation(Evaluation):
             window_count=count,
             micro_batch=tools.plan.micro_batch,
             dtype=tools.dtype,
-            split_documents_at=self._split_documents_at,
+            split_documents_at=split_documents_at,
             done=done,
         )

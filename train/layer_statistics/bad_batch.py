@@ -104,7 +104,7 @@ class BadBatches:
                 hidden = twin.hidden(tokens, document_ids=documents)  # (1, T, C)
                 head = twin.head_weight.detach()  # whose gradient nobody needs
                 size, cap = twin.config.vocab_size, twin.config.logit_softcap
-                loss = head_loss(hidden, head, targets, size, softcap=cap) / targets.numel()  # ()
+                loss = head_loss(hidden, head, targets, size, softcap=cap) / (targets >= 0).sum()  # ()
                 gradients = torch.autograd.grad(loss, streams)
         finally:
             for hook in hooks:

@@ -57,7 +57,10 @@ class DataConfig:
         verify: check at the start the shards' sizes, or also their SHA-256 (full; reads all of the data once).
         stage_to: a folder on a disk of every node's own, to which the shards are copied and verified before the first
             step; where the disk has no room, or no permission is given, the run reads them where they are, and logs so.
-        document_mask: keep attention inside documents; without it a sequence is one text, whatever documents it holds.
+        packing: stream lays documents end to end and cuts them into sequences; whole_documents cuts no document that
+            fits into a sequence, and pads the little that is left of some.
+        document_mask: keep attention inside documents; without it a sequence is one text, whatever documents it holds;
+            auto: with packing whole_documents.
         stride: tokens from one training sequence's start to the next's; null: model.block_size, so that an epoch reads
             each token once. With less, sequences overlap and an epoch is longer; 1 starts one at every token.
             Validation never overlaps.
@@ -68,15 +71,25 @@ class DataConfig:
     path: str = "data/fineweb-edu"
     verify: Literal["size", "full"] = "size"
     stage_to: str | None = None
-    document_mask: bool = False
+    packing: Literal["stream", "whole_documents"] = "stream"
+    document_mask: bool | Literal["auto"] = "auto"
     stride: int | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.stride < 1:
             raise ValueError(f"data.stride is {self.stride}: use 1 token or more, or null for model.block_size")
+        if self.stride is not None and self.packing != "stream":
+            raise ValueError(
+                f"data.stride is {self.stride}, but data.packing {self.packing} overlaps nothing: use null"
+            )
         if self.stage_to == "":
             raise ValueError("data.stage_to is empty (a variable that is not set, in a shell?): give a folder, or null")
+
+    @property
+    def masks_documents(self) -> bool:
+        """Whether attention stays inside documents."""
+        return self.packing == "whole_documents" if self.document_mask == "auto" else self.document_mask
 
 
 @dataclass(frozen=True)
@@ -281,6 +294,8 @@ class EvalConfig:
         weights: which weights validation, HellaSwag, choices and samples use: trained, or ema, the exponential average
             of optim.ema_half_life_tokens.
         tokens: how many tokens of the validation split to use, from its start: the same ones every time.
+        masked_loss: also validate with attention inside documents (val_loss_masked), to compare runs with and without
+            data.document_mask; auto: for data.packing whole_documents.
         sample_every_steps: let the model generate text after every so many steps; 0 never.
         sample_tokens: tokens of each sample.
         temperature: sampling temperature; 0 always takes the most likely token.
@@ -298,6 +313,7 @@ class EvalConfig:
     every_steps: int = 250
     weights: Literal["trained", "ema"] = "trained"
     tokens: int = 1_048_576
+    masked_loss: bool | Literal["auto"] = "auto"
     sample_every_steps: int = 0
     sample_tokens: int = 48
     temperature: float = 0.8

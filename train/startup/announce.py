@@ -10,12 +10,13 @@ from common.curves import VALIDATION
 from common.measured import describe_validation, measured_alike, validation_of
 from common.progress import format_bytes, format_count
 from common.run_folder import RunFolder
-from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.packing import PackedSequences
 from data_prep.token_sets.token_set import TokenSet
 from model.counts import flops_per_token, parameter_count
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
 from train.batches.plan import BatchPlan
+from train.batches.training_sequences import MUCH_PADDING, SequenceKind, training_sequences
 from train.optimization.optimizer import is_sharded
 from train.optimization.schedule import Course
 from train.progress import Progress
@@ -102,15 +103,27 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
 def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Progress) -> list[str]:
     """How much text there is and how often the run reads it, earlier reading of these data included."""
     length = config.model.block_size
-    windows = Windows(tokens.split("train"), length, config.data.stride).count
+    found = training_sequences(tokens, SequenceKind.of(config.data, length))
+    windows = found.count
     sequences = begin.sequences + max(0, config.run.max_steps - begin.step) * plan.sequences
     times = f"{sequences / windows:.2f} epochs"
     if config.data.stride is not None:
         times += f" of {windows:,} sequences, one at every {config.data.stride} tokens"
-    return [
+    lines = [
         f"data: {tokens.folder}, {len(tokens.split('train')):,} training tokens; the run reads "
         f"{sequences * length:,}, {times}",
     ]
+    return lines + (describe_packing(found) if isinstance(found, PackedSequences) else [])
+
+
+def describe_packing(packed: PackedSequences) -> list[str]:
+    """What became of the documents: tokens to learn from and padding make up all sequences."""
+    facts, share = packed.facts, packed.padding_share
+    line = (
+        f"packing: {facts.pieces:,} pieces of documents in {facts.sequences:,} sequences, {facts.cut_documents:,} "
+        f"documents longer than one cut; {facts.targets:,} targets and {facts.padding:,} of padding ({share:.2%})"
+    )
+    return [line if share <= MUCH_PADDING else f"WARNING: {line}: a smaller model.block_size wastes less"]
 
 
 def describe_measure(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:

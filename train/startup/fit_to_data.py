@@ -9,9 +9,10 @@ from train.settings.sections import Config
 
 
 def fit_to_data(config: Config, tokens: TokenSet) -> Config:
-    """Give the model the vocabulary of the data's tokenizer.
+    """Give the model the vocabulary of the data's tokenizer, and settle whether attention stays inside documents.
 
-    Raises UserError where the configuration asks for another one, or the data hold too few tokens for one step.
+    Raises UserError where the configuration asks for another vocabulary, or for documents that the data don't mark, or
+    the data hold too few tokens for one step.
     """
     vocab_size = tokens.tokenizer_spec["vocab_size"]
     if config.model.vocab_size not in (type(config.model)().vocab_size, vocab_size):
@@ -32,9 +33,12 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
                 f"{tokens.folder} has {found:,} tokens in its {split} split, but one step needs {needed:,}: "
                 f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
             )
-    if config.data.document_mask and document_start(tokens.tokenizer_spec) is None:
+    masked, packed = config.data.masks_documents, config.data.packing == "whole_documents"
+    measured = config.eval.masked_loss is True
+    if (masked or packed or measured) and document_start(tokens.tokenizer_spec) is None:
+        asked = "data.packing whole_documents" if packed else "data.document_mask" if masked else "eval.masked_loss"
         raise UserError(
-            f"data.document_mask needs documents, but the tokenizer of {tokens.folder} has no end-of-text token: leave "
-            "it out"
+            f"{asked} needs documents, but the tokenizer of {tokens.folder} has no end-of-text token: leave it out"
         )
-    return replace(config, model=replace(config.model, vocab_size=vocab_size))
+    data = replace(config.data, document_mask=masked)
+    return replace(config, data=data, model=replace(config.model, vocab_size=vocab_size))

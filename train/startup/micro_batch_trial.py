@@ -66,7 +66,7 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
         room = torch.empty(later, dtype=torch.uint8, device=ranks.device)
         shape = (plan.batch.micro_batch, config.model.block_size)
         tokens = torch.zeros(shape, dtype=torch.int64, device=ranks.device)  # (M, T)
-        batch = MicroBatch(tokens, tokens, tokens if config.data.document_mask else None)
+        batch = MicroBatch(tokens, tokens, tokens if config.data.masks_documents else None)
         scale = torch.ones((), device=ranks.device)
         with autocast(plan.dtype, ranks.device):
             loss, _ = LanguageModelling(config.optim.z_loss).loss(model, batch, scale)  # ()

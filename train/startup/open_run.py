@@ -14,6 +14,7 @@ from model.lora_config import LoraConfig
 from model.rank_environment import place_of_this_process
 from model.ranks import Ranks, agreed, start_ranks
 from train.batches.local_copy import stage
+from train.batches.training_sequences import prepare_packing
 from train.run.lock import RunLock
 from train.run.provenance import read_starts
 from train.settings.sections import RunConfig
@@ -67,6 +68,8 @@ def open_run(request: Request) -> Iterator[OpenRun]:
             agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
         if config.data.stage_to is not None:
             tokens, in_place = stage(tokens, config.data.stage_to, ranks, config.data.verify)
+        if config.data.packing == "whole_documents":
+            prepare_packing(tokens, config.model.block_size, ranks)
 
         # Handle signals, the STOP file and the deadline from here on
         agreed(ranks, lambda: check_deadline(config.run.deadline))

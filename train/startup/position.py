@@ -18,18 +18,21 @@ class Reading:
         data_identity: the token set's; None for an imported checkpoint, which has read nothing here.
         block_size: tokens of a sequence. stride: tokens from one sequence's start to the next one's.
         seed: of the order.
+        packing: how documents become sequences.
     """
 
     data_identity: str | None
     block_size: int
     stride: int
     seed: int
+    packing: str = "stream"
 
     @classmethod
     def of(cls, config: Config, data_identity: str) -> "Reading":
         """The order that a run with this configuration reads."""
         length, stride = config.model.block_size, config.data.stride
-        return cls(data_identity, length, length if stride is None else stride, config.order_seed())
+        packing = config.data.packing
+        return cls(data_identity, length, length if stride is None else stride, config.order_seed(), packing)
 
     @classmethod
     def recorded(cls, manifest: Mapping[str, Any]) -> "Reading | None":
@@ -38,8 +41,8 @@ class Reading:
         Older checkpoints leave it to their configuration.
         """
         if RECORDED in manifest:
-            recorded = manifest[RECORDED]
-            return cls(*(recorded[item.name] for item in fields(cls)))
+            known = {item.name for item in fields(cls)}
+            return cls(**{name: value for name, value in manifest[RECORDED].items() if name in known})
         if "config" not in manifest:
             return None
         config = manifest["config"]
@@ -65,7 +68,7 @@ def begin_progress(manifest: Mapping[str, Any] | None, reading: Reading) -> tupl
     before, consumed = Reading.recorded(manifest), manifest["sequences"]
     if before == reading or consumed == 0:
         return Progress(manifest["step"], manifest["tokens"], consumed), []
-    names = ("token set", "model.block_size", "data.stride", "seed of the order")
+    names = ("token set", "model.block_size", "data.stride", "seed of the order", "data.packing")
     changed = [name for name, old, new in zip(names, _parts(before), _parts(reading), strict=True) if old != new]
     line = (
         f"the {consumed:,} sequences that were read up to the checkpoint were of another order (other "

@@ -144,7 +144,7 @@ def _architecture(options: list[str], file: Path, device: torch.device, *, compi
         counts.append(len(compilations))
     row = {"losses": losses, "compilations": counts, "late_compilations": sum(counts[1:])}
     row["difference"] = difference(losses, _same_batch(eager, device))
-    if eager.config.model.window or eager.config.data.document_mask:  # else FlexAttention has nothing to do
+    if eager.config.model.window or eager.config.data.masks_documents:  # else FlexAttention has nothing to do
         with replaced(gpt, "flex_works", lambda *_: False):
             row["flex_difference"] = difference(losses, _same_batch(eager, device))
     return row

@@ -1,0 +1,89 @@
+"""What a run trains on: the training split as one stream cut into sequences, or its documents packed whole."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.cache_folder import cache_folder
+from common.errors import UserError
+from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.packing import FORMAT_VERSION, PackedSequences, framing_of, make_plan
+from data_prep.token_sets.sequences import Sequences, Windows
+from data_prep.token_sets.token_set import TokenSet
+from model.ranks import Ranks, agreed
+from train.settings.sections import DataConfig
+
+MUCH_PADDING = 0.05
+
+
+@dataclass(frozen=True)
+class SequenceKind:
+    """How a token set becomes sequences.
+
+    Attributes:
+        length: T. stride: tokens from one sequence's start to the next's; None: the length.
+        whole_documents: packed, rather than cut from one stream.
+        masked: attention is to stay inside documents.
+    """
+
+    length: int
+    stride: int | None
+    whole_documents: bool
+    masked: bool
+
+    @classmethod
+    def of(cls, data: DataConfig, block_size: int) -> "SequenceKind":
+        return cls(block_size, data.stride, data.packing == "whole_documents", data.masks_documents)
+
+
+def training_sequences(tokens: TokenSet, kind: SequenceKind) -> Sequences:
+    """Raises UserError where documents are to be packed and no plan is there: `prepare_packing` makes it."""
+    stream = tokens.split("train")
+    if kind.whole_documents:
+        folder = next((place for place in _places(tokens, kind.length) if (place / "plan.json").is_file()), None)
+        if folder is None:
+            raise UserError(f"the packing plan of {tokens.folder} is gone: run the same command again")
+        return PackedSequences(stream, folder, masked=kind.masked)
+    border = document_start(tokens.tokenizer_spec) if kind.masked else None
+    return Windows(stream, kind.length, kind.stride, split_documents_at=border)
+
+
+def prepare_packing(tokens: TokenSet, length: int, ranks: Ranks) -> None:
+    """Make the plan of a token set and a length where there is none yet: once on every node. (All ranks call.)
+
+    Raises UserError on all ranks where it can't be written anywhere, or the set has no documents.
+    """
+    agreed(ranks, lambda: _make(tokens, length))  # on a shared file system the others find it
+    problem = None
+    if ranks.local_rank == 0 and not ranks.is_first:
+        try:
+            _make(tokens, length)
+        except UserError as error:
+            problem = error
+    for found in ranks.gather(problem):
+        if found is not None:
+            raise found
+
+
+def _make(tokens: TokenSet, length: int) -> None:
+    framing = framing_of(tokens.tokenizer_spec)
+    assert framing is not None, "fit_to_data has refused it"
+    problem: OSError | None = None
+    for place in _places(tokens, length):
+        if (place / "plan.json").is_file():
+            return
+    for place in _places(tokens, length):
+        try:
+            make_plan(tokens.split("train"), framing, length, place, data_identity=tokens.identity)
+            return
+        except OSError as error:
+            problem = error
+    raise UserError(
+        f"the packing plan of {tokens.folder} can't be written there, nor in {cache_folder()} "
+        f"({problem.strerror if problem else 'unknown'}): give LONGHAUL_CACHE a folder with room"
+    )
+
+
+def _places(tokens: TokenSet, length: int) -> tuple[Path, Path]:
+    """Beside the shards, else in the cache; by everything that the plan depends on."""
+    name = f"packing-{FORMAT_VERSION}-{length}-{tokens.identity[:16]}"
+    return tokens.folder / name, cache_folder() / "packing" / name
