@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from model.counts import flops_per_token, peak_flops
-from train.batches.loader import open_loader
-from train.batches.training_sequences import SequenceKind, training_sequences
+from train.batches.training_sequences import open_loader
 from train.evaluations.evaluation import Tools
 from train.layer_statistics.layer_statistics import build_layer_statistics
 from train.objectives.language_modelling import LanguageModelling
@@ -35,8 +34,16 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     stepper = _build_stepper(run, plan, recording, Parallel(model, ranks), optimizer, statistics)
 
     # Batches, and what happens between steps
-    sequences = training_sequences(request.tokens, SequenceKind.of(config.data, config.model.block_size))
-    loader = open_loader(sequences, plan.batch, ranks, seed=config.order_seed())
+    loader = open_loader(
+        request.tokens,
+        plan.batch,
+        ranks,
+        length=config.model.block_size,
+        stride=config.data.stride,
+        packed=config.data.is_packed,
+        mask_documents=config.data.masks_documents,
+        seed=config.order_seed(),
+    )
     untrained = request.weights.untrained and plan.checkpoint is None
     tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained)
     for evaluation in request.evaluations:

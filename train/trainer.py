@@ -199,7 +199,7 @@ class Trainer:
         }
         if result.verdict is not Verdict.LEARNED:
             record["skipped"] = True
-        if self.config.data.packing != "stream":
+        if self.config.data.is_packed:
             record["target_tokens"] = batch.total_target_count  # of the step: the rest is padding
         if self.config.log.sequences:
             shares = self.ranks.gather(batch.windows.ravel().tolist())

@@ -29,7 +29,7 @@ INVARIANTS = {
     "train/evaluations/validation.py: result.tokens == self.measured_on['val_tokens']": "arithmetic",
     "train/checkpoints/ownership.py: not kept or shapes == shapes_of(kept.items())": "the optimizer's code",
     "train/checkpoints/writer.py: self._pending is None": CALLERS,
-    "train/batches/loader.py: windows.count > 0": "train/startup/fit_to_data.py",
+    "train/batches/loader.py: sequences.count > 0": "train/startup/fit_to_data.py",
     "train/optimization/optimizer.py: len(owned) == len(set(owned)) and set(owned) == trainable": "arithmetic",
     "train/batches/shuffle.py: 0 < size < 1 << 62": "train/startup/fit_to_data.py",
     "train/optimization/schedule.py: 1 <= done": "arithmetic",

@@ -1,6 +1,7 @@
 """Runs over whole documents: the same for any ranks and interruptions, each document as if it stood alone."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.tokenizer import CharTokenizer
 from model.config import ModelConfig
 from model.gpt import GPT
+from model.initialisation import initialise
 from model.ranks import Ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_by_path
-from train.batches.training_sequences import SequenceKind, prepare_packing, training_sequences
+from train.batches.training_sequences import prepare_packing, training_sequences
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+PACKING: dict[str, Any] = {"stride": None, "packed": True, "mask_documents": True}
 PACKED = "--data.packing=whole_documents"
 
 
@@ -69,12 +72,12 @@ def test_any_ranks_and_interruptions_train_on_the_same_documents(tmp_path: Path,
 def test_a_document_s_loss_is_that_which_it_has_alone(data: Path, tmp_path: Path, change: dict[str, object]) -> None:
     tokens = TokenSet.open(data)
     prepare_packing(tokens, 200, ALONE)
-    sequences = training_sequences(tokens, SequenceKind(200, None, whole_documents=True, masked=True))
+    sequences = training_sequences(tokens, 200, **PACKING)
     rows = sequences.rows(np.arange(min(3, sequences.count)))
     assert rows.document_ids is not None
-    torch.manual_seed(1)
     shape = {"vocab_size": 257, "block_size": 200, "n_layer": 2, "n_head": 2, "n_embd": 32, "position": "rope"}
     model = GPT(ModelConfig(**(shape | change))).eval()  # type: ignore[arg-type]
+    initialise(model, 1)
     inputs, targets, ids = (torch.from_numpy(part) for part in (rows.inputs, rows.targets, rows.document_ids))
     together = model(inputs, targets, document_ids=ids).item()
     apart, count = 0.0, 0
@@ -100,7 +103,7 @@ def test_a_set_that_can_t_be_written_to_has_its_plan_in_the_cache(
     made = (plan / "plan.json").stat().st_mtime_ns
     prepare_packing(tokens, 16, ALONE)
     assert (plan / "plan.json").stat().st_mtime_ns == made
-    assert training_sequences(tokens, SequenceKind(16, None, whole_documents=True, masked=False)).count > 0
+    assert training_sequences(tokens, 16, **PACKING).count > 0
 
 
 def test_what_can_t_be_packed_is_one_line(tmp_path: Path, data: Path) -> None:

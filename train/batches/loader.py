@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from data_prep.token_sets.sequences import Sequences
-from model.ranks import Ranks
 from train.batches.plan import BatchPlan
 from train.batches.shuffle import windows_at
 
@@ -130,9 +129,3 @@ class StepLoader:
         finally:
             stopped.set()
             thread.join()
-
-
-def open_loader(sequences: Sequences, plan: BatchPlan, ranks: Ranks, *, seed: int) -> StepLoader:
-    """A loader of this rank's share of what a run trains on."""
-    pin_memory = ranks.device.type == "cuda"
-    return StepLoader(sequences, plan, rank=ranks.rank, seed=seed, pin_memory=pin_memory)

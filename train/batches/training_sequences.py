@@ -1,6 +1,5 @@
 """What a run trains on: the training split as one stream cut into sequences, or its documents packed whole."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.cache_folder import cache_folder
@@ -10,41 +9,48 @@ from data_prep.token_sets.packing import FORMAT_VERSION, PackedSequences, framin
 from data_prep.token_sets.sequences import Sequences, Windows
 from data_prep.token_sets.token_set import TokenSet
 from model.ranks import Ranks, agreed
-from train.settings.sections import DataConfig
+from train.batches.loader import StepLoader
+from train.batches.plan import BatchPlan
 
 MUCH_PADDING = 0.05
 
 
-@dataclass(frozen=True)
-class SequenceKind:
-    """How a token set becomes sequences.
+def training_sequences(
+    tokens: TokenSet, length: int, *, stride: int | None, packed: bool, mask_documents: bool
+) -> Sequences:
+    """The training split in sequences.
 
-    Attributes:
-        length: T. stride: tokens from one sequence's start to the next's; None: the length.
-        whole_documents: packed, rather than cut from one stream.
-        masked: attention is to stay inside documents.
+    Args:
+        length: tokens of a sequence. stride: tokens from one's start to the next's; None: the length.
+        packed: whole documents, by the plan that `prepare_packing` has made.
+        mask_documents: attention is to stay inside documents.
+
+    Raises UserError where that plan is gone.
     """
-
-    length: int
-    stride: int | None
-    whole_documents: bool
-    masked: bool
-
-    @classmethod
-    def of(cls, data: DataConfig, block_size: int) -> "SequenceKind":
-        return cls(block_size, data.stride, data.packing == "whole_documents", data.masks_documents)
-
-
-def training_sequences(tokens: TokenSet, kind: SequenceKind) -> Sequences:
-    """Raises UserError where documents are to be packed and no plan is there: `prepare_packing` makes it."""
     stream = tokens.split("train")
-    if kind.whole_documents:
-        folder = next((place for place in _places(tokens, kind.length) if (place / "plan.json").is_file()), None)
+    if packed:
+        folder = next((place for place in _places(tokens, length) if (place / "plan.json").is_file()), None)
         if folder is None:
             raise UserError(f"the packing plan of {tokens.folder} is gone: run the same command again")
-        return PackedSequences(stream, folder, masked=kind.masked)
-    border = document_start(tokens.tokenizer_spec) if kind.masked else None
-    return Windows(stream, kind.length, kind.stride, split_documents_at=border)
+        return PackedSequences(stream, folder, masked=mask_documents)
+    border = document_start(tokens.tokenizer_spec) if mask_documents else None
+    return Windows(stream, length, stride, split_documents_at=border)
+
+
+def open_loader(
+    tokens: TokenSet,
+    plan: BatchPlan,
+    ranks: Ranks,
+    *,
+    length: int,
+    stride: int | None,
+    packed: bool,
+    mask_documents: bool,
+    seed: int,
+) -> StepLoader:
+    """A loader of this rank's share of what a run trains on. Args, raises: as `training_sequences`."""
+    sequences = training_sequences(tokens, length, stride=stride, packed=packed, mask_documents=mask_documents)
+    return StepLoader(sequences, plan, rank=ranks.rank, seed=seed, pin_memory=ranks.device.type == "cuda")
 
 
 def prepare_packing(tokens: TokenSet, length: int, ranks: Ranks) -> None:

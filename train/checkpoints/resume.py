@@ -155,7 +155,7 @@ def check_same_run(
     before = _flat(_with_whole_model(manifest.get("config") or {"model": manifest["model"]}, checkpoint))
     if "config" in manifest:
         before = AS_BEFORE | before
-    now = _flat(_with_whole_model(config, "this run"))
+    now = AS_BEFORE | _flat(_with_whole_model(config, "this run"))
     fixed = [name for name in now if name.split(".")[0] in FIXED_SECTIONS and name != "model.preset"]
     for name in [*fixed, *FIXED_FIELDS]:
         if name in before and name not in allowed and before[name] != now.get(name):

@@ -43,10 +43,10 @@ class Validation(Evaluation):
         self._count = min(self._windows.count, max(1, self.config.eval.tokens // length))
         data, border = self.config.data, document_start(tools.tokens.tokenizer_spec)
         # both packings are validated alike, so that their losses compare
-        self._split_documents_at = border if data.masks_documents and data.packing == "stream" else None
+        self._split_documents_at = border if data.masks_documents and not data.is_packed else None
         self._masked_too_at = None
         masked = self.config.eval.masked_loss
-        if self._split_documents_at is None and (data.packing != "stream" if masked == "auto" else masked):
+        if self._split_documents_at is None and (data.is_packed if masked == "auto" else masked):
             self._masked_too_at = border
         self._flops_per_token = flops_per_token(tools.model.config, adapters=self.config.adapter_count())
 

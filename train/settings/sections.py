@@ -89,7 +89,12 @@ class DataConfig:
     @property
     def masks_documents(self) -> bool:
         """Whether attention stays inside documents."""
-        return self.packing == "whole_documents" if self.document_mask == "auto" else self.document_mask
+        return self.is_packed if self.document_mask == "auto" else self.document_mask
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether sequences are made of whole documents."""
+        return self.packing == "whole_documents"
 
 
 @dataclass(frozen=True)

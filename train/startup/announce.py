@@ -16,7 +16,7 @@ from model.counts import flops_per_token, parameter_count
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
 from train.batches.plan import BatchPlan
-from train.batches.training_sequences import MUCH_PADDING, SequenceKind, training_sequences
+from train.batches.training_sequences import MUCH_PADDING, training_sequences
 from train.optimization.optimizer import is_sharded
 from train.optimization.schedule import Course
 from train.progress import Progress
@@ -103,7 +103,13 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
 def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Progress) -> list[str]:
     """How much text there is and how often the run reads it, earlier reading of these data included."""
     length = config.model.block_size
-    found = training_sequences(tokens, SequenceKind.of(config.data, length))
+    found = training_sequences(
+        tokens,
+        length,
+        stride=config.data.stride,
+        packed=config.data.is_packed,
+        mask_documents=config.data.masks_documents,
+    )
     windows = found.count
     sequences = begin.sequences + max(0, config.run.max_steps - begin.step) * plan.sequences
     times = f"{sequences / windows:.2f} epochs"

@@ -33,7 +33,7 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
                 f"{tokens.folder} has {found:,} tokens in its {split} split, but one step needs {needed:,}: "
                 f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
             )
-    masked, packed = config.data.masks_documents, config.data.packing == "whole_documents"
+    masked, packed = config.data.masks_documents, config.data.is_packed
     measured = config.eval.masked_loss is True
     if (masked or packed or measured) and document_start(tokens.tokenizer_spec) is None:
         asked = "data.packing whole_documents" if packed else "data.document_mask" if masked else "eval.masked_loss"

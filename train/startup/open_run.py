@@ -68,7 +68,7 @@ def open_run(request: Request) -> Iterator[OpenRun]:
             agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
         if config.data.stage_to is not None:
             tokens, in_place = stage(tokens, config.data.stage_to, ranks, config.data.verify)
-        if config.data.packing == "whole_documents":
+        if config.data.is_packed:
             prepare_packing(tokens, config.model.block_size, ranks)
 
         # Handle signals, the STOP file and the deadline from here on
