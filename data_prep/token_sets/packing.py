@@ -177,7 +177,7 @@ def _documents(stream: Tokens, framing: Framing) -> Iterator[tuple[Ints, Ints]]:
         lengths = np.diff(starts, append=stop) - framing.ends_with_another
         return starts[lengths > 0], lengths[lengths > 0]
 
-    with progress_bar(len(stream), "token", "packing documents", scale=True, delay=1.0) as bar:
+    with progress_bar(len(stream), "token", "packing documents", scale=True) as bar:
         for start in range(0, len(stream), BLOCK_TOKENS):
             tokens = stream.read(start, min(start + BLOCK_TOKENS, len(stream)))
             found = np.flatnonzero(tokens == framing.begin).astype(np.int64) + start  # (m,)
