@@ -111,7 +111,7 @@ def write_set(arguments: argparse.Namespace, choice: TokenizerChoice, tokenizer:
         "validation": f"1 document in {VALIDATION_ONE_IN}, by a hash of its first 200 characters",
     }
     splits = {"train": tuple(train.shards), "val": tuple(val.shards)}
-    return finish_set(folder, tokenizer, source, ["tiktoken", "numpy"], splits)
+    return finish_set(folder, tokenizer, source, ["tiktoken", "numpy"], splits, shared_documents=0)
 
 
 def settings_of(arguments: argparse.Namespace, choice: TokenizerChoice) -> dict[str, Any]:

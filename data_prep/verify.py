@@ -1,4 +1,5 @@
-"""Check a token set: every shard's size, SHA-256, token ids, documents and bytes of text; the validation split's hash.
+"""Check a token set: every shard's size, SHA-256, token ids, documents and bytes of text; the validation split's hash;
+that no document of it is in the training split, too.
 
 Exit status 0 only if all is well; else 1, with a line for everything that is broken (2 where there is no set
 to check).
@@ -28,6 +29,7 @@ from common.publish import file_to_write, write_json_output
 from common.regular_file import open_regular
 from data_prep.corpora.workers import choose_workers
 from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, document_start, split_sha256
+from data_prep.token_sets.shared_documents import shared_documents
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.text_hash import split_text_sha256
 from data_prep.tokenization.tokenizer import Tokenizer
@@ -150,7 +152,18 @@ def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
                 f"{folder / MANIFEST_FILE}: val_text_sha256 is {recorded[:16]}…, the validation text's is "
                 f"{found_text[:16]}…"
             )
+    if not problems:
+        problems += shared_problems(folder, manifest)
     return problems
+
+
+def shared_problems(folder: Path, manifest: Manifest) -> list[str]:
+    """A line where documents are in both splits: their loss is then measured on text that was trained on."""
+    count, first = shared_documents(folder, manifest)
+    if not count:
+        return []
+    which = f"{count:,} documents of train, the first of them document {first:,}, are in val, too"
+    return [f"{folder}: {which}: prepare the set again with --force, which leaves them out of train"]
 
 
 def main() -> int:

@@ -102,7 +102,9 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_
             f"the source's field {settings.field!r} has too little text, nothing is left for training: give more files"
         )
     source = corpus.source() | ({"skipped": journal.skipped.entries} if journal.skipped.entries else {})
-    manifest = finish_set(folder, corpus.tokenizer, source, ["tiktoken", "numpy", "pyarrow"], splits)
+    known = 0 if journal.splits["val"].keys is not None else None
+    packages = ["tiktoken", "numpy", "pyarrow"]
+    manifest = finish_set(folder, corpus.tokenizer, source, packages, splits, shared_documents=known)
     journal.remove()
     return manifest
 
@@ -125,7 +127,7 @@ def _write_split(
     finished = sum(shard.tokens for shard in state.shards)
     if limit is None or finished < limit:
         with (
-            open_encoder(corpus.tokenizer, workers, start_method) as pool,
+            open_encoder(corpus.tokenizer, workers, start_method, journal.splits["val"].key_set()) as pool,
             ShardWriter(
                 folder, selection.side, corpus.tokenizer, corpus.settings.shard_tokens, finished=state.shards
             ) as writer,
@@ -160,6 +162,7 @@ def _write_part(
         if limit is not None:
             room = min(room, limit - writer.total_tokens)
         writer.write(part.tokens[offset : offset + room])
+        state.add_keys(part.keys_between(offset, offset + room))
         offset += room
         if limit is not None and writer.total_tokens == limit:
             state.last = part.place(offset - 1)._replace(skip=0)

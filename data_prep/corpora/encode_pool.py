@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
@@ -56,15 +56,15 @@ def warm_up(start_method: str) -> None:
 class SerialEncoder:
     """EncodePool's work in this process: for little text, where starting processes takes longer than the work."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, held_out: Collection[int] = ()) -> None:
+        self._tokenizer, self._held_out = tokenizer, held_out
         self._reader = UnitReader(tokenizer)
 
     def run(self, works: Iterator[Work]) -> Iterator[Part]:
         progress = [0]
         for work in works:
             try:
-                yield from encode(work, self._tokenizer, self._reader, progress, 0)
+                yield from encode(work, self._tokenizer, self._reader, progress, 0, self._held_out)
             except ENCODING_ERRORS as error:
                 raise UserError(f"{_where(work, progress[0])}: {error_text(error)}") from error
 
@@ -78,9 +78,13 @@ class SerialEncoder:
         self._reader.close()
 
 
-def open_encoder(tokenizer: Tokenizer, workers: int, start_method: str) -> "SerialEncoder | EncodePool":
-    """An encoder with `workers` processes, or none for 0."""
-    return EncodePool(tokenizer, workers, start_method) if workers else SerialEncoder(tokenizer)
+def open_encoder(
+    tokenizer: Tokenizer, workers: int, start_method: str, held_out: Collection[int]
+) -> "SerialEncoder | EncodePool":
+    """An encoder with `workers` processes, or none for 0. `held_out` as of `Selection.takes`."""
+    if not workers:
+        return SerialEncoder(tokenizer, held_out)
+    return EncodePool(tokenizer, workers, start_method, held_out)
 
 
 class EncodePool:
@@ -90,7 +94,13 @@ class EncodePool:
     for its turn is bounded: a worker too far ahead is not read from, so it blocks.
     """
 
-    def __init__(self, tokenizer: Tokenizer, workers: int, start_method: str = START_METHODS[0]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        workers: int,
+        start_method: str = START_METHODS[0],
+        held_out: Collection[int] = (),
+    ) -> None:
         self._dtype = tokenizer.dtype
         self._limit = max(1, BUFFERED_BYTES // workers)
         context: Any = multiprocessing.get_context(start_method)
@@ -100,7 +110,7 @@ class EncodePool:
         for slot in range(workers):
             ours, theirs = context.Pipe()
             to_close = ours if start_method == "fork" else None
-            arguments = (theirs, to_close, tokenizer.spec, self._progress, slot)
+            arguments = (theirs, to_close, tokenizer.spec, self._progress, slot, held_out)
             process = context.Process(target=serve, args=arguments, daemon=True, name=f"encoder-{slot}")
             process.start()
             theirs.close()
@@ -177,9 +187,9 @@ class EncodePool:
             data = worker.connection.recv_bytes()
         except (EOFError, OSError):
             self._report_death(worker)
-        rows, counts, skipped = message
+        rows, counts, skipped, keys = message
         tokens = np.frombuffer(data, dtype=self._dtype) if data else np.array([], dtype=self._dtype)
-        pending.parts.append(Part(pending.work, rows, counts, tokens, skipped))
+        pending.parts.append(Part(pending.work, rows, counts, tokens, skipped, keys))
         worker.buffered_bytes += tokens.nbytes
 
     def _report_death(self, worker: _Worker) -> None:

@@ -7,7 +7,7 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ import pyarrow as pa
 from common.errors import UserError
 from common.json_file import Count
 from data_prep.corpora.file_kinds import DAMAGE
-from data_prep.corpora.preparation import chosen_for_validation
+from data_prep.corpora.preparation import document_key
 from data_prep.corpora.readers import UnitReader, Unreadable
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Ids, Tokenizer
@@ -41,7 +41,8 @@ class Place(NamedTuple):
 class Selection:
     """Which documents to take. One in `one_in`, by hash, of the first `files` files is chosen for validation.
 
-    Once the validation split has all its tokens, chosen documents after the row `last` are for training like the rest.
+    Once the validation split has all its tokens, chosen documents after the row `last` are for training like the rest,
+    but for those whose key one of the validation documents has.
     """
 
     side: Literal["train", "val"]
@@ -49,12 +50,13 @@ class Selection:
     files: int = 0
     last: Place | None = None
 
-    def takes(self, place: Place, key: str) -> bool:
+    def takes(self, place: Place, key: int, held_out: Collection[int] = ()) -> bool:
+        """Whether the document at a place is one of them. `held_out` has the validation documents' keys."""
         if not self.one_in or place.file >= self.files or (self.last is not None and place > self.last):
             chosen = False
         else:
-            chosen = chosen_for_validation(key, self.one_in)
-        return chosen == (self.side == "val")
+            chosen = key % self.one_in == 0
+        return chosen if self.side == "val" else not chosen and key not in held_out
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,23 @@ class Failure(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Tokens of some documents: `rows` (n,) and `counts` (n,), how many tokens each has; rows that were skipped."""
+    """Tokens of some documents: `rows` (n,) and `counts` (n,), how many tokens each has; rows that were skipped; of
+    validation documents their `keys` (n,) uint64.
+    """
 
     work: Work
     rows: Ids
     counts: Ids
     tokens: Ids
     skipped: tuple[Skip, ...] = ()
+    keys: Ids = np.zeros(0, dtype=np.uint64)
+
+    def keys_between(self, start: int, stop: int) -> list[int]:
+        """The keys of the documents that the tokens start … stop - 1 belong to; none without `keys`."""
+        ends = np.cumsum(self.counts)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        found: list[int] = self.keys[first : last + 1].tolist()
+        return found
 
     def place(self, offset: int) -> Place:
         """Where in the source the token at `offset` comes from; just past the last row for the offset past the last."""
@@ -110,12 +122,15 @@ class Part(NamedTuple):
         return Place(self.work.file, self.work.unit, int(self.rows[index]), offset - start)
 
 
-def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, slot: int) -> Iterator[Part]:
+def encode(
+    work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, slot: int, held_out: Collection[int] = ()
+) -> Iterator[Part]:
     """The work's tokens in parts, every document framed as the tokenizer's model expects it.
 
-    `progress[slot]` is the row being encoded.
+    `progress[slot]` is the row being encoded; `held_out` as of `Selection.takes`.
     """
     nothing = tokenizer.opening[:0]
+    keys: list[int] = []
     rows: list[int] = []
     counts: list[int] = []
     pieces: list[Ids] = []
@@ -127,7 +142,7 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
         if isinstance(fragment, Unreadable):
             if work.skip_bad == 0:
                 if size:  # what comes before it may be all that is wanted
-                    yield _part(work, rows, counts, pieces, skipped)
+                    yield _part(work, rows, counts, pieces, skipped, keys)
                 raise ValueError(
                     f"{error_text(fragment.error)} (--skip-bad N skips up to N of them)"
                 ) from fragment.error
@@ -138,7 +153,8 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
             continue
         # a text file's later blocks go where its first one went
         begun = Place(work.file, work.unit, fragment.row) if fragment.begins else Place(work.file, 0, 0)
-        taken = work.selection.takes(begun, fragment.key)
+        key = document_key(fragment.key)
+        taken = work.selection.takes(begun, key, held_out)
         ids = tokenizer.encode(fragment.text, continues=not fragment.begins) if taken else None
         progress[slot] = fragment.row + 1  # which may be what can't be read
         if ids is None:
@@ -147,18 +163,22 @@ def encode(work: Work, tokenizer: Tokenizer, reader: UnitReader, progress: Any, 
         after = tokenizer.closing if fragment.ends else nothing
         pieces += [before, ids, after]
         rows.append(fragment.row)
+        keys.append(key)
         counts.append(len(before) + len(ids) + len(after))
         size += counts[-1]
         if size >= PART_TOKENS:
-            yield _part(work, rows, counts, pieces, skipped)
-            rows, counts, pieces, skipped, size = [], [], [], [], 0
+            yield _part(work, rows, counts, pieces, skipped, keys)
+            rows, counts, pieces, skipped, keys, size = [], [], [], [], [], 0
     if size or skipped:
-        yield _part(work, rows, counts, [*pieces, nothing], skipped)
+        yield _part(work, rows, counts, [*pieces, nothing], skipped, keys)
 
 
-def _part(work: Work, rows: list[int], counts: list[int], pieces: list[Ids], skipped: list[Skip]) -> Part:
+def _part(
+    work: Work, rows: list[int], counts: list[int], pieces: list[Ids], skipped: list[Skip], keys: list[int]
+) -> Part:
     numbers = np.array([rows, counts], dtype=np.int64)
-    return Part(work, numbers[0], numbers[1], np.concatenate(pieces), tuple(skipped))
+    kept = np.array(keys if work.selection.side == "val" else [], dtype=np.uint64)
+    return Part(work, numbers[0], numbers[1], np.concatenate(pieces), tuple(skipped), kept)
 
 
 def error_text(error: BaseException) -> str:
@@ -166,7 +186,14 @@ def error_text(error: BaseException) -> str:
     return str(error) if isinstance(error, UserError | ValueError) else f"{type(error).__name__}: {error}"
 
 
-def serve(connection: Connection, to_close: Connection | None, spec: dict[str, Any], progress: Any, slot: int) -> None:
+def serve(
+    connection: Connection,
+    to_close: Connection | None,
+    spec: dict[str, Any],
+    progress: Any,
+    slot: int,
+    held_out: Collection[int],
+) -> None:
     """Answer every Work received with its parts and None at its end, or with a `Failure`.
 
     Leaves when the other end of the connection is gone, that is, when the parent is. Under fork `to_close` is the
@@ -188,7 +215,7 @@ def serve(connection: Connection, to_close: Connection | None, spec: dict[str, A
         except (EOFError, OSError):
             return
         try:
-            for part in encode(work, tokenizer, reader, progress, slot):
+            for part in encode(work, tokenizer, reader, progress, slot, held_out):
                 outbox.put(part)
         except ENCODING_ERRORS as error:
             outbox.put(Failure(progress[slot], error_text(error)))
@@ -203,7 +230,7 @@ def _send_all(connection: Connection, outbox: "queue.Queue[Part | Failure | None
         while True:
             message = outbox.get()
             if isinstance(message, Part):
-                connection.send((message.rows, message.counts, message.skipped))
+                connection.send((message.rows, message.counts, message.skipped, message.keys))
                 connection.send_bytes(message.tokens.data.cast("B") if len(message.tokens) else b"")
             else:
                 connection.send(message)

@@ -3,7 +3,7 @@
 The journal is kept beside the shards and rewritten whole after every one of them; the manifest replaces it in the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired
@@ -67,6 +67,7 @@ class StoredSplit(TypedDict):
     next: Place
     done: bool
     last: Place | None
+    keys: NotRequired[str]
 
 
 class StoredSplits(TypedDict):
@@ -92,6 +93,16 @@ class SplitState:
     next: Place = field(default_factory=lambda: Place(0, 0, 0))
     done: bool = False
     last: Place | None = None  # the row of the last token, where the split was full before its documents ended
+    keys: str | None = ""  # of its documents, where it is validation: 16 digits each; None: a 0.1.0 did not record them
+
+    def add_keys(self, found: Iterable[int]) -> None:
+        if self.keys is not None:
+            self.keys += "".join(f"{key:016x}" for key in found)
+
+    def key_set(self) -> frozenset[int]:
+        """The keys of its documents, as `document_key` makes them."""
+        digits = self.keys or ""
+        return frozenset(int(digits[place : place + 16], 16) for place in range(0, len(digits), 16))
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,13 @@ class Begun:
             stored = read_json_for_user(path, StoredJournal, ANEW, most_bytes=MOST_BYTES)
         except FileNotFoundError:
             return None
-        splits = {"val": SplitState(**stored["splits"]["val"]), "train": SplitState(**stored["splits"]["train"])}
+        unknown: dict[str, Any] = {"keys": None}
+        splits = {
+            "val": SplitState(**(unknown | dict(stored["splits"]["val"]))),
+            "train": SplitState(**(unknown | dict(stored["splits"]["train"]))),
+        }
+        if set(splits["val"].keys or "") - set("0123456789abcdef"):
+            raise UserError(f"{path} is damaged (the validation documents' keys): {ANEW}")
         for name, state in splits.items():
             for index, shard in enumerate(state.shards):
                 if shard.file != shard_name(name, index):  # the next one's name follows from their number
@@ -205,7 +222,10 @@ class Journal:
 
     def save(self) -> None:
         try:
-            splits = {name: asdict(state) for name, state in self.splits.items()}
+            splits = {
+                name: {key: value for key, value in asdict(state).items() if (key, value) != ("keys", None)}
+                for name, state in self.splits.items()
+            }
             write_json_whole(self._path, {"plan": self._plan, "splits": splits} | self.skipped.to_store())
             size = size_of_file(self._path)
         except OSError as error:

@@ -50,13 +50,18 @@ def positive_count(text: str) -> int:
     return int(value)
 
 
-def chosen_for_validation(text: str, one_in: int) -> bool:
-    """Whether a document belongs to the validation side: decided only by a hash of its first 200 characters.
+def document_key(text: str) -> int:
+    """A hash of a document's first 200 characters (64 bits), which decides the side that it may be on.
 
     So documents that start alike (copies with small changes, shared templates) stay on one side.
     """
-    key = text[:VALIDATION_KEY_CHARACTERS].encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") % one_in == 0
+    start = text[:VALIDATION_KEY_CHARACTERS].encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(start, digest_size=8).digest(), "little")
+
+
+def chosen_for_validation(text: str, one_in: int) -> bool:
+    """Whether a document may validate: decided only by its key."""
+    return document_key(text) % one_in == 0
 
 
 @contextlib.contextmanager
@@ -107,8 +112,13 @@ def finish_set(
     source: dict[str, Any],
     packages: Sequence[str],
     splits: dict[str, tuple[Shard, ...]],
+    shared_documents: int | None = None,
 ) -> Manifest:
-    """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted."""
+    """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted.
+
+    Args:
+        shared_documents: as the manifest has it.
+    """
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     manifest = Manifest(
         tokenizer.dtype.name,
@@ -123,6 +133,7 @@ def finish_set(
             "largest_id": tokenizer.vocab_size - 1,
             "padded": padded_size(tokenizer.vocab_size),
         },
+        shared_documents=shared_documents,
     )
     try:
         manifest.write(folder)
@@ -141,6 +152,7 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         "val_sha256": manifest.val_sha256,
         "val_text_sha256": manifest.val_text_sha256,
         "vocabulary": manifest.vocabulary,
+        "shared_documents": manifest.shared_documents,
         "seconds": seconds,
         "skipped": manifest.source.get("skipped", []),
         "splits": {},

@@ -128,6 +128,7 @@ class StoredManifest(TypedDict):
     val_sha256: Sha256
     val_text_sha256: NotRequired[Sha256]
     vocabulary: NotRequired[Vocabulary]
+    shared_documents: NotRequired[Count]
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,8 @@ class Manifest:
 
     `val_sha256` is the SHA-256 of the validation split's bytes, whatever its shards: two sets with the same one are
     evaluated on the same tokens. `val_text_sha256` is that of its documents' text, whatever their tokens. It and
-    `vocabulary` are None in sets made before 0.2.0.
+    `vocabulary` are None in sets made before 0.2.0. `shared_documents` is how many training documents start with the
+    same 200 characters as one of validation, 0; None where the preparation can't tell.
     """
 
     dtype: str
@@ -149,6 +151,7 @@ class Manifest:
     complete: bool = True
     val_text_sha256: str | None = None
     vocabulary: Vocabulary | None = None
+    shared_documents: int | None = None
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -205,6 +208,7 @@ class Manifest:
             stored["val_sha256"],
             val_text_sha256=stored.get("val_text_sha256"),
             vocabulary=stored.get("vocabulary"),
+            shared_documents=stored.get("shared_documents"),
         )
 
 
@@ -226,6 +230,8 @@ def _untrue(stored: StoredManifest) -> Iterator[str]:
         expected = (vocab_size - 1, padded_size(vocab_size))
         if (sizes["largest_id"], sizes["padded"]) != expected or sizes["tokens"] > vocab_size:
             yield f"vocabulary is {dict(sizes)} for a tokenizer of {vocab_size:,} ids"
+    if shared := stored.get("shared_documents"):
+        yield f"{shared:,} documents are both in train and in val"
     if missing := set(SPLITS) - stored["splits"].keys():
         yield f"there is no split {min(missing)}"
     yield from wrong_names(shard for shards in stored["splits"].values() for shard in shards)

@@ -14,6 +14,7 @@ from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +29,13 @@ from data_prep.corpora.encode_pool import START_METHODS, EncodePool
 from data_prep.corpora.encode_worker import Selection, Work
 from data_prep.corpora.journal import JOURNAL_FILE, Begun
 from data_prep.corpora.local_files import LocalFiles
-from data_prep.corpora.preparation import chosen_for_validation, positive_count
+from data_prep.corpora.preparation import chosen_for_validation, finish_set, positive_count
+from data_prep.token_sets.shard_writer import ShardWriter
+from data_prep.token_sets.shared_documents import shared_documents
 from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import ByteTokenizer
+from data_prep.verify import set_problems
 from tests.helpers.parquet_files import make_source, texts, write_parquet
 
 ONE_IN = 4
@@ -53,6 +57,16 @@ def source(tmp_path_factory):
     return folder, make_source(folder, files=3, documents=120, row_group=50)
 
 
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory):
+    """The same with a fourth file, of copies of the first one's documents; every second one has more behind it."""
+    folder = tmp_path_factory.mktemp("copied")
+    documents = make_source(folder, files=3, documents=120, row_group=50)
+    documents.append([text + " copied" * (number % 2) for number, text in enumerate(documents[0][:60])])
+    write_parquet(folder / "sample" / "10BT" / "copies.parquet", documents[-1])
+    return folder, documents
+
+
 def settings_for(shard_tokens, val_tokens, max_tokens, files=1):
     return Settings(shard_tokens, val_tokens, max_tokens, "text", "byte", ONE_IN, files)
 
@@ -65,15 +79,18 @@ def corpus_of(folder, chosen, tokenizer=None):
 def expected(documents, tokenizer, chosen):
     """Both splits, told the plain way: one document after the other, in lists."""
     val: list[int] = []
-    train: list[int] = []
+    rest: list[tuple[str, list[int]]] = []
+    starts: set[str] = set()
     for number, file in enumerate(documents):
         for text in filter(None, file):
             ids = [tokenizer.end_of_text_id, *tokenizer.encode(text).tolist()]
             may_validate = chosen.validation_files is None or number < chosen.validation_files
             if may_validate and len(val) < chosen.val_tokens and chosen_for_validation(text, ONE_IN):
                 val += ids
+                starts.add(text[:200])
             else:
-                train += ids
+                rest.append((text[:200], ids))
+    train = [i for start, ids in rest if start not in starts for i in ids]
     return {"train": train[: chosen.max_tokens], "val": val[: chosen.val_tokens]}
 
 
@@ -110,9 +127,9 @@ class InterruptedFiles(LocalFiles):
 )
 @settings(max_examples=15, deadline=None)
 def test_the_set_is_the_plain_one_whatever_the_sizes_and_stops(
-    shard_tokens, val_tokens, max_tokens, files, stops, source, tmp_path_factory
+    shard_tokens, val_tokens, max_tokens, files, stops, copied, tmp_path_factory
 ):
-    folder, documents = source
+    folder, documents = copied
     out = tmp_path_factory.mktemp("out")
     chosen = settings_for(shard_tokens, val_tokens, max_tokens, files)
     corpus = corpus_of(folder, chosen)
@@ -498,3 +515,37 @@ def test_a_disk_that_fails_is_no_bad_line(tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="Input/output error"):
         prepare(corpus, tmp_path / "out", 0, "", skip_bad=5)
+
+
+def test_no_text_is_on_both_sides_for_any_number_of_workers(copied, tmp_path):
+    folder, _ = copied
+    sets = {}
+    for workers in (0, 1, 4, 8):
+        (tmp_path / str(workers)).mkdir()
+        prepare(corpus_of(folder, settings_for(20_000, 3_000, None)), tmp_path / str(workers), workers, "fork")
+        sets[workers] = folder_bytes(tmp_path / str(workers))
+    assert all(found == sets[0] for found in sets.values())
+    manifest = TokenSet.open(tmp_path / "8").manifest
+    assert manifest.shared_documents == 0
+    assert shared_documents(tmp_path / "8", manifest) == (0, None)
+
+
+def test_verify_finds_documents_on_both_sides_of_an_older_set(source, tmp_path):
+    """A set as 0.1.0 made it: copies of validation documents were left in the training split."""
+    documents = [[*file] for file in source[1]]
+    tokenizer, splits = ByteTokenizer(), {}
+    ids = [np.array([256, *tokenizer.encode(text)], dtype=tokenizer.dtype) for file in documents for text in file]
+    for split, part in (("val", ids[:3]), ("train", [ids[20], *ids[:3], ids[21]])):
+        with ShardWriter(tmp_path, split, tokenizer, 1_000) as writer:
+            for one in part:
+                writer.write(one[:100] if split == "val" and one is part[-1] else one)  # the last is cut off
+        splits[split] = tuple(writer.shards)
+    manifest = finish_set(tmp_path, tokenizer, {"name": "test"}, [], splits)
+    assert manifest.shared_documents is None
+    assert shared_documents(tmp_path, manifest) == (3, 1)
+    problems = set_problems(tmp_path, manifest, 1)
+    assert len(problems) == 1
+    assert "3 documents of train, the first of them document 1, are in val, too" in problems[0]
+    replace(manifest, shared_documents=3).write(tmp_path)
+    with pytest.raises(UserError, match="3 documents are both in train and in val"):
+        TokenSet.open(tmp_path)
