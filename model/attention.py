@@ -46,8 +46,8 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, sum(self.widths), bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         if config.qk_norm:
-            self.q_norm = RMSNorm(config.score_size, config.norm_eps)
-            self.k_norm = RMSNorm(config.score_size, config.norm_eps)
+            self.q_norm = RMSNorm(config.score_size, config.norm_eps, weight=config.norm_weights)
+            self.k_norm = RMSNorm(config.score_size, config.norm_eps, weight=config.norm_weights)
         self.qk_norm = config.qk_norm
 
     def roles(self) -> dict[str, Role]:

@@ -34,6 +34,9 @@ class Sizes(Protocol):
     def qk_norm(self) -> bool: ...
 
     @property
+    def norm_weights(self) -> bool: ...
+
+    @property
     def position(self) -> str: ...
 
 
@@ -71,7 +74,7 @@ class AttentionKind:
         """Number of parameters of one layer's attention."""
         stacked = (config.n_head + 2 * config.kv_heads) * config.head_size  # q, k and v
         biases = stacked + config.n_embd if config.bias else 0
-        norms = 2 * self.score_size(config) if config.qk_norm else 0
+        norms = 2 * self.score_size(config) if config.qk_norm and config.norm_weights else 0
         return config.n_embd * (stacked + config.n_embd) + biases + norms
 
     def products_per_key(self, config: Sizes) -> int:
@@ -106,8 +109,9 @@ class DifferentialKind(AttentionKind):
         return 2 * config.n_head
 
     def parameters(self, config: Sizes) -> int:
-        own = 4 * self.score_size(config) + config.head_size  # two λ vectors of queries and of keys, the head norm
-        return super().parameters(config) + own
+        own = 4 * self.score_size(config)  # two λ vectors of queries and of keys
+        head_norm = config.head_size if config.norm_weights else 0
+        return super().parameters(config) + own + head_norm
 
     def kept_per_token(self, config: Sizes, *, in_blocks: bool) -> int:
         own = 5 * config.n_embd  # queries twice, both results, and their difference

@@ -41,6 +41,8 @@ class ModelConfig:
         n_embd: width, C.
         norm: layernorm (Ba et al. 2016, arXiv:1607.06450) or rmsnorm (Zhang and Sennrich 2019, arXiv:1910.07467).
         norm_eps: added to the variance inside the norms.
+        norm_weights: learned scales (with bias, LayerNorm's biases too) of all norms, QK-norm's included; false: norms
+            only normalise (OLMo, Groeneveld et al. 2024, arXiv:2402.00838).
         position: learned (GPT-2) or rope (Su et al. 2021, arXiv:2104.09864).
         rope_base: RoPE's longest wavelength is about 2·pi times this.
         rope_scaling: how a model that was trained on short sequences was extended to longer ones: linear divides every
@@ -73,6 +75,7 @@ class ModelConfig:
     n_embd: int = 768
     norm: NormKind = "layernorm"
     norm_eps: float = 1e-5
+    norm_weights: bool = True
     position: PositionKind = "learned"
     rope_base: float = 10000.0
     rope_scaling: RopeScaling = "none"

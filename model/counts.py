@@ -91,6 +91,8 @@ def _block_parameters(config: ModelConfig) -> int:
 
 
 def _norm_parameters(config: ModelConfig) -> int:
+    if not config.norm_weights:
+        return 0
     return config.n_embd * (2 if config.norm == "layernorm" and config.bias else 1)
 
 

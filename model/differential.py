@@ -28,7 +28,7 @@ class DifferentialAttention(Attention):
         self.lambda_start = 0.8 - 0.6 * math.exp(-0.3 * layer)
         self.lambda_q = nn.Parameter(torch.empty(2, self.score_size))
         self.lambda_k = nn.Parameter(torch.empty(2, self.score_size))
-        self.head_norm = RMSNorm(self.head_size, config.norm_eps)
+        self.head_norm = RMSNorm(self.head_size, config.norm_eps, weight=config.norm_weights)
 
     def roles(self) -> dict[str, Role]:
         return super().roles() | {"lambda_q": Role("mixing"), "lambda_k": Role("mixing")}

@@ -17,20 +17,24 @@ class RMSNorm(nn.Module):
     or wider.
 
     Half-precision input comes back in its own dtype; the weight is applied in the input's dtype, as in Llama.
+
+    Args:
+        weight: whether there is one; without, x / rms(x).
     """
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, *, weight: bool = True) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
+        self.weight = nn.Parameter(torch.ones(size)) if weight else None
         self.eps = eps
 
     def roles(self) -> dict[str, Role]:
-        return {"weight": Role("norm")}
+        return {} if self.weight is None else {"weight": Role("norm")}
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
         if torch.compiler.is_compiling():  # inductor fuses the formula, and decides itself what to keep
-            return _normalised(x, _scale(x, self.eps)) * weight
+            plain = _normalised(x, _scale(x, self.eps))
+            return plain if weight is None else plain * weight
         normed: Tensor = _RecomputedRMSNorm.apply(x, weight, self.eps)
         return normed
 
@@ -52,22 +56,27 @@ def _wide(x: Tensor) -> Tensor:
 class _RecomputedRMSNorm(torch.autograd.Function):
     """Keeps only its input and normalises again in backward; autograd would keep the normalised input as well.
 
-    For n = x·s with s = 1/rms(x) and gradient g of n·w:  dw = Σ g·n,  dx = s·(g·w - n·mean(g·w·n)).
+    For n = x·s with s = 1/rms(x) and gradient g of n·w:  dw = Σ g·n,  dx = s·(g·w - n·mean(g·w·n)). Without w it is 1.
     On a CPU thread, float32, forward and backward, it takes half the time of the formula and of F.rms_norm.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
         scale = _scale(x, eps)
         ctx.save_for_backward(x, weight, scale)
-        return _normalised(x, scale).mul_(weight)
+        normed = _normalised(x, scale)
+        return normed if weight is None else normed.mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        grad, normed, weight_wide = _wide(grad), _wide(x) * scale, _wide(weight)
+        grad, normed = _wide(grad), _wide(x) * scale
         product = grad * normed
+        if weight is None:
+            overlap = product.sum(-1, keepdim=True) / x.shape[-1]  # (..., 1)
+            return torch.addcmul(grad, normed, overlap, value=-1).mul_(scale).to(x.dtype), None, None
+        weight_wide = _wide(weight)
         grad_weight = product.flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
         overlap = (product @ weight_wide).unsqueeze(-1) / x.shape[-1]  # (..., 1)
         grad_x = torch.mul(grad, weight_wide, out=product).addcmul_(normed, overlap, value=-1).mul_(scale)
@@ -95,5 +104,6 @@ def project_normed(norm: nn.Module, projections: Sequence[nn.Module], x: Tensor,
 def build_norm(config: ModelConfig) -> nn.Module:
     """The norm over the width C that the configuration names."""
     if config.norm == "rmsnorm":
-        return RMSNorm(config.n_embd, config.norm_eps)
-    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+        return RMSNorm(config.n_embd, config.norm_eps, weight=config.norm_weights)
+    weights = config.norm_weights
+    return nn.LayerNorm(config.n_embd, config.norm_eps, elementwise_affine=weights, bias=config.bias and weights)

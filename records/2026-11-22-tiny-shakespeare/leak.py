@@ -132,7 +132,7 @@ def initialise_reported(model: GPT, seed: int) -> None:
             if isinstance(module, nn.Linear | nn.Embedding):
                 module.reset_parameters()
             elif isinstance(module, RMSNorm | PositionsRMSNorm):
-                module.weight.fill_(1.0)
+                module.get_parameter("weight").fill_(1.0)
         model.get_parameter("head_bias").uniform_(-1, 1).mul_(model.config.n_embd**-0.5)
 
 

@@ -29,7 +29,10 @@ AXES: dict[str, list[Any]] = {
     "window": [None, 5],
     "attention": ["softmax", "differential"],
 }
-MORE_AXES: dict[str, list[Any]] = {"logit_softcap": [None, 2.0]}  # covered in pairs, not in every combination
+MORE_AXES: dict[str, list[Any]] = {  # covered in pairs, not in every combination
+    "logit_softcap": [None, 2.0],
+    "norm_weights": [True, False],
+}
 
 
 def small_config(**options) -> ModelConfig:

@@ -22,7 +22,7 @@ LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False}
 OPTIONS = [
     {},
     {"dropout": 0.1},
-    {"norm": "rmsnorm", "bias": False},
+    {"norm": "rmsnorm", "bias": False, "norm_weights": False},
     {"position": "rope"},
     {"mlp": "swiglu"},
     {"mlp": "relu2"},

@@ -35,15 +35,19 @@ def _one_sequence(config, p, tokens, documents):
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _rms(x, weight, eps):
-    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps) * weight
+def _rms(x, p, name, eps):
+    normed = x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps)
+    return normed * p[name] if name in p else normed
 
 
 def _norm(config, p, name, x):
     if config.norm == "rmsnorm":
-        return _rms(x, p[f"{name}.weight"], config.norm_eps)
+        return _rms(x, p, f"{name}.weight", config.norm_eps)
     centred = x - x.mean(-1, keepdim=True)
-    out = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + config.norm_eps) * p[f"{name}.weight"]
+    out = centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + config.norm_eps)
+    if not config.norm_weights:
+        return out
+    out = out * p[f"{name}.weight"]
     return out + p[f"{name}.bias"] if config.bias else out
 
 
@@ -95,8 +99,8 @@ def _attention(config, p, x, layer, positions, documents):
 
     def scores(q, k):
         if config.qk_norm:
-            q = _rms(q, p["attn.q_norm.weight"], config.norm_eps)
-            k = _rms(k, p["attn.k_norm.weight"], config.norm_eps)
+            q = _rms(q, p, "attn.q_norm.weight", config.norm_eps)
+            k = _rms(k, p, "attn.k_norm.weight", config.norm_eps)
         if config.position == "rope":
             q, k = _rope(config, q, positions), _rope(config, k, positions)
         logits = (q @ k.T / math.sqrt(q.shape[-1])).masked_fill(~visible, -math.inf)
@@ -116,5 +120,5 @@ def _attention(config, p, x, layer, positions, documents):
         strength = torch.exp(dots[0]) - torch.exp(dots[1]) + start
         half = size // 2
         weights = scores(q[:, :half], k[:, :half]) - strength * scores(q[:, half:], k[:, half:])
-        heads.append(_rms(weights @ v, p["attn.head_norm.weight"], config.norm_eps) * (1 - start))
+        heads.append(_rms(weights @ v, p, "attn.head_norm.weight", config.norm_eps) * (1 - start))
     return _linear(config, p, "attn.c_proj", torch.cat(heads, dim=-1))

@@ -139,6 +139,7 @@ def check_plain(config: ModelConfig) -> None:
         f"model.mlp {config.mlp}": config.mlp == "relu2",
         f"model.rope_scaling {config.rope_scaling}": config.rope_scaling != "none",
         f"model.dropout {config.dropout}": config.dropout > 0,
+        f"model.norm_weights {config.norm_weights}": not config.norm_weights,
         f"model.logit_softcap {config.logit_softcap}": config.logit_softcap is not None,
     }
     if missing := [option for option, asked in lacks.items() if asked]:
