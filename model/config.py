@@ -62,6 +62,11 @@ class ModelConfig:
         window: keys a query sees in a sliding-window layer, its own included (Mistral 7B, arXiv:2310.06825).
         window_pattern: S (sliding) and L (full) per layer, repeated over the depth, such as SSSL; null: all S.
         attention: softmax, or differential (Ye et al. 2024, arXiv:2410.05258).
+        value_residual: every layer after the first mixes the first one's values into its own, with learned weights
+            (learnable ResFormer, Zhou et al. 2024, arXiv:2410.17897).
+        value_embeddings: how many tables give each token values of its own, which the first so many layers and the last
+            so many mix into theirs, with learned weights; each table serves one of the first and one of the last
+            (Jordan et al. 2024, https://github.com/KellerJordan/modded-nanogpt, with 3); 0: none.
         logit_softcap: bound on the output layer's logits, which become cap·tanh(logit/cap), in training as in all
             evaluation (Gemma 2, Gemma Team 2024, arXiv:2408.00118, with 30); null: none.
     """
@@ -92,6 +97,8 @@ class ModelConfig:
     window: int | None = None
     window_pattern: str | None = None
     attention: AttentionName = "softmax"
+    value_residual: bool = False
+    value_embeddings: int = 0
     logit_softcap: float | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +122,11 @@ class ModelConfig:
         cap = self.logit_softcap
         _require(
             cap is None or 0 < cap < math.inf, f"model.logit_softcap is {cap}: use a finite number above 0, or null"
+        )
+        tables = self.value_embeddings
+        _require(
+            0 <= 2 * tables <= self.n_layer,
+            f"model.value_embeddings is {tables}: use 0 to {self.n_layer // 2}, half of model.n_layer",
         )
         self._check_rope_scaling()
         _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
@@ -199,6 +211,15 @@ class ModelConfig:
             return None
         pattern = self.window_pattern or "S"
         return self.window if pattern[layer % len(pattern)] == "S" else None
+
+    def value_table(self, layer: int) -> int | None:
+        """Which table of value embeddings this layer mixes in; None: none."""
+        last = layer - (self.n_layer - self.value_embeddings)
+        return layer if layer < self.value_embeddings else last if last >= 0 else None
+
+    def other_values(self, layer: int) -> int:
+        """How many values this layer mixes into its own: the first layer's, a table's."""
+        return int(self.value_residual and layer > 0) + int(self.value_table(layer) is not None)
 
     @property
     def windows(self) -> tuple[int | None, ...]:

@@ -60,7 +60,10 @@ def parameter_count(config: ModelConfig) -> int:
     tables = config.vocab_size * config.n_embd * (1 if config.tie_weights else 2)
     if config.position == "learned":
         tables += config.block_size * config.n_embd
-    return tables + config.n_layer * _block_parameters(config) + _norm_parameters(config)
+    others = [config.other_values(layer) for layer in range(config.n_layer)]
+    mixing = sum(1 + count for count in others if count)
+    values = _value_table_parameters(config)
+    return tables + values + mixing + config.n_layer * _block_parameters(config) + _norm_parameters(config)
 
 
 def check_parameters(model: "GPT", *, adapters: int | None = None) -> None:
@@ -90,6 +93,10 @@ def _block_parameters(config: ModelConfig) -> int:
     return 2 * _norm_parameters(config) + attention + _mlp_parameters(config)
 
 
+def _value_table_parameters(config: ModelConfig) -> int:
+    return config.value_embeddings * config.vocab_size * config.kv_heads * config.head_size
+
+
 def _norm_parameters(config: ModelConfig) -> int:
     if not config.norm_weights:
         return 0
@@ -110,8 +117,9 @@ def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters:
     """FLOPs of forward and backward per token by PaLM's convention (Chowdhery et al. 2022, appendix B).
 
     6N + 12·H·D·S per layer. N holds what takes part in a matrix product once per token: a tied embedding once, the
-    head but not the table where they are apart, no learned positions. S is the keys a query may see: the full T
-    (causality is not credited), or the window where it is shorter. Recomputed activations are not counted.
+    head but not the table where they are apart, no learned positions, no value embeddings. S is the keys a query may
+    see: the full T (causality is not credited), or the window where it is shorter. Recomputed activations are not
+    counted.
 
     Args:
         config: the model.
@@ -120,7 +128,7 @@ def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters:
             for them. None: all weights are trained.
     """
     length = config.block_size if length is None else length
-    active = parameter_count(config)
+    active = parameter_count(config) - _value_table_parameters(config)
     if config.position == "learned":
         active -= config.block_size * config.n_embd
     if not config.tie_weights:

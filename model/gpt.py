@@ -34,10 +34,17 @@ class Block(nn.Module):
         self.ln_2 = build_norm(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, context: AttentionContext, recompute_norms: bool = False) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(x, self.ln_1, context, recompute_norms)
-        return x + self.mlp(x, self.ln_2, recompute_norms)
+    def forward(
+        self, x: Tensor, context: AttentionContext, recompute_norms: bool = False, *values: Tensor
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """(B, T, C) to (B, T, C); from the first block of a model with value_residual also its values, (B, T, K, D).
+
+        Args: values: (B, T, K, D) each, what attention mixes into its own.
+        """
+        added, own = self.attn(x, self.ln_1, context, recompute_norms, *values)
+        x = x + added
+        x = x + self.mlp(x, self.ln_2, recompute_norms)
+        return (x, own) if self.attn.hands_values else x
 
 
 class GPT(nn.Module):
@@ -70,6 +77,9 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        if config.value_embeddings:
+            values = config.kv_heads * config.head_size
+            self.wve = nn.ModuleList(nn.Embedding(config.vocab_size, values) for _ in range(config.value_embeddings))
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = build_norm(config)
         if not config.tie_weights:
@@ -78,6 +88,7 @@ class GPT(nn.Module):
     def roles(self) -> dict[str, Role]:
         """What `model.roles` asks for: of its own parameters, the blocks' and norms' being theirs."""
         tables = {"wte.weight": Role("embedding"), "wpe.weight": Role("embedding"), "lm_head.weight": Role("head")}
+        tables |= {f"wve.{index}.weight": Role("embedding") for index in range(self.config.value_embeddings)}
         return {name: role for name, role in tables.items() if hasattr(self, name.split(".")[0])}
 
     @property
@@ -168,7 +179,7 @@ class GPT(nn.Module):
             x = x.to(self.stream_dtype)  # blocks add outputs of the same dtype, so it stays
         context = self._context(tokens, positions, document_ids, step)
         with kernels_for(x.device):
-            x = self._blocks(x, context)
+            x = self._blocks(x, context, self._embedded_values(tokens))
         if step is not None:
             step.finish()
         return self.ln_f(x)
@@ -186,14 +197,27 @@ class GPT(nn.Module):
             return self.logits(hidden[:, -1])
         return self.logits(hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1])
 
-    def _blocks(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """(B, T, C) to (B, T, C)."""
+    def _blocks(self, x: Tensor, context: AttentionContext, embedded: list[Tensor]) -> Tensor:
+        """(B, T, C) to (B, T, C). Args: embedded: (B, T, K, D) each, of every table of value embeddings."""
+        first: list[Tensor] = []  # the first block's values, which later ones mix into theirs
         for layer, block in enumerate(self.h):
+            table = self.config.value_table(layer)
+            values = first if table is None else [*first, embedded[table]]
             if self._recomputes(layer):
-                x = checkpoint(block, x, context, use_reentrant=False)
+                out = checkpoint(block, x, context, False, *values, use_reentrant=False)
             else:
-                x = block(x, context, self.recompute_norms and self._keeps_activations())
+                out = block(x, context, self.recompute_norms and self._keeps_activations(), *values)
+            if isinstance(out, tuple):
+                x, own = out
+                first = [own]
+            else:
+                x = out
         return x
+
+    def _embedded_values(self, tokens: Tensor) -> list[Tensor]:
+        """(B, T, K, D) of every table, in the dtype of the matrix products, as values are."""
+        looked_up = [table(tokens) for table in self.wve] if self.config.value_embeddings else []
+        return [each.to(matmul_dtype(each)).unflatten(-1, (-1, self.config.head_size)) for each in looked_up]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) to (..., V), the padding ids at -inf."""

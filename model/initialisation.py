@@ -43,6 +43,8 @@ def initialise(model: GPT, seed: int) -> None:
 
     Matrices and embeddings are normal with deviation 0.02, the two projections that end in the residual stream
     0.02/sqrt(2L), so that its variance does not grow with depth; biases 0, norms 1, padding rows of the vocabulary 0.
+    Value embeddings have 0.02·sqrt(C), as large as the values that are projected from a normalised stream; the values
+    that a layer mixes have equal weights whose sum is 1 (Zhou et al. 2024: 0.5 and 0.5).
 
     Each parameter has a generator of its own, seeded from (seed, name), on the CPU: neither the device nor the order
     of creation nor one parameter more changes the others' values.
@@ -58,6 +60,10 @@ def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelCo
         values.zero_()
     elif (deviation := ATTENTION_KINDS[config.attention].deviations.get(name.rpartition(".")[2])) is not None:
         values.normal_(0.0, deviation, generator=generator)
+    elif name.endswith(".value_mix"):
+        values.fill_(1.0 / len(values))
+    elif name.startswith("wve."):
+        values.normal_(0.0, STANDARD_DEVIATION * config.n_embd**0.5, generator=generator)
     elif values.dim() == 1:
         values.fill_(1.0)
     elif name.endswith(".c_proj.weight"):

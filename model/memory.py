@@ -115,6 +115,11 @@ def _kept_per_token(
     # a recomputed block keeps its input, and one at a time is there whole during the backward
     inputs = len(recomputed) * config.n_embd * stream
     whole = max((layers[layer] for layer in recomputed), default=0)
+    values = config.kv_heads * config.head_size
+    tables = config.value_embeddings * values * matmul
+    # of the first block, recomputed or not, the values are kept: a part of what is projected in one
+    first = (config.n_embd + 2 * values) * matmul if config.value_residual and 0 in recomputed else 0
+    inputs += tables + first
     return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
 
 
@@ -150,7 +155,8 @@ def _block_bytes_per_token(
     window = config.layer_window(layer)
     in_blocks = window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size
     attention = ATTENTION_KINDS[config.attention].kept_per_token(config, in_blocks=in_blocks) * matmul
-    return norms + attention + mlp + dropout
+    mixed = config.kv_heads * config.head_size * matmul if config.other_values(layer) else 0
+    return norms + attention + mlp + dropout + mixed
 
 
 def _dropout_bytes_per_token(config: ModelConfig, device_type: str) -> int:

@@ -32,6 +32,8 @@ AXES: dict[str, list[Any]] = {
 MORE_AXES: dict[str, list[Any]] = {  # covered in pairs, not in every combination
     "logit_softcap": [None, 2.0],
     "norm_weights": [True, False],
+    "value_residual": [False, True],
+    "value_embeddings": [0, 1],
 }
 
 

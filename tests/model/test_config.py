@@ -30,6 +30,7 @@ IMPOSSIBLE = [
     ({"rope_scaling": "llama3", "position": "rope", "rope_low_factor": 4.0}, "model.rope_low_factor"),
     ({"rope_scaling": "llama3", "position": "rope", "rope_original_length": 0}, "model.rope_original_length"),
     ({"norm_eps": 0.0}, "model.norm_eps"),
+    ({"value_embeddings": 7}, "model.value_embeddings is 7: use 0 to 6, half of model.n_layer"),
     ({"logit_softcap": 0.0}, "model.logit_softcap is 0.0"),
     ({"norm_eps": float("nan")}, "model.norm_eps is nan"),
     ({"rope_base": float("inf")}, "model.rope_base is inf"),
@@ -67,6 +68,13 @@ def test_a_pattern_repeats_over_the_layers():
     assert config.windows == (256, 256, 256, None, 256, 256)
     assert ModelConfig(n_layer=2, window=9).windows == (9, 9)
     assert set(ModelConfig().windows) == {None}
+
+
+def test_a_table_of_values_serves_one_of_the_first_layers_and_one_of_the_last():
+    config = ModelConfig(n_layer=7, value_embeddings=3, value_residual=True)
+    assert [config.value_table(layer) for layer in range(7)] == [0, 1, 2, None, 0, 1, 2]
+    assert [config.other_values(layer) for layer in range(7)] == [1, 2, 2, 1, 2, 2, 2]
+    assert [ModelConfig(n_layer=4, value_embeddings=2).value_table(layer) for layer in range(4)] == [0, 1, 0, 1]
 
 
 def test_a_configuration_survives_json_like_storage():

@@ -63,6 +63,14 @@ def test_an_untied_table_is_looked_up_and_not_multiplied():
     assert parameter_count(untied) == parameter_count(ModelConfig()) + 50257 * 768
 
 
+def test_value_embeddings_are_looked_up_and_not_multiplied():
+    with_values = ModelConfig(value_embeddings=2, n_kv_head=4)
+    without = ModelConfig(n_kv_head=4)
+    weights = 2 * 4  # of the values of four layers
+    assert parameter_count(with_values) == parameter_count(without) + 2 * 50257 * 256 + weights
+    assert flops_per_token(with_values) == flops_per_token(without) + 6 * weights
+
+
 def test_a_window_is_credited_with_the_keys_it_sees():
     full = flops_per_token(ModelConfig())
     windowed = flops_per_token(ModelConfig(window=256, window_pattern="SSSL"))

@@ -61,11 +61,11 @@ def test_logits_and_gradients_equal_the_textbook(options, documents):
     torch.testing.assert_close(real_logits(model, tokens, document_ids=ids), expected, rtol=1e-5, atol=1e-6)
     model(tokens, targets, document_ids=ids).backward()
     F.cross_entropy(expected.flatten(0, 1), targets.flatten(), reduction="sum").backward()
+    wanted = {name: value.grad for name, value in parameters.items() if value.grad is not None}
+    largest = max(want.norm() for want in wanted.values())  # float32 angles and λ round beside it
     for name, parameter in model.named_parameters():
-        want = parameters[name].grad
         assert parameter.grad is not None
-        assert want is not None
-        assert (parameter.grad - want).norm() <= 1e-5 * want.norm() + 1e-9, name
+        assert (parameter.grad - wanted[name]).norm() <= 1e-5 * wanted[name].norm() + 1e-7 * largest, name
 
 
 @pytest.mark.parametrize("options", pairwise_options(), ids=option_id)

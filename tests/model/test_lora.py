@@ -10,7 +10,7 @@ from model.lora_config import LoraConfig
 from tests.model.small import random_tokens, small_model
 
 LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False, "n_kv_head": 2}
-KINDS = pytest.mark.parametrize("options", [{}, LLAMA, {"attention": "differential"}], ids=str)
+KINDS = pytest.mark.parametrize("options", [{}, LLAMA, {"attention": "differential", "value_residual": True}], ids=str)
 
 
 def trained(model, steps=3):

@@ -30,6 +30,8 @@ OPTIONS = [
     {"n_kv_head": 1},
     {"attention": "differential"},
     {"window": 64},
+    {"value_residual": True, "n_kv_head": 2},
+    {"value_embeddings": 2, "value_residual": True},
     LLAMA,
     {**LLAMA, "qk_norm": True, "n_kv_head": 2},
 ]

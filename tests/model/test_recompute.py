@@ -38,7 +38,12 @@ def kept_numbers(recompute_every, recompute_norms=False, training=True, **option
 @pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize("every", [0, 1, 2, 3])
 @pytest.mark.parametrize(
-    "options", [{}, {"norm": "rmsnorm", "mlp": "swiglu", "position": "rope", "window": 5}], ids=str
+    "options",
+    [
+        {"value_residual": True, "value_embeddings": 1},
+        {"norm": "rmsnorm", "mlp": "swiglu", "position": "rope", "window": 5},
+    ],
+    ids=str,
 )
 def test_losses_and_gradients_are_equal_to_the_bit_with_dropout(every, norms, options):
     loss, gradients = loss_and_gradients(0, dropout=0.3, **options)

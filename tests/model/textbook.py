@@ -25,9 +25,16 @@ def _one_sequence(config, p, tokens, documents):
     x = p["wte.weight"][tokens]
     if config.position == "learned":
         x = x + p["wpe.weight"][torch.tensor(positions)]
+    first_values = []
     for layer in range(config.n_layer):
         part = {name.removeprefix(f"h.{layer}."): value for name, value in p.items() if name.startswith(f"h.{layer}.")}
-        x = x + _attention(config, part, _norm(config, part, "ln_1", x), layer, positions, documents)
+        others = first_values[:1] if config.value_residual else []
+        for table in range(config.value_embeddings):
+            if layer in (table, config.n_layer - config.value_embeddings + table):
+                others = [*others, p[f"wve.{table}.weight"][tokens]]
+        added, own = _attention(config, part, _norm(config, part, "ln_1", x), layer, positions, documents, others)
+        first_values.append(own)
+        x = x + added
         x = x + _mlp(config, part, _norm(config, part, "ln_2", x))
     head = p["wte.weight"] if config.tie_weights else p["lm_head.weight"]
     logits = _norm(config, p, "ln_f", x) @ head[: config.vocab_size].T
@@ -88,11 +95,14 @@ def _visible(length, window, documents):
     return torch.tensor(rows)
 
 
-def _attention(config, p, x, layer, positions, documents):
+def _attention(config, p, x, layer, positions, documents, others):
     size = config.n_embd // config.n_head
     kv_heads = config.n_kv_head or config.n_head
     qkv = _linear(config, p, "attn.c_attn", x)
     q_end, k_end = config.n_head * size, (config.n_head + kv_heads) * size
+    own = values = qkv[:, k_end:]
+    if others:
+        values = sum(p["attn.value_mix"][i] * each for i, each in enumerate([own, *others]))
     pattern = config.window_pattern or "S"
     window = config.window if pattern[layer % len(pattern)] == "S" else None
     visible = _visible(len(x), window, documents)
@@ -111,7 +121,7 @@ def _attention(config, p, x, layer, positions, documents):
         group = head // (config.n_head // kv_heads)
         q = qkv[:, head * size : (head + 1) * size]
         k = qkv[:, q_end + group * size : q_end + (group + 1) * size]
-        v = qkv[:, k_end + group * size : k_end + (group + 1) * size]
+        v = values[:, group * size : (group + 1) * size]
         if config.attention == "softmax":
             heads.append(scores(q, k) @ v)
             continue
@@ -121,4 +131,4 @@ def _attention(config, p, x, layer, positions, documents):
         half = size // 2
         weights = scores(q[:, :half], k[:, :half]) - strength * scores(q[:, half:], k[:, half:])
         heads.append(_rms(weights @ v, p, "attn.head_norm.weight", config.norm_eps) * (1 - start))
-    return _linear(config, p, "attn.c_proj", torch.cat(heads, dim=-1))
+    return _linear(config, p, "attn.c_proj", torch.cat(heads, dim=-1)), own

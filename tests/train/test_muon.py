@@ -18,7 +18,7 @@ from model.lora_config import LoraConfig
 from model.roles import Role, parameter_roles
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_by_path, weights_hashes
-from tests.model.small import option_id, pairwise_options, small_model
+from tests.model.small import option_id, pairwise_options, random_tokens, small_model
 from train.checkpoints.ownership import optimizer_tensors
 from train.optimization.muon import COEFFICIENTS, Muon, newton_schulz_flops, orthogonalised, update_scale
 from train.optimization.optimizer import build_optimizer, set_learning_rate
@@ -145,6 +145,19 @@ def test_every_parameter_has_one_role_and_is_in_one_group(options: dict[str, Any
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     names = {id(p): name for name, p in model.named_parameters()}
     assert {names[id(p)] for p in optimizer.param_groups[0]["params"]} == matrices
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("options", pairwise_options(), ids=option_id)
+def test_every_parameter_moves_within_two_steps(options: dict[str, Any], kind: Any) -> None:
+    model = small_model(**options)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = build_optimizer(model, OptimConfig(kind=kind, lr=0.01, weight_decay=0.0))
+    for seed in range(2):
+        model(random_tokens(2, 16, seed=seed), random_tokens(2, 16, seed=seed + 2)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [name for name, parameter in model.named_parameters() if parameter.equal(before[name])] == []
 
 
 def test_adapters_are_adamws(tmp_path: Path) -> None:

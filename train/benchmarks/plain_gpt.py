@@ -140,6 +140,8 @@ def check_plain(config: ModelConfig) -> None:
         f"model.rope_scaling {config.rope_scaling}": config.rope_scaling != "none",
         f"model.dropout {config.dropout}": config.dropout > 0,
         f"model.norm_weights {config.norm_weights}": not config.norm_weights,
+        "model.value_residual": config.value_residual,
+        f"model.value_embeddings {config.value_embeddings}": config.value_embeddings > 0,
         f"model.logit_softcap {config.logit_softcap}": config.logit_softcap is not None,
     }
     if missing := [option for option, asked in lacks.items() if asked]:

@@ -55,8 +55,8 @@ class ActivationProbe:
         mlp.c_proj.register_forward_pre_hook(self._see_hidden_units)
         attention.attend = partial(self._see_attention, attention, attention.attend)  # type: ignore[method-assign]
 
-    def _see_block(self, block: nn.Module, inputs: Any, out: Tensor) -> None:
-        stream = out.float()  # (B, T, C)
+    def _see_block(self, block: nn.Module, inputs: Any, out: Any) -> None:
+        stream = stream_of(out).float()  # (B, T, C)
         self._found["activation_rms"].append(stream.square().mean().sqrt())
         self._found["activation_max"].append(stream.abs().max())
 
@@ -72,6 +72,12 @@ class ActivationProbe:
         self._found["attention_logit"].append(largest_logit(q[0], k[0], attention.score_size, attention.window))
         out: Tensor = attend(q, k, v, visibility)
         return out
+
+
+def stream_of(out: Any) -> Tensor:
+    """The residual stream (B, T, C) of what a block returns, perhaps beside its values."""
+    stream: Tensor = out[0] if isinstance(out, tuple) else out
+    return stream
 
 
 def largest_logit(q: Tensor, k: Tensor, score_size: int, window: int | None) -> Tensor:

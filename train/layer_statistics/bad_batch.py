@@ -20,7 +20,7 @@ from model.loss import head_loss
 from model.precision import Dtype, autocast
 from model.ranks import Ranks
 from train.batches.loader import StepBatch
-from train.layer_statistics.activations import twin_of
+from train.layer_statistics.activations import stream_of, twin_of
 from train.run.recorder import Recorder
 
 MOST = 3  # batches of a run, over all its starts
@@ -98,7 +98,7 @@ class BadBatches:
         """Forward and backward of one sequence, (1, T) each."""
         streams: list[Tensor] = []  # (1, T, C) after each block
         blocks = [block for block in twin.h if isinstance(block, nn.Module)]
-        hooks = [block.register_forward_hook(lambda _, inputs, out: streams.append(out)) for block in blocks]
+        hooks = [block.register_forward_hook(lambda _, inputs, out: streams.append(stream_of(out))) for block in blocks]
         try:
             with torch.enable_grad(), autocast(self._dtype, tokens.device):
                 hidden = twin.hidden(tokens, document_ids=documents)  # (1, T, C)

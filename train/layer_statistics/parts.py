@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 EMBEDDING, HEAD = "embedding", "head"
 _OF_BLOCK = {"attn": "attn", "ln_1": "attn", "mlp": "mlp", "ln_2": "mlp"}
-_OTHERS = {"wte": EMBEDDING, "wpe": EMBEDDING, "ln_f": HEAD, "lm_head": HEAD}
+_OTHERS = {"wte": EMBEDDING, "wpe": EMBEDDING, "wve": EMBEDDING, "ln_f": HEAD, "lm_head": HEAD}
 
 
 def part_of(name: str) -> str:
