@@ -16,6 +16,7 @@ NormKind = Literal["layernorm", "rmsnorm"]
 PositionKind = Literal["learned", "rope"]
 MlpKind = Literal["gelu", "gelu_exact", "swiglu", "relu2"]
 RopeScaling = Literal["none", "linear", "llama3"]
+EmbeddingKind = Literal["plain", "scaled", "normed"]
 if TYPE_CHECKING:
     AttentionName = str
 else:
@@ -43,6 +44,9 @@ class ModelConfig:
         norm_eps: added to the variance inside the norms.
         norm_weights: learned scales (with bias, LayerNorm's biases too) of all norms, QK-norm's included; false: norms
             only normalise (OLMo, Groeneveld et al. 2024, arXiv:2402.00838).
+        embedding: what the blocks get of the token embedding: plain; scaled, times sqrt(C) (Vaswani et al. 2017,
+            arXiv:1706.03762; Gemma, Gemma Team 2024, arXiv:2403.08295); or normed, by an RMSNorm without weights
+            (Jordan et al. 2024, https://github.com/KellerJordan/modded-nanogpt). Learned positions are added after it.
         position: learned (GPT-2) or rope (Su et al. 2021, arXiv:2104.09864).
         rope_base: RoPE's longest wavelength is about 2·pi times this.
         rope_scaling: how a model that was trained on short sequences was extended to longer ones: linear divides every
@@ -81,6 +85,7 @@ class ModelConfig:
     norm: NormKind = "layernorm"
     norm_eps: float = 1e-5
     norm_weights: bool = True
+    embedding: EmbeddingKind = "plain"
     position: PositionKind = "learned"
     rope_base: float = 10000.0
     rope_scaling: RopeScaling = "none"
@@ -130,6 +135,7 @@ class ModelConfig:
         )
         self._check_rope_scaling()
         _require_one_of("norm", self.norm, ("layernorm", "rmsnorm"))
+        _require_one_of("embedding", self.embedding, ("plain", "scaled", "normed"))
         _require_one_of("position", self.position, ("learned", "rope"))
         _require_one_of("mlp", self.mlp, ("gelu", "gelu_exact", "swiglu", "relu2"))
         _require_one_of("attention", self.attention, tuple(ATTENTION_KINDS))

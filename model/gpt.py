@@ -15,7 +15,7 @@ from model.config import ModelConfig
 from model.flex import flex_works
 from model.loss import IGNORE_INDEX, Reduction, head_loss, head_loss_and_z, soft_capped
 from model.mlp import MLP
-from model.norms import build_norm
+from model.norms import RMSNorm, build_norm
 from model.positions import document_positions, rotary_angles, rotary_frequencies
 from model.precision import matmul_dtype
 from model.roles import Role
@@ -75,6 +75,8 @@ class GPT(nn.Module):
         self.chunk_kernel: ChunkKernel | None = None
         self.packed_head: nn.Module | None = None
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.embedding == "normed":
+            self.embedding_norm = RMSNorm(config.n_embd, config.norm_eps, weight=False)
         if config.position == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
         if config.value_embeddings:
@@ -171,6 +173,10 @@ class GPT(nn.Module):
             positions = step.positions
         elif positions is None:
             positions = self._positions(tokens, document_ids)
+        if self.config.embedding == "scaled":
+            x = x * self.config.n_embd**0.5
+        elif self.config.embedding == "normed":
+            x = self.embedding_norm(x)
         if self.config.position == "learned":
             self._check_length(tokens, cache)
             x = x + self.wpe(positions)

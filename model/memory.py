@@ -119,7 +119,7 @@ def _kept_per_token(
     tables = config.value_embeddings * values * matmul
     # of the first block, recomputed or not, the values are kept: a part of what is projected in one
     first = (config.n_embd + 2 * values) * matmul if config.value_residual and 0 in recomputed else 0
-    inputs += tables + first
+    inputs += tables + first + (config.n_embd * FLOAT32 if config.embedding == "normed" else 0)
     return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
 
 

@@ -32,6 +32,7 @@ AXES: dict[str, list[Any]] = {
 MORE_AXES: dict[str, list[Any]] = {  # covered in pairs, not in every combination
     "logit_softcap": [None, 2.0],
     "norm_weights": [True, False],
+    "embedding": ["plain", "scaled", "normed"],
     "value_residual": [False, True],
     "value_embeddings": [0, 1],
 }

@@ -21,6 +21,7 @@ IMPOSSIBLE = [
     ({"dropout": 1.0}, "model.dropout is 1.0"),
     ({"norm": "batchnorm"}, "use one of layernorm, rmsnorm"),
     ({"mlp": "relu"}, "use one of gelu"),
+    ({"embedding": "unit"}, "use one of plain, scaled, normed"),
     ({"n_layer": 0}, "model.n_layer is 0"),
     ({"mlp_hidden": 0}, "model.mlp_hidden is 0"),
     ({"rope_base": 0.0}, "model.rope_base"),

@@ -27,7 +27,7 @@ OPTIONS = [
     {"mlp": "swiglu"},
     {"mlp": "relu2"},
     {"qk_norm": True},
-    {"n_kv_head": 1},
+    {"n_kv_head": 1, "embedding": "normed"},
     {"attention": "differential"},
     {"window": 64},
     {"value_residual": True, "n_kv_head": 2},

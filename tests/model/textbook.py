@@ -23,6 +23,10 @@ def _one_sequence(config, p, tokens, documents):
     documents = [0] * length if documents is None else documents.tolist()
     positions = [sum(documents[j] == documents[i] for j in range(i)) for i in range(length)]
     x = p["wte.weight"][tokens]
+    if config.embedding == "scaled":
+        x = x * math.sqrt(config.n_embd)
+    elif config.embedding == "normed":
+        x = _rms(x, {}, None, config.norm_eps)
     if config.position == "learned":
         x = x + p["wpe.weight"][torch.tensor(positions)]
     first_values = []

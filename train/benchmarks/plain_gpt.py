@@ -140,6 +140,7 @@ def check_plain(config: ModelConfig) -> None:
         f"model.rope_scaling {config.rope_scaling}": config.rope_scaling != "none",
         f"model.dropout {config.dropout}": config.dropout > 0,
         f"model.norm_weights {config.norm_weights}": not config.norm_weights,
+        f"model.embedding {config.embedding}": config.embedding != "plain",
         "model.value_residual": config.value_residual,
         f"model.value_embeddings {config.value_embeddings}": config.value_embeddings > 0,
         f"model.logit_softcap {config.logit_softcap}": config.logit_softcap is not None,
