@@ -21,7 +21,7 @@ from train.checkpoints.check_weights import check_replicas
 from train.checkpoints.saver import CheckpointKeeper
 from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiffer, StorageFailed, TooManySpikes
 from train.evaluations.evaluation import WHOLE, Due, Evaluation, described, due_after, is_due
-from train.optimization.optimizer import set_learning_rate
+from train.optimization.optimizer import set_learning_rate, set_momentum, set_weight_decay
 from train.optimization.schedule import Course
 from train.optimization.step import Stepper, Verdict
 from train.progress import Progress
@@ -163,6 +163,8 @@ class Trainer:
         # Learn from it
         lr = self.course.rate(step)
         set_learning_rate(self.optimizer, lr)
+        set_weight_decay(self.optimizer, self.course.decay_factor(step))
+        set_momentum(self.optimizer, self.config.optim, step)
         self.stepper.limits = self.spikes.limits
         try:
             result = self.stepper(batch, step)

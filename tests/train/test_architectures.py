@@ -61,7 +61,7 @@ def test_every_pair_of_options_goes_all_the_way(
 ) -> None:
     pytest.importorskip("transformers")
     given = [f"--model.{name}={str(value).lower()}" for name, value in options.items() if value is not None]
-    check_it_trains_samples_and_resumes_to_the_bit(tmp_path, data, ["--model.n_head=4", *given])
+    check_it_trains_samples_and_resumes_to_the_bit(tmp_path, data, ["--model.n_head=4", "--model.n_layer=2", *given])
     monkeypatch.setattr(sys, "argv", ["export", str(run_of(tmp_path, "calm").path), str(tmp_path / "out")])
     if has_a_home(options):
         assert export_hf.main() == 0  # which compares logits with transformers' own

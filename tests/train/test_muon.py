@@ -21,7 +21,7 @@ from tests.helpers.training import curve, run_of, tiny_arguments, train, train_b
 from tests.model.small import option_id, pairwise_options, random_tokens, small_model
 from train.checkpoints.ownership import optimizer_tensors
 from train.optimization.muon import COEFFICIENTS, Muon, newton_schulz_flops, orthogonalised, update_scale
-from train.optimization.optimizer import build_optimizer, set_learning_rate
+from train.optimization.optimizer import build_optimizer, set_learning_rate, set_momentum, set_weight_decay
 from train.settings.sections import OptimConfig
 
 MUON = OptimConfig(kind="muon", lr=0.01)
@@ -198,15 +198,38 @@ def test_rates_keep_their_ratio_and_settings_are_checked() -> None:
     assert isinstance(optimizer, Muon)
     set_learning_rate(optimizer, 0.005)
     assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.005, 0.005]
-    for wrong in ({"muon_lr": 0.0}, {"muon_momentum": 1.0}, {"muon_iterations": 0}, {"muon_weight_decay": -0.1}):
+    for wrong in (
+        {"muon_lr": 0.0},
+        {"muon_momentum": 1.0},
+        {"muon_momentum_start": 1.0},
+        {"muon_momentum_warmup": -1},
+        {"muon_iterations": 0},
+        {"muon_weight_decay": -0.1},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             OptimConfig(**wrong)
+
+
+def test_momentum_and_weight_decay_follow_the_step() -> None:
+    config = OptimConfig(kind="muon", weight_decay=0.1, muon_weight_decay=0.3, muon_momentum_warmup=4)
+    optimizer = build_optimizer(small_model(), config)
+    found = []
+    for step in range(1, 7):
+        set_momentum(optimizer, config, step)
+        found.append(optimizer.param_groups[0]["momentum"])
+    assert found == pytest.approx([0.85, 0.875, 0.9, 0.925, 0.95, 0.95])
+    for factor in (0.5, 1.0, 0.25):
+        set_weight_decay(optimizer, factor)
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        assert decays == [0.3 * factor, 0.1 * factor, 0.0]
 
 
 def test_a_run_with_muon_resumes_to_the_bit_and_changes_its_optimizer_only_as_another_run(tmp_path: Path) -> None:
     make_token_set(tmp_path / "data", train_tokens=5_001, val_tokens=500)
     options = ["--optim.kind=muon", "--model.n_kv_head=1", "--schedule.kind=constant", "--checkpoint.every_steps=3"]
     options.append("--checkpoint.weights_every_steps=3")
+    # each of them moves in every step, those before the checkpoint and those after it
+    options += ["--optim.muon_momentum_warmup=5", "--schedule.weight_decay=linear", "--optim.z_loss=1e-3"]
 
     def arguments(name: str, *more: str) -> list[str]:
         return tiny_arguments(tmp_path, tmp_path / "data", name, *options, *more)

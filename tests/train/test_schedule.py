@@ -45,6 +45,22 @@ def test_rates_stay_between_nothing_and_the_peak(kind: str, warmup: int, final: 
         assert rates[-1] == pytest.approx(final, abs=1e-9)
 
 
+@pytest.mark.parametrize(("kind", "middle"), [("constant", 1.0), ("linear", 0.25 + 0.75 * 0.5), ("cosine", 0.625)])
+def test_weight_decay_falls_by_a_schedule_of_its_own(kind: str, middle: float) -> None:
+    config = ScheduleConfig("wsd", 10, weight_decay=kind, final_weight_decay_fraction=0.25)  # type: ignore[arg-type]
+    course = plan_course(config, 1e-3, 100)
+    last = 1.0 if kind == "constant" else 0.25
+    assert [course.decay_factor(step) for step in (50, 100)] == pytest.approx([middle, last])
+    assert kind == "constant" or 0.98 < course.decay_factor(1) < 1
+
+
+def test_independent_weight_decay_is_the_same_in_every_step_that_learns() -> None:
+    config = ScheduleConfig("cosine", 10, final_lr_fraction=0.0, independent_weight_decay=True)
+    course = plan_course(config, 1e-3, 100)
+    assert [course.rate(step) * course.decay_factor(step) for step in range(1, 100)] == pytest.approx([1e-3] * 99)
+    assert (course.rate(100), course.decay_factor(100)) == (0.0, 0.0)
+
+
 def test_lengths_are_steps_or_fractions() -> None:
     assert in_steps(700, 10_000) == 700
     assert in_steps(0.07, 10_000) == 700

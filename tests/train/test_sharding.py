@@ -176,6 +176,14 @@ def sizes_of(kind: Any, preset: str = "gpt2-124m") -> Config:
     return Config(model=model, optim=OptimConfig(kind=kind, shard=True))
 
 
+@pytest.mark.parametrize("values", [{"value_residual": True}, {"value_residual": True, "value_embeddings": 2}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_layers_that_are_not_alike_is_counted_whole(kind: Any, values: dict[str, Any]) -> None:
+    config = sizes_of(kind)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, n_layer=7, n_embd=96, **values))
+    assert optimizer_bytes(config) == sum(share.state for share in shares_of(config, 2))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_rank_keeps_more_than_its_part_and_the_largest_tensor(kind: Any) -> None:
     config = sizes_of(kind)

@@ -125,3 +125,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Args: lr: of AdamW's groups; Muon's have a stated ratio to it."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_ratio", 1.0)
+
+
+def set_weight_decay(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Args: factor: of what the groups were built with."""
+    for group in optimizer.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = group.setdefault("full_weight_decay", group["weight_decay"]) * factor
+
+
+def set_momentum(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int) -> None:
+    """Muon's momentum in optimizer step `step`, counted from 1; other optimizers have none."""
+    momentum, warm_up = config.muon_momentum, config.muon_momentum_warmup
+    if step <= warm_up:
+        momentum += (config.muon_momentum_start - momentum) * (1 - (step - 1) / warm_up)
+    for group in optimizer.param_groups:
+        if "momentum" in group:
+            group["momentum"] = momentum

@@ -1,9 +1,9 @@
-"""Learning-rate schedules: a pure function of the step and of a few resolved steps."""
+"""Schedules of learning rate and weight decay: pure functions of the step and of a few resolved steps."""
 
 import math
 from dataclasses import dataclass
 
-from train.settings.sections import ScheduleConfig, ScheduleKind
+from train.settings.sections import DecayKind, ScheduleConfig, ScheduleKind
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Course:
         peak: the rate at the end of the warm-up.
         decay_start: steps done when the rate starts to fall.
         end: the step that has the last rate, `final_lr_fraction` of the peak.
+        weight_decay, final_weight_decay_fraction, independent_weight_decay: as in the configuration.
     """
 
     kind: ScheduleKind
@@ -40,6 +41,9 @@ class Course:
     warm_up: WarmUp
     decay_start: int
     end: int
+    weight_decay: DecayKind = "constant"
+    final_weight_decay_fraction: float = 0.0
+    independent_weight_decay: bool = False
 
     def rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 1.
@@ -53,8 +57,26 @@ class Course:
         if self.kind == "constant" or step <= self.decay_start:
             return self.peak
         progress = min(1.0, (step - self.decay_start) / max(1, self.end - self.decay_start))
-        remaining = 0.5 * (1 + math.cos(math.pi * progress)) if self.kind == "cosine" else 1 - progress
-        return self.peak * (self.final_lr_fraction + (1 - self.final_lr_fraction) * remaining)
+        return self.peak * _fallen(self.kind, progress, self.final_lr_fraction)
+
+    def decay_factor(self, step: int) -> float:
+        """What the weight decay of optimizer step `step` is multiplied by, beside that step's learning rate.
+
+        A step whose rate is 0 decays nothing, whatever is asked.
+        """
+        factor = 1.0
+        if self.weight_decay != "constant":
+            factor = _fallen(self.weight_decay, min(1.0, step / self.end), self.final_weight_decay_fraction)
+        if self.independent_weight_decay:
+            rate = self.rate(step)
+            factor = factor * self.peak / rate if rate > 0 else 0.0
+        return factor
+
+
+def _fallen(kind: str, progress: float, final: float) -> float:
+    """What is left of 1 that falls to `final`, by a half cosine or linearly, after a share of the way."""
+    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if kind == "cosine" else 1 - progress
+    return final + (1 - final) * remaining
 
 
 def in_steps(length: int | float, max_steps: int) -> int:
@@ -79,4 +101,5 @@ def plan_course(config: ScheduleConfig, peak: float, max_steps: int, warm_up: Wa
         "wsd": max(warm_up.end, max_steps - in_steps(config.decay, max_steps)),
         "constant": max_steps,
     }[config.kind]
-    return Course(config.kind, peak, config.final_lr_fraction, warm_up, decay_start, max_steps)
+    own = (config.weight_decay, config.final_weight_decay_fraction, config.independent_weight_decay)
+    return Course(config.kind, peak, config.final_lr_fraction, warm_up, decay_start, max_steps, *own)

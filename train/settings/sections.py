@@ -21,6 +21,7 @@ from model.config import ModelConfig, preset_config
 from model.lora_config import TARGETS, LoraConfig, adapter_count
 
 ScheduleKind = Literal["cosine", "wsd", "constant"]
+DecayKind = Literal["constant", "linear", "cosine"]
 MOST_PROFILED_STEPS = 20
 TAKEN_NAMES = ("val", "hellaswag")  # of other figures
 
@@ -141,6 +142,9 @@ class OptimConfig:
         muon_lr: peak learning rate of muon's matrices; it follows the same schedule. null: optim.lr, which fits with
             muon_scale rms.
         muon_momentum: decay of muon's mean of gradients.
+        muon_momentum_warmup: steps over which muon_momentum is reached, linearly from muon_momentum_start (Jordan et
+            al. 2024, https://github.com/KellerJordan/modded-nanogpt, with 300); 0: none.
+        muon_momentum_start: muon's momentum in the first step of muon_momentum_warmup.
         muon_nesterov: look one step ahead of that mean.
         muon_iterations: Newton-Schulz iterations that make an update orthogonal; 5 in Jordan et al. and in Liu et al.
         muon_weight_decay: decoupled weight decay of muon's matrices, times muon_lr without any scale; null:
@@ -165,6 +169,8 @@ class OptimConfig:
     shard: bool | Literal["auto"] = "auto"
     muon_lr: float | None = None
     muon_momentum: float = 0.95
+    muon_momentum_warmup: int = 0
+    muon_momentum_start: float = 0.85
     muon_nesterov: bool = True
     muon_iterations: int = 5
     muon_weight_decay: float | None = None
@@ -175,8 +181,11 @@ class OptimConfig:
         for name, rate in (("lr", self.lr), ("muon_lr", self.muon_lr)):
             if rate is not None and rate <= 0:
                 raise ValueError(f"optim.{name} is {rate}: use a positive learning rate")
-        if not 0 <= self.muon_momentum < 1:
-            raise ValueError(f"optim.muon_momentum is {self.muon_momentum}: use 0 or more, below 1")
+        for name, momentum in (("", self.muon_momentum), ("_start", self.muon_momentum_start)):
+            if not 0 <= momentum < 1:
+                raise ValueError(f"optim.muon_momentum{name} is {momentum}: use 0 or more, below 1")
+        if self.muon_momentum_warmup < 0:
+            raise ValueError(f"optim.muon_momentum_warmup is {self.muon_momentum_warmup}: use a number of steps, or 0")
         if not 1 <= self.muon_iterations <= 20:
             raise ValueError(f"optim.muon_iterations is {self.muon_iterations}: use 1 to 20")
         if (self.muon_weight_decay or 0) < 0:
@@ -195,15 +204,22 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate moves over the run.
+    """How the learning rate and the weight decay move over the run.
 
     Args:
         kind: cosine (Loshchilov & Hutter 2016, one half period after the warm-up), wsd (warm-up, stable, decay; Hu et
-            al. 2024, MiniCPM), or constant (after the warm-up).
+            al. 2024, MiniCPM; with final_lr_fraction 0 a linear decay to zero), or constant (after the warm-up).
         warmup: linear warm-up, in steps, or as a fraction of the run below 1. It is fixed in steps at the run's first
             start: an extension or a branch does not move it.
         decay: wsd's linear decay at the end, in steps, or as a fraction of the run below 1.
         final_lr_fraction: the last learning rate as a fraction of the peak.
+        weight_decay: optim.weight_decay (and optim.muon_weight_decay) over the run, beside the learning rate that it is
+            multiplied by: constant, or falling from the first step to run.max_steps, linear or cosine (linear to zero:
+            Karpathy 2025, https://github.com/karpathy/nanochat).
+        final_weight_decay_fraction: where linear and cosine end, as a fraction of the weight decay.
+        independent_weight_decay: multiply the weight decay by the peak learning rate in every step, not by the
+            schedule's: a step that learns less does not decay less (Loshchilov & Hutter 2017, arXiv:1711.05101;
+            Wortsman et al. 2023, arXiv:2309.14322).
         rewarm: start the schedule again at the step that is resumed from, in a branch or at the first start of the run
             that asks for it: a warm-up of schedule.warmup, then what follows up to run.max_steps. It is recorded:
             later starts don't warm up once more.
@@ -213,6 +229,9 @@ class ScheduleConfig:
     warmup: int | float = 0.01
     decay: int | float = 0.2
     final_lr_fraction: float = 0.1
+    weight_decay: DecayKind = "constant"
+    final_weight_decay_fraction: float = 0.0
+    independent_weight_decay: bool = False
     rewarm: bool = False
 
     def __post_init__(self) -> None:
@@ -222,6 +241,8 @@ class ScheduleConfig:
                 raise ValueError(f"schedule.{name} is {value}: use whole steps, or a fraction of the run below 1")
         if not 0 <= self.final_lr_fraction <= 1:
             raise ValueError(f"schedule.final_lr_fraction is {self.final_lr_fraction}: use a number from 0 to 1")
+        if not 0 <= (share := self.final_weight_decay_fraction) <= 1:
+            raise ValueError(f"schedule.final_weight_decay_fraction is {share}: use a number from 0 to 1")
 
 
 @dataclass(frozen=True)

@@ -151,12 +151,14 @@ def _least_micro_batch(config: Config) -> int:
 def optimizer_bytes(config: Config, world_size: int = 1) -> int:
     """What the optimizer keeps on one rank: of all that is trained, or, where it is sharded, the largest part.
 
-    Blocks are alike: models of one and of two, built without memory for their weights, give the figures for any number.
+    Blocks are alike, but for the value embeddings of the first and last: the smallest model and one of a block more,
+    built without memory for their weights, give the figures for any number.
     """
     if is_sharded(config.optim, world_size):
         return max(share.state for share in shares_of(config, world_size)) + BUFFER_BYTES
-    one, two = (_optimizer_bytes(config, layers) for layers in (1, 2))
-    return one + (config.model.n_layer - 1) * (two - one)
+    fewest = max(1, 2 * config.model.value_embeddings)
+    least, more = (_optimizer_bytes(config, layers) for layers in (fewest, fewest + 1))
+    return least + (config.model.n_layer - fewest) * (more - least)
 
 
 def _optimizer_bytes(config: Config, layers: int) -> int:
