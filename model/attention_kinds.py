@@ -6,6 +6,7 @@ model that is built (`model.counts.check_parameters`); tests/model/test_attentio
 C width, H heads, K key/value heads, D head size.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -70,12 +71,27 @@ class AttentionKind:
         """Attention maps of a layer, each of which is multiplied with values: H."""
         return config.n_head
 
+    def shapes(self, config: Sizes) -> dict[str, tuple[int, ...]]:
+        """The parameters of one layer's attention by name, those of matrices as (out, in)."""
+        width, stacked = config.n_embd, sum(self.matrices(config)["c_attn.weight"])
+        shapes: dict[str, tuple[int, ...]] = {"c_attn.weight": (stacked, width), "c_proj.weight": (width, width)}
+        if config.bias:
+            shapes |= {"c_attn.bias": (stacked,), "c_proj.bias": (width,)}
+        if config.qk_norm and config.norm_weights:
+            shapes |= dict.fromkeys(("q_norm.weight", "k_norm.weight"), (self.score_size(config),))
+        return shapes
+
+    def matrices(self, config: Sizes) -> dict[str, tuple[int, ...]]:
+        """Those of `shapes` whose role is matrix (`model.roles`), with the heights of what is stacked in each."""
+        keys_or_values = config.kv_heads * config.head_size
+        return {
+            "c_attn.weight": (config.n_head * config.head_size, keys_or_values, keys_or_values),
+            "c_proj.weight": (),
+        }
+
     def parameters(self, config: Sizes) -> int:
         """Number of parameters of one layer's attention."""
-        stacked = (config.n_head + 2 * config.kv_heads) * config.head_size  # q, k and v
-        biases = stacked + config.n_embd if config.bias else 0
-        norms = 2 * self.score_size(config) if config.qk_norm and config.norm_weights else 0
-        return config.n_embd * (stacked + config.n_embd) + biases + norms
+        return sum(math.prod(shape) for shape in self.shapes(config).values())
 
     def products_per_key(self, config: Sizes) -> int:
         """Multiplications and additions of a query with one key it may see, and with that key's value: 2 H (D + D)."""
@@ -108,10 +124,12 @@ class DifferentialKind(AttentionKind):
     def maps(self, config: Sizes) -> int:
         return 2 * config.n_head
 
-    def parameters(self, config: Sizes) -> int:
-        own = 4 * self.score_size(config)  # two λ vectors of queries and of keys
-        head_norm = config.head_size if config.norm_weights else 0
-        return super().parameters(config) + own + head_norm
+    def shapes(self, config: Sizes) -> dict[str, tuple[int, ...]]:
+        vectors = (2, self.score_size(config))
+        own: dict[str, tuple[int, ...]] = {"lambda_q": vectors, "lambda_k": vectors}
+        if config.norm_weights:
+            own["head_norm.weight"] = (config.head_size,)
+        return super().shapes(config) | own
 
     def kept_per_token(self, config: Sizes, *, in_blocks: bool) -> int:
         own = 5 * config.n_embd  # queries twice, both results, and their difference

@@ -17,13 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
 from model.flex import flex_attend, flex_mask
-
-# Below this many keys per query a block is mostly overhead (measured with bench_attention.py).
-SMALLEST_BLOCK = 64
-# Queries times head size up to which bf16 attention on a CPU is trained in float32, which keeps its inputs twice and is
-# 2 to 7 times as fast there (forward and backward, torch 2.13, AVX-512 with bf16: 5.6 instead of 40 ms for 64 sequences
-# of 32 tokens, 8 heads of 16); at four times this the two are level, beyond it bf16 wins.
-LARGEST_WIDENED = 4096
+from model.kernel_sizes import LARGEST_WIDENED, SMALLEST_BLOCK
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""How many parameters and floating-point operations a configuration has, in closed form.
+"""How many parameters and floating-point operations a configuration has, and all parameters' shapes, in closed form;
+without torch.
 
 B batch, T sequence, C width, L layers, H heads, K key/value heads, D head size, F hidden width, V vocabulary.
 """
@@ -8,51 +9,24 @@ from typing import TYPE_CHECKING
 from common.errors import UserError
 from model.attention_kinds import ATTENTION_KINDS
 from model.config import ModelConfig
+from model.device_table import peak_flops
+from model.lora_config import LoraConfig, part_rows
 
 if TYPE_CHECKING:
     from model.gpt import GPT
 
-# Dense bf16 (fp16 on cards without bf16) tensor peak in FLOP/s, from the makers' data sheets, without sparsity. The
-# first entry whose words all occur in the device's name counts, so special cards come before their family.
-_PEAK_FLOPS: list[tuple[str, float]] = [
-    ("GB200", 2500e12),
-    ("B200", 2250e12),
-    ("GH200", 989.4e12),
-    ("H200 NVL", 835.5e12),
-    ("H200", 989.4e12),
-    ("H100 NVL", 835.5e12),
-    ("H100 PCIe", 756.5e12),
-    ("H100", 989.4e12),
-    ("H800 PCIe", 756.5e12),
-    ("H800", 989.4e12),
-    ("H20", 148e12),
-    ("A100", 312e12),
-    ("A800", 312e12),
-    ("A30", 165e12),
-    ("A40", 149.7e12),
-    ("RTX 6000 ADA", 364.2e12),
-    ("A6000", 154.8e12),
-    ("A10G", 70e12),
-    ("A10", 125e12),
-    ("L40S", 362e12),
-    ("L40", 181e12),
-    ("L4", 121e12),
-    ("RTX 5090", 209.5e12),
-    ("RTX 4090", 165.2e12),
-    ("RTX 3090", 71e12),
-    ("V100S", 130e12),
-    ("V100 PCIE", 112e12),
-    ("V100", 125e12),
-    ("T4", 65e12),
-    ("MI300X", 1307.4e12),  # AMD Instinct MI300X data sheet
-    # One of the two dies, which torch sees as a device of its own: AMD's data sheets have 383.0 and 362.1 for both. A
-    # driver may call either "MI250X/MI250"; the larger peak never overstates the MFU.
-    ("MI250X", 191.5e12),
-    ("MI250", 181.05e12),
+__all__ = [
+    "Shape",
+    "check_parameters",
+    "flops_per_token",
+    "matrix_rows",
+    "parameter_count",
+    "parameter_shapes",
+    "peak_flops",
+    "trained_shapes",
 ]
-# Words that make another device of a name above: laptop chips of a power their makers don't state, variants with other
-# numbers of units, and slices of a card (multi-instance GPU).
-_OTHERS = {"LAPTOP", "TI", "SUPER", "D", "MIG"}
+
+Shape = tuple[int, ...]
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -139,12 +113,59 @@ def flops_per_token(config: ModelConfig, length: int | None = None, *, adapters:
     return weights + products * keys
 
 
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 peak of one device in FLOP/s, by the name `torch.cuda.get_device_name` gives; None if unknown."""
-    words = device_name.upper().replace("-", " ").replace("/", " ").split()
-    if _OTHERS.intersection(words):
-        return None
-    for name, flops in _PEAK_FLOPS:
-        if all(word in words for word in name.upper().split()):
-            return flops
-    return None
+def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every parameter of a model by its name, a tied table once."""
+    table, norm = (config.padded_vocab_size, config.n_embd), _norm_shapes(config)
+    block = {f"{name}.{part}": shape for name in ("ln_1", "ln_2") for part, shape in norm.items()}
+    block |= {f"attn.{name}": shape for name, shape in ATTENTION_KINDS[config.attention].shapes(config).items()}
+    block |= {f"mlp.{name}": shape for name, shape in _mlp_shapes(config).items()}
+    shapes: dict[str, Shape] = {"wte.weight": table}
+    if config.position == "learned":
+        shapes["wpe.weight"] = (config.block_size, config.n_embd)
+    values = (config.vocab_size, config.kv_heads * config.head_size)
+    shapes |= {f"wve.{table}.weight": values for table in range(config.value_embeddings)}
+    for layer in range(config.n_layer):
+        shapes |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+        if others := config.other_values(layer):
+            shapes[f"h.{layer}.attn.value_mix"] = (1 + others,)
+    shapes |= {f"ln_f.{name}": shape for name, shape in norm.items()}
+    return shapes if config.tie_weights else shapes | {"lm_head.weight": table}
+
+
+def matrix_rows(config: ModelConfig) -> dict[str, Shape]:
+    """The matrices inside the blocks by name: the heights of those that are stacked in each, () for a single one."""
+    names = [name for name in _mlp_shapes(config) if name.endswith(".weight")]
+    block: dict[str, Shape] = {f"mlp.{name}": () for name in names}
+    block |= {f"attn.{name}": rows for name, rows in ATTENTION_KINDS[config.attention].matrices(config).items()}
+    return {f"h.{layer}.{name}": rows for layer in range(config.n_layer) for name, rows in block.items()}
+
+
+def trained_shapes(config: ModelConfig, adapters: LoraConfig | None = None) -> dict[str, Shape]:
+    """The parameters that are trained by name: all of them, or adapters beside a frozen model."""
+    shapes = parameter_shapes(config)
+    if adapters is None:
+        return shapes
+    rows = {part: count for part, (_, count) in part_rows(config).items()}
+    trained: dict[str, Shape] = {}
+    for name, shape in shapes.items():
+        layer, _, last = name.rpartition(".")
+        if last == "weight":
+            for part in adapters.parts().get(".".join(layer.split(".")[-2:]), ()):
+                end = f"_{part}" if part else ""
+                trained[f"{layer}.lora_a{end}"] = (adapters.rank, shape[1])
+                trained[f"{layer}.lora_b{end}"] = (rows.get(part, shape[0]), adapters.rank)
+    return trained
+
+
+def _norm_shapes(config: ModelConfig) -> dict[str, Shape]:
+    parts = ("weight", "bias") if config.norm == "layernorm" and config.bias else ("weight",)
+    return dict.fromkeys(parts if config.norm_weights else (), (config.n_embd,))
+
+
+def _mlp_shapes(config: ModelConfig) -> dict[str, Shape]:
+    width, hidden = config.n_embd, config.hidden_size
+    sides = {"c_fc": (hidden, width), "c_proj": (width, hidden)}
+    if config.mlp == "swiglu":
+        sides["c_gate"] = (hidden, width)
+    shapes: dict[str, Shape] = {f"{name}.weight": shape for name, shape in sides.items()}
+    return shapes | {f"{name}.bias": shape[:1] for name, shape in sides.items() if config.bias}

@@ -10,11 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.chunk_kernel import IGNORE_INDEX, ChunkKernel
+from model.kernel_sizes import BLOCK_ROWS_CPU, chunk_rows
 
-CHUNK_ROWS_CPU = 512
-CHUNK_ROWS_GPU = 4096
-CHUNK_ROWS_KERNEL = 16_384  # on a GPU, where a kernel keeps nothing wide: fewer sums of the head's gradient
-BLOCK_ROWS_CPU = 16  # rows that are widened at a time: they stay in a core's cache
 SMALLEST_PROBABILITY = 1e-30  # whose logarithm is as exact as any
 
 
@@ -63,13 +60,6 @@ def plain_logits(rows: Tensor, weight: Tensor, rules: Rules) -> Tensor:
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     """(N) of logits (N, V); 0 where the target is ignored."""
     return F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE_INDEX)
-
-
-def chunk_rows(device_type: str, *, compiled: bool) -> int:
-    """Rows of a chunk. Args: compiled: there is a kernel."""
-    if device_type == "cpu":
-        return CHUNK_ROWS_CPU
-    return CHUNK_ROWS_KERNEL if compiled else CHUNK_ROWS_GPU
 
 
 class Block(NamedTuple):

@@ -1,49 +1,97 @@
-"""What a training step keeps in memory on one rank, estimated in closed form.
+"""What a training step takes in memory on one rank, estimated in closed form, part by part; without torch.
 
 B micro-batch, T sequence, C width, L layers, H heads, K key/value heads, D head size, F hidden width, V padded
-vocabulary. What eager mode keeps for the backward is counted; kernels' scratch space and the allocator's rounding are
-not.
+vocabulary. Activations are counted at their real bytes, as eager mode keeps them for the backward. Not all parts are
+there at once: the peak is that of the largest phase. docs/planning.md derives every line.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, fields
 
 from model.attention_kinds import ATTENTION_KINDS
-from model.attention_masks import SMALLEST_BLOCK
 from model.config import ModelConfig
-from model.counts import parameter_count
-from model.loss_chunks import BLOCK_ROWS_CPU, chunk_rows
-from model.precision import Dtype, StreamDtype
+from model.counts import parameter_count, parameter_shapes
+from model.kernel_sizes import BLOCK_ROWS_CPU, SMALLEST_BLOCK, chunk_rows
+from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stream_bytes
 
-FLOAT32 = 4  # bytes
-STREAM_BYTES: dict[StreamDtype, int] = {"fp32": FLOAT32, "bf16": 2}
 # A CPU process's peak after one step of a model of 20,000 parameters: PyTorch's libraries, the trainer's modules, and
 # torch._dynamo, which DDP and recomputation import: a rank by itself takes 71 MiB less. (torch 2.13, one thread; 219
 # MiB of it after `import torch`.)
 FRAMEWORK_CPU = 320 << 20
+# Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
+# larger tensors back to the system. (With MALLOC_MMAP_THRESHOLD_=65536, by which it gives all of them back, peaks were
+# lower by about this; records/2026-11-28-planning.)
+HEAP_SHARE, LARGEST_IN_HEAP = 0.2, 32 << 20
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one rank."""
+    """Bytes on one rank, by part, and the phases in which they are there.
+
+    Attributes:
+        weights: float32, adapters among them. copies: autocast's casts of the weights, during the passes.
+        gradients: float32; with several ranks they are views into DDP's buckets.
+        optimizer: moments, of this rank's part where they are sharded. average: of the weights, this rank's part.
+        temporaries: what an update makes and drops. communication: buffers of sharded updates.
+        activations: what all blocks keep for the backward. working: what one block's backward needs beside that.
+        head: hidden states' gradient, a chunk of logits, the weight's gradient before it is added.
+        validation: what a forward without gradients takes. statistics: the copy of the weights that they compare with.
+        snapshot: the copy that an asynchronous save writes, where it is taken from the same memory (a CPU).
+        allocator: what the C library keeps of freed memory. framework: what the process takes without a model; on a GPU
+            nothing, whose memory holds none of it.
+        gradients_stay: gradients are there in the forward, too: of micro-batches before, or as DDP's buckets.
+    """
 
     weights: int
+    copies: int
     gradients: int
     optimizer: int
-    average: int  # of the weights
+    average: int
+    temporaries: int
+    communication: int
     activations: int
+    working: int
     head: int
-    statistics: int  # the copy of the weights that layer statistics take, as far as it is more than the two above it
-    framework: int  # what the process takes without a model; on a GPU nothing, whose memory holds none of it
+    validation: int
+    statistics: int
+    snapshot: int
+    allocator: int
+    framework: int
+    gradients_stay: bool = field(default=True, metadata={"part": False})
 
     @property
-    def total(self) -> int:
-        return self.to_come + self.framework
+    def parts(self) -> dict[str, int]:
+        """Every part by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.metadata.get("part", True)}
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """What is there in each phase of a run, without what is there always (allocator and framework)."""
+        kept = self.weights + self.optimizer + self.average
+        before = self.gradients if self.gradients_stay else 0
+        return {
+            "forward and loss": kept + self.copies + before + self.activations + self.head,
+            "backward": kept + self.copies + before + self.activations + self.working,
+            "end of the backward": kept + self.copies + self.gradients + self.working,
+            "update": kept + self.gradients + self.temporaries + self.communication,
+            "validation": kept + self.copies + before + self.validation,
+            "layer statistics": kept + self.gradients + self.statistics,
+            "saving": kept + before + self.snapshot,
+        }
+
+    @property
+    def largest_phase(self) -> str:
+        phases = self.phases
+        return max(phases, key=lambda name: phases[name])
 
     @property
     def to_come(self) -> int:
         """What a process takes from what is free once PyTorch is there."""
-        kept = self.weights + self.gradients + self.optimizer + self.average
-        return kept + self.activations + self.head + self.statistics
+        return self.phases[self.largest_phase] + self.allocator
+
+    @property
+    def total(self) -> int:
+        return self.to_come + self.framework
 
 
 def memory_estimate(
@@ -59,6 +107,10 @@ def memory_estimate(
     adapters: int | None = None,
     optimizer_bytes: int,
     average_bytes: int = 0,
+    temporary_bytes: int = 0,
+    communication_bytes: int = 0,
+    snapshot_bytes: int = 0,
+    gradients_stay: bool = True,
     statistics_ranks: int = 0,
 ) -> MemoryEstimate:
     """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
@@ -77,62 +129,63 @@ def memory_estimate(
             blocks keep is taken to be the same.
         optimizer_bytes: what the optimizer keeps of all that is trained.
         average_bytes: what is kept of an average of the weights.
+        temporary_bytes, communication_bytes: what its update takes beside that.
+        snapshot_bytes: copied by a save into the memory that the estimate is of.
+        gradients_stay: as `MemoryEstimate.gradients_stay`.
         statistics_ranks: ranks that share the copy of what is trained that layer statistics take for an update, when no
             activations are there; 0: none is taken.
     """
     tables = 1 if config.tie_weights else 2
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * tables
     parameters = parameter_count(config) + padding
-    matmul = FLOAT32 if dtype == "fp32" else 2
-    copies = parameters * matmul if matmul != FLOAT32 else 0  # autocast's casts of the weights
-    tokens = micro_batch * config.block_size
+    tokens, matmul = micro_batch * config.block_size, matmul_bytes(dtype)
     trained = parameters if adapters is None else adapters
-    kept = _kept_per_token(config, matmul, recompute_every, recompute_norms, device_type, STREAM_BYTES[stream])
-    copied = trained * FLOAT32 // statistics_ranks if statistics_ranks else 0
-    activations, head = tokens * kept, _head_bytes(config, tokens, dtype, device_type, compiled)
+    sizes = _Sizes(config, matmul, stream_bytes(stream), device_type)
+    one_pass = tokens * sizes.working(forward=True)
+    kept, hidden = tokens * sizes.kept(recompute_every, recompute_norms), tokens * config.hidden_size * matmul
+    capped = config.logit_softcap is not None
+    logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
     return MemoryEstimate(
-        weights=(parameters + (adapters or 0)) * FLOAT32 + copies,
+        weights=(parameters + (adapters or 0)) * FLOAT32,
+        copies=_cast_bytes(config, matmul),
         gradients=trained * FLOAT32,
         optimizer=optimizer_bytes,
         average=average_bytes,
-        activations=activations,
-        head=head,
-        statistics=max(0, copied - activations - head),
+        temporaries=temporary_bytes,
+        communication=communication_bytes,
+        activations=kept,
+        working=tokens * sizes.working(forward=False) + _largest_matrix(config) * (FLOAT32 + matmul),
+        head=logits + (2 * tokens + config.padded_vocab_size) * config.n_embd * FLOAT32 + _head_cast(config, matmul),
+        validation=max(one_pass, logits + tokens * config.n_embd * FLOAT32 + _head_cast(config, matmul)),
+        statistics=trained * FLOAT32 // statistics_ranks if statistics_ranks else 0,
+        snapshot=snapshot_bytes,
+        allocator=round(HEAP_SHARE * kept) if device_type == "cpu" and hidden < LARGEST_IN_HEAP else 0,
         framework=FRAMEWORK_CPU if device_type == "cpu" else 0,
+        gradients_stay=gradients_stay,
     )
 
 
-def _kept_per_token(
-    config: ModelConfig, matmul: int, recompute_every: int, recompute_norms: bool, device_type: str, stream: int
-) -> int:
-    """Bytes that all blocks and the last norm keep per token."""
-    layers = [
-        _block_bytes_per_token(config, layer, matmul, recompute_norms, device_type, stream)
-        for layer in range(config.n_layer)
-    ]
-    recomputed = set(range(0, config.n_layer, recompute_every)) if recompute_every else set()
-    kept = sum(size for layer, size in enumerate(layers) if layer not in recomputed)
-    # a recomputed block keeps its input, and one at a time is there whole during the backward
-    inputs = len(recomputed) * config.n_embd * stream
-    whole = max((layers[layer] for layer in recomputed), default=0)
-    values = config.kv_heads * config.head_size
-    tables = config.value_embeddings * values * matmul
-    # of the first block, recomputed or not, the values are kept: a part of what is projected in one
-    first = (config.n_embd + 2 * values) * matmul if config.value_residual and 0 in recomputed else 0
-    inputs += tables + first + (config.n_embd * FLOAT32 if config.embedding == "normed" else 0)
-    return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
+def _cast_bytes(config: ModelConfig, matmul: int) -> int:
+    """Autocast's casts of what the blocks multiply with; the head makes its own (`_head_cast`)."""
+    if matmul == FLOAT32:
+        return 0
+    layers = ("c_attn", "c_proj", "c_fc", "c_gate")
+    shapes = parameter_shapes(config).items()
+    return matmul * sum(math.prod(shape) for name, shape in shapes if name.split(".")[-2] in layers)
 
 
-def _head_bytes(config: ModelConfig, tokens: int, dtype: Dtype, device_type: str, compiled: bool) -> int:
-    """The loss: hidden states and their gradient, the weight's gradient before it is added, and logits."""
-    width, vocab = config.n_embd, config.padded_vocab_size
-    capped = config.logit_softcap is not None
-    return _logits_bytes(vocab, tokens, dtype, device_type, compiled, capped) + (2 * tokens + vocab) * width * FLOAT32
+def _head_cast(config: ModelConfig, matmul: int) -> int:
+    return 0 if matmul == FLOAT32 else config.padded_vocab_size * config.n_embd * matmul
+
+
+def _largest_matrix(config: ModelConfig) -> int:
+    """Elements of the largest matrix of a block, whose gradient is there before it is added."""
+    return max(math.prod(shape) for name, shape in parameter_shapes(config).items() if name.startswith("h."))
 
 
 def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compiled: bool, capped: bool) -> int:
     """What `model.loss.head_loss` holds of (tokens, vocab) logits at its fullest, in training."""
-    matmul = FLOAT32 if dtype == "fp32" else 2
+    matmul = matmul_bytes(dtype)
     rows = min(tokens, chunk_rows(device_type, compiled=compiled))
     block = min(rows, BLOCK_ROWS_CPU) if device_type == "cpu" else rows
     widened = 0 if matmul == FLOAT32 or compiled else block
@@ -140,28 +193,58 @@ def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compi
     return (rows * matmul + (widened + slopes) * FLOAT32) * vocab
 
 
-def _block_bytes_per_token(
-    config: ModelConfig, layer: int, matmul: int, recompute_norms: bool, device_type: str, stream: int
-) -> int:
-    """Bytes that one block keeps per token for its backward, in eager mode with a fused attention kernel."""
-    # the two norms, and their outputs as the matrix products take them; recomputed, only the blocks' two inputs
-    width = config.n_embd
-    widened = config.norm != "rmsnorm" and device_type != "cpu"  # by autocast, what goes into a LayerNorm
-    into_norm = FLOAT32 if widened else stream
-    norms = 2 * width * (stream if recompute_norms else into_norm + matmul)
-    ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after, too
-    mlp = ways * config.hidden_size * matmul
-    dropout = _dropout_bytes_per_token(config, device_type) if config.dropout else 0
-    window = config.layer_window(layer)
-    in_blocks = window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size
-    attention = ATTENTION_KINDS[config.attention].kept_per_token(config, in_blocks=in_blocks) * matmul
-    mixed = config.kv_heads * config.head_size * matmul if config.other_values(layer) else 0
-    return norms + attention + mlp + dropout + mixed
+@dataclass(frozen=True)
+class _Sizes:
+    """Bytes per token. matmul: of a number in matrix products. stream: of one in the residual stream."""
 
+    config: ModelConfig
+    matmul: int
+    stream: int
+    device_type: str
 
-def _dropout_bytes_per_token(config: ModelConfig, device_type: str) -> int:
-    if device_type != "cpu":
-        return 2 * config.n_embd  # masks of both residual branches, a byte each
-    maps = ATTENTION_KINDS[config.attention].maps(config)
-    weights = 3 * maps * config.block_size * FLOAT32  # before and after dropout, and the mask
-    return weights + 2 * config.n_embd * FLOAT32
+    def kept(self, recompute_every: int, recompute_norms: bool) -> int:
+        """What all blocks and the last norm keep for the backward."""
+        config = self.config
+        layers = [self._block(layer, recompute_norms) for layer in range(config.n_layer)]
+        recomputed = set(range(0, config.n_layer, recompute_every)) if recompute_every else set()
+        kept = sum(size for layer, size in enumerate(layers) if layer not in recomputed)
+        # a recomputed block keeps its input, and one at a time is there whole during the backward
+        inputs = len(recomputed) * config.n_embd * self.stream
+        whole = max((layers[layer] for layer in recomputed), default=0)
+        values = config.kv_heads * config.head_size
+        # of the first block, recomputed or not, the values are kept: a part of what is projected in one
+        first = (config.n_embd + 2 * values) * self.matmul if config.value_residual and 0 in recomputed else 0
+        inputs += config.value_embeddings * values * self.matmul + first
+        inputs += config.n_embd * FLOAT32 if config.embedding == "normed" else 0
+        return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
+
+    def working(self, *, forward: bool) -> int:
+        """What a block's MLP, its widest part, holds beside what is kept: gradients of its hidden states."""
+        config = self.config
+        ways = 4 if config.mlp == "swiglu" else 2
+        hidden = ways * config.hidden_size * self.matmul
+        return hidden + (2 if forward else 3) * config.n_embd * self.stream
+
+    def _block(self, layer: int, recompute_norms: bool) -> int:
+        """What one block keeps in eager mode with a fused attention kernel."""
+        # the two norms, and their outputs as the matrix products take them; recomputed, only the blocks' two inputs
+        config, matmul = self.config, self.matmul
+        widened = config.norm != "rmsnorm" and self.device_type != "cpu"  # by autocast, what goes into a LayerNorm
+        into_norm = FLOAT32 if widened else self.stream
+        norms = 2 * config.n_embd * (self.stream if recompute_norms else into_norm + matmul)
+        ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after
+        mlp = ways * config.hidden_size * matmul
+        dropout = self._dropout() if config.dropout else 0
+        window = config.layer_window(layer)
+        in_blocks = window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size
+        elements = ATTENTION_KINDS[config.attention].kept_per_token(config, in_blocks=in_blocks)
+        mixed = config.kv_heads * config.head_size * matmul if config.other_values(layer) else 0
+        return norms + elements * matmul + mlp + dropout + mixed
+
+    def _dropout(self) -> int:
+        config = self.config
+        if self.device_type != "cpu":
+            return 2 * config.n_embd  # masks of both residual branches, a byte each
+        maps = ATTENTION_KINDS[config.attention].maps(config)
+        weights = 3 * maps * config.block_size * FLOAT32  # before and after dropout, and the mask
+        return weights + 2 * config.n_embd * FLOAT32

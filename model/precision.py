@@ -1,15 +1,12 @@
 """Which number format the matrix multiplications use, chosen from what the hardware does well."""
 
 import contextlib
-from typing import Literal
 
 import torch
 
 from common.errors import UserError
+from model.number_formats import Dtype, DtypeChoice, StreamDtype, cuda_dtype
 
-DtypeChoice = Literal["auto", "bf16", "fp16", "fp32"]
-Dtype = Literal["bf16", "fp16", "fp32"]
-StreamDtype = Literal["fp32", "bf16"]  # of the residual stream
 TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -32,25 +29,9 @@ def resolve_dtype(choice: DtypeChoice, device: torch.device) -> tuple[Dtype, str
     return "fp32", f"the safe choice on {device.type}"
 
 
-def check_stream(stream: StreamDtype, dtype: Dtype) -> None:
-    """Raises UserError for a residual stream in bf16 beside matrix products in something else."""
-    if stream == "bf16" and dtype != "bf16":
-        raise UserError(
-            f"run.stream_dtype bf16 needs matrix products in bf16, and run.dtype is {dtype}: leave it out, or give "
-            "--run.dtype bf16"
-        )
-
-
 def stream_dtype(stream: StreamDtype) -> torch.dtype | None:
     """As `GPT.stream_dtype`."""
     return None if stream == "fp32" else TORCH_DTYPES[stream]
-
-
-def cuda_dtype(capability: tuple[int, int], name: str) -> tuple[Dtype, str]:
-    """bf16 from Ampere (compute capability 8.0) on; before it (V100, T4) bf16 is emulated, so fp16."""
-    if capability >= (8, 0):
-        return "bf16", f"{name} multiplies in bf16"
-    return "fp16", f"{name} (compute capability {capability[0]}.{capability[1]}) has no bf16"
 
 
 def _cpu_multiplies_bf16() -> bool:

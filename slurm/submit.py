@@ -10,7 +10,6 @@ The job resumes by itself after pre-emptions, time limits and lost nodes, until 
 
 import argparse
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -33,6 +32,7 @@ from common.run_folder import RunFolder
 from slurm.history import append_submission
 from slurm.planned_jobs import Job, leave_out_queued, listed_jobs, plan_jobs
 from slurm.training_task import TrainingTask
+from train.estimates.time_limit import minutes
 
 NO_LIMIT = 1_000_000  # of time-outs; requeue.py's own rule ends a job that makes no progress
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
@@ -94,19 +94,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--local", action="store_true", help="run on this machine, without Slurm")
     parser.add_argument("options", nargs="*", help="after --: options of train/pretrain.py")
     return parser
-
-
-def minutes(text: str) -> int:
-    """A time as sbatch takes it (M, M:SS, H:MM:SS, D-HH:MM:SS), in whole minutes."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
-    if match is None:
-        raise UserError(f"--time {text}: give minutes, H:MM:SS or D-HH:MM:SS")
-    days, first, second, third = (int(part or 0) for part in match.groups())
-    if not any((days, first, second, third)):  # no limit, to sbatch; one minute would be too short to save anything
-        raise UserError(f"--time {text}: a job needs a limit: give one, such as the longest that the partition allows")
-    if match[1] is not None or match[4] is not None:  # hours come first
-        return max(1, (days * 24 + first) * 60 + second + (third > 0))
-    return max(1, first + (second > 0))
 
 
 def setup_lines(a: argparse.Namespace, folders: list[Path]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from common.run_folder import RunFolder
 from model.gpt import GPT
-from model.precision import Dtype
+from model.number_formats import Dtype
 from train.batches.loader import StepBatch, StepLoader
 from train.checkpoints.roll_back import roll_back
 from train.checkpoints.saver import CheckpointKeeper

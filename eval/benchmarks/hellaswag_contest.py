@@ -23,7 +23,8 @@ from eval.shared.loading import load_checkpoint, start_evaluation
 from model.config import preset_config
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 
 LONGHAUL, ONE_AT_A_TIME = "longhaul", "one at a time"
 Scores = npt.NDArray[np.float64]

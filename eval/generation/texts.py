@@ -15,7 +15,8 @@ from eval.generation.text_stream import TextStream
 from eval.shared.loading import Loaded, device_for, evaluation_dtype, load_checkpoint
 from model.cpu_inference import pack
 from model.devices import DeviceChoice
-from model.precision import TORCH_DTYPES, DtypeChoice
+from model.number_formats import DtypeChoice
+from model.precision import TORCH_DTYPES
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from data_prep.tokenization.tokenizer import Tokenizer
 from eval.hellaswag_task.examples import Example
 from eval.hellaswag_task.multiple_choice import BatchSize, Ids, Question, log_likelihoods
 from model.gpt import GPT
-from model.precision import Dtype, non_finite_predictions
+from model.number_formats import Dtype
+from model.precision import non_finite_predictions
 from model.ranks import Ranks
 
 Choices = npt.NDArray[np.int64]  # (examples): the ending chosen

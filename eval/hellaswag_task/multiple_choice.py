@@ -20,7 +20,8 @@ from model.cache import KVCache
 from model.devices import without_compiling
 from model.gpt import GPT
 from model.loss import head_loss
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 from model.ranks import Ranks
 
 Ids = tuple[int, ...]

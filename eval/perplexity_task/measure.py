@@ -11,7 +11,8 @@ import torch
 
 from data_prep.token_sets.sequences import Tokens, document_ids
 from model.gpt import GPT
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 from model.ranks import Ranks
 
 Sums = npt.NDArray[np.float64]

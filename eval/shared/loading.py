@@ -13,7 +13,8 @@ from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Tokenizer
 from model.devices import DeviceChoice, choose_device, share_threads
 from model.gpt import GPT
-from model.precision import Dtype, DtypeChoice, resolve_dtype
+from model.number_formats import Dtype, DtypeChoice
+from model.precision import resolve_dtype
 from model.ranks import Ranks, agreed, start_ranks
 from model.weights import load_model
 

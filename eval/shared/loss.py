@@ -10,7 +10,8 @@ import torch
 
 from data_prep.token_sets.sequences import Windows, document_ids
 from model.gpt import GPT, IGNORE_INDEX
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 from model.ranks import Ranks
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 from common.version import VERSION
 from eval.shared.arguments import DTYPES
-from model.precision import Dtype
+from model.number_formats import Dtype
 
 Answers = dict[str, list[Any]]  # by command: status, output, complaint
 PROJECT = Path(__file__).resolve().parents[2]

@@ -21,7 +21,7 @@ INSIDE_TRAIN = (
     ("optimization", "stopping"),
     ("run",),
     ("evaluations", "checkpoints", "layer_statistics", "profiler"),
-    ("bad_steps",),
+    ("bad_steps", "estimates"),
     ("trainer", "startup"),
     ("assemble", "restore"),
     ("pretrain",),
@@ -34,7 +34,17 @@ BESIDE = {
     "sync_wandb": {"run"},
     "studies": {"settings"},
     "study": {"studies"},
-    "benchmarks": {"settings", "batches", "progress", "objectives", "optimization", "checkpoints", "startup"},
+    "plan": {"settings", "estimates"},
+    "benchmarks": {
+        "settings",
+        "batches",
+        "progress",
+        "objectives",
+        "optimization",
+        "checkpoints",
+        "startup",
+        "estimates",
+    },
 }
 # The commands that README.md and docs/ show.
 ENTRIES = [
@@ -44,7 +54,8 @@ ENTRIES = [
     "data_prep/benchmarks/bench_prepare.py", "eval/average.py", "eval/compare.py", "eval/export_hf.py",
     "eval/generate.py", "eval/harness.py", "eval/hellaswag.py", "eval/import_hf.py", "eval/perplexity.py",
     "eval/plot_loss.py", "eval/report.py", "eval/summary.py", "eval/watch.py", "eval/benchmarks/bench_generate.py",
-    "train/pretrain.py", "train/finetune.py", "train/launch.py", "train/study.py", "train/sync_wandb.py",
+    "train/pretrain.py", "train/finetune.py", "train/launch.py", "train/plan.py", "train/study.py",
+    "train/sync_wandb.py",
     "train/benchmarks/bench_checkpoint.py", "train/benchmarks/bench_loader.py",
     "slurm/submit.py", "slurm/status.py", "slurm/124m.sh", "slurm/355m.sh",
     "slurm/774m.sh", "slurm/1p3b.sh", "setup/environment.py", "setup/pin_packages.py", "docs/write_options.py",

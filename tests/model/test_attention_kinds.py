@@ -36,8 +36,8 @@ class TemperedAttention(Attention):
 
 
 class TemperedKind(AttentionKind):
-    def parameters(self, config: Sizes) -> int:
-        return super().parameters(config) + config.n_head
+    def shapes(self, config: Sizes) -> dict[str, tuple[int, ...]]:
+        return super().shapes(config) | {"temperature": (config.n_head, 1, 1)}
 
     def kept_per_token(self, config: Sizes, *, in_blocks: bool) -> int:
         return super().kept_per_token(config, in_blocks=in_blocks) + config.n_embd  # queries before they are scaled

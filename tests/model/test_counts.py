@@ -4,8 +4,12 @@ import pytest
 import torch
 
 from model.config import PRESETS, ModelConfig
-from model.counts import flops_per_token, parameter_count, peak_flops
+from model.counts import flops_per_token, matrix_rows, parameter_count, parameter_shapes, trained_shapes
+from model.device_table import peak_flops
 from model.gpt import GPT
+from model.lora import add_lora
+from model.lora_config import LoraConfig
+from model.roles import parameter_roles
 from tests.model.small import AXES, pairwise_options, small_config
 
 BY_HAND = {
@@ -48,6 +52,17 @@ def test_any_structure_counts_what_is_built(kind):
     for options in pairwise_options():
         config = small_config(**{**options, "attention": kind}, mlp_hidden=100)
         assert parameter_count(config) == built_parameters(config), options
+        with torch.device("meta"):
+            model = GPT(config)
+        shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        assert parameter_shapes(config) == trained_shapes(config) == shapes, options
+        matrices = {name: role.rows for name, role in parameter_roles(model).items() if role.kind == "matrix"}
+        assert matrix_rows(config) == matrices, options
+        targets = ("q", "v", "down") if config.bias else ("c_attn", "c_fc", "c_gate", "c_proj")
+        adapters = LoraConfig(rank=3, targets=targets)
+        add_lora(model, adapters, seed=0)
+        trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        assert trained_shapes(config, adapters) == trained, options
 
 
 def test_flops_of_gpt2_by_hand():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from model import loss_chunks as loss_module
+from model import kernel_sizes
 from model.chunk_kernel import compiled_kernel, losses_and_gradient
 from model.loss import IGNORE_INDEX, head_loss, head_loss_and_z
 
@@ -33,7 +33,7 @@ def reference(hidden, weight, targets, reduction="sum", softcap=None):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(loss_module, "CHUNK_ROWS_CPU", 32)  # does not divide 150
+    monkeypatch.setattr(kernel_sizes, "CHUNK_ROWS_CPU", 32)  # does not divide 150
 
 
 @given(
@@ -44,12 +44,12 @@ def small_chunks(monkeypatch):
 )
 @settings(deadline=None, max_examples=40)
 def test_value_and_gradients_equal_cross_entropy(seed, chunk, ignored, softcap):
-    loss_module.CHUNK_ROWS_CPU = chunk
+    kernel_sizes.CHUNK_ROWS_CPU = chunk
     hidden, weight, targets = problem(seed=seed, ignored=ignored)
     expected = reference(hidden, weight, targets, softcap=softcap)
     expected_grads = torch.autograd.grad(expected * 0.37, (hidden, weight))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_module, "CHUNK_ROWS_CPU", chunk)
+        patch.setattr(kernel_sizes, "CHUNK_ROWS_CPU", chunk)
         actual = head_loss(hidden, weight, targets, VOCAB, softcap=softcap)
     actual_grads = torch.autograd.grad(actual * 0.37, (hidden, weight))
     torch.testing.assert_close(actual, expected)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from model import attention_masks, flex
 from model.attention_masks import attend, see_before
 from model.cache import KVCache
+from model.kernel_sizes import LARGEST_WIDENED
 from tests.model.small import random_tokens, small_model
 
 
@@ -142,7 +143,7 @@ def test_only_training_may_take_kernels_that_are_planned_for_each_shape(monkeypa
 
 @pytest.mark.parametrize("short", [True, False])
 def test_on_a_cpu_short_sequences_train_in_float32_under_bf16(short):
-    length = 16 if short else 2 * attention_masks.LARGEST_WIDENED // 16
+    length = 16 if short else 2 * LARGEST_WIDENED // 16
 
     def outcome(dtype, autocast):
         q, k, v = (heads(2, length, seed).bfloat16().to(dtype).requires_grad_() for seed in range(3))

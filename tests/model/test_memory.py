@@ -109,7 +109,13 @@ def test_weights_gradients_and_moments_of_gpt2():
         ModelConfig(), micro_batch=1, dtype="fp32", recompute_every=0, optimizer_bytes=8 * padded
     )
     assert (estimate.weights, estimate.gradients, estimate.optimizer) == (4 * padded, 4 * padded, 8 * padded)
-    assert estimate.total == sum(vars(estimate).values())
+    kept = 16 * padded
+    assert estimate.phases["forward and loss"] == kept + estimate.activations + estimate.head
+    assert estimate.total == estimate.phases[estimate.largest_phase] == max(estimate.phases.values())
+    one = memory_estimate(
+        ModelConfig(), micro_batch=1, dtype="fp32", recompute_every=0, optimizer_bytes=8 * padded, gradients_stay=False
+    )
+    assert one.total < estimate.total  # gradients come as activations go
 
 
 def test_layer_statistics_take_a_copy_where_the_activations_were():
@@ -121,6 +127,7 @@ def test_layer_statistics_take_a_copy_where_the_activations_were():
 
     assert estimate(1024, 2).total == estimate(1024, 0).total  # logits alone are more than half of the weights
     short, none = estimate(1, 1), estimate(1, 0)
+    assert (short.largest_phase, none.largest_phase) == ("layer statistics", "forward and loss")
     assert short.total - none.total == short.gradients - none.activations - none.head > 0
     assert estimate(1, 8).total == none.total
 
@@ -166,8 +173,8 @@ def test_the_head_takes_what_is_estimated(dtype, name, softcap):
     estimate = memory_estimate(
         config, micro_batch=1, dtype=dtype, recompute_every=0, device_type="cpu", optimizer_bytes=0
     ).head
-    # the weight's gradient that stays and autocast's copy of the weight are counted with the other parameters'
-    weight = config.padded_vocab_size * config.n_embd * (4 if dtype == "fp32" else 4 + 2)
+    # the weight's gradient that stays is counted with the other parameters'
+    weight = config.padded_vocab_size * config.n_embd * 4
     assert estimate + weight == pytest.approx(head_peak_bytes(name, 512, config), rel=0.2)
 
 

@@ -7,7 +7,7 @@ from common.errors import UserError
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.precision import check_stream
+from model.number_formats import check_stream
 
 LLAMA = {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": False}
 

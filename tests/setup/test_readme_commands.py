@@ -52,6 +52,8 @@ OVERRIDES = {
     ".venv/bin/python data_prep/verify.py data/fineweb-edu": "",
     ".venv/bin/python data_prep/inspect_shards.py data/fineweb-edu --plot": "",
     ".venv/bin/python train/sync_wandb.py runs/smoke": "",
+    ".venv/bin/python train/plan.py --config train/configs/gpt2-1p3b.yaml --gpu h100 --nodes 4 "
+    "--price-per-gpu-hour 2.5": "",
     ".venv/bin/python eval/perplexity.py runs/demo --data data/demo": "--tokens 2048",
     ".venv/bin/python eval/hellaswag.py runs/demo --json runs/demo/report/hellaswag.json": "--data hellaswag.jsonl",
     ".venv/bin/python eval/report.py runs/demo": "",

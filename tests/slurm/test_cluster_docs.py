@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from slurm.planned_jobs import plan_jobs
-from slurm.submit import build_parser, minutes
+from slurm.submit import build_parser
 from tests.helpers.training import PROJECT
 from tests.slurm.jobs import Bench
+from train.estimates.time_limit import minutes
 from train.settings.command_line import read_config
 
 PAGE = (PROJECT / "docs" / "cluster.md").read_text()

@@ -12,9 +12,9 @@ import pytest
 from common.errors import UserError
 from common.run_folder import RunFolder
 from slurm.planned_jobs import listed_jobs, plan_jobs
-from slurm.submit import minutes
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, curve, run_of, tiny_arguments, train_by_path
+from train.estimates.time_limit import minutes
 
 GOLDEN = Path(__file__).parent / "golden"
 SMOKE = PROJECT / "train" / "configs" / "smoke.yaml"

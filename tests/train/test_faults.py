@@ -16,7 +16,7 @@ from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.precision import cuda_dtype
+from model.number_formats import cuda_dtype
 from model.ranks import start_ranks
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.ranks import RankGroup, run_ranks

@@ -10,13 +10,21 @@ import torch
 import yaml
 
 from model.gpt import GPT
-from model.memory import memory_estimate
 from model.ranks import Ranks
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import losses, run_of, tiny_arguments, train, train_as_rank
+from train.estimates import run_memory
 from train.settings.command_line import as_dict
-from train.settings.sections import BatchConfig, Config, ModelSection, OptimConfig, RecomputeConfig, RunConfig
+from train.settings.sections import (
+    BatchConfig,
+    CheckpointConfig,
+    Config,
+    ModelSection,
+    OptimConfig,
+    RecomputeConfig,
+    RunConfig,
+)
 from train.startup import auto, build_model
 
 ONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -37,20 +45,13 @@ def config_of(micro_batch="auto", mode="auto") -> Config:
         model=ModelSection(vocab_size=257, block_size=64, n_layer=8, n_head=2, n_embd=64),
         batch=BatchConfig(tokens_per_step=64 * 64, micro_batch=micro_batch),
         recompute=RecomputeConfig(mode=mode),
+        checkpoint=CheckpointConfig(asynchronous=False),  # whose copy of all state is more than so small a batch
         run=RunConfig(dtype="fp32", compile=False),
     )
 
 
 def bytes_of(micro_batch: int, every: int) -> int:
-    config = config_of()
-    return memory_estimate(
-        config.model.architecture(),
-        micro_batch=micro_batch,
-        dtype="fp32",
-        recompute_every=every,
-        device_type="cpu",
-        optimizer_bytes=auto.optimizer_bytes(config),
-    ).to_come
+    return run_memory.estimate_of(config_of(), micro_batch, every, 1, "cpu").to_come
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, asked: Config, recorded: Config | None, free: float):
@@ -102,7 +103,7 @@ def test_the_optimizer_is_sharded_only_where_it_does_not_fit(monkeypatch: pytest
         return config.optim.shard, config.recompute.mode, "\n".join(reasons)
 
     enough = bytes_of(1, 0) / 0.84
-    monkeypatch.setattr(auto, "BUFFER_BYTES", 0)
+    monkeypatch.setattr(run_memory, "BUFFER_BYTES", 0)
     assert choose(enough)[:2] == choose(enough, True)[:2] == (False, "none")
     shard, mode, reasons = choose(0.9 * enough, False)
     assert (shard, mode) == (True, "none")
@@ -125,18 +126,16 @@ def train_with(free: int, arguments: list[str]) -> None:
 
 
 def test_a_run_that_meets_less_memory_learns_the_same(tmp_path: Path, data: Path) -> None:
-    options = ("--model.dropout=0", "--batch.micro_batch=auto", "--recompute.mode=none", "--schedule.kind=constant")
+    options: tuple[str, ...] = ("--model.dropout=0", "--batch.micro_batch=auto", "--recompute.mode=none")
+    options = (*options, "--schedule.kind=constant")
+    options = (*options, "--checkpoint.asynchronous=false")  # whose copy of all state is more than so small a batch
     train(1, tmp_path, tiny_arguments(tmp_path, data, "calm", *options))
     arguments = tiny_arguments(tmp_path, data, "moved", *options)
     train(1, tmp_path, [*arguments, "--run.max_steps=10", "--allow-change=run.max_steps"])
     run = run_of(tmp_path, "moved")
     assert yaml.safe_load(run.config.read_text())["batch"]["micro_batch"] == 8
-    architecture = Config(
-        model=ModelSection(vocab_size=257, block_size=16, n_layer=2, n_head=2, n_embd=32)
-    ).model.architecture()
-    needed = memory_estimate(
-        architecture, micro_batch=2, dtype="fp32", recompute_every=0, device_type="cpu", optimizer_bytes=8 * 50_000
-    ).to_come
+    tiny = replace(config_of(), model=ModelSection(vocab_size=257, block_size=16, n_layer=2, n_head=2, n_embd=32))
+    needed = run_memory.estimate_of(tiny, 2, 0, 1, "cpu").to_come
     more = [*arguments, "--allow-change=run.max_steps"]
     assert RankGroup(1, tmp_path / "store", train_with, int(needed / 0.84), more).join() == [0]
     assert yaml.safe_load(run.config.read_text())["batch"]["micro_batch"] < 8

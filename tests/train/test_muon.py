@@ -20,7 +20,8 @@ from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import curve, run_of, tiny_arguments, train, train_by_path, weights_hashes
 from tests.model.small import option_id, pairwise_options, random_tokens, small_model
 from train.checkpoints.ownership import optimizer_tensors
-from train.optimization.muon import COEFFICIENTS, Muon, newton_schulz_flops, orthogonalised, update_scale
+from train.optimization.declared_state import newton_schulz_flops
+from train.optimization.muon import COEFFICIENTS, Muon, orthogonalised, update_scale
 from train.optimization.optimizer import build_optimizer, set_learning_rate, set_momentum, set_weight_decay
 from train.settings.sections import OptimConfig
 

@@ -16,6 +16,7 @@ from common.checkpoint_files import (
 )
 from common.errors import UserError
 from model.config import preset_config
+from model.counts import Shape
 from model.gpt import GPT
 from model.ranks import start_ranks
 from model.weights import load_model, read_tensors
@@ -28,10 +29,11 @@ from train.checkpoints.ownership import checkpoint_bytes, optimizer_tensors
 from train.checkpoints.reader import load_training_state
 from train.checkpoints.retention import keep_weights
 from train.checkpoints.writer import CheckpointWriter
-from train.optimization.optimizer_state import ADAMW, DECLARED, OptimizerState, Shape, StateTensor, shapes_of, state_of
+from train.estimates.run_memory import optimizer_bytes
+from train.optimization.declared_state import ADAMW, OptimizerState, StateTensor
+from train.optimization.optimizer_state import DECLARED, shapes_of, state_of
 from train.progress import Progress
 from train.settings.sections import Config, FinetuneConfig, ModelSection
-from train.startup.auto import optimizer_bytes
 
 
 class Factored(torch.optim.Optimizer):
@@ -63,9 +65,9 @@ def kept_by_factored(name: str, shape: Shape) -> dict[str, StateTensor]:
     if len(shape) != 2:
         return {}
     return {
-        "count": StateTensor((), torch.int64, non_negative=True, is_count=True),
+        "count": StateTensor((), "int64", non_negative=True, is_count=True),
         "row": StateTensor(shape[:1], non_negative=True),
-        "column": StateTensor(shape[1:], torch.bfloat16, non_negative=True),
+        "column": StateTensor(shape[1:], "bfloat16", non_negative=True),
     }
 
 

@@ -23,13 +23,13 @@ from train.checkpoints.ownership import optimizer_tensors
 from train.checkpoints.reader import load_on_all_ranks, load_training_state
 from train.checkpoints.writer import CheckpointWriter
 from train.errors import SaveFailed
+from train.estimates.run_memory import optimizer_bytes, shares_of
 from train.optimization import sharded
-from train.optimization.optimizer import build_optimizer, is_sharded, set_learning_rate
+from train.optimization.optimizer import build_optimizer, set_learning_rate
 from train.optimization.owners import owners
 from train.optimization.sharded import Sharded
 from train.progress import Progress
 from train.settings.sections import Config, ModelSection, OptimConfig
-from train.startup.auto import optimizer_bytes, shares_of
 
 KINDS: tuple[Any, ...] = ("adamw", "muon")
 Exact = dict[str, bytes]
@@ -194,10 +194,10 @@ def test_no_rank_keeps_more_than_its_part_and_the_largest_tensor(kind: Any) -> N
         assert sum(share.state for share in shares) == whole
         assert max(share.state for share in shares) <= whole / world_size + embedding
         most = optimizer_bytes(config, world_size)
-        assert most == max(share.state for share in shares) + sharded.BUFFER_BYTES < whole
+        assert most == max(share.state for share in shares) < whole
     work = 12 * 5 * 768**3 * (4 * 6 + 2 * 18)  # four matrices of C x C and two of C x 4C in a block
     assert sum(share.flops for share in shares) == (0 if kind == "adamw" else work)
-    assert not is_sharded(config.optim, 1)
+    assert not config.optim.is_sharded(1)
 
 
 def test_state_decides_who_owns_what_and_elements_decide_ties() -> None:

@@ -19,7 +19,7 @@ from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.precision import Dtype
+from model.number_formats import Dtype
 from model.ranks import start_ranks
 from tests.helpers.garbage import VOCABULARY, make_planted_set
 from tests.helpers.training import curve, run_of, train, train_by_path, weights_hashes

@@ -17,7 +17,7 @@ from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
-from model.precision import Dtype
+from model.number_formats import Dtype
 from model.ranks import Ranks, start_ranks
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set

@@ -33,11 +33,11 @@ from train.checkpoints.ownership import checkpoint_bytes
 from train.checkpoints.reader import load_training_state
 from train.checkpoints.retention import keep_weights
 from train.checkpoints.writer import CheckpointWriter
+from train.estimates.run_memory import average_bytes
 from train.optimization.optimizer import build_optimizer
 from train.optimization.weight_average import WeightAverage, build_weight_average, share_of_step
 from train.progress import Progress
 from train.settings.sections import Config, EvalConfig, ModelSection, OptimConfig
-from train.startup.auto import average_bytes
 
 HALF_LIFE = 1_500
 KINDS = ("whole", "sharded")  # optimizers

@@ -24,8 +24,9 @@ from model.meeting import STORE_FILE
 from model.ranks import Ranks, start_ranks
 from train.checkpoints.check_weights import check_weights
 from train.checkpoints.writer import CheckpointWriter
+from train.optimization.declared_state import ADAMW
 from train.optimization.optimizer import build_optimizer
-from train.optimization.optimizer_state import ADAMW, shapes_of
+from train.optimization.optimizer_state import shapes_of
 from train.progress import Progress
 from train.settings.sections import OptimConfig
 

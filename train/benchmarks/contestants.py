@@ -12,21 +12,22 @@ from eval.hugging_face.hf_config import to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from model.gpt import GPT
 from model.initialisation import empty_gpt, initialise
-from model.precision import TORCH_DTYPES, Dtype, resolve_dtype, stream_dtype
+from model.number_formats import Dtype
+from model.precision import TORCH_DTYPES, resolve_dtype, stream_dtype
 from model.ranks import Ranks
 from train.batches.loader import StepBatch
 from train.batches.plan import plan_batch
 from train.benchmarks.ceiling import Ceiling
 from train.benchmarks.plain_gpt import PlainGPT, PlainStep
 from train.benchmarks.step_cases import Case
+from train.estimates.run_memory import estimated_memory, recompute_every
 from train.objectives.language_modelling import LanguageModelling
 from train.optimization.compilation import compile_blocks
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
 from train.optimization.step import Stepper
 from train.settings.sections import Config, OptimConfig
-from train.startup.auto import recompute_every, resolve
-from train.startup.memory_advice import estimated_bytes
+from train.startup.auto import resolve
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _longhaul(case: Case, device: torch.device) -> Contestant:
         step=lambda batch, step: stepper(batch, step).loss,
         described=f"as configured: {compiled}, recompute {config.recompute.mode}",
         compiled=bool(config.run.compile),
-        estimated_bytes=estimated_bytes(config, plan, device.type),
+        estimated_bytes=estimated_memory(config, plan, device.type).total,
     )
 
 

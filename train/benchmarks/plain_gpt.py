@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from common.errors import UserError
 from model.config import ModelConfig
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 from train.batches.loader import StepBatch
 
 

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from common.progress import format_bytes, format_count
-from model.counts import flops_per_token, peak_flops
+from model.counts import flops_per_token
+from model.device_table import peak_flops
 from train.benchmarks.step_cases import Case
 
 LONGHAUL, TEXTBOOK, CEILING = "longhaul", "textbook", "ceiling"

@@ -5,15 +5,42 @@ import errno
 import math
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from common.checkpoint_files import list_checkpoints
 from common.errors import UserError
 from common.os_errors import refusal, what_to_do
 from common.publish import TEMPORARY_SUFFIX
+from model.counts import Shape
+from train.optimization.declared_state import OptimizerState
 from train.run.storage import NO_ROOM
 from train.settings.sections import CheckpointConfig
+
+# What a checkpoint holds beside its tensors, at most: a line of a file's header for each, and the manifest.
+_HEADER_BYTES, _MANIFEST_BYTES = 256, 65_536
+_WEIGHT_BYTES = 4  # float32
+
+
+def bytes_of_checkpoint(
+    shapes: Mapping[str, Shape], declared: OptimizerState, *, averaged: bool = False
+) -> tuple[int, int]:
+    """(bytes of a whole checkpoint, bytes of one with only weights), of all ranks together, after any step.
+
+    The tensors exactly, and a little more than their files' headers and the manifest take. Averaged weights are among
+    the weights.
+
+    Args:
+        shapes: of the trained parameters by name. declared: what the optimizer keeps of them.
+    """
+    sizes = [_WEIGHT_BYTES * math.prod(shape) for shape in shapes.values()]
+    weights = _bytes_on_disk(sizes * 2 if averaged else sizes)
+    state = _bytes_on_disk([tensor.nbytes for tensor in declared.tensors(shapes).values()])
+    return weights + state + _MANIFEST_BYTES, weights + _MANIFEST_BYTES
+
+
+def _bytes_on_disk(sizes: list[int]) -> int:
+    return sum(sizes) + _HEADER_BYTES * len(sizes)
 
 
 def needed_bytes(

@@ -3,20 +3,18 @@
 import torch
 from torch import Tensor, nn
 
+from train.checkpoints.disk_space import bytes_of_checkpoint
 from train.optimization.optimizer import trained_parameters
-from train.optimization.optimizer_state import shapes_of, state_of
+from train.optimization.optimizer_state import dtype_of, shapes_of, state_of
 from train.optimization.owners import owners_of
 from train.optimization.weight_average import EMA, WeightAverage
 
 WEIGHTS, OPTIMIZER = "weights", "optimizer"
 
-# What a checkpoint holds beside its tensors, at most: a line of a file's header for each, and the manifest.
-_HEADER_BYTES, _MANIFEST_BYTES = 256, 65_536
-
 
 def owned_by(rank: int, world_size: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:
     """Names of the parameters that a rank owns: it writes them, and updates them where the optimizer is sharded."""
-    owner = owners_of(trained_parameters(model), state_of(optimizer), world_size)
+    owner = owners_of(shapes_of(trained_parameters(model).items()), state_of(optimizer), world_size)
     return {name for name, other in owner.items() if other == rank}
 
 
@@ -52,7 +50,7 @@ def share_of(
     kept = {name: t for name, t in optimizer_tensors(model, optimizer).items() if name.rsplit("/", 1)[0] in mine}
     if not kept:
         declared = state_of(optimizer).tensors(shapes_of(weights.items()))
-        kept = {name: torch.zeros(item.shape, dtype=item.dtype) for name, item in declared.items()}
+        kept = {name: torch.zeros(item.shape, dtype=dtype_of(item)) for name, item in declared.items()}
     return {WEIGHTS: weights, OPTIMIZER: kept} | ({} if average is None else {EMA: average.tensors})
 
 
@@ -64,13 +62,5 @@ def checkpoint_bytes(
     The tensors exactly, and a little more than their files' headers and the manifest take. Averaged weights are among
     the weights.
     """
-    parameters = trained_parameters(model)
-    sizes = [parameter.nbytes for parameter in parameters.values()]
-    weights = _bytes_on_disk(sizes if average is None else sizes * 2)
-    kept = state_of(optimizer).tensors(shapes_of(parameters.items()))
-    state = _bytes_on_disk([tensor.nbytes for tensor in kept.values()])
-    return weights + state + _MANIFEST_BYTES, weights + _MANIFEST_BYTES
-
-
-def _bytes_on_disk(sizes: list[int]) -> int:
-    return sum(sizes) + _HEADER_BYTES * len(sizes)
+    shapes = shapes_of(trained_parameters(model).items())
+    return bytes_of_checkpoint(shapes, state_of(optimizer), averaged=average is not None)

@@ -15,8 +15,9 @@ from model.ranks import Ranks
 from model.weights import FLOATS, SUFFIX, check_shapes, fill, read_shapes, reading_tensors
 from train.checkpoints.ownership import OPTIMIZER, WEIGHTS
 from train.checkpoints.resume import check_optimizer
+from train.optimization.declared_state import OptimizerState, StateTensor
 from train.optimization.optimizer import trained_parameters
-from train.optimization.optimizer_state import OptimizerState, StateTensor, shapes_of, state_of
+from train.optimization.optimizer_state import dtype_of, empty_state, shapes_of, state_of
 from train.optimization.sharded import own_part
 from train.optimization.weight_average import EMA, WeightAverage
 from train.progress import Progress
@@ -126,7 +127,7 @@ def _fill_optimizer(
     for full_name, tensor in _tensors(checkpoint, manifest, OPTIMIZER, non_negative, wanted=kept):
         name, key = full_name.rsplit("/", 1)
         parameter = parameters[name]
-        optimizer.state[parameter][key] = kept[full_name].empty(parameter, groups[id(parameter)]).copy_(tensor)
+        optimizer.state[parameter][key] = empty_state(kept[full_name], parameter, groups[id(parameter)]).copy_(tensor)
 
 
 def _files(checkpoint: Path, manifest: CheckpointManifest, kind: str) -> list[Path]:
@@ -137,9 +138,9 @@ def _files(checkpoint: Path, manifest: CheckpointManifest, kind: str) -> list[Pa
 
 def _kinds(kept: StateTensor | None) -> tuple[str, ...]:
     """The dtypes, by safetensors' names, that a tensor of state may have."""
-    if kept is None or kept.dtype.is_floating_point:
+    if kept is None or (dtype := dtype_of(kept)).is_floating_point:
         return FLOATS
-    return (f"{'I' if kept.dtype.is_signed else 'U'}{8 * kept.dtype.itemsize}",)
+    return (f"{'I' if dtype.is_signed else 'U'}{8 * dtype.itemsize}",)
 
 
 def _tensors(

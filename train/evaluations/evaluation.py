@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # a finished run is recognised without torch
     from data_prep.token_sets.token_set import TokenSet
     from data_prep.tokenization.tokenizer import Tokenizer
     from model.gpt import GPT
-    from model.precision import Dtype
+    from model.number_formats import Dtype
     from model.ranks import Ranks
     from train.batches.plan import BatchPlan
     from train.run.recorder import Recorder

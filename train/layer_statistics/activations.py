@@ -16,7 +16,8 @@ from model.attention import Attention
 from model.attention_masks import Visibility, in_reach
 from model.gpt import GPT
 from model.mlp import MLP
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 
 DEAD = 0.01  # times the layer's RMS: a hidden unit that no token brings beyond it does nothing
 

@@ -17,7 +17,8 @@ from common.publish import write_json_whole
 from common.run_folder import RunFolder
 from model.gpt import GPT
 from model.loss import head_loss
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 from model.ranks import Ranks
 from train.batches.loader import StepBatch
 from train.layer_statistics.activations import stream_of, twin_of

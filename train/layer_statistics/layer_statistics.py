@@ -15,7 +15,7 @@ from torch import Tensor
 from common.layer_figures import ACTIVATIONS, KIND, NORMS
 from data_prep.token_sets.sequences import Windows
 from model.gpt import GPT
-from model.precision import Dtype
+from model.number_formats import Dtype
 from model.ranks import Ranks
 from train.layer_statistics.activations import ActivationProbe
 from train.layer_statistics.parts import part_of, parts_of

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.optimization.optimizer_state import OptimizerState
+from train.optimization.declared_state import OptimizerState
 
 # Jordan's: a steep slope at zero, after which singular values lie between about 0.7 and 1.2 rather than at 1.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -41,12 +41,6 @@ def update_scale(shape: Sequence[int], convention: str) -> float:
     """
     rows, columns = shape
     return 0.2 * math.sqrt(max(rows, columns)) if convention == "rms" else math.sqrt(max(1.0, rows / columns))
-
-
-def newton_schulz_flops(shape: Sequence[int], rows: Sequence[int], iterations: int) -> int:
-    """Of the iterations for the matrices that are stacked in one."""
-    sizes = [sorted((height, shape[1])) for height in rows or shape[:1]]
-    return sum(iterations * (4 * small**2 * large + 2 * small**3) for small, large in sizes)
 
 
 @contextmanager

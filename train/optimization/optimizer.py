@@ -12,8 +12,9 @@ from common.errors import UserError
 from model.ranks import Ranks
 from model.roles import Role, parameter_roles
 from train.optimization.adamw import AdamW
+from train.optimization.declared_state import ADAMW, OptimizerState, muon_state
 from train.optimization.muon import Muon
-from train.optimization.optimizer_state import ADAMW, OptimizerState, muon_state
+from train.optimization.optimizer_state import shapes_of
 from train.optimization.owners import owners_of
 from train.optimization.sharded import Sharded
 from train.settings.sections import OptimConfig
@@ -65,16 +66,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig, ranks: Ranks | None =
     Raises UserError where a parameter's role is not known.
     """
     parameters = trained_parameters(model)
-    if ranks is None or not is_sharded(config, ranks.world_size):
+    if ranks is None or not config.is_sharded(ranks.world_size):
         return _build_part(model, config, parameters)
-    owner = owners_of(parameters, declared_state(model, config), ranks.world_size)
+    owner = owners_of(shapes_of(parameters.items()), declared_state(model, config), ranks.world_size)
     own = _build_part(model, config, {name for name, rank in owner.items() if rank == ranks.rank})
     return Sharded(own, parameters, owner, ranks)
-
-
-def is_sharded(config: OptimConfig, world_size: int) -> bool:
-    """Whether several ranks share the state. `auto` counts as no: it has been replaced once that is decided."""
-    return config.shard is True and world_size > 1
 
 
 def _build_part(model: nn.Module, config: OptimConfig, mine: Collection[str]) -> torch.optim.Optimizer:

@@ -1,12 +1,17 @@
-"""Which rank owns which tensor: one map, from names and sizes, for sharded updates and for every save."""
+"""Which rank owns which tensor: one map, from names and sizes, for sharded updates and every save; without torch."""
 
+import math
 from collections.abc import Mapping
 
-from torch import nn
-
-from train.optimization.optimizer_state import OptimizerState, shapes_of
+from model.counts import Shape
+from train.optimization.declared_state import OptimizerState
 
 Size = tuple[int, int]  # bytes of state, elements
+
+# Of a sharded update, in which every rank sends the weights that it owns
+BUCKET_BYTES = 32 << 20  # of small tensors that travel together
+IN_FLIGHT = 2  # buckets that are under way at a time: one is unpacked while the next arrives
+BUFFER_BYTES = BUCKET_BYTES * IN_FLIGHT
 
 
 def owners(sizes: Mapping[str, Size], world_size: int) -> dict[str, int]:
@@ -23,8 +28,7 @@ def owners(sizes: Mapping[str, Size], world_size: int) -> dict[str, int]:
     return owner
 
 
-def owners_of(parameters: Mapping[str, nn.Parameter], declared: OptimizerState, world_size: int) -> dict[str, int]:
+def owners_of(shapes: Mapping[str, Shape], declared: OptimizerState, world_size: int) -> dict[str, int]:
     """The owner of each trained parameter and of what an optimizer keeps of it."""
-    shapes = shapes_of(parameters.items())
-    sizes = {name: (declared.nbytes({name: shape}), parameters[name].numel()) for name, shape in shapes.items()}
+    sizes = {name: (declared.nbytes({name: shape}), math.prod(shape)) for name, shape in shapes.items()}
     return owners(sizes, world_size)

@@ -16,10 +16,7 @@ from torch import Tensor, nn
 from model.ranks import Ranks
 from train.optimization.muon import passing_on
 from train.optimization.optimizer_state import state_of
-
-BUCKET_BYTES = 32 << 20  # of small tensors that travel together
-IN_FLIGHT = 2  # buckets that are under way at a time: one is unpacked while the next arrives
-BUFFER_BYTES = BUCKET_BYTES * IN_FLIGHT
+from train.optimization.owners import BUCKET_BYTES, IN_FLIGHT
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from common.seeds import seed_of
-from model.precision import Dtype, autocast
+from model.number_formats import Dtype
+from model.precision import autocast
 from model.ranks import Ranks
 from train.batches.loader import MicroBatch, StepBatch
 from train.batches.plan import BatchPlan

@@ -19,7 +19,7 @@ from torch import nn
 
 from model.ranks import Ranks
 from train.optimization.optimizer import trained_parameters
-from train.optimization.optimizer_state import state_of
+from train.optimization.optimizer_state import shapes_of, state_of
 from train.optimization.owners import owners_of
 from train.optimization.sharded import buckets, send_to_all
 
@@ -104,5 +104,5 @@ def build_weight_average(
 ) -> WeightAverage:
     """Of a model whose weights have their first values. Args: half_life: tokens. tokens: that the run has seen."""
     parameters = trained_parameters(model)
-    owner = owners_of(parameters, state_of(optimizer), ranks.world_size)
+    owner = owners_of(shapes_of(parameters.items()), state_of(optimizer), ranks.world_size)
     return WeightAverage(parameters, owner, ranks, half_life, tokens)

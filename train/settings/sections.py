@@ -201,6 +201,10 @@ class OptimConfig:
         if self.eps <= 0 or self.weight_decay < 0 or self.grad_clip < 0:
             raise ValueError("optim.eps must be positive, optim.weight_decay and optim.grad_clip not negative")
 
+    def is_sharded(self, world_size: int) -> bool:
+        """Whether several ranks share the state. `auto` counts as no: it has been replaced once that is decided."""
+        return self.shard is True and world_size > 1
+
 
 @dataclass(frozen=True)
 class ScheduleConfig:

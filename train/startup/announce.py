@@ -12,17 +12,14 @@ from common.progress import format_bytes, format_count
 from common.run_folder import RunFolder
 from data_prep.token_sets.packing import PackedSequences
 from data_prep.token_sets.token_set import TokenSet
-from model.counts import flops_per_token, parameter_count
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
 from train.batches.plan import BatchPlan
 from train.batches.training_sequences import MUCH_PADDING, training_sequences
-from train.optimization.optimizer import is_sharded
+from train.estimates.run_memory import average_bytes, shares_of
 from train.optimization.schedule import Course
 from train.progress import Progress
 from train.settings.sections import Config
-from train.startup.auto import average_bytes, shares_of
-from train.startup.memory_advice import estimated_bytes
 
 
 def describe_run(folder: RunFolder, config: Config, machines: list[dict[str, Any]], reasons: list[str]) -> list[str]:
@@ -71,7 +68,7 @@ def describe_optimizer(config: Config, world_size: int) -> list[str]:
         lines.append(
             f"optimizer: muon for the blocks' matrices (peak rate {rate:g}), adamw for the rest ({optim.lr:g})"
         )
-    if is_sharded(optim, world_size):
+    if optim.is_sharded(world_size):
         shares = shares_of(config, world_size)
         state, work = max(share.state for share in shares), [share.flops for share in shares]
         lines.append(f"optimizer: {format_bytes(state)} of its state on a rank at most")
@@ -85,19 +82,6 @@ def describe_optimizer(config: Config, world_size: int) -> list[str]:
             f"{format_bytes(average_bytes(config, world_size))} on a rank at most"
         )
     return lines
-
-
-def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[str]:
-    """Size of the model, how the batch is divided, and the memory this takes on a rank."""
-    architecture = config.model.architecture()
-    flops = flops_per_token(architecture, adapters=config.adapter_count())
-    return [
-        f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "
-        f"{architecture.n_embd}, {format_count(flops)}FLOPs per token",
-        f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
-        f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
-        f"estimated memory per rank: {format_bytes(estimated_bytes(config, plan, device_type))}",
-    ]
 
 
 def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Progress) -> list[str]:

@@ -4,8 +4,9 @@ from model.counts import check_parameters
 from model.gpt import GPT
 from model.initialisation import empty_gpt
 from model.precision import stream_dtype
+from train.estimates.run_memory import recompute_every
 from train.optimization.compilation import compile_blocks
-from train.startup.auto import recompute_every, set_determinism
+from train.startup.auto import set_determinism
 from train.startup.micro_batch_trial import settle_micro_batch
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan

@@ -17,10 +17,9 @@ from model.precision import autocast
 from model.ranks import Ranks, agreed
 from train.batches.loader import MicroBatch
 from train.batches.plan import largest_micro_batch, plan_batch
+from train.estimates.run_memory import average_bytes, communication_bytes, memory_advice, optimizer_bytes
 from train.objectives.language_modelling import LanguageModelling
 from train.settings.command_line import to_yaml
-from train.startup.auto import average_bytes, optimizer_bytes
-from train.startup.memory_advice import memory_advice
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
 from train.startup.recording import Recording
@@ -60,8 +59,12 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
     config = plan.config
     # what is not there yet: moments, averaged weights, DDP's buckets beside the gradients of a first backward
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    later = optimizer_bytes(config, ranks.world_size) + average_bytes(config, ranks.world_size)
-    later += trained if ranks.world_size > 1 else 0
+    later = (
+        optimizer_bytes(config, ranks.world_size)
+        + communication_bytes(config, ranks.world_size)
+        + average_bytes(config, ranks.world_size)
+        + (trained if ranks.world_size > 1 else 0)
+    )
     try:
         room = torch.empty(later, dtype=torch.uint8, device=ranks.device)
         shape = (plan.batch.micro_batch, config.model.block_size)

@@ -9,7 +9,7 @@ from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
 from model.initialisation import empty_gpt
 from model.lora import add_lora
-from model.precision import Dtype
+from model.number_formats import Dtype
 from model.ranks import agreed
 from train.batches.plan import BatchPlan, plan_batch
 from train.checkpoints.reader import check_training_state

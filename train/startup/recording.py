@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from common.run_folder import RunFolder
 from common.run_note import leave_note
 from model.ranks import Ranks, agreed
+from train.estimates.run_memory import describe_model, memory_advice
 from train.optimization.compilation import report_compilations
 from train.run.acts import Acts
 from train.run.failure import FailureReporter
@@ -24,12 +25,10 @@ from train.startup.announce import (
     describe_course,
     describe_data,
     describe_in_place,
-    describe_model,
     describe_optimizer,
     describe_run,
     describe_unused_gpus,
 )
-from train.startup.memory_advice import memory_advice
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
 from train.stopping.ctrl_c import what_is_awaited

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
+from model import kernel_sizes
 from model import loss as head
-from model import loss_chunks
 from model.chunk_kernel import ChunkKernel, compiled_kernel
 from train.benchmarks.campaign.machine import seconds_of
 from train.benchmarks.campaign.parity import BACKENDS, Note, case_of
@@ -73,7 +73,7 @@ def heads(device: torch.device, *, tiny: bool, note: Note) -> dict[str, Any]:
 
 def _with_chunks(way: Callable[[], Tensor], rows: int) -> Callable[[], Tensor]:
     def chunked() -> Tensor:
-        with replaced(loss_chunks, "CHUNK_ROWS_KERNEL", rows):
+        with replaced(kernel_sizes, "CHUNK_ROWS_KERNEL", rows):
             return way()
 
     return chunked

@@ -14,9 +14,9 @@ from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.step_profile import read_step_profiles
 from train.batches.plan import plan_batch
 from train.benchmarks.campaign.trainers import TINY_MODEL, Trainers, last_validation, training
+from train.estimates.run_memory import estimated_memory
 from train.settings.command_line import read_config
 from train.settings.sections import Config
-from train.startup.memory_advice import estimated_bytes
 
 SMOKE = "--config=train/configs/smoke.yaml"
 GPT2 = "--config=train/configs/gpt2-124m.yaml"
@@ -135,7 +135,7 @@ def steps(trainers: Trainers, name: str, options: list[str]) -> dict[str, Any]:
 def _estimate(config: Config) -> float:
     """GiB."""
     plan = plan_batch(config.batch.tokens_per_step, config.model.block_size, cast(int, config.batch.micro_batch), 1)
-    return estimated_bytes(config, plan, "cuda" if torch.cuda.is_available() else "cpu") / 2**30
+    return estimated_memory(config, plan, "cuda" if torch.cuda.is_available() else "cpu").total / 2**30
 
 
 def memory(trainers: Trainers) -> dict[str, Any]:

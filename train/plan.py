@@ -1,0 +1,85 @@
+"""Plan a run before it is submitted: does it fit, how long does it take, what does it cost, what could be changed.
+
+    python train/plan.py --config train/configs/gpt2-1p3b.yaml --gpu h100 --nodes 4
+    python train/plan.py --config train/configs/gpt2-124m.yaml --gpu 4090 --gpus-per-node 1 --json plan.json
+    python train/plan.py --config train/configs/demo.yaml --measure
+
+All options of train/pretrain.py may follow. Neither data nor a GPU nor torch is needed, except by --measure, which runs
+a few real steps on this machine. The exit status is 1 where the run does not fit. docs/planning.md derives the figures.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from common.command_line import CommandParser
+from common.errors import UserError, exit_on_user_error
+from common.publish import write_json_output
+from data_prep.corpora.preparation import positive_count
+from eval.shared.arguments import add_json
+from model.device_table import GPUS
+from train.estimates.machines import Machine, machine_at_hand, machine_of
+from train.estimates.plan_text import as_json, as_text
+from train.estimates.run_plan import make_plan
+from train.estimates.time_limit import seconds_of_limit
+from train.settings.command_line import read_config
+from train.settings.sections import Config
+
+STEPS = 20  # that --measure runs unless it is told how many
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = CommandParser(__doc__)
+    parser.add_argument("--gpu", metavar="NAME", help=f"one of {', '.join(GPUS)}; default: the machine at hand")
+    parser.add_argument("--nodes", type=positive_count, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--gpus-per-node", type=positive_count, metavar="G", help="default: 8; without --gpu what is here"
+    )
+    parser.add_argument(
+        "--time", default="24:00:00", metavar="LIMIT", help="of one start on the cluster, as sbatch has it"
+    )
+    parser.add_argument("--price-per-gpu-hour", type=float, metavar="X", help="in any currency")
+    parser.add_argument(
+        "--measure", nargs="?", type=positive_count, const=STEPS, metavar="STEPS",
+        help=f"run so many real steps on this machine (default: {STEPS}), instead of an estimate",
+    )  # fmt: skip
+    add_json(parser)
+    return parser
+
+
+def main() -> int:
+    arguments, options = build_parser().parse_known_args()
+    limit_seconds = seconds_of_limit(arguments.time)
+    if arguments.measure and arguments.gpu:
+        raise UserError("--measure is for the machine at hand: leave --gpu out")
+    config, asked = read_config(options)
+    if asked.resume != "auto" or asked.allow_change or asked.print_config:
+        raise UserError("--resume, --allow-change and --print_config are options of train/pretrain.py only")
+    machine = machine_for(arguments, config)
+    pace = None
+    if arguments.measure:
+        from train.estimates.measuring import measure
+
+        pace = measure(config, options, machine, arguments.measure)
+    limit = limit_seconds if arguments.gpu else None
+    plan = make_plan(config, machine, limit_seconds=limit, pace=pace)
+    print(as_text(plan, arguments.price_per_gpu_hour, options, arguments.time))
+    if arguments.json:
+        write_json_output(arguments.json, as_json(plan, arguments.price_per_gpu_hour))
+    return 0 if plan.fits else 1
+
+
+def machine_for(arguments: argparse.Namespace, config: Config) -> Machine:
+    """Raises UserError for an unknown card, or several nodes of the machine at hand."""
+    if arguments.gpu:
+        return machine_of(arguments.gpu, arguments.nodes, arguments.gpus_per_node or 8)
+    if arguments.nodes > 1:
+        raise UserError("--nodes is for a cluster: name its cards with --gpu")
+    return machine_at_hand(config, arguments.gpus_per_node)
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)
