@@ -58,6 +58,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "rope, windows": {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu", "window": 7, "n_kv_head": 2},
     "differential": {"position": "rope", "attention": "differential"},
     "short context": {"block_size": 23},
+    "capped logits, mixed values": {"logit_softcap": 2.0, "value_residual": True, "value_embeddings": 1},
 }
 
 

@@ -26,7 +26,9 @@ from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
 from train.layer_statistics.bad_batch import MOST, BadBatches, _first
 
-CONFIG = ModelConfig(vocab_size=257, block_size=8, n_layer=3, n_head=2, n_embd=16, dropout=0.1)
+CONFIG = ModelConfig(
+    vocab_size=257, block_size=8, n_layer=3, n_head=2, n_embd=16, dropout=0.1, value_residual=True, logit_softcap=20.0
+)
 
 
 @pytest.fixture(scope="module")

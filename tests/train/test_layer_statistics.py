@@ -28,7 +28,7 @@ from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import run_of, tiny_arguments, train
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
-from train.layer_statistics.activations import DEAD, ActivationProbe, largest_logit
+from train.layer_statistics.activations import DEAD, ActivationProbe, largest_logit, stream_of
 from train.layer_statistics.layer_statistics import build_layer_statistics
 from train.objectives.language_modelling import LanguageModelling
 from train.optimization.compilation import compile_blocks
@@ -106,7 +106,7 @@ def test_a_refused_step_has_no_update_and_its_unclipped_gradient(tmp_path: Path,
 ARCHITECTURES = [
     {},
     {"n_kv_head": 1, "position": "rope", "window": 3, "norm": "rmsnorm", "mlp": "swiglu", "bias": False},
-    {"mlp": "relu2", "qk_norm": True},
+    {"mlp": "relu2", "qk_norm": True, "value_residual": True},
     {"attention": "differential", "position": "rope"},
 ]
 
@@ -124,7 +124,7 @@ def test_activations_are_those_of_a_plain_forward(options: dict[str, Any]) -> No
     plain = GPT(config)
     plain.load_state_dict(model.state_dict())
     for block in plain.h:
-        block.register_forward_hook(lambda block, inputs, out: streams.append(out.detach()))
+        block.register_forward_hook(lambda block, inputs, out: streams.append(stream_of(out).detach()))
         attention: Any = block.attn
 
         def watched(q: Tensor, k: Tensor, v: Tensor, visibility: Any, *, own: Any = attention) -> Tensor:
