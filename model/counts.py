@@ -34,10 +34,8 @@ def parameter_count(config: ModelConfig) -> int:
     tables = config.vocab_size * config.n_embd * (1 if config.tie_weights else 2)
     if config.position == "learned":
         tables += config.block_size * config.n_embd
-    others = [config.other_values(layer) for layer in range(config.n_layer)]
-    mixing = sum(1 + count for count in others if count)
-    values = _value_table_parameters(config)
-    return tables + values + mixing + config.n_layer * _block_parameters(config) + _norm_parameters(config)
+    values = _value_table_parameters(config) + _mixing_parameters(config)
+    return tables + values + config.n_layer * _block_parameters(config) + _norm_parameters(config)
 
 
 def check_parameters(model: "GPT", *, adapters: int | None = None) -> None:
@@ -69,6 +67,15 @@ def _block_parameters(config: ModelConfig) -> int:
 
 def _value_table_parameters(config: ModelConfig) -> int:
     return config.value_embeddings * config.vocab_size * config.kv_heads * config.head_size
+
+
+def _mixing_parameters(config: ModelConfig) -> int:
+    """Weights of the values that layers mix: one for each that a layer takes from elsewhere, and one for its own."""
+    with_table = 2 * config.value_embeddings
+    if not config.value_residual:
+        return with_table * 2
+    layers = config.n_layer - 1  # all but the first mix the first one's values
+    return layers + with_table + layers + (1 if with_table else 0)
 
 
 def _norm_parameters(config: ModelConfig) -> int:
