@@ -7,6 +7,7 @@
 #   DEMO_OPTIONS="--optim.lr 1e-3"   more options of train/pretrain.py for `make demo`
 #   TESTS="tests/model -k x"  what `make test` runs (default: everything)
 #   JOBS=N                    processes that `make test` runs in (default: one more than cores, 8 at most)
+#   UV=                       install with pip also where uv is there (UV=/path/to/uv: with this one)
 #   FREE_GIB=N                GiB that must be free before an installation (0: any)
 
 SHELL := /bin/sh
@@ -17,6 +18,7 @@ PYTHON ?=
 TORCH ?=
 TORCH_INDEX ?=
 FREE_GIB ?=
+UV ?= uv
 # nproc takes OMP_NUM_THREADS for the number of cores
 CORES := $(shell unset OMP_NUM_THREADS OMP_THREAD_LIMIT; \
 	nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
@@ -31,7 +33,7 @@ DEMO_OPTIONS ?=
 BIN := .venv/bin
 MAKE_ENVIRONMENT = python=$$(sh setup/find_python.sh "$(PYTHON)") && "$$python" setup/environment.py \
 	$(if $(PYTHON),--match-python) $(if $(TORCH),--torch "$(TORCH)") \
-	$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(FREE_GIB),--free-gib "$(FREE_GIB)")
+	$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(FREE_GIB),--free-gib "$(FREE_GIB)") --uv "$(UV)"
 LAUNCHER = $(BIN)/python train/launch.py --standalone --nproc_per_node=$(RANKS)
 LAUNCH = $(if $(filter 1,$(RANKS)),$(BIN)/python,$(LAUNCHER))
 
@@ -59,6 +61,7 @@ lint: dev-environment  ## style, types, shell scripts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck $$(git ls-files '*.sh' .ci/run)
+	$(BIN)/hadolint Dockerfile
 
 format: dev-environment  ## format the sources
 	$(BIN)/ruff check --fix .

@@ -67,7 +67,7 @@ def ends_with_newline(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path | str) -> list[dict[str, Any]]:
     """Every whole JSON object of a file of lines, in order; torn and foreign lines are skipped.
 
     None of a file that is not there. Raises OSError (NotAFile for a pipe, device or folder) where it can't be read.
@@ -79,7 +79,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         return []
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
+def read_records(path: Path | str) -> list[dict[str, Any]]:
     """As `read_json_lines`, of the lines that belong to a step, each value what its key stands for, or null."""
     return [found for record in read_json_lines(path) if (found := mended(record)) is not None]
 
@@ -156,7 +156,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
             line = file.readline(LINE_BYTES)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str) -> list[dict[str, Any]]:
     """The valid records, by step: lines that a resume has overwritten are dropped.
 
     Steps only ever grow, so a record of an earlier step shows that the run went back, and everything after that step

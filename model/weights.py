@@ -156,7 +156,7 @@ def check_shapes(parameters: Mapping[str, Tensor], shapes: Shapes, source: objec
 
 
 def load_model(
-    checkpoint: Path, device: torch.device | str = "cpu", *, verify_hashes: bool = False, weights: str = "trained"
+    checkpoint: Path | str, device: torch.device | str = "cpu", *, verify_hashes: bool = False, weights: str = "trained"
 ) -> GPT:
     """The model of a checkpoint's folder, in evaluation mode; adapters are merged into the base they were trained on.
 
@@ -169,7 +169,7 @@ def load_model(
     Raises UserError where a listed file is missing, short or changed, weights and configuration don't match, or there
     is no average.
     """
-    model = load_adapted_model(checkpoint, device, verify_hashes=verify_hashes, weights=weights)
+    model = load_adapted_model(Path(checkpoint), device, verify_hashes=verify_hashes, weights=weights)
     if any(lora_layers(model)):
         drop_lora(model)
     return model

@@ -33,6 +33,7 @@ from common.paths import PROJECT
 from setup.pins import check_pins, hash_files
 from setup.pip_install import pip_install
 from setup.system_torch import is_torch, show_to, supported_version, system_torch_folder
+from setup.uv_install import find_uv, uv_install
 
 RECORD = "longhaul.json"
 CHECKED = ("--require-hashes", "--no-deps")  # all that is needed is listed: nothing comes in without a hash
@@ -92,6 +93,13 @@ def parse_arguments() -> argparse.Namespace:
         help="package index to take torch from, such as PyTorch's index of CPU builds (the --index-url that the"
         " installation page of PyTorch shows); default: as the environment was made, pip's own for a new one",
     )
+    parser.add_argument(
+        "--uv",
+        metavar="PROGRAM",
+        default="uv",
+        help="install with this uv where it is there, else with pip (default: uv, '' refuses it); with --torch system"
+        " always with pip, which sees packages of another folder",
+    )
     parser.add_argument("--match-python", action="store_true", help="rebuild if .venv has another Python than this")
     parser.add_argument(
         "--free-gib",
@@ -133,10 +141,11 @@ def make_environment(arguments: argparse.Namespace, lock: int | None) -> None:
         if record:
             print(f"{folder.name} is {'out of date' if record.whole else 'half-built'}: rebuilding it", flush=True)
         create(folder, unfinished)
+    uv = find_uv(arguments.uv) if recipe.torch == "pinned" else None
     if usable is None or usable.recipe.packages != recipe.packages:
-        install_packages(folder, recipe, lock)
+        install_packages(folder, recipe, lock, uv)
     if dev:
-        install_dev_tools(folder, recipe, lock)
+        install_dev_tools(folder, recipe, lock, uv)
     replace(unfinished, whole=True, dev=dev).write(folder)
 
 
@@ -232,7 +241,7 @@ def venv_python(folder: Path) -> Path:
     return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
 
 
-def install_packages(folder: Path, recipe: Recipe, lock: int | None) -> None:
+def install_packages(folder: Path, recipe: Recipe, lock: int | None, uv: str | None) -> None:
     """What is pinned, from files whose hashes are known; then torch, and what was added to the requirements since."""
     requirements = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     torch = next(line.split("#")[0].strip() for line in requirements if is_torch(line))
@@ -245,25 +254,30 @@ def install_packages(folder: Path, recipe: Recipe, lock: int | None) -> None:
     if recipe.torch_index:
         # Without its dependencies: such an index holds few other packages, and old ones.
         index = ["--no-deps", "--index-url", recipe.torch_index, torch]
-        install(folder, f"torch from {recipe.torch_index}", [*index, "--constraint", str(constraints)], lock)
+        install(folder, f"torch from {recipe.torch_index}", [*index, "--constraint", str(constraints)], lock, uv)
     hashes, _ = hash_files(PROJECT)
-    install(folder, "packages", ["--requirement", str(hashes), *CHECKED], lock)
+    install(folder, "packages", ["--requirement", str(hashes), *CHECKED], lock, uv)
     listed = write_lines(folder / "requirements.txt", requirements)
-    install(folder, "remaining packages", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
+    install(folder, "remaining packages", ["--requirement", str(listed), "--constraint", str(constraints)], lock, uv)
 
 
-def install_dev_tools(folder: Path, recipe: Recipe, lock: int | None) -> None:
+def install_dev_tools(folder: Path, recipe: Recipe, lock: int | None, uv: str | None) -> None:
     _, hashes = hash_files(PROJECT)
     # Some come as source only: built with the pinned setuptools of this environment, not with one that pip fetches.
     build = ["--use-pep517", "--no-build-isolation"]
-    install(folder, "test tools", ["--requirement", str(hashes), *CHECKED, *build], lock)
+    install(folder, "test tools", ["--requirement", str(hashes), *CHECKED, *build], lock, uv)
     constraints = (folder if recipe.torch == "system" else PROJECT) / "constraints.txt"
     listed = PROJECT / "requirements-dev.txt"
-    install(folder, "remaining tools", ["--requirement", str(listed), "--constraint", str(constraints)], lock)
+    install(folder, "remaining tools", ["--requirement", str(listed), "--constraint", str(constraints)], lock, uv)
 
 
-def install(folder: Path, what: str, arguments: list[str], lock: int | None) -> None:
-    pip_install(venv_python(folder), arguments, log=folder / "pip.log", what=what, lock=lock)
+def install(folder: Path, what: str, arguments: list[str], lock: int | None, uv: str | None) -> None:
+    """Args: uv: the program to install with; None: pip."""
+    python, log = venv_python(folder), folder / "pip.log"
+    if uv is None:
+        pip_install(python, arguments, log=log, what=what, lock=lock)
+    else:
+        uv_install(uv, python, arguments, log=log, what=what, lock=lock)
 
 
 def write_lines(path: Path, lines: list[str]) -> Path:

@@ -37,6 +37,9 @@ CONSTRAINTS_HEAD = """\
 # hashes are not here, for with a single one pip demands them of everything, torch included, whose files differ by
 # index. Written by setup/pin_packages.py, which keeps the versions that it finds here.
 """
+UV_HEAD = """\
+# The versions of constraints.txt for `uv sync`. Written by setup/pin_packages.py.
+"""
 HASHES_HEAD = """\
 # {what}, without torch and what it pins (nvidia-*, cuda-*, triton), whose files
 # differ by index and machine. Written by setup/pin_packages.py; the versions are those of constraints.txt.
@@ -64,6 +67,7 @@ def main() -> int:
     constraints, (hashes, hashes_dev) = PROJECT / "constraints.txt", hash_files(PROJECT)
     everything = resolve([requirements, dev], constraints)
     write_whole(constraints, CONSTRAINTS_HEAD + text(pin.plain for pin in everything))
+    write_whole(PROJECT / "uv.toml", uv_settings(pin.plain for pin in everything))
     needed = [pin for pin in resolve([requirements], constraints) if not is_torch(pin.line)]
     known = {pin.line for pin in needed}  # markers included: what the tools need on more systems is in both
     added = [pin for pin in everything if pin.line not in known and not is_torch(pin.line)]
@@ -74,6 +78,12 @@ def main() -> int:
         write_whole(path, HASHES_HEAD.format(what=what) + text(pin.with_hashes() for pin in pins))
         print(f"{path.relative_to(PROJECT)}: {len(pins)} packages, {sum(len(pin.hashes) for pin in pins):,} files")
     return 0
+
+
+def uv_settings(pins: Iterable[str]) -> str:
+    """What makes `uv sync` take the tested versions."""
+    listed = "".join(f'    "{pin}",\n' for pin in pins)
+    return f"{UV_HEAD}constraint-dependencies = [\n{listed}]\n"
 
 
 def text(lines: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.plain_text import print_codes
 
 LINE_SECONDS = 10.0  # how often progress is written where standard output is no terminal
-STEPS = ("Collecting", "Downloading", "Building", "Installing")
+STEPS = ("Collecting", "Downloading", "Building", "Installing", "Resolved", "Prepared", "Installed")  # uv's, too
 HASH_FILES = "setup/hashes.txt and setup/hashes-dev.txt"
 OTHER_PYTHON = "make PYTHON=/path/to/python3 uses another Python (3.11, 3.12 and 3.13 have all packages)"
 
@@ -40,7 +40,7 @@ def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, loc
         env=environment,
         pass_fds=() if lock is None else (lock,),
     ) as pip:
-        said = follow(pip, log, what)
+        said = follow(pip, log, what, "pip")
     if pip.returncode:
         raise UserError(f"pip could not install the {what}: {reason(said)} (all of it: {log})")
 
@@ -54,12 +54,12 @@ def progress_option(python: Path) -> list[str]:
     return ["--progress-bar", "raw"] if tuple(map(int, answer.split())) >= (24, 1) else []
 
 
-def follow(pip: "subprocess.Popen[str]", log: Path, what: str) -> list[str]:
-    """Show pip's progress until it ends; return its lines."""
+def follow(pip: "subprocess.Popen[str]", log: Path, what: str, tool: str) -> list[str]:
+    """Show the progress of pip, or of another `tool`, until it ends; return its lines."""
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=forward, args=(pip, lines), daemon=True).start()
     terminal, started, shown, said = sys.stdout.isatty(), time.monotonic(), 0.0, list[str]()
-    step, done = "starting pip", ""
+    step, done = f"starting {tool}", ""
     with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
         while True:
             try:
@@ -79,7 +79,7 @@ def follow(pip: "subprocess.Popen[str]", log: Path, what: str) -> list[str]:
             if elapsed - shown >= (0.2 if terminal else LINE_SECONDS):
                 shown = elapsed
                 show(f"installing {what}: {elapsed:.0f} s, {step}{done}", terminal)
-    show(f"installing {what}: {time.monotonic() - started:.0f} s, pip has ended", terminal)
+    show(f"installing {what}: {time.monotonic() - started:.0f} s, {tool} has ended", terminal)
     if terminal:
         print()
     return said

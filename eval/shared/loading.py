@@ -37,7 +37,7 @@ class Loaded:
 
 
 def load_checkpoint(
-    run_or_checkpoint: Path,
+    run_or_checkpoint: Path | str,
     device: torch.device | str = "cpu",
     ranks: Ranks | None = None,
     *,

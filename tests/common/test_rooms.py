@@ -13,7 +13,7 @@ from tests.helpers.import_graph import Arrow, arrows, cycle, module_name, outsid
 from tests.helpers.source_code import PROJECT, product_code
 
 # Each row may import the rows above it, nothing beside it.
-ROOMS = (("common",), ("model", "data_prep", "setup"), ("eval",), ("train",), ("slurm", "docs"))
+ROOMS = (("common",), ("model", "data_prep", "setup"), ("eval",), ("train",), ("slurm", "docs", "longhaul"))
 NEVER = {("slurm", "eval")}
 INSIDE_TRAIN = (
     ("settings", "batches", "errors", "progress"),

@@ -19,3 +19,4 @@ def product_code() -> Iterator[tuple[Path, ast.Module]]:
     for room in ROOMS:
         for path in sorted((PROJECT / room).rglob("*.py")):
             yield path.relative_to(PROJECT), _parsed(path)
+    yield Path("longhaul.py"), _parsed(PROJECT / "longhaul.py")

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
+from setup.uv_install import environment_for_uv, read_configuration
 from tests.setup.local_packages import (
     hash_line,
     install_by_hand,
@@ -337,3 +339,36 @@ def test_a_moved_clone_gets_an_environment_of_its_own(copy: Copy) -> None:
     assert copy.record()["location"] == str(moved / ".venv")
     pip = subprocess.run([moved / ".venv" / "bin" / "pip", "--version"], capture_output=True, text=True)
     assert str(moved) in pip.stdout
+
+
+def test_uv_installs_the_same_where_it_is_there(copy: Copy, tmp_path: Path) -> None:
+    """By pip's settings, which uv does not read by itself; with hashes; and in one line where that fails."""
+    uv = f"UV={find_uv_bin()}"
+    made = copy.make("dev-environment", uv)
+    assert made.returncode == 0, made.stderr
+    assert "uv has ended" in made.stdout and "pip has ended" not in made.stdout
+    assert [copy.version_of(name) for name in ("torch", "alpha", "tool")] == ["2.13.0", "1.0", "3.0"]
+
+    copy.require("torch>=2.11,<2.14\nmissing>=1\n")
+    assert_one_error(copy.make("environment", uv), "missing: the index lacks it", "UV= takes pip")
+    copy.require("torch>=2.11,<2.14\n")
+    refused = copy.make("environment", "UV=")
+    assert refused.returncode == 0 and "pip has ended" in refused.stdout
+
+    other = make_wheel(tmp_path / "builds", "alpha", "1.1", requires="something-else")
+    copy.pin(copy.wheel("alpha", "1.1"), dev=(copy.wheel("tool", "3.0"),))
+    shutil.copy(other, copy.wheel("alpha", "1.1"))
+    assert_one_error(copy.make("environment", uv), "alpha==1.1: its SHA-256 is not in setup/hashes.txt")
+    assert copy.version_of("alpha") == "1.0"
+
+
+def test_pips_settings_are_handed_to_uv() -> None:
+    listed = "global.index-url='https://first'\n:env:.index-url='https://mirror'\ninstall.find-links='/a\\n/b'\n"
+    environment = environment_for_uv({"UV_INSECURE_HOST": "mine"}, read_configuration(listed + "global.no-index='0'"))
+
+    assert environment == {
+        "UV_DEFAULT_INDEX": "https://mirror",
+        "UV_FIND_LINKS": "/a,/b",
+        "UV_INSECURE_HOST": "mine",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+    }

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ DEV_RESOLVED = RESOLVED.replace(" ; sys_platform == 'win32'", "") + "tool==3.0 \
 
 def test_versions_and_hashes_agree() -> None:
     check_pins(PROJECT)
+
+
+def test_uv_sync_takes_the_same_versions() -> None:
+    lines = (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert tomllib.loads((PROJECT / "uv.toml").read_text(encoding="utf-8")) == {"constraint-dependencies": pins}
+    assert len({pin.split("==")[0] for pin in pins}) == len(pins), "pip finds no version that is two"
 
 
 def test_everything_that_comes_in_here_is_pinned_by_hash() -> None:

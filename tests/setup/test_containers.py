@@ -1,0 +1,60 @@
+"""The container recipes, as far as that can be checked where nothing can be built."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+# what tests/setup/test_make_environment.py makes an environment from
+NEEDED = {"Makefile", "requirements.txt", "requirements-dev.txt", "constraints.txt", "setup", "common"}
+DOCKERFILE = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
+DEFINITION = (PROJECT / "slurm" / "longhaul.def").read_text(encoding="utf-8")
+
+
+def section(name: str) -> list[str]:
+    """The lines of a section of the Apptainer recipe."""
+    found = re.search(rf"^%{name}\n(.*?)(?=^%|\Z)", DEFINITION, flags=re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return [line.strip() for line in found[1].splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["hadolint", "-"], DOCKERFILE),
+        *((["shellcheck", "-s", "sh", "-"], "\n".join(section(name))) for name in ("post", "environment", "runscript")),
+    ],
+)
+def test_linters_find_nothing(command: list[str], text: str) -> None:
+    done = subprocess.run(
+        [BIN / command[0], *command[1:]], input=text, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_both_copy_what_the_environment_is_made_from_and_make_it() -> None:
+    before, _, _ = DOCKERFILE.partition("RUN make environment")
+    copied = {word for line in re.findall(r"^COPY (.*)", before, re.MULTILINE) for word in line.split()[:-1]}
+    files = dict(line.split() for line in section("files"))
+
+    assert copied == files.keys() == NEEDED
+    assert {Path(target) for target in files.values()} == {Path("/opt/longhaul") / name for name in NEEDED}
+    assert "make environment PYTHON=python3 FREE_GIB=0" in section("post")
+    for base in (re.search("^FROM (.*)", DOCKERFILE, re.M), re.search("^From: (.*)", DEFINITION, re.M)):
+        assert base is not None and base[1] == "python:3.12-slim-bookworm"
+
+
+def test_a_job_can_use_the_image_as_the_recipe_says(tmp_path: Path) -> None:
+    shutil.copy(PROJECT / "slurm" / "site_environment.sh", tmp_path)
+    lines = [line for line in section("help") if line.startswith(("in_container=", "LONGHAUL_PYTHON="))]
+    (tmp_path / "site.sh").write_text("\n".join(lines))
+    shell = f'. "{tmp_path}/site_environment.sh"; printf "%s\\n" "${{in_container[@]}}" "$LONGHAUL_PYTHON"'
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+
+    words = ["apptainer", "exec", "--nv", "--bind", str(tmp_path), "/shared/images/longhaul.sif"]
+    assert done.stdout.splitlines() == [*words, "/opt/longhaul/.venv/bin/python"], done.stderr
