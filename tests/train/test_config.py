@@ -161,6 +161,16 @@ def test_what_print_config_prints_is_a_configuration(tmp_path: Path) -> None:
     assert read_config([f"--config={path}"])[0] == read_config(arguments)[0]
 
 
+def test_a_shipped_configuration_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, _ = read_config(["--config", "gpt2-355m", "--config=llama"])
+    assert (config.model.n_embd, config.model.norm, config.run.name) == (1024, "rmsnorm", "llama")
+    with pytest.raises(UserError, match=r"--config is gpt2-125m, .* did you mean gpt2-124m\?"):
+        read_config(["--config=gpt2-125m"])
+    Path("smoke").write_text("model: {n_layer: 3}")
+    assert read_config(["--config=smoke"])[0].model.n_layer == 3, "a file of that name comes first"
+
+
 def test_every_shipped_configuration_is_valid_and_survives_a_round_trip(tmp_path: Path) -> None:
     files = sorted((PROJECT / "train" / "configs").glob("**/*.yaml"))
     assert {"smoke", "demo", "gpt2-124m"} <= {file.stem for file in files}
@@ -173,7 +183,12 @@ def test_every_shipped_configuration_is_valid_and_survives_a_round_trip(tmp_path
 
 
 def test_help_documents_every_option() -> None:
-    done = subprocess.run([sys.executable, str(PRETRAIN), "--help"], capture_output=True, text=True, timeout=60)
+    command = [sys.executable, str(PRETRAIN)]
+    short = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=60)
+    assert short.returncode == 0
+    assert len(short.stdout.splitlines()) < 80 and "--help-all shows all" in short.stdout
+    assert "--optim.lr" in short.stdout and "--optim.betas" not in short.stdout
+    done = subprocess.run([*command, "--help-all"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     for name in field_names(Config):
         assert f"--{name} " in done.stdout, name

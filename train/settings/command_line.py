@@ -3,9 +3,11 @@
 Precedence, lowest first: defaults, `model.preset`, the YAML file, the command line.
 """
 
+import argparse
 import difflib
 import itertools
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -21,11 +23,12 @@ from common.run_folder import RunFolder
 from common.version import VERSION_LINE
 from model.config import PRESETS, ModelConfig
 from train.settings.config_file import read_file, take_texts, to_text
-from train.settings.option_parser import OptionParser
+from train.settings.option_parser import HelpAll, OptionParser
 from train.settings.sections import Config, RunConfig
 
 DEFAULT_CONFIG = PROJECT / "train" / "configs" / "gpt2-124m.yaml"
-QUESTIONS = {"--help", "-h", "--version"}  # options about the command itself: it answers them and exits
+CONFIGS = DEFAULT_CONFIG.parent
+QUESTIONS = {"--help", "--help-all", "-h", "--version"}  # options about the command itself: it answers them and exits
 
 
 Kind = TypeVar("Kind", bound=Config)
@@ -69,9 +72,16 @@ def build_parser(command: Command[Any] = PRETRAIN) -> ArgumentParser:
         default_env=False,
         print_config=None,  # its own would show resume as if it were configuration
     )
+    parser.add_argument(
+        "--help-all", action=HelpAll, nargs=0, default=argparse.SUPPRESS, help="show all options and exit"
+    )
     parser.add_argument("--version", action="version", version=VERSION_LINE, help=VERSION_HELP)
-    file = command.default_config.relative_to(PROJECT)
-    parser.add_argument("--config", action="config", help=f"YAML file; default {file}")
+    parser.add_argument(
+        "--config",
+        action="config",
+        help=f"YAML file, or the name of one in train/configs, such as gpt2-124m; may be repeated, later ones "
+        f"win; default {command.default_config.stem}",
+    )
     parser.add_argument("--print_config", action="store_true", help="show the resulting configuration and exit")
     parser.add_argument(
         "--resume",
@@ -102,7 +112,7 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     files, others = _split_config_files(arguments)
-    files = files or [str(command.default_config)]
+    files = [find_config(file) for file in files] or [str(command.default_config)]
     types = dict(_field_types(command.kind))
     known = set(types)
     read = [read_file(expand_path(file), types) for file in files]
@@ -137,6 +147,22 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     if config.run.name is None:
         config = replace(config, run=replace(config.run, name=Path(files[-1]).stem))
     return config, Options(str(parsed.resume), list(parsed.allow_change), bool(parsed.print_config))
+
+
+def find_config(named: str) -> str:
+    """The configuration file that is meant: this one, or that of this name in train/configs (or a folder in it).
+
+    Raises UserError where it is neither, but looks like a name.
+    """
+    if Path(named).suffix or os.sep in named or os.path.lexists(expand_path(named)):
+        return named
+    known = {path.stem: path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    if named not in known:
+        raise UserError(
+            f"--config is {named}, which is neither a file nor the name of one in train/configs"
+            f"{_nearest(named, set(known))} ({', '.join(known)})"
+        )
+    return str(known[named])
 
 
 def as_dict(config: Config) -> dict[str, Any]:

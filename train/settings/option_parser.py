@@ -1,7 +1,9 @@
 """jsonargparse for entries that train: its complaints as one line, in words."""
 
+import argparse
 import os
 import re
+import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,12 +22,44 @@ _IN_WORDS = {
 }
 
 
+COMMON = (
+    "config", "model.preset", "data.path", "run.name", "run.max_steps", "optim.lr", "batch.tokens_per_step",
+    "batch.micro_batch", "eval.every_steps", "eval.tokens", "checkpoint.every_steps", "log.wandb", "log.tensorboard",
+    "lora.rank", "run.device", "run.dtype", "run.compile", "run.seed", "run.root", "resume", "print_config", "version",
+    "help", "help_all",
+)  # fmt: skip
+
+
+class HelpAll(argparse.Action):
+    """`--help-all`: print every option, and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        assert isinstance(parser, OptionParser)
+        parser.print_all_help()
+        parser.exit()
+
+
 class OptionParser(ArgumentParser):
     """jsonargparse, with its complaints as one line, about types in words, and configurations read as UTF-8."""
 
     def parse_path(self, path: str | os.PathLike[str], *more: Any, **options: Any) -> Namespace:
         """A configuration file's values. (jsonargparse uses the locale's encoding: wrong on Windows.)"""
         return self.parse_string(Path(path).read_text(encoding="utf-8"), str(path), *more, **options)
+
+    def print_help(self, file: Any = None) -> None:
+        """The options that are set in most runs; `print_all_help` has the others."""
+        shown = [action for action in self._actions if action.dest in COMMON]
+        formatter = self._get_formatter()
+        formatter.add_usage("%(prog)s --config NAME_OR_FILE [--SECTION.KEY VALUE …]", self._actions, [])
+        formatter.add_text(self.description)
+        formatter.start_section("common options")
+        formatter.add_arguments(sorted(shown, key=lambda action: COMMON.index(action.dest)))
+        formatter.end_section()
+        formatter.add_text(f"--help-all shows all {len(self._actions)} options, docs/options.md has them, too.")
+        print(formatter.format_help(), end="", file=file or sys.stdout)
+
+    def print_all_help(self) -> None:
+        super().print_help()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UserError(f"{_about_a_type(message) or message} (see --help)")
