@@ -111,6 +111,10 @@ class RunFolder:
         return self.path / "profile"
 
     @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
     def state(self) -> Path:
         return self.path / "state"
 

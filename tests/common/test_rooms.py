@@ -31,6 +31,7 @@ INSIDE_TRAIN = (
 BESIDE = {
     "launching": {"stopping"},
     "launch": {"launching", "stopping"},
+    "sync_tensorboard": {"run"},
     "sync_wandb": {"run"},
     "studies": {"settings"},
     "study": {"studies"},
@@ -55,7 +56,7 @@ ENTRIES = [
     "eval/generate.py", "eval/harness.py", "eval/hellaswag.py", "eval/import_hf.py", "eval/perplexity.py",
     "eval/plot_loss.py", "eval/report.py", "eval/summary.py", "eval/watch.py", "eval/benchmarks/bench_generate.py",
     "train/pretrain.py", "train/finetune.py", "train/launch.py", "train/plan.py", "train/study.py",
-    "train/sync_wandb.py",
+    "train/sync_tensorboard.py", "train/sync_wandb.py",
     "train/benchmarks/bench_checkpoint.py", "train/benchmarks/bench_loader.py",
     "slurm/submit.py", "slurm/status.py", "slurm/124m.sh", "slurm/355m.sh",
     "slurm/774m.sh", "slurm/1p3b.sh", "setup/environment.py", "setup/pin_packages.py", "docs/write_options.py",

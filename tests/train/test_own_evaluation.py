@@ -158,9 +158,9 @@ def test_every_reader_shows_it(tmp_path: Path, own: RunFolder) -> None:
     *published, row = json.loads((tmp_path / "models.json").read_text())["models"]
     assert row["evaluations"] == {"toy": end} and not any("evaluations" in model for model in published)
 
-    assert mirrored_steps(own, "toy") == [8, 16, 20], "while it trained"
+    assert mirrored_steps(own, "toy/toy") == [8, 16, 20], "while it trained"
     assert "records added" in read(own, "train/sync_wandb.py", "--again")
-    assert mirrored_steps(own, "toy") == [8, 16, 20] * 2, "and once more from its record"
+    assert mirrored_steps(own, "toy/toy") == [8, 16, 20] * 2, "and once more from its record"
 
 
 def test_a_start_warns_of_a_curve_that_no_reader_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -101,7 +102,7 @@ def test_a_service_that_stands_still_does_not_keep_the_run_from_ending(tmp_path:
     assert not service.is_running()
 
 
-def mirrored_steps(run: RunFolder, key: str = "loss") -> list[int]:
+def mirrored_steps(run: RunFolder, key: str = "train/loss") -> list[int]:
     """The steps of all records with this key in the run's offline wandb files, in order of writing."""
     from wandb.proto import wandb_internal_pb2 as protocol
 
@@ -115,6 +116,20 @@ def mirrored_steps(run: RunFolder, key: str = "loss") -> list[int]:
                 if key in items:
                     steps.append(int(items["step"]))
     return steps
+
+
+def run_records(run: RunFolder) -> list[Any]:
+    """How the offline wandb files describe the run: project, group …"""
+    from wandb.proto import wandb_internal_pb2 as protocol
+
+    found = []
+    for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
+        for data in leveldb_records(path.read_bytes()):
+            record = protocol.Record()  # type: ignore[attr-defined]
+            record.ParseFromString(data)
+            if record.WhichOneof("record_type") == "run":
+                found.append(record.run)
+    return found
 
 
 def leveldb_records(content: bytes) -> list[bytes]:
@@ -140,19 +155,26 @@ def leveldb_records(content: bytes) -> list[bytes]:
 def test_offline_without_an_account_every_step_appears_once_over_a_resume(tmp_path: Path, data: Path) -> None:
     answers = write_official(tmp_path / "official.jsonl", official_rows(9, words_at_most=1))
     hellaswag = ("--eval.hellaswag_every_steps=5", f"--eval.hellaswag_data={answers}", "--schedule.kind=constant")
+    samples = ('--eval.prompts=["a"]', "--eval.sample_every_steps=5", "--eval.sample_tokens=2")
     for steps in (7, 12):
-        mirrored = ("--log.wandb=true", f"--run.max_steps={steps}", *hellaswag)
+        mirrored = ("--log.wandb=true", f"--run.max_steps={steps}", *hellaswag, *samples)
         arguments = tiny_arguments(tmp_path, data, "offline", *mirrored)
-        done = train_by_path(*arguments, WANDB_MODE="offline", WANDB_API_KEY="", HOME=str(tmp_path))
+        done = train_by_path(
+            *arguments, WANDB_MODE="offline", WANDB_API_KEY="", HOME=str(tmp_path),
+            WANDB_PROJECT="mine", WANDB_RUN_GROUP="pair", WANDB_ENTITY="us",
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert "not mirroring" not in done.stdout
+        assert "wandb mirrors this run: offline, 'wandb sync " in done.stdout
     run = run_of(tmp_path, "offline")
     assert mirrored_steps(run) == list(range(1, 13))
-    assert mirrored_steps(run, "val_loss") == [0, 5, 7, 10, 12]
-    assert mirrored_steps(run, "hellaswag_acc_norm") == [5, 7, 10, 12]
-    assert mirrored_steps(run, "val_bits_per_byte") == [0, 5, 7, 10, 12]
+    assert mirrored_steps(run, "val/loss") == [0, 5, 7, 10, 12]
+    assert mirrored_steps(run, "hellaswag/acc_norm") == [5, 7, 10, 12]
+    assert mirrored_steps(run, "val/bits_per_byte") == [0, 5, 7, 10, 12]
+    assert mirrored_steps(run, "samples") == [5, 10]
+    assert {(one.project, one.run_group, one.entity) for one in run_records(run)} == {("mine", "pair", "us")}
     assert set(mirrored_steps(run, "flops")) == set(range(13))
-    assert {0, 12} <= set(mirrored_steps(run, "causal"))
+    assert {0, 12} <= set(mirrored_steps(run, "val/causal"))
     assert len({path.name.split("-")[-1] for path in run.path.glob("wandb/offline-run-*")}) == 1  # one wandb run
 
 

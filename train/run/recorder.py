@@ -19,8 +19,8 @@ from common.progress import ProgressLines, format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
 from train.errors import StorageFailed
+from train.run.mirror import Mirror, as_sample, is_mirrored
 from train.run.storage import RETRY_DELAYS, is_transient
-from train.run.wandb_mirror import WandbMirror, is_mirrored
 
 
 class Recorder:
@@ -42,7 +42,7 @@ class Recorder:
             return
         self._folder = folder
         self._curves = KnownCurves()
-        self._mirror: WandbMirror | None = None
+        self._mirrors: list[Mirror] = []
         self._bar: tqdm[Any] | None = None
         if sys.stderr.isatty():
             self._bar = tqdm(total=max_steps, initial=first_step, unit="step", dynamic_ncols=True, file=bar_file())
@@ -61,9 +61,9 @@ class Recorder:
     def _open_log(self) -> TextIO:
         return open(self._folder.log, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
-    def mirror_to(self, mirror: WandbMirror) -> None:
+    def mirror_to(self, mirror: Mirror) -> None:
         """Pass every record on to a mirror as well."""
-        self._mirror = mirror
+        self._mirrors.append(mirror)
 
     def log(self, text: str) -> None:
         """Log one line, on the terminal and in log.txt."""
@@ -145,8 +145,9 @@ class Recorder:
 
     def _record(self, record: dict[str, Any]) -> None:
         self._append(self._metrics, record)
-        if self._mirror is not None and is_mirrored(record, self._curves):
-            self._mirror.put(record)
+        if self._mirrors and is_mirrored(record, self._curves):
+            for mirror in self._mirrors:
+                mirror.put(record)
 
     def sync(self) -> None:
         """Wait until the metrics so far are on the disk: a checkpoint that outlives a power cut must not outlive them.
@@ -193,13 +194,16 @@ class Recorder:
     def sample(self, step: int, prompt: str, text: str) -> None:
         """Record what the model generated after a prompt, and log it on one line."""
         if self._active:
-            self._append(self._samples, {"step": step, "prompt": prompt, "text": text, "time": time.time()})
+            sample = {"step": step, "prompt": prompt, "text": text, "time": time.time()}
+            self._append(self._samples, sample)
+            for mirror in self._mirrors:
+                mirror.put(as_sample(sample))
             self.log(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}")
 
     def close(self) -> None:
         if self._active:
-            if self._mirror is not None:
-                self._mirror.close()
+            for mirror in self._mirrors:
+                mirror.close()
             if self._bar is not None:
                 self._bar.close()
             for file in (self._metrics, self._samples):

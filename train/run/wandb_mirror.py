@@ -1,13 +1,13 @@
-"""Weights & Biases as a mirror of `metrics.jsonl`: a thread of its own, which may fail or hang without costing a step.
+"""Weights & Biases as a mirror of `metrics.jsonl`.
 
-Offline unless WANDB_MODE is online: compute nodes have no network, and `wandb sync` uploads later.
+Offline unless WANDB_MODE is online: compute nodes have no network, and `wandb sync` uploads later. WANDB_PROJECT,
+WANDB_ENTITY and WANDB_RUN_GROUP count as they do for wandb itself.
 """
 
 import atexit
 import contextlib
 import json
 import os
-import queue
 import threading
 import uuid
 from collections.abc import Callable
@@ -17,11 +17,8 @@ import psutil
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from common.curves import KnownCurves
 from common.errors import UserError
 from common.json_file import BadJson, keep_others, read_json
-from common.layer_figures import KIND as LAYERS
-from common.layer_figures import flattened
 from common.metric_fields import is_step
 from common.metrics_file import record_kind
 from common.os_errors import refusal
@@ -29,12 +26,12 @@ from common.plain_text import printable
 from common.publish import write_whole
 from common.regular_file import what_stands_at
 from common.run_folder import RunFolder
+from train.run.mirror import SAMPLES, Mirror, grouped
 from train.settings.sections import LogConfig
 
 SERVICE_PROGRAM = "wandb-core"
 SERVICE_GRACE_SECONDS = 1.0
 MIRROR_FILE = "wandb-mirror.json"
-QUEUE_RECORDS = 100_000  # a mirror that hangs costs memory up to here
 
 
 @keep_others
@@ -51,7 +48,7 @@ def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: st
 
     mode: Any = os.environ.get("WANDB_MODE", "offline")
     return wandb.init(
-        project=project,
+        project=os.environ.get("WANDB_PROJECT") or project,
         name=printable(folder.path.name),
         id=run_id,
         resume="allow",
@@ -59,29 +56,6 @@ def open_run(folder: RunFolder, project: str, config: dict[str, Any], run_id: st
         config=config,
         mode=mode,
         settings=wandb.Settings(silent=True, console="off", x_disable_stats=True),
-    )
-
-
-def is_mirrored(record: dict[str, Any], known: KnownCurves) -> bool:
-    """Whether a record is part of a curve."""
-    return record_kind(record) in {"train", LAYERS, *known.kinds}
-
-
-def send(run: Any, record: dict[str, Any], place: dict[str, Any]) -> bool:
-    """Log a record unless its step is in `place` already; return whether it was logged, noting it in `place`."""
-    kind = record_kind(record)
-    if record["step"] <= place.get(kind, -1):
-        return False
-    values = flattened(record) if kind == LAYERS else record
-    run.log({key: value for key, value in values.items() if _is_taken(key, value)}, step=record["step"])
-    place[kind] = record["step"]
-    return True
-
-
-def _is_taken(key: str, value: Any) -> bool:
-    """Whether wandb has a use for a value, and can encode it: a damaged record may hold anything."""
-    return (
-        key not in ("kind", "sequences") and key.isprintable() and (not isinstance(value, str) or value.isprintable())
     )
 
 
@@ -120,68 +94,78 @@ def write_place(folder: RunFolder, place: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-class WandbMirror:
+class WandbWriter:
     """Sends records to one wandb run, each step once, however often the run is resumed."""
 
+    name = "wandb"
+
+    def __init__(self, folder: RunFolder, project: str, config: dict[str, Any], *, again: bool = False) -> None:
+        """Args: project: unless WANDB_PROJECT names another. again: into a new wandb run."""
+        self._folder, self._project, self._config, self._again = folder, project, config, again
+        self._run: Any = None
+        self.place: dict[str, Any] = {}
+        self.keeps_place = True  # writes down after every record how far it is
+
+    def open(self) -> str:
+        """Raises UserError where the place can't be written, and whatever wandb does."""
+        self.place = new_place() if self._again else read_place(self._folder)
+        self._run = open_run(self._folder, self._project, self._config, self.place["id"])
+        return where(self._run)
+
+    def take(self, record: dict[str, Any]) -> bool:
+        return self._take(record_kind(record), record["step"], lambda: grouped(record))
+
+    def take_samples(self, step: int, texts: list[tuple[str, str]]) -> bool:
+        return self._take(SAMPLES, step, lambda: {SAMPLES: _table(step, texts)})
+
+    def finish(self) -> None:
+        self._run.finish()
+
+    def _take(self, kind: str, step: int, values: Callable[[], dict[str, Any]]) -> bool:
+        """Log what is not there yet, by the place."""
+        if step <= self.place.get(kind, -1):
+            return False
+        self._run.log(values(), step=step)
+        self.place[kind] = step
+        if self.keeps_place:
+            write_place(self._folder, self.place)
+        return True
+
+
+def _table(step: int, texts: list[tuple[str, str]]) -> Any:
+    import wandb
+
+    rows = [[step, printable(prompt), text] for prompt, text in texts]
+    return wandb.Table(columns=["step", "prompt", "text"], data=rows)
+
+
+def where(run: Any) -> str:
+    """Where a wandb run is to be found, in words."""
+    if not getattr(run, "offline", True):
+        return str(run.url)
+    folder = getattr(run, "dir", None)
+    return "offline" if folder is None else f"offline, 'wandb sync {os.path.dirname(folder)}' uploads it"
+
+
+class WandbMirror(Mirror):
+    """A mirror that leaves no service of wandb's behind."""
+
     def __init__(self, folder: RunFolder, log: LogConfig, config: dict[str, Any], say: Callable[[str], None]) -> None:
-        """Start the thread. Nothing that goes wrong in it raises here; `say` tells it, once."""
-        self._folder = folder
-        self._project = log.wandb_project
-        self._finish_seconds = log.wandb_finish_seconds
-        self._config = config
-        self._say = say
-        self._records: queue.Queue[dict[str, Any] | None] = queue.Queue(QUEUE_RECORDS)
-        self._broken = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="wandb", daemon=True)
         # registered before wandb is imported, so run after wandb's own end, which may wait for the service
         atexit.register(self._leave_no_service)
-        self._thread.start()
-
-    def put(self, record: dict[str, Any]) -> None:
-        """Hand over a record; never waits."""
-        if self._broken.is_set():
-            return
-        try:
-            self._records.put_nowait(record)
-        except queue.Full:
-            self._give_up("it has not taken a record for too long")
+        super().__init__(WandbWriter(folder, log.wandb_project, config), say, log.wandb_finish_seconds)
 
     def close(self) -> None:
-        """Give the mirror some time to send what is left."""
-        if not self._broken.is_set():
-            with contextlib.suppress(queue.Full):  # then it hangs anyway
-                self._records.put_nowait(None)
-            self._thread.join(self._finish_seconds)
-            if self._thread.is_alive():
-                self._give_up(f"it did not finish within {self._finish_seconds:.0f} s")
-        if self._broken.is_set():
+        super().close()
+        if self.broken.is_set():
             # not at once: wandb's own end, at the exit of this process, first says goodbye to it
             timer = threading.Timer(SERVICE_GRACE_SECONDS, _end_service)
             timer.daemon = True
             timer.start()
 
     def _leave_no_service(self) -> None:
-        if self._broken.is_set():
+        if self.broken.is_set():
             _end_service()
-
-    def _run(self) -> None:
-        try:
-            self._mirror()
-        except BaseException as error:  # whatever a library that talks to a network comes up with
-            self._give_up(f"{type(error).__name__}: {error}")
-
-    def _mirror(self) -> None:
-        place = read_place(self._folder)
-        run = open_run(self._folder, self._project, self._config, place["id"])
-        while (record := self._records.get()) is not None:
-            if send(run, record, place):
-                write_place(self._folder, place)
-        run.finish()
-
-    def _give_up(self, why: str) -> None:
-        if not self._broken.is_set():
-            self._broken.set()
-            self._say(f"wandb is not mirroring this run ({' '.join(why.split())}); metrics.jsonl has everything")
 
 
 def _end_service() -> None:

@@ -383,14 +383,16 @@ class LogConfig:
         sequences: record the numbers of the sequences that each step used.
         statistics_every: record after every so many steps how large each layer's gradients, weights, updates and
             activations are; 0 never. Training is the same to the bit with and without.
+        tensorboard: write the record for TensorBoard, too, into the run's `tensorboard/`, over steps and over tokens.
         wandb: mirror the record to Weights & Biases; offline unless the environment variable WANDB_MODE is online.
-        wandb_project: the wandb project.
-        wandb_finish_seconds: how long the end of the run waits for the mirror.
+        wandb_project: the wandb project, unless the environment variable WANDB_PROJECT names one.
+        wandb_finish_seconds: how long the end of the run waits for a mirror.
     """
 
     every_steps: int = 10
     sequences: bool = False
     statistics_every: int = 0
+    tensorboard: bool = False
     wandb: bool = False
     wandb_project: str = "longhaul"
     wandb_finish_seconds: float = 60.0

@@ -16,9 +16,11 @@ from train.run.acts import Acts
 from train.run.failure import FailureReporter
 from train.run.hang_watch import HangWatch
 from train.run.heartbeat import Heartbeat
+from train.run.mirror import Mirror
 from train.run.recorder import Recorder
 from train.run.slow_ranks import SlowRanks
 from train.run.sniff_test import describe, sniff_test
+from train.run.tensorboard_mirror import TensorboardWriter
 from train.run.wandb_mirror import WandbMirror
 from train.settings.command_line import as_dict
 from train.startup.announce import (
@@ -75,6 +77,9 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
             recorder.log(line)
         if config.log.wandb and ranks.is_first:
             recorder.mirror_to(WandbMirror(folder, config.log, as_dict(config), recorder.log))
+        if config.log.tensorboard and ranks.is_first:
+            writer = TensorboardWriter(folder, first_step, plan.progress.tokens)
+            recorder.mirror_to(Mirror(writer, recorder.log, config.log.wandb_finish_seconds))
         if "SLURM_JOB_ID" in os.environ:
             acts.enter("checking the machines")
             check_machines(run, plan, recorder)
