@@ -12,7 +12,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm lint format clean environment dev-environment
+.PHONY: help demo test test-slurm lint format site clean environment dev-environment
 
 PYTHON ?=
 TORCH ?=
@@ -67,8 +67,11 @@ format: dev-environment  ## format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+site: dev-environment  ## docs/ as a site in site/, its links checked
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:  ## delete .venv and caches; data/ and runs/ stay
-	rm -rf .venv .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .cache site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 environment:

@@ -14,7 +14,7 @@ from train.settings.sections import FinetuneConfig
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 LINKING = [*PAGES, PROJECT / "CHANGELOG.md", *sorted((PROJECT / "records").glob("*/README.md"))]
 TOP_FOLDERS = (*ROOMS, "records", "tests")
-NOT_OURS = {"slurm/site.sh", "site.sh", "tasks/my_task.yaml", "slurm.jsonl"}  # what a site, a user or a run writes
+NOT_OURS = {"slurm/site.sh", "site.sh", "tasks/my_task.yaml", "slurm.jsonl", "train/loss"}  # of a site, a user, a run
 
 
 OTHERS_WORDS = ("network addresses of", "cannot be retrieved")  # torchrun's
