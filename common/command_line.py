@@ -11,6 +11,22 @@ from common.version import VERSION_LINE
 VERSION_HELP = "print Longhaul's version and exit"
 
 
+class PrintCompletion(argparse.Action):
+    """`--print-completion NAME`: print how a shell completes this command, and exit. For setup/completion.py.
+
+    NAME is what the shell's functions are called by. An option `--config` also takes the names of configurations.
+    """
+
+    def __call__(self, parser: argparse.ArgumentParser, _: Any, name: Any, __: Any = None) -> None:
+        import shtab
+
+        for action in parser._actions:
+            if action.dest == "config":
+                action.complete = {"bash": "_longhaul_configs"}  # type: ignore[attr-defined]
+        print(shtab.complete(parser, shell="bash", root_prefix=name))
+        parser.exit()
+
+
 class CommandParser(argparse.ArgumentParser):
     """argparse's, but a mistake is a UserError, one line, where argparse prints a page of usage first.
 
@@ -24,6 +40,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(description=(description or "").strip(), **options)
         self.register("type", Path, expand_path)
         self.add_argument("--version", action="version", version=VERSION_LINE, help=VERSION_HELP)
+        self.add_argument("--print-completion", action=PrintCompletion, metavar="NAME", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")

@@ -44,7 +44,7 @@ def main() -> int:
 
 def split_base(arguments: list[str]) -> tuple[str, list[str]]:
     """The first argument and the others. Raises UserError where it is not a folder's name."""
-    if questions := [argument for argument in arguments if argument in QUESTIONS]:
+    if questions := [argument for argument in arguments if argument.split("=")[0] in QUESTIONS]:
         return "", questions[:1]
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"missing RUN_OR_CHECKPOINT: {USAGE}")

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, get_args
 
 from jsonargparse import ArgumentParser
 
-from common.command_line import VERSION_HELP
+from common.command_line import VERSION_HELP, PrintCompletion
 from common.errors import UserError
 from common.paths import PROJECT, expand_path
 from common.run_folder import RunFolder
@@ -28,7 +28,13 @@ from train.settings.sections import Config, RunConfig
 
 DEFAULT_CONFIG = PROJECT / "train" / "configs" / "gpt2-124m.yaml"
 CONFIGS = DEFAULT_CONFIG.parent
-QUESTIONS = {"--help", "--help-all", "-h", "--version"}  # options about the command itself: it answers them and exits
+QUESTIONS = {
+    "--help",
+    "--help-all",
+    "-h",
+    "--version",
+    "--print-completion",
+}  # options about the command itself: it answers them and exits
 
 
 Kind = TypeVar("Kind", bound=Config)
@@ -76,6 +82,7 @@ def build_parser(command: Command[Any] = PRETRAIN) -> ArgumentParser:
         "--help-all", action=HelpAll, nargs=0, default=argparse.SUPPRESS, help="show all options and exit"
     )
     parser.add_argument("--version", action="version", version=VERSION_LINE, help=VERSION_HELP)
+    parser.add_argument("--print-completion", action=PrintCompletion, metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument(
         "--config",
         action="config",
@@ -122,7 +129,11 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     _check_names(others, known)
     parser = build_parser(command)
     model = PRESETS.get(str(_named("model.preset", contents, others)))
-    if model is None and command.base_of is not None and not QUESTIONS & set(others):
+    if (
+        model is None
+        and command.base_of is not None
+        and not QUESTIONS & {argument.split("=")[0] for argument in others}
+    ):
         root = _named("run.root", contents, others) or RunConfig().root
         name = _named("run.name", contents, others) or Path(files[-1]).stem
         model = command.base_of(RunFolder.find(root, name))
