@@ -3,7 +3,7 @@
 A pure function of the stages, found in constant time and in integers only: a run's position stays its one integer.
 Weights are shares of sequences in 1/4,096. A stage's sources follow each other in a period that Tijdeman's rule orders
 ("The chairman assignment problem", Discrete Mathematics 32, 1980): at every position each source has had its share to
-within one sequence. A source goes on where it was when a stage ends.
+within one sequence. A source resumes where it was when a stage ends.
 """
 
 import bisect
