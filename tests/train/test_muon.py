@@ -17,7 +17,7 @@ from model.lora import add_lora
 from model.lora_config import LoraConfig
 from model.roles import Role, parameter_roles
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import curve, run_of, tiny_arguments, train, train_by_path, weights_hashes
+from tests.helpers.training import curve, losses, run_of, tiny_arguments, train, train_by_path, weights_hashes
 from tests.model.small import option_id, pairwise_options, random_tokens, small_model
 from train.checkpoints.ownership import optimizer_tensors
 from train.optimization.declared_state import newton_schulz_flops
@@ -237,6 +237,9 @@ def test_a_run_with_muon_resumes_to_the_bit_and_changes_its_optimizer_only_as_an
 
     train(1, tmp_path, arguments("calm", "--run.max_steps=6"))
     calm = run_of(tmp_path, "calm")
+    train(1, tmp_path, arguments("steady", "--run.max_steps=6", "--optim.muon_momentum_warmup=0"))
+    found, without = losses(calm), losses(run_of(tmp_path, "steady"))
+    assert without[1] == found[1] and abs(without[6] - found[6]) > 1e-6
     [(_, last), (_, third)] = list_checkpoints(calm.checkpoints)
     manifest = read_checkpoint_manifest(last)
     assert (manifest["format_version"], manifest["optimizer"]) == (2, "muon")

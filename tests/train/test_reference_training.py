@@ -20,6 +20,7 @@ from train.batches.shuffle import windows_at
 
 T, C, L, H, V = 16, 32, 2, 2, 257
 STEPS, SEQUENCES, PEAK, WARMUP, FINAL, DECAY, CLIP = 20, 32, 1e-2, 3, 0.1, 0.1, 1.0
+OWN_DECAY = 2.0  # as large that 1e-4 of a loss shows where it is not what it should be
 
 
 def as_gpt2(weights: dict[str, torch.Tensor]) -> GPT2LMHeadModel:
@@ -74,8 +75,11 @@ def as_llama(weights: dict[str, torch.Tensor]) -> LlamaForCausalLM:
     return model
 
 
-def textbook_losses(model: torch.nn.Module, data: Path) -> list[float]:
-    """Train as papers describe it: the whole batch at once, cosine with warm-up, clipping, decay on matrices."""
+def textbook_losses(model: torch.nn.Module, data: Path, *, own_decay: bool) -> list[float]:
+    """Train as papers describe it: the whole batch at once, cosine with warm-up, clipping, decay on matrices.
+
+    Args: own_decay: weight decay is the peak rate's, OWN_DECAY of it, and falls linearly, whatever the rate's schedule.
+    """
     tokens = TokenSet.open(data).split("train")
     stream = tokens.read(0, len(tokens)).astype(np.int64)
     decayed = [p for p in model.parameters() if p.dim() >= 2]
@@ -93,6 +97,8 @@ def textbook_losses(model: torch.nn.Module, data: Path) -> list[float]:
         cosine = FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = PEAK * (step / WARMUP if step <= WARMUP else cosine)
+            if own_decay and group["weight_decay"]:
+                group["weight_decay"] = OWN_DECAY * (1 - step / STEPS) * PEAK / group["lr"]
         loss = F.cross_entropy(model(batch[:, :-1]).logits.flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
         loss.backward()
@@ -113,13 +119,16 @@ def test_twenty_steps_of_the_whole_trainer(
     data = tmp_path / "data"
     make_token_set(data, train_tokens=9_000, val_tokens=500)
     more = [f"--model.{key}={json.dumps(value).strip(chr(34))}" for key, value in options.items()]
+    if kind == "llama":
+        more += ["--schedule.weight_decay=linear", "--schedule.independent_weight_decay=true"]
+        more.append(f"--optim.weight_decay={OWN_DECAY}")
     train(world_size, tmp_path, tiny_arguments(tmp_path, data, kind, "--model.dropout=0", *more))
     ours = GPT(ModelConfig(vocab_size=V, block_size=T, n_layer=L, n_head=H, n_embd=C, **options))  # type: ignore[arg-type]
     initialise(ours, seed=1337)
     weights = {name: p.detach().clone() for name, p in ours.named_parameters()}
     torch.manual_seed(0)
     theirs = as_gpt2(weights) if kind == "gpt2" else as_llama(weights)
-    expected = textbook_losses(theirs.train(), data)
+    expected = textbook_losses(theirs.train(), data, own_decay=kind == "llama")
     found = losses(run_of(tmp_path, kind))
     assert [found[step] for step in range(1, STEPS + 1)] == pytest.approx(expected, abs=1e-4)
     assert expected[-1] < expected[0] - 1  # it does learn something
