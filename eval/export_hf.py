@@ -18,7 +18,7 @@ from common.command_line import CommandParser
 from common.errors import exit_on_user_error
 from common.packages import require_packages
 from common.publish import write_json_output
-from eval.shared.arguments import add_json, add_run, folder_to_make, require_run
+from eval.shared.arguments import add_dtype, add_json, add_run, folder_to_make, require_run
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="BASE",
         help="export only the adapters, as PEFT has them, for their base, which was exported to this folder",
     )
+    add_dtype(parser, "the weights", auto=False)
     add_json(parser)
     return parser.parse_args()
 
@@ -42,7 +43,7 @@ def main() -> int:
         require_packages({"transformers": "transformers"}, "an export, which is verified with it,")
         from eval.hugging_face.export import export  # here, as it imports torch
 
-        report = export(arguments.run, arguments.out, arguments.weights)
+        report = export(arguments.run, arguments.out, arguments.dtype, arguments.weights)
     else:
         require_packages(
             {"peft": "peft", "transformers": "transformers"}, "an export of adapters, which is verified with it,"

@@ -4,8 +4,8 @@
     python eval/import_hf.py path/to/folder imported/mine
     python eval/generate.py imported/gpt2 --prompt "Once upon a time"
 
-GPT-2 (OpenAI's own files too), Starcoder2, Llama and Mistral, by name on the hub, or from a folder with config.json and
-safetensors files or pytorch_model.bin.
+GPT-2 (OpenAI's own files too), Starcoder2, Llama, Mistral and Qwen3, by name on the hub, or from a folder with
+config.json and safetensors files or pytorch_model.bin.
 """
 
 import argparse

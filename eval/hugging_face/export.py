@@ -1,6 +1,7 @@
 """A checkpoint as a folder that Hugging Face's `transformers` loads with no code of ours, verified with it."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +18,73 @@ from common.publish import (
     write_whole,
 )
 from common.run_folder import RunFolder
+from eval.hugging_face.clients import CLIENTS, losses
 from eval.hugging_face.comparing import check_logits, logits_of, probe_tokens
 from eval.hugging_face.hf_config import home_of, to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
 from eval.shared.loading import Loaded, load_checkpoint
 from model.counts import parameter_count
+from model.gpt import GPT
+from model.number_formats import Dtype
+from model.precision import TORCH_DTYPES
 from model.weights import write_safetensors
 
 PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return x  # 日本 😀"
 
 
-def export(run: Path, out: Path, weights: str = "trained") -> dict[str, Any]:
+def export(run: Path, out: Path, dtype: Dtype = "fp32", weights: str = "trained") -> dict[str, Any]:
     """Publish a run's newest good checkpoint, or this one, as the folder `out`; return the figures as JSON has them.
 
-    Args: weights: as `load_checkpoint`.
+    Args:
+        dtype: of the exported weights. weights: which ones, as `load_checkpoint`.
 
     Raises UserError where there is none, no class there can hold it, or `transformers` reads it differently.
     """
     loaded = load_checkpoint(run, weights=weights)
     home = home_of(loaded.model.config)
+    round_weights(loaded.model, dtype)
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        write_files(loaded, temporary)
+        write_files(loaded, temporary, dtype)
         difference = verify(loaded, temporary)
-        write_whole(temporary / "README.md", model_card(loaded, home, difference))
+        write_whole(temporary / "README.md", model_card(loaded, home, dtype, difference))
         publish_folder(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    for warning in _readers_of(loaded).values():
+        print(f"note: {warning}", file=sys.stderr)
     print(f"{out}: {home}, logits equal to {difference:.1e} relative, tokenizer equal")
     return {**loaded.facts, "class": home, "relative_difference": difference}
 
 
-def write_files(loaded: Loaded, folder: Path) -> None:
-    """Weights, configuration and tokenizer."""
+@torch.no_grad()
+def round_weights(model: GPT, dtype: Dtype) -> None:
+    """Round weights in place to what a dtype can hold, so that an export can be compared with them.
+
+    Raises UserError where one is too large for it.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.copy_(parameter.to(TORCH_DTYPES[dtype]))
+        if not bool(torch.isfinite(parameter).all()):
+            raise UserError(f"{name} has weights that {dtype} can't hold: use --dtype bf16 or fp32")
+
+
+def write_files(loaded: Loaded, folder: Path, dtype: Dtype = "fp32") -> None:
+    """Weights, configuration, tokenizer, and how texts start and end."""
     config, tokenizer = loaded.model.config, loaded.tokenizer
     tensors = to_tensors(config, {name: parameter.detach() for name, parameter in loaded.model.named_parameters()})
+    stored = TORCH_DTYPES[dtype]
+    if config.tie_weights:  # as OpenAI's own files are named, by which mlx-lm goes
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
     write_safetensors(folder / "model.safetensors", tensors, metadata={"format": "pt"})
-    write_json_whole(folder / "config.json", to_config(config, tokenizer.begin_of_text_id, tokenizer.end_ids))
+    values = to_config(config, tokenizer.begin_of_text_id, tokenizer.end_ids, str(stored).removeprefix("torch."))
+    write_json_whole(folder / "config.json", values)
+    ends = {name: values[name] for name in ("bos_token_id", "eos_token_id")}
+    write_json_whole(folder / "generation_config.json", ends | {"pad_token_id": tokenizer.end_of_text_id})
     write_tokenizer_files(loaded.tokenizer, folder, config.block_size)
     for path in folder.iterdir():
         fsync_file(path)
@@ -86,11 +114,12 @@ def _verify_tokenizer(loaded: Loaded, theirs: Any) -> None:
     expected = loaded.tokenizer.encode(text).tolist()
     if loaded.tokenizer.spec["kind"] == "huggingface":
         text = loaded.tokenizer.decode(expected)  # not all of theirs round-trip
-    if theirs.encode(text, add_special_tokens=False) != expected or theirs.decode(expected) != text:
+    plain, opened = theirs.encode(text, add_special_tokens=False), theirs.encode(text)
+    if plain != expected or theirs.decode(expected) != text or opened != loaded.tokenizer.prompt(text):
         raise UserError("transformers reads the exported tokenizer differently: the folder was not published")
 
 
-def model_card(loaded: Loaded, home: str, difference: float) -> str:
+def model_card(loaded: Loaded, home: str, dtype: Dtype, difference: float) -> str:
     """README.md of the exported folder: what the model is, how it was trained, how to load it."""
     config, manifest = loaded.model.config, loaded.manifest
     shape = f"{config.n_layer} layers, width {config.n_embd}, {config.n_head} heads ({config.kv_heads} key/value)"
@@ -105,7 +134,8 @@ def model_card(loaded: Loaded, home: str, difference: float) -> str:
         "data": f"token set {manifest.get('data_identity') or 'unknown'}",
         **_validation_of(loaded),
         **_readers_of(loaded),
-        "verified": f"logits equal to Longhaul's within {difference:.1e} relative, in float32",
+        "dtype of the weights": dtype,
+        "verified": f"logits equal to Longhaul's with these weights within {difference:.1e} relative, in float32",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return (
@@ -119,10 +149,11 @@ def model_card(loaded: Loaded, home: str, difference: float) -> str:
 
 def _readers_of(loaded: Loaded) -> dict[str, str]:
     """How other programs that read the folder treat it."""
-    window = loaded.model.config.windows[0]
-    if window is None:
+    config = loaded.model.config
+    lost = {client.name: found for client in CLIENTS if (found := losses(config, client))}
+    if not lost:
         return {}
-    return {"other programs": f"llama.cpp and mlx-lm ignore the window: beyond {window} tokens their results differ"}
+    return {"other programs": "; ".join(f"{name} {', '.join(found)}" for name, found in lost.items())}
 
 
 def _validation_of(loaded: Loaded) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What a Longhaul model is in Hugging Face's `transformers`: the class and its config.json, both ways.
 
-Four classes of `transformers` hold what can be exported; the rest is refused, and the error names it. This module
+Five classes of `transformers` hold what can be exported; the rest is refused, and the error names it. This module
 needs no `transformers`.
 """
 
@@ -16,21 +16,22 @@ from eval.hugging_face.hub_shapes import Gpt2Config, RotaryConfig
 from model.config import ModelConfig
 
 GPT2, STARCODER2, LLAMA, MISTRAL = "GPT2LMHeadModel", "Starcoder2ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM"
-MODEL_TYPES = {GPT2: "gpt2", STARCODER2: "starcoder2", LLAMA: "llama", MISTRAL: "mistral"}
+QWEN3 = "Qwen3ForCausalLM"
+MODEL_TYPES = {GPT2: "gpt2", STARCODER2: "starcoder2", LLAMA: "llama", MISTRAL: "mistral", QWEN3: "qwen3"}
+LAYER_TYPES = {True: "sliding_attention", False: "full_attention"}  # by whether the layer has a window
 ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "gelu_exact": "gelu", "relu2": "relu2", "swiglu": "silu"}
 UNGATED = ("gelu", "gelu_exact", "relu2")
 # What export knows of every option of a model: the kinds that some class computes, and what may have any value. An
 # option that is added later is refused until it is listed here.
 KINDS: dict[str, tuple[Any, ...]] = {
     "attention": ("softmax",), "position": ("learned", "rope"), "norm": ("layernorm", "rmsnorm"),
-    "mlp": (*UNGATED, "swiglu"), "rope_scaling": ("none", "linear", "llama3"), "qk_norm": (False,),
+    "mlp": (*UNGATED, "swiglu"), "rope_scaling": ("none", "linear", "llama3"), "qk_norm": (False, True),
 }  # fmt: skip
 SIZES = (
     "vocab_size", "vocab_multiple", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "norm_eps", "rope_base",
     "rope_factor", "rope_low_factor", "rope_high_factor", "rope_original_length", "mlp_hidden", "bias", "dropout",
     "tie_weights", "window", "window_pattern",
 )  # fmt: skip
-WORDS = {"qk_norm": "QK-norm"}
 MLPS = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {  # and other names of the same functions
     "gelu_new": "gelu", "gelu_fast": "gelu", "gelu_python_tanh": "gelu", "gelu_python": "gelu_exact", "swish": "swiglu",
 }  # fmt: skip
@@ -54,7 +55,15 @@ MISTRAL_DEFAULTS: dict[str, Any] = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096,
     "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
-DEFAULTS = {GPT2: GPT2_DEFAULTS, STARCODER2: STARCODER2_DEFAULTS, LLAMA: LLAMA_DEFAULTS, MISTRAL: MISTRAL_DEFAULTS}
+QWEN3_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768,
+    "max_window_layers": 28, "attention_bias": False, "tie_word_embeddings": False,
+}  # fmt: skip
+DEFAULTS = {
+    GPT2: GPT2_DEFAULTS, STARCODER2: STARCODER2_DEFAULTS, LLAMA: LLAMA_DEFAULTS, MISTRAL: MISTRAL_DEFAULTS,
+    QWEN3: QWEN3_DEFAULTS,
+}  # fmt: skip
 GPT2_OTHER_NAMES = {  # under which its configuration class takes the same fields
     "hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
@@ -70,10 +79,13 @@ def home_of(config: ModelConfig) -> str:
     Raises UserError naming the option that none of them has.
     """
     for option in fields(config):
-        what = WORDS.get(option.name, f"model.{option.name} {getattr(config, option.name)}")
-        _accept(_is_known(config, option), what)
-    _accept(len(set(config.windows)) == 1, "windows that differ between layers (model.window_pattern)")
-    window = config.windows[0]
+        _accept(_is_known(config, option), f"model.{option.name} {getattr(config, option.name)}")
+    several, window = len(set(config.windows)) > 1, config.windows[0]
+    # Qwen2 has such windows, but transformers splits its texts as Qwen does, whatever tokenizer.json has
+    _accept(not several or config.qk_norm, "windows that differ between layers (model.window_pattern) without QK-norm")
+    if config.position == "learned" or config.norm == "layernorm":
+        beside = "learned positions" if config.position == "learned" else "LayerNorm"
+        _accept(not config.qk_norm, f"QK-norm with {beside}")
     if config.position == "learned":
         _accept(config.norm == "layernorm", "learned positions with RMSNorm")
         _accept(config.mlp in UNGATED, "learned positions with SwiGLU")
@@ -84,6 +96,9 @@ def home_of(config: ModelConfig) -> str:
         _accept(config.mlp in UNGATED, "rotary positions with LayerNorm and SwiGLU")
         return STARCODER2
     _accept(config.mlp == "swiglu", f"rotary positions with RMSNorm and {config.mlp}")
+    if config.qk_norm:
+        _accept(not config.bias, "biases with QK-norm")
+        return QWEN3
     _accept(window is None or not config.bias, "biases with RMSNorm, SwiGLU and a window")
     return LLAMA if window is None else MISTRAL
 
@@ -101,11 +116,13 @@ def _accept(known: bool, what: str) -> None:
         raise UserError(f"no class of transformers that Longhaul exports to has {what}: this model can't be exported")
 
 
-def to_config(config: ModelConfig, begin: int | None, ends: Sequence[int] = ()) -> dict[str, Any]:
+def to_config(
+    config: ModelConfig, begin: int | None, ends: Sequence[int] = (), dtype: str = "float32"
+) -> dict[str, Any]:
     """The contents of `config.json`. Raises UserError for a model that no class can hold.
 
     Args:
-        begin, ends: the ids that start and end texts, if there are any.
+        begin, ends: the ids that start and end texts, if there are any. dtype: torch's name of the weights'.
     """
     home = home_of(config)
     shared: dict[str, Any] = {
@@ -115,7 +132,7 @@ def to_config(config: ModelConfig, begin: int | None, ends: Sequence[int] = ()) 
         "tie_word_embeddings": config.tie_weights,
         "bos_token_id": begin,
         "eos_token_id": list(ends) if len(ends) > 1 else next(iter(ends), None),
-        "torch_dtype": "float32",
+        "torch_dtype": dtype,
         OWN_FACTS: {name: getattr(config, name) for name in OWN_FIELDS},
     }
     if home == GPT2:
@@ -136,6 +153,7 @@ def to_config(config: ModelConfig, begin: int | None, ends: Sequence[int] = ()) 
         STARCODER2: {"norm_epsilon": config.norm_eps, "use_bias": config.bias, "sliding_window": config.windows[0]},
         LLAMA: {"rms_norm_eps": config.norm_eps, "attention_bias": config.bias, "mlp_bias": config.bias},
         MISTRAL: {"rms_norm_eps": config.norm_eps, "sliding_window": config.windows[0]},
+        QWEN3: {"rms_norm_eps": config.norm_eps, "attention_bias": False} | _layer_windows(config),
     }
     return (
         shared
@@ -156,6 +174,17 @@ def to_config(config: ModelConfig, begin: int | None, ends: Sequence[int] = ()) 
         }
         | ({"rope_scaling": _rope_scaling(config)} if config.rope_scaling != "none" else {})
     )
+
+
+def _layer_windows(config: ModelConfig) -> dict[str, Any]:
+    """The windows of every layer, as Qwen3 has them."""
+    sliding = [window is not None for window in config.windows]
+    return {
+        "use_sliding_window": any(sliding),
+        "sliding_window": config.window if any(sliding) else None,
+        "layer_types": [LAYER_TYPES[slides] for slides in sliding],
+        "max_window_layers": sliding.index(True) if any(sliding) else config.n_layer,  # by which some programs still go
+    }
 
 
 def _rope_scaling(config: ModelConfig) -> dict[str, Any]:
@@ -242,6 +271,8 @@ def has_bias(values: Mapping[str, Any], theirs: str) -> bool:
         return theirs.endswith("norm") or bool(values["use_bias"])
     if home == LLAMA:
         return bool(values["attention_bias"] if ".self_attn." in theirs else values["mlp_bias"] and ".mlp." in theirs)
+    if home == QWEN3:
+        return bool(values["attention_bias"]) and ".self_attn." in theirs and theirs.endswith("_proj")
     return home == GPT2
 
 
@@ -288,9 +319,28 @@ def _rotary_fields(values: Mapping[str, Any], home: str) -> dict[str, Any]:
         "n_embd": width,
         "rope_base": float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
         **_rope_fields(rope, kind, values),
-        "window": None if home == LLAMA else values.get("sliding_window"),
+        **_window_fields(values, home),
+        "qk_norm": home == QWEN3,
         "dropout": values.get("attention_dropout", 0.0),
     }
+
+
+def _window_fields(values: Mapping[str, Any], home: str) -> dict[str, Any]:
+    """Raises UserError where the layers' kinds are not full and sliding attention, one for each layer."""
+    if home != QWEN3:
+        return {"window": None if home == LLAMA else values.get("sliding_window")}
+    window = values.get("sliding_window", 4096) if values.get("use_sliding_window") else None
+    layers, first = values["num_hidden_layers"], values.get("max_window_layers") or 0
+    types = values.get("layer_types")
+    if types is None:
+        types = [LAYER_TYPES[window is not None and layer >= first] for layer in range(layers)]
+    if len(types) != layers or not set(types) <= set(LAYER_TYPES.values()):
+        kinds = ", ".join(sorted(set(types)))[:80]
+        raise UserError(f"config.json has layer_types {kinds} for {len(types)} of {layers} layers: correct it")
+    pattern = "".join("S" if kind == LAYER_TYPES[True] and window is not None else "L" for kind in types)
+    if "S" not in pattern:
+        return {"window": None}
+    return {"window": window, "window_pattern": pattern if "L" in pattern else None}
 
 
 def _rope_fields(rope: Mapping[str, Any], kind: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, STARCODER2, has_bias, home_of
+from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, QWEN3, STARCODER2, has_bias, home_of
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT
@@ -38,7 +38,7 @@ def modules(config: ModelConfig, home: str) -> Iterable[Module]:
                 yield Module(f"h.{i}.{name}", (f"transformer.h.{i}.{name}",), flip=".c_" in name, biased=True)
         yield Module("ln_f", ("transformer.ln_f",), biased=True)
         return
-    norms, linears = home == STARCODER2, config.bias and home != MISTRAL
+    norms, linears = home == STARCODER2, config.bias and home not in (MISTRAL, QWEN3)
     mlp = {"c_fc": "up_proj", "c_gate": "gate_proj", "c_proj": "down_proj"}
     if home == STARCODER2:
         mlp = {"c_fc": "c_fc", "c_proj": "c_proj"}
@@ -48,6 +48,8 @@ def modules(config: ModelConfig, home: str) -> Iterable[Module]:
         queries_keys_values = tuple(f"{theirs}.self_attn.{name}_proj" for name in "qkv")
         yield Module(f"{ours}.attn.c_attn", queries_keys_values, biased=linears)
         yield Module(f"{ours}.attn.c_proj", (f"{theirs}.self_attn.o_proj",), biased=linears)
+        for name in ("q_norm", "k_norm") if config.qk_norm else ():
+            yield Module(f"{ours}.attn.{name}", (f"{theirs}.self_attn.{name}",))
         yield Module(f"{ours}.ln_2", (f"{theirs}.post_attention_layernorm",), biased=norms)
         for name, its in mlp.items():
             yield Module(f"{ours}.mlp.{name}", (f"{theirs}.mlp.{its}",), biased=linears)
@@ -179,7 +181,7 @@ def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str,
         ours[f"{module.ours}.weight"] = weight
         names = [f"{its}.bias" for its in module.theirs]
         used.update(names)
-        norm = module.ours.rsplit(".", 1)[-1].startswith("ln_")
+        norm = module.ours.rsplit(".", 1)[-1].startswith(("ln_", "q_norm", "k_norm"))
         if config.bias and not (norm and config.norm == "rmsnorm"):
             sizes = _split_sizes(config, module, len(weight))
             zeros = [weight.new_zeros(size) for size in sizes]
@@ -194,7 +196,7 @@ def from_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str,
 
 
 def home_of_fields(config: ModelConfig) -> str:
-    """The class whose tensor names an imported configuration's tensors have (Mistral's are Llama's)."""
+    """The class whose tensor names an imported configuration's tensors have (Mistral's and Qwen3's are Llama's)."""
     if config.position == "learned":
         return GPT2
     return STARCODER2 if config.norm == "layernorm" else LLAMA

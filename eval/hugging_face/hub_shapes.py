@@ -61,7 +61,7 @@ class Rope(TypedDict):
 
 @keep_others
 class RotaryConfig(TypedDict):
-    """The config.json of Starcoder2, Llama and Mistral, with the defaults of what it leaves out."""
+    """The config.json of Starcoder2, Llama, Mistral and Qwen3, with the defaults of what it leaves out."""
 
     vocab_size: Positive
     hidden_size: Positive
@@ -73,6 +73,9 @@ class RotaryConfig(TypedDict):
     max_position_embeddings: Positive
     original_max_position_embeddings: NotRequired[Positive]
     sliding_window: NotRequired[Count | None]
+    use_sliding_window: NotRequired[bool | None]
+    max_window_layers: NotRequired[Count | None]
+    layer_types: NotRequired[list[str] | None]
     rope_theta: NotRequired[Finite]
     rope_scaling: NotRequired[Rope | None]
     rope_parameters: NotRequired[Rope | None]

@@ -15,7 +15,10 @@ SPEC_FILE = "longhaul_tokenizer.json"
 
 
 def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json`, our own identity, and for GPT-2 its two vocabulary files."""
+    """Write `tokenizer.json`, `tokenizer_config.json`, our own identity, and for GPT-2 its two vocabulary files.
+
+    A text is encoded with the id before it that our prompts start with, unless `add_special_tokens` is off.
+    """
     from tokenizers import AddedToken
 
     if isinstance(tokenizer, HuggingFaceTokenizer):
@@ -24,11 +27,12 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
     is_gpt2s = isinstance(tokenizer, Gpt2Tokenizer)
     built = _gpt2(tokenizer, folder) if is_gpt2s else {"byte": _byte, "char": _char}[tokenizer.spec["kind"]](tokenizer)
     end = None if tokenizer.end_of_text_id is None else END_OF_TEXT
-    if end:
+    if end and tokenizer.end_of_text_id is not None:
         built.add_special_tokens([AddedToken(end, special=True, normalized=False)])
+        built.post_processor = _opening(end, tokenizer.end_of_text_id)
     built.save(str(folder / "tokenizer.json"))
     settings: dict[str, Any] = {
-        "tokenizer_class": "GPT2Tokenizer" if is_gpt2s else "PreTrainedTokenizerFast",
+        "tokenizer_class": "PreTrainedTokenizerFast",  # GPT-2's own class would drop what opens a text
         "model_max_length": block_size,
         "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
@@ -48,9 +52,34 @@ def _write_theirs(tokenizer: HuggingFaceTokenizer, folder: Path, block_size: int
         "eos_token": tokenizer.text_of(tokenizer.end_of_text_id),
         "clean_up_tokenization_spaces": False,
     }
-    (folder / "tokenizer.json").write_text(tokenizer.json, encoding="utf-8")
+    (folder / "tokenizer.json").write_text(_with_opening(tokenizer), encoding="utf-8")
     write_json_whole(folder / "tokenizer_config.json", settings)
     write_json_whole(folder / SPEC_FILE, tokenizer.spec)
+
+
+def _with_opening(tokenizer: HuggingFaceTokenizer) -> str:
+    """Its tokenizer.json, which puts the id before a text that our prompts start with."""
+    begin = tokenizer.begin_of_text_id
+    if tokenizer.begins_contexts or begin is None:
+        return tokenizer.json
+    from tokenizers import Tokenizer as Built
+    from tokenizers import processors
+
+    built = Built.from_str(tokenizer.json)
+    opening = _opening(tokenizer.text_of(begin), begin)
+    own = built.post_processor
+    built.post_processor = opening if own is None else processors.Sequence([own, opening])
+    text: str = built.to_str()
+    return text
+
+
+def _opening(token: str, number: int) -> Any:
+    """What puts a token before a text, as `Tokenizer.prompt` does, and before each of two."""
+    from tokenizers import processors
+
+    return processors.TemplateProcessing(
+        single=f"{token}:0 $A:0", pair=f"{token}:0 $A:0 {token}:1 $B:1", special_tokens=[(token, number)]
+    )
 
 
 def _gpt2(tokenizer: Tokenizer, folder: Path) -> Any:

@@ -24,7 +24,7 @@ from data_prep.tokenization.huggingface_tokenizer import (
 )
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer
-from eval.hugging_face.hf_config import with_defaults
+from eval.hugging_face.hf_config import OWN_FACTS, with_defaults
 from eval.hugging_face.hub_files import AGAIN, read_content, read_described, read_tokenizer_json, stands
 from eval.hugging_face.hub_shapes import NamedToken, TokenizerDescription, TokenizerSettings
 from eval.hugging_face.tokenizer_files import SPEC_FILE
@@ -59,7 +59,7 @@ def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     ids = token_ids(description)
     _check_settings(folder, description, settings, ids, values)
     ends = text_ends(folder, values, settings, ids)
-    if is_gpt2(description) and {ends.begin, *ends.ends} <= {ids[END_OF_TEXT], None}:
+    if is_gpt2(description, framed=OWN_FACTS in values) and {ends.begin, *ends.ends} <= {ids[END_OF_TEXT], None}:
         return load_tokenizer("gpt2")
     return _carried(folder, text, description, ends)
 
@@ -129,8 +129,12 @@ def token_ids(description: TokenizerDescription) -> dict[str, int]:
     return ids
 
 
-def is_gpt2(description: TokenizerDescription) -> bool:
-    """Whether a tokenizer.json gives the same ids as GPT-2's for every text."""
+def is_gpt2(description: TokenizerDescription, *, framed: bool = False) -> bool:
+    """Whether a tokenizer.json gives the same ids as GPT-2's for every text.
+
+    Args:
+        framed: it may put its end of text before a text, as those that Longhaul exports do.
+    """
     place_gpt2_files()
     expected = json.loads(gpt2_cache_file("encoder.json").read_text(encoding="utf-8"))
     model: Mapping[str, Any] = description.get("model") or {}
@@ -143,7 +147,7 @@ def is_gpt2(description: TokenizerDescription) -> bool:
         and not description.get("normalizer")
         and (splitting.get("type"), splitting.get("add_prefix_space")) == ("ByteLevel", False)
         and splitting.get("use_regex", True)
-        and not adds_around(description)
+        and adds_around(description) in ([], *([[[expected[END_OF_TEXT]], []]] if framed else []))
         and all(token["content"] == END_OF_TEXT for token in description.get("added_tokens") or [])
     )
 
@@ -231,7 +235,7 @@ def _describes(text: str, description: TokenizerDescription, tokenizer: Tokenize
         theirs = HuggingFaceTokenizer.normal_form(text)
         return all(ours[part] == theirs[part] for part in ("model", "normalizer", "pre_tokenizer", "added_tokens"))
     if tokenizer.spec["kind"] == "gpt2":
-        return is_gpt2(description)
+        return is_gpt2(description, framed=True)
     plain = not (description.get("normalizer") or puts_space_before(description))
     return plain and max(token_ids(description).values(), default=-1) + 1 == tokenizer.vocab_size
 

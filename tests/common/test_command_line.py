@@ -37,6 +37,8 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n" + ASK_ALL  # which m
 BAD_VALUES = {
     "eval/average.py no-run --last=2": "no-run is not a folder",
     "eval/average.py no-run --last=1": "--last is 1",
+    "eval/export_gguf.py no-run no-file.gguf": "no-run is not a folder",
+    "eval/export_gguf.py eval no-file": "doesn't end in .gguf",
     "eval/export_hf.py no-run no-folder": "no-run is not a folder",
     "eval/generate.py no-run": "no prompt: give",
     "eval/generate.py no-run --prompt=a": "no-run is not a folder",
@@ -62,10 +64,12 @@ BAD_VALUES = {
 
 
 # With neither torch nor what the project doesn't bring.
-WITHOUT_EXTRAS = "import sys; sys.modules.update(dict.fromkeys(('transformers', 'peft', 'lm_eval')))\n" + WITHOUT_TORCH
+EXTRAS = ("transformers", "tokenizers", "peft", "lm_eval", "gguf")
+WITHOUT_EXTRAS = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))\n" + WITHOUT_TORCH
 NEEDED = {
     "eval/export_hf.py eval no-folder": "needs transformers",
     "eval/export_hf.py eval no-folder --adapter eval": "needs peft and transformers",
+    "eval/export_gguf.py eval no-file.gguf": "needs gguf and tokenizers",
     "eval/harness.py eval --tasks=piqa": "'lm-eval[hf]'",
 }
 

@@ -164,6 +164,12 @@ def gpt2_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpt2")
     write_tokenizer_files(load_tokenizer("gpt2"), folder, 64)
     (folder / "longhaul_tokenizer.json").unlink()
+    for name, change in (  # as OpenAI's: of GPT-2's own class, and nothing before a text
+        ("tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"}),
+        ("tokenizer.json", {"post_processor": None}),
+    ):
+        path = folder / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
     (folder / "config.json").write_text(json.dumps({"model_type": "gpt2", "bos_token_id": 50256}))
     return folder
 
