@@ -7,10 +7,7 @@ Works on a run that is still running. `eval/report.py` shows much more.
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -76,9 +73,7 @@ def draw(run: RunData) -> bytes:
         drawing.set_x(below, drawing.TOKENS)
         below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         below.set_ylim(bottom=0)
-        step_tokens = run.tokens_per_step
-        to_steps, to_tokens = partial(np.multiply, 1 / step_tokens), partial(np.multiply, step_tokens)
-        steps = above.secondary_xaxis("top", functions=(to_steps, to_tokens))
+        steps = above.secondary_xaxis("top", functions=(run.steps_at, run.tokens_at))
         steps.set_xlabel("steps")
         steps.xaxis.set_major_formatter(FuncFormatter(lambda step, _: drawing.plain(step)))
         figure.align_ylabels()

@@ -18,6 +18,7 @@ from typing import Any
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.batch_stages import BatchStages
 from common.checkpoint_files import seconds_since_save
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
@@ -83,7 +84,8 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
     state = leniently(lambda: folder.read_state() or {}, complaints) or {}
     lines = leniently(lambda: read_starts(folder), complaints) or []
     records = leniently(lambda: _read_records(folder), complaints) or []
-    max_steps = _max_steps(leniently(lambda: read_configuration(folder), complaints) or {})
+    config = leniently(lambda: read_configuration(folder), complaints) or {}
+    max_steps, stages = _max_steps(config), BatchStages.of_config(config)
     if complaints:
         state |= {"status": "unreadable", "trouble": "; ".join(complaints)}
     job_id = lines[-1]["job_id"] if lines else state.get("job_id")
@@ -95,7 +97,9 @@ def read_status(folder: RunFolder, now: float) -> RunStatus:
     rates = sorted(rate for record in kept[-RECENT_STEPS:] if (rate := record.get("tokens_per_second")) is not None)
     step = max([record["step"] for record in kept], default=state.get("step", 0))
     alive = look_at(folder, now, job_id=str(job_id) if job_id else None, job_state=slurm_state)
-    left = max_steps - step if max_steps is not None and alive.is_progressing else None
+    left: float | None = max_steps - step if max_steps is not None and alive.is_progressing else None
+    if left and left > 0 and stages is not None and kept and type(kept[-1].get("tokens")) is int:
+        left = stages.steps_left(int(left), kept[-1]["tokens"])  # a batch that grows takes longer
     allocated = allocated_seconds(lines, trained, now if slurm_state == "RUNNING" else None)
     metrics = MetricsTable(folder.metrics)
     metrics.add(records)  # as they are: reading them again takes as long

@@ -36,7 +36,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     # Batches, and what happens between steps
     loader = open_loader(
         request.tokens,
-        plan.batch,
+        plan.batches,
         ranks,
         length=config.model.block_size,
         stride=config.data.stride,

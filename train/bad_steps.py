@@ -35,10 +35,13 @@ class BadSteps:
     dtype: Dtype
     earliest: int
 
-    def judge(self, step: int, result: StepResult, position: int) -> None:
-        """Record a step that is a spike, or not finite. Args: position: of the loader, before the step."""
+    def judge(self, step: int, result: StepResult, position: int, sequences: int) -> None:
+        """Record a step that is a spike, or not finite.
+
+        Args: position: of the loader, before the step. sequences: of the step.
+        """
         if (spike := self.spikes.take(step, result)) is not None:
-            numbers = self.loader.numbers_at(position)
+            numbers = self.loader.numbers_at(position, sequences)
             self.keeper.recorder.note(spike | {"position": position, "sequences": numbers, "time": time.time()})
             self.keeper.recorder.log(describe(spike))
 

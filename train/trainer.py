@@ -173,7 +173,8 @@ class Trainer:
             raise
         self._verdict, self._batch = result.verdict, batch
 
-        tokens = self.config.batch.tokens_per_step
+        sequences = self.loader.plan_at(progress.tokens).sequences
+        tokens = sequences * self.config.model.block_size
         average = self.keeper.writer.average
         if average is not None and result.verdict is Verdict.LEARNED:
             average.update(progress.tokens, progress.tokens + tokens)
@@ -182,7 +183,7 @@ class Trainer:
         seconds = time.monotonic() - started
         rate = tokens / seconds
         position = progress.sequences
-        progress = Progress(step, progress.tokens + tokens, progress.sequences + self.loader.plan.sequences)
+        progress = Progress(step, progress.tokens + tokens, progress.sequences + sequences)
         record: dict[str, Any] = {
             "step": step,
             "tokens": progress.tokens,
@@ -210,7 +211,7 @@ class Trainer:
         self.recorder.step(record)
         if self.layer_statistics is not None:
             self.layer_statistics.record(step)
-        self._bad_steps.judge(step, result, position)
+        self._bad_steps.judge(step, result, position, sequences)
         self._note_hangs()
         self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
         self._log_seconds = time.monotonic() - logging_started
@@ -220,7 +221,7 @@ class Trainer:
 
     def _batches(self, progress: Progress, profiler: "StepProfiler | None") -> Generator[StepBatch]:
         """What the following steps learn from."""
-        batches = self.loader.steps(progress.sequences)
+        batches = self.loader.steps(progress.sequences, progress.tokens)
         return batches if profiler is None else profiler.watched(batches)
 
     def _note_hangs(self) -> None:

@@ -92,7 +92,7 @@ def mark_restarts(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
             continue
         steps = np.array([life.step for life in lives], dtype=np.float64)
         times = np.array([life.start for life in lives])
-        x = drawing.position(run, axis, steps, steps * run.tokens_per_step, times)
+        x = drawing.position(run, axis, steps, run.tokens_at(steps), times)
         if x is None or (axis.logarithmic and not (x > 0).any()):
             continue
         x = x[x > 0] if axis.logarithmic else x

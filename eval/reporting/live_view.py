@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from common.batch_stages import BatchStages
 from common.curves import VALIDATION, format_figure
 from common.layer_figures import KIND as LAYERS
 from common.layer_figures import by_name
@@ -46,6 +47,7 @@ class LiveRun:
     table: MetricsTable
     state: dict[str, Any] = field(default_factory=dict)
     max_steps: int | None = None
+    stages: BatchStages | None = None
     flops_per_token: int | None = None
     sample: dict[str, Any] = field(default_factory=dict)
     signs: Signs | None = None
@@ -73,6 +75,7 @@ class LiveRun:
             section = config.get("run")
             steps = section.get("max_steps") if isinstance(section, dict) else None
             self.max_steps = steps if is_step(steps) else None
+            self.stages = BatchStages.of_config(config)
             self.flops_per_token = flops_per_token_of(config)
         self.complaints += self._config_complaints
         self.sample = _last_sample(self.folder.samples) or self.sample
@@ -167,7 +170,11 @@ def seconds_left(run: LiveRun, now: float) -> float | None:
     seconds, step = seconds_per_step(run.table), run.table.tail("step", 1)
     if seconds is None or run.max_steps is None or not run.liveness(now).is_progressing or step[0] >= run.max_steps:
         return None
-    return max(0.0, (run.max_steps - float(step[0])) * seconds - max(0.0, now - run.table.lives[-1].end))
+    left, tokens = run.max_steps - float(step[0]), run.table.tail("tokens", RATE_STEPS)
+    if run.stages is not None and len(tokens) > 1 and tokens[-1] > tokens[0] >= 0:  # a batch that grows takes longer
+        end = run.stages.tokens_after(int(left), int(tokens[-1]))
+        left = (end - float(tokens[-1])) / (float(tokens[-1] - tokens[0]) / (len(tokens) - 1))
+    return max(0.0, left * seconds - max(0.0, now - run.table.lives[-1].end))
 
 
 def _progress(run: LiveRun, width: int, look: Look, now: float) -> str:

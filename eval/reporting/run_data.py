@@ -92,10 +92,22 @@ class RunData:
         values = values[np.isfinite(values)]
         return int(values[-1]) if len(values) else 0
 
-    @property
-    def tokens_per_step(self) -> float:
-        """Of the newest step; 1 where it is unknown."""
-        return self.newest("tokens") / max(1, self.newest("step")) or 1.0
+    def tokens_at(self, steps: Values) -> Values:
+        """Tokens of the run after so many steps, by its record; in proportion before it and after it."""
+        return _along(steps, *self._steps_and_tokens())
+
+    def steps_at(self, tokens: Values) -> Values:
+        """The other way round; between two steps where tokens are."""
+        return _along(tokens, *reversed(self._steps_and_tokens()))
+
+    def _steps_and_tokens(self) -> tuple[Values, Values]:
+        """Both rising, from 0 on; one token a step where nothing is recorded."""
+        steps, tokens = self.table.column("step"), self.table.column("tokens")
+        known = np.isfinite(steps) & np.isfinite(tokens) & (steps > 0) & (tokens > 0)
+        steps, tokens = (np.concatenate([[0.0], column[known]]) for column in (steps, tokens))
+        highest = np.maximum.accumulate(tokens)
+        rising = np.concatenate([[True], (np.diff(highest) > 0) & (np.diff(np.maximum.accumulate(steps)) > 0)])
+        return (steps[rising], tokens[rising]) if rising.sum() > 1 else (np.array([0.0, 1.0]), np.array([0.0, 1.0]))
 
     @property
     def status(self) -> str:
@@ -123,6 +135,16 @@ def flops_per_token_of(config: Mapping[str, Any]) -> int | None:
     """In training, by the closed form; None for a configuration that does not tell."""
     model = _model_of(_section(config, "model"))
     return flops_per_token(model, adapters=_adapters_of(model, _section(config, "lora"))) if model else None
+
+
+def _along(values: Values, here: Values, there: Values) -> Values:
+    """Linear between points that rise, and from the first and the last two on as between these."""
+    values = np.asarray(values, dtype=np.float64)
+    found = np.interp(values, here, there)
+    for first, second, beyond in ((0, 1, values < here[0]), (-1, -2, values > here[-1])):
+        slope = (there[second] - there[first]) / (here[second] - here[first])
+        found = np.where(beyond, there[first] + (values - here[first]) * slope, found)
+    return np.asarray(found)
 
 
 def _section(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from common.batch_stages import BatchStages
 from data_prep.token_sets.sequences import Windows
 from tests.helpers.token_sets import make_token_set
 from train.batches.loader import StepLoader
-from train.batches.plan import BatchPlan, plan_batch
+from train.batches.plan import BatchPlan, plan_batch, plan_batches
+from train.batches.shuffle import windows_at
 
 
 class Counting:
@@ -65,6 +67,27 @@ def test_the_same_sequences_per_step_for_any_world_size(world_size: int) -> None
     for consumed in (0, sequences, 10**9 + 1):
         shares = np.concatenate([loader.step_at(consumed).windows.ravel() for loader in everyone])
         assert sorted(shares) == sorted(alone.step_at(consumed).windows.ravel())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_batch_that_grows_slices_the_same_order_of_sequences(world_size: int) -> None:
+    stages = BatchStages((0, 4 * 8 * 3, 4 * (8 * 3 + 16 * 2)), (4 * 8, 4 * 16, 4 * 24))
+    windows = Windows(Counting(1001), block_size=4)
+    plans = plan_batches(stages, 4, 2, world_size)
+    everyone = [StepLoader(windows, plans.full, rank=r, seed=5, plans=plans) for r in range(world_size)]
+    for first, sizes in ((0, (8, 8, 8, 16, 16, 24, 24)), (4, (16, 24, 24))):
+        begin = stages.tokens_after(first)
+        steps = [loader.steps(begin // 4, begin) for loader in everyone]  # as if resumed there
+        position = begin // 4
+        for size in sizes:
+            shares = [next(each) for each in steps]
+            assert {share.total_target_count for share in shares} == {size * 4}
+            found = sorted(np.concatenate([share.windows.ravel() for share in shares]).tolist())
+            assert found == everyone[0].numbers_at(position, size)
+            assert found == sorted(windows_at(position, size, windows.count, 5).tolist())
+            position += size
+        for each in steps:
+            each.close()
 
 
 def test_targets_follow_inputs_across_shard_borders(tmp_path: Path) -> None:

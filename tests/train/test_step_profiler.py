@@ -167,11 +167,11 @@ def train_with_a_slow_loader(arguments: list[str]) -> None:
 
     step_at = StepLoader.step_at
 
-    def slowly(self: StepLoader, sequences_consumed: int) -> Any:
+    def slowly(self: StepLoader, *where: Any) -> Any:
         time.sleep(1.0)  # the disk that this plants
-        return step_at(self, sequences_consumed)
+        return step_at(self, *where)
 
-    StepLoader.step_at = slowly  # type: ignore[method-assign]
+    StepLoader.step_at = slowly  # type: ignore[method-assign, assignment]
     train_as_rank(arguments)
 
 

@@ -277,3 +277,12 @@ def until(there: Any, seconds: float = 60) -> None:
     while not there():
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+def test_a_batch_that_grows_takes_the_steps_that_a_budget_needs(tmp_path: Path) -> None:
+    grows = {"batch.warmup": [[0, 128], [1280, 512]]}
+    variants = {"base": {"budgets": [5120]}, "grows": grows | {"model.norm": "rmsnorm"}}
+    runs, _ = plan(Planner(read_study_file(write_study(tmp_path, variants=variants, seeds=[1]))), {})
+    found = {(run.variant, run.budget): (run.steps, run.tokens) for run in runs}
+    assert sorted(found.values()) == [(10, 5120), (20, 10_240), (10 + 18, 1280 + 18 * 512)]  # of 17.5 the even number
+    assert [value for (variant, _), value in found.items() if variant == "grows"] == [(28, 10_496)]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data_prep.token_sets.sequences import Sequences
-from train.batches.plan import BatchPlan
+from train.batches.plan import BatchPlan, BatchPlans
 from train.batches.shuffle import windows_at
 
 
@@ -60,21 +60,27 @@ class StepLoader:
         rank: int,
         seed: int,
         pin_memory: bool = False,
+        plans: BatchPlans | None = None,
     ) -> None:
+        """Args: plan: of a step; of the largest one where the batch grows. plans: of all stages then."""
         assert sequences.count > 0
         self.sequences = sequences
-        self.plan = plan
+        self.plan, self._plans = plan, plans
         self._seed = seed
         self._pin_memory = pin_memory
         numbers = [plan.micro_batch_number(rank, index) for index in range(plan.accumulation)]
         # which of the step's sequences are this rank's: micro-batch number m holds sequences m·M … m·M + M-1
         self._mine = np.concatenate([np.arange(n * plan.micro_batch, (n + 1) * plan.micro_batch) for n in numbers])
 
-    def step_at(self, sequences_consumed: int) -> StepBatch:
-        """This rank's share of the step that follows `sequences_consumed` sequences."""
-        plan = self.plan
+    def plan_at(self, tokens: int) -> BatchPlan:
+        """Of a step that starts after so many tokens of the run."""
+        return self.plan if self._plans is None else self._plans.at(tokens)
+
+    def step_at(self, sequences_consumed: int, plan: BatchPlan | None = None) -> StepBatch:
+        """This rank's share of the step that follows `sequences_consumed` sequences. Args: plan: the step's own."""
+        plan = plan or self.plan
         everyone = windows_at(sequences_consumed, plan.sequences, self.sequences.count, self._seed)
-        mine = everyone[self._mine]
+        mine = everyone[self._mine[: plan.accumulation * plan.micro_batch]]
         rows = self.sequences.rows(mine)
         return StepBatch(
             tokens=self._tensor(rows.inputs),
@@ -85,30 +91,34 @@ class StepLoader:
             total_target_count=self.sequences.target_count(everyone),
         )
 
-    def numbers_at(self, sequences_consumed: int) -> list[int]:
-        """The numbers of all ranks' sequences in that step, sorted."""
-        return sorted(windows_at(sequences_consumed, self.plan.sequences, self.sequences.count, self._seed).tolist())
+    def numbers_at(self, sequences_consumed: int, count: int) -> list[int]:
+        """The numbers of all ranks' sequences in that step, which has so many, sorted."""
+        return sorted(windows_at(sequences_consumed, count, self.sequences.count, self._seed).tolist())
 
     def _tensor(self, values: npt.NDArray[np.int64]) -> Tensor:
         """(A·M, T) to (A, M, T)."""
-        shape = self.plan.accumulation, self.plan.micro_batch, self.sequences.block_size
+        shape = -1, self.plan.micro_batch, self.sequences.block_size
         tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(shape)
         return tensor.pin_memory() if self._pin_memory else tensor
 
-    def steps(self, sequences_consumed: int, *, read_ahead: int = 2) -> Generator[StepBatch]:
-        """Steps from there on, endlessly, read ahead by a thread that ends with the iterator."""
+    def steps(self, sequences_consumed: int, tokens: int = 0, *, read_ahead: int = 2) -> Generator[StepBatch]:
+        """Steps from there on, endlessly, read ahead by a thread that ends with the iterator.
+
+        Args: tokens: of the run so far, which decide the size of its next steps.
+        """
         ready: queue.Queue[StepBatch | BaseException] = queue.Queue(maxsize=read_ahead)
         stopped = threading.Event()
 
         def read() -> None:
-            position = sequences_consumed
+            position, seen = sequences_consumed, tokens
             while not stopped.is_set():
                 item: StepBatch | BaseException
                 try:
-                    item = self.step_at(position)
+                    plan = self.plan_at(seen)
+                    item = self.step_at(position, plan)
+                    position, seen = position + plan.sequences, seen + plan.sequences * self.sequences.block_size
                 except BaseException as error:  # surfaces in the training thread
                     item = error
-                position += self.plan.sequences
                 while not stopped.is_set():
                     try:
                         ready.put(item, timeout=0.2)

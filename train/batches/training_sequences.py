@@ -10,7 +10,7 @@ from data_prep.token_sets.sequences import Sequences, Windows
 from data_prep.token_sets.token_set import TokenSet
 from model.ranks import Ranks, agreed
 from train.batches.loader import StepLoader
-from train.batches.plan import BatchPlan
+from train.batches.plan import BatchPlans
 
 MUCH_PADDING = 0.05
 
@@ -39,7 +39,7 @@ def training_sequences(
 
 def open_loader(
     tokens: TokenSet,
-    plan: BatchPlan,
+    plans: BatchPlans,
     ranks: Ranks,
     *,
     length: int,
@@ -50,7 +50,8 @@ def open_loader(
 ) -> StepLoader:
     """A loader of this rank's share of what a run trains on. Args, raises: as `training_sequences`."""
     sequences = training_sequences(tokens, length, stride=stride, packed=packed, mask_documents=mask_documents)
-    return StepLoader(sequences, plan, rank=ranks.rank, seed=seed, pin_memory=ranks.device.type == "cuda")
+    pin = ranks.device.type == "cuda"
+    return StepLoader(sequences, plans.full, rank=ranks.rank, seed=seed, pin_memory=pin, plans=plans)
 
 
 def prepare_packing(tokens: TokenSet, length: int, ranks: Ranks) -> None:

@@ -19,10 +19,14 @@ from train.settings.sections import Config
 
 # A change of these sections and fields makes it another run: it must not go unnoticed.
 FIXED_SECTIONS = ("model", "lora")
-FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "data.stride", "data.packing")
+FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "batch.warmup", "data.stride", "data.packing")
 # These may change from one start to the next, though they give another model.
 TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:", "run.stream_dtype:")
-AS_BEFORE = {"data.packing": "stream", "data.document_mask": False}  # what runs did that record neither
+AS_BEFORE: dict[str, Any] = {
+    "data.packing": "stream",
+    "data.document_mask": False,
+    "batch.warmup": [],
+}  # what runs did that record neither
 SHARDING = "optim.shard"  # which ranks keep what: the weights are the same
 PLACES = ("run.root", "run.name", "data.path", "data.stage_to")  # where things are, not what they are
 

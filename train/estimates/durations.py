@@ -47,7 +47,7 @@ def times_due(every: int, steps: int) -> int:
 def durations(config: Config, pace: Pace, limit_seconds: float | None) -> Durations:
     """Of all `run.max_steps`. Args: limit_seconds: of one start on the cluster; None: there is none."""
     steps = config.run.max_steps
-    worked = steps * pace.step
+    worked = config.batch.stages.tokens_after(steps) / config.batch.tokens_per_step * pace.step  # in full steps
     validations = (times_due(config.eval.every_steps, steps) + 1) * pace.validation  # and before the first step
     saves = times_due(config.checkpoint.every_steps, steps) * pace.save
     restarts = 0

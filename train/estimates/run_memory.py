@@ -156,8 +156,19 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
         f"{architecture.n_embd}, {format_count(flops)}FLOPs per token",
         f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
         f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
+        *_describe_stages(config),
         f"estimated memory per rank: {format_bytes(memory.total)}, most in phase {memory.largest_phase!r}",
     ]
+
+
+def _describe_stages(config: Config) -> list[str]:
+    """Where the batch grows: nothing where it stays the same."""
+    stages = config.batch.stages
+    parts = [
+        f"{size:,} tokens a step from step {stages.steps_to(start) + 1:,}"
+        for start, size in zip(stages.starts, stages.sizes, strict=True)
+    ]
+    return [f"batch warm-up: {', '.join(parts)}"] if len(parts) > 1 else []
 
 
 def memory_advice(config: Config, plan: BatchPlan, device_type: str) -> str:
@@ -165,7 +176,7 @@ def memory_advice(config: Config, plan: BatchPlan, device_type: str) -> str:
     length, size = config.model.block_size, plan.micro_batch
     less = []
     if size > 1:
-        half = largest_micro_batch(config.batch.tokens_per_step, length, plan.world_size, size // 2)
+        half = largest_micro_batch(config.batch.stages.common_size, length, plan.world_size, size // 2)
         less.append(f"halve batch.micro_batch ({size}: --batch.micro_batch {half}; the batch stays the same)")
     if config.recompute.mode != "full":
         less.append(f"use --recompute.mode full ({config.recompute.mode} now)")
@@ -258,7 +269,7 @@ def largest_that_fits(config: Config, every: int, room: Room) -> int | None:
 
     Raises UserError where no micro-batch divides the step.
     """
-    tokens, length = config.batch.tokens_per_step, config.model.block_size
+    tokens, length = config.batch.stages.common_size, config.model.block_size
     size = CPU_MICRO_BATCH if room.device_type == "cpu" else tokens // length
     while size:
         size = largest_micro_batch(tokens, length, room.world_size, size)

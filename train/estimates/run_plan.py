@@ -13,7 +13,7 @@ from model.counts import flops_per_token, parameter_count
 from model.device_table import GPUS
 from model.memory import MemoryEstimate
 from model.number_formats import Dtype, check_stream
-from train.batches.plan import BatchPlan, largest_micro_batch, plan_batch
+from train.batches.plan import BatchPlan, plan_batches
 from train.checkpoints.disk_space import bytes_of_checkpoint, needed_bytes
 from train.estimates.durations import COMPILE_SECONDS, START_SECONDS, Durations, Pace, durations
 from train.estimates.machines import Machine, machine_of
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def tokens(self) -> int:
-        return self.config.run.max_steps * self.config.batch.tokens_per_step
+        return self.config.batch.stages.tokens_after(self.config.run.max_steps)
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -104,15 +104,14 @@ def make_plan(
 
     Raises UserError where the configuration is impossible, or its batch does not divide.
     """
-    largest_micro_batch(config.batch.tokens_per_step, config.model.block_size, machine.world_size, 1)
+    plan_batches(config.batch.stages, config.model.block_size, 1, machine.world_size)
     asked, (config, reasons) = config, _without_memory(config, machine)
     try:
         config, more = settle_memory(config, config, machine.room)
     except UserError as error:
         config, more = _least(config, machine), [str(error).partition(":")[0]]
-    batch = plan_batch(
-        config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), machine.world_size
-    )
+    micro_batch = int(config.batch.micro_batch)
+    batch = plan_batches(config.batch.stages, config.model.block_size, micro_batch, machine.world_size).full
     # what a user has named is taken as long as it fits at all; a choice leaves more
     share = {"share": KEPT_SHARE} if asked.batch.micro_batch != "auto" else {}
     good = fits(config, batch.micro_batch, recompute_every(config), machine.room, **share)
@@ -202,7 +201,7 @@ def _checkpoint(config: Config) -> tuple[int, int]:
 def _data_bytes(config: Config) -> int:
     """Of the tokens that a run reads, if none is read twice."""
     item = 2 if config.model.vocab_size <= 1 << 16 else 4
-    return item * (config.run.max_steps * config.batch.tokens_per_step + config.eval.tokens)
+    return item * (config.batch.stages.tokens_after(config.run.max_steps) + config.eval.tokens)
 
 
 def _kept_bytes(config: Config, whole: int, weights: int) -> int:

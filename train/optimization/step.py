@@ -135,7 +135,7 @@ class Stepper:
         with autocast(self.dtype, self._ranks.device):  # around all of them: weights are cast once a step
             for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
                 self._seed_dropout(step, index)
-                loss_sum += self._backward(micro_batch, weight, last=index == self._plan.accumulation - 1)
+                loss_sum += self._backward(micro_batch, weight, last=index == len(batch.tokens) - 1)
 
         # Take the loss scale of fp16 off again, and clip: the norm is that of the true gradient.
         self.scaler.unscale_(self._optimizer)

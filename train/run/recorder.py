@@ -29,7 +29,18 @@ class Recorder:
     A file system that refuses records does not end a step: they wait in memory, and `lost` is true once they don't fit.
     """
 
-    def __init__(self, folder: RunFolder, ranks: Ranks, max_steps: int, *, first_step: int, line_every: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        ranks: Ranks,
+        max_steps: int,
+        *,
+        first_step: int,
+        line_every: int,
+        work: tuple[int, int] | None = None,
+    ) -> None:
+        """Made on every rank. Args: work: tokens of the run at this start and after its last step, for the ETA."""
+        self._work = work
         self._active = ranks.is_first
         self._max_steps = max_steps
         self._line_every = line_every
@@ -225,9 +236,10 @@ class Recorder:
         ]
         if record["mfu"] is not None:
             parts.append(f"MFU {record['mfu']:.1%}")
-        done = record["step"] - self._first_step
-        if done > 0 and self._started is not None:
-            seconds = (time.monotonic() - self._started) / done * (self._max_steps - record["step"])
+        first, last = self._work or (self._first_step, self._max_steps)
+        now = record["tokens" if self._work else "step"]
+        if now > first and self._started is not None:
+            seconds = (time.monotonic() - self._started) / (now - first) * (last - now)
             parts.append(f"ETA {format_duration(seconds)}")
         return " | ".join(parts)
 

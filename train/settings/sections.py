@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from common.batch_stages import BatchStages
 from model.config import ModelConfig, preset_config
 from model.lora_config import TARGETS, LoraConfig, adapter_count
 
@@ -104,19 +105,29 @@ class BatchConfig:
 
     Args:
         tokens_per_step: target tokens of one optimizer step, over all ranks.
+        warmup: a batch that grows by stages, as pairs of tokens: [from so many tokens of the run on, tokens a step].
+            The first stage starts at 0, the last has tokens_per_step: [[0, 131072], [104857600, 524288]]. Empty: the
+            same batch in every step.
         micro_batch: sequences of one forward and backward on one rank; `auto` takes the most that fit in memory.
     """
 
     tokens_per_step: int = 524_288
+    warmup: list[list[int]] = field(default_factory=list)
     micro_batch: int | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1:
             raise ValueError(f"batch.tokens_per_step is {self.tokens_per_step}: use a positive number of tokens")
+        _ = self.stages
         if isinstance(self.micro_batch, str) and self.micro_batch != "auto":
             raise ValueError(f"batch.micro_batch is {self.micro_batch!r}: use a number of sequences, or auto")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"batch.micro_batch is {self.micro_batch}: use 1 or more sequences, or auto")
+
+    @property
+    def stages(self) -> BatchStages:
+        """The batch over the run. Raises ValueError where warmup makes no stages."""
+        return BatchStages.of(self.warmup, self.tokens_per_step)
 
 
 @dataclass(frozen=True)

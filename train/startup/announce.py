@@ -14,7 +14,6 @@ from data_prep.token_sets.packing import PackedSequences
 from data_prep.token_sets.token_set import TokenSet
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
-from train.batches.plan import BatchPlan
 from train.batches.training_sequences import MUCH_PADDING, training_sequences
 from train.estimates.run_memory import average_bytes, shares_of
 from train.optimization.schedule import Course
@@ -84,7 +83,7 @@ def describe_optimizer(config: Config, world_size: int) -> list[str]:
     return lines
 
 
-def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Progress) -> list[str]:
+def describe_data(config: Config, tokens: TokenSet, begin: Progress) -> list[str]:
     """How much text there is and how often the run reads it, earlier reading of these data included."""
     length = config.model.block_size
     found = training_sequences(
@@ -95,7 +94,8 @@ def describe_data(config: Config, tokens: TokenSet, plan: BatchPlan, begin: Prog
         mask_documents=config.data.masks_documents,
     )
     windows = found.count
-    sequences = begin.sequences + max(0, config.run.max_steps - begin.step) * plan.sequences
+    end = config.batch.stages.tokens_after(max(0, config.run.max_steps - begin.step), begin.tokens)
+    sequences = begin.sequences + (end - begin.tokens) // length
     times = f"{sequences / windows:.2f} epochs"
     if config.data.stride is not None:
         times += f" of {windows:,} sequences, one at every {config.data.stride} tokens"

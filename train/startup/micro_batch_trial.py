@@ -16,7 +16,7 @@ from model.gpt import GPT
 from model.precision import autocast
 from model.ranks import Ranks, agreed
 from train.batches.loader import MicroBatch
-from train.batches.plan import largest_micro_batch, plan_batch
+from train.batches.plan import largest_micro_batch, plan_batches
 from train.estimates.run_memory import average_bytes, communication_bytes, memory_advice, optimizer_bytes
 from train.objectives.language_modelling import LanguageModelling
 from train.settings.command_line import to_yaml
@@ -88,7 +88,7 @@ def _smaller(run: OpenRun, plan: StartPlan, ranks: Ranks, model: GPT, problem: s
     """The next smaller micro-batch that divides the step; below one sequence, recomputed blocks where that is open."""
     config, size = plan.config, plan.batch.micro_batch
     if size > 1:
-        tokens, length = config.batch.tokens_per_step, config.model.block_size
+        tokens, length = config.batch.stages.common_size, config.model.block_size
         size = largest_micro_batch(tokens, length, ranks.world_size, size - 1)
     elif run.request.config.recompute.mode == "auto" and config.recompute.mode != "full":
         config = replace(config, recompute=replace(config.recompute, mode="full"))
@@ -99,8 +99,8 @@ def _smaller(run: OpenRun, plan: StartPlan, ranks: Ranks, model: GPT, problem: s
             f"({problem}): {memory_advice(config, plan.batch, ranks.device.type)}"
         )
     config = replace(config, batch=replace(config.batch, micro_batch=size))
-    batch = plan_batch(config.batch.tokens_per_step, config.model.block_size, size, ranks.world_size)
-    return replace(plan, config=config, batch=batch)
+    batches = plan_batches(config.batch.stages, config.model.block_size, size, ranks.world_size)
+    return replace(plan, config=config, batches=batches)
 
 
 def _record(run: OpenRun, plan: StartPlan, recording: Recording) -> None:

@@ -11,7 +11,7 @@ from model.initialisation import empty_gpt
 from model.lora import add_lora
 from model.number_formats import Dtype
 from model.ranks import agreed
-from train.batches.plan import BatchPlan, plan_batch
+from train.batches.plan import BatchPlan, BatchPlans, plan_batches
 from train.checkpoints.reader import check_training_state
 from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Due, missing_after
@@ -47,7 +47,7 @@ class StartPlan:
     reasons: list[str]
     checkpoint: Path | None
     manifest: CheckpointManifest | None
-    batch: BatchPlan
+    batches: BatchPlans
     course: ResumedCourse
     progress: Progress
     missing: Due
@@ -56,6 +56,11 @@ class StartPlan:
     passed_over: list[str]
     notes: list[str]
     spikes: Spikes
+
+    @property
+    def batch(self) -> BatchPlan:
+        """Of the largest step, from which the others differ in their accumulation only."""
+        return self.batches.full
 
     @property
     def dtype(self) -> Dtype:
@@ -81,9 +86,8 @@ def plan_start(run: OpenRun) -> StartPlan | None:
         check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change, optimizer=optimizer)
 
     # How the batch is divided, and how far the run is
-    batch = plan_batch(
-        config.batch.tokens_per_step, config.model.block_size, int(config.batch.micro_batch), ranks.world_size
-    )
+    micro_batch = int(config.batch.micro_batch)
+    batches = plan_batches(config.batch.stages, config.model.block_size, micro_batch, ranks.world_size)
     machines = ranks.gather(describe_rank(ranks, run.threads))
     progress, read_anew = begin_progress(manifest, Reading.of(config, tokens.identity))
     state = RunState(folder, run.lock, ranks.world_size, progress)
@@ -117,7 +121,7 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     if manifest and (line := spikes.resume(manifest, own=own)):
         notes.append(line)
     return StartPlan(
-        config, reasons, checkpoint, manifest, batch, course, progress, missing, machines, state, passed_over, notes,
+        config, reasons, checkpoint, manifest, batches, course, progress, missing, machines, state, passed_over, notes,
         spikes,
     )  # fmt: skip
 

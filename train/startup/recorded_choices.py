@@ -21,7 +21,7 @@ def reuse(config: Config, recorded: Mapping[str, Any] | None, *, world_size: int
         part, earlier = getattr(config, section), (recorded or {}).get(section, {}).get(key, "auto")
         if getattr(part, key) != "auto" or earlier == "auto":
             continue
-        sequences = config.batch.tokens_per_step // config.model.block_size
+        sequences = config.batch.stages.common_size // config.model.block_size
         if key == "micro_batch" and sequences % (earlier * world_size):
             continue  # other ranks than before: choose again
         config = replace(config, **{section: replace(part, **{key: earlier})})

@@ -54,7 +54,9 @@ def recording(run: OpenRun, plan: StartPlan) -> Iterator[Recording]:
     """
     request, ranks, config = run.request, run.ranks, plan.config
     folder, first_step = request.folder, plan.progress.step
-    recorder = Recorder(folder, ranks, config.run.max_steps, first_step=first_step, line_every=config.log.every_steps)
+    last, tokens = config.run.max_steps, plan.progress.tokens
+    work = (tokens, plan.batches.stages.tokens_after(max(0, last - first_step), tokens))
+    recorder = Recorder(folder, ranks, last, first_step=first_step, line_every=config.log.every_steps, work=work)
     agreed(ranks, recorder.open_files)
     reporter = FailureReporter(
         folder, ranks, plan.state, recorder, memory_advice(config, plan.batch, ranks.device.type)
@@ -121,7 +123,7 @@ def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
         *describe_run(request.folder, config, plan.machines, plan.reasons),
         *describe_unused_gpus(run.ranks),
         *describe_model(config, plan.batch, run.ranks.device.type),
-        *describe_data(config, request.tokens, plan.batch, plan.progress),
+        *describe_data(config, request.tokens, plan.progress),
         *describe_course(plan.course.course),
         *describe_optimizer(config, run.ranks.world_size),
         *(f"skipped: {complaint}" for complaint in plan.passed_over),

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from model.rank_environment import find_place
-from train.batches.plan import plan_batch
+from train.batches.plan import plan_batches
 from train.checkpoints.resume import check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Evaluation, missing_after
 from train.evaluations.registry import EVALUATIONS
@@ -59,7 +59,7 @@ def check_request(config: Config, options: Options, weights: InitialWeights) -> 
     world_size = find_place(os.environ).world_size
     micro_batch = config.batch.micro_batch
     smallest = 1 if isinstance(micro_batch, str) else micro_batch
-    plan_batch(config.batch.tokens_per_step, config.model.block_size, smallest, world_size)
+    plan_batches(config.batch.stages, config.model.block_size, smallest, world_size)
     return None if world_size == 1 and _is_done(request) else request
 
 

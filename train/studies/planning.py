@@ -112,9 +112,9 @@ class Planner:
     ) -> PlannedRun:
         options = self._options(variant, depth, amount) | choices
         config = self._config(options)
-        step = config.batch.tokens_per_step
+        step, stages = config.batch.tokens_per_step, config.batch.stages
         per_token = flops_per_token(config.model.architecture())
-        steps = max(1, round(self._tokens(depth, amount, per_token) / step))
+        steps = max(1, stages.steps_to(self._tokens(depth, amount, per_token)))
         if steps < SHORTEST_RUN:
             raise UserError(
                 f"study {self.study.path}: budgets: {self.label(amount)} is less than {SHORTEST_RUN} steps of {step:,} "
@@ -135,8 +135,8 @@ class Planner:
             trial=trial,
             options=self._arguments(options),
             steps=steps,
-            tokens=steps * step,
-            flops=float(steps * step * per_token),
+            tokens=stages.tokens_after(steps),
+            flops=float(stages.tokens_after(steps) * per_token),
         )
 
     def _options(self, variant: str, depth: int | None, amount: float) -> Options:

@@ -29,7 +29,7 @@ def shape_of(depth: int, sizes: Sizes) -> dict[str, Any]:
 def rates_of(reference: Config, width: int, horizon: float) -> dict[str, Any]:
     """Tokens a step and learning rates at a width and a horizon (in tokens), from those of the reference."""
     tokens = reference.batch.tokens_per_step
-    stated = reference.run.max_steps * tokens
+    stated = reference.batch.stages.tokens_after(reference.run.max_steps)
     micro = reference.batch.micro_batch
     unit = reference.model.block_size * (micro if isinstance(micro, int) else 1)
     batch = max(1, round(tokens * (horizon / stated) ** BATCH_POWER / unit)) * unit
