@@ -1,6 +1,7 @@
 """The live view of a run: lines of text for a terminal of any size."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from common.liveness import Liveness, Signs, judge, read_signs
 from common.measured import NOT_CAUSAL, causality
 from common.metric_fields import is_step
 from common.metrics_file import last_json_lines
-from common.metrics_table import MetricsTable
+from common.metrics_table import MetricsTable, Values
 from common.progress import format_count, format_duration
 from common.run_files import leniently, read_configuration, unreadable
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
 from eval.reporting.run_data import flops_per_token_of
-from eval.reporting.terminal_plot import plot
+from eval.reporting.terminal_plot import axis, plot
 
 RATE_STEPS = 200  # newest steps that rates and ETA are taken from
 SHOWN_LAYERS = {"gradient_norm": "gradient", "update_ratio": "update/weight", "attention_logit": "attention logit"}
@@ -98,6 +99,28 @@ class LiveRun:
     def liveness(self, now: float) -> Liveness:
         """Whether it makes progress. `now` in seconds since the epoch."""
         return judge(self.signs or read_signs(self.folder), now)
+
+
+@dataclass(frozen=True)
+class SeveralRuns:
+    """Runs one below the other, each with its share of the terminal's height."""
+
+    runs: tuple[LiveRun, ...]
+
+    def refresh(self) -> None:
+        for run in self.runs:
+            run.refresh()
+
+    def frame(self, width: int, height: int, look: Look, now: float) -> list[str]:
+        """As `frame`; those for which there is no room are counted in the last line."""
+        shown = self.runs[: max(1, height // 4)]
+        left_out = len(self.runs) - len(shown)
+        room, lines = height - (left_out > 0), []
+        for number, run in enumerate(shown):
+            share = room // len(shown) + (number < room % len(shown))
+            part = frame(run, width, share - (number < len(shown) - 1), look, now)
+            lines += part + [""] * (share - len(part) if number < len(shown) - 1 else 0)
+        return (lines + [f"{left_out} more for which the terminal is too low"] * (left_out > 0))[:height]
 
 
 def _last_sample(path: Path) -> dict[str, Any]:
@@ -258,24 +281,27 @@ def _plots(run: LiveRun, width: int, height: int, look: Look) -> list[str]:
         return []
     loss, rate = (run.table.column(key) for key in ("loss", "tokens_per_second"))
     loss, rate = (smooth(values, len(values) // 100) for values in (loss, rate))
+    steps = run.table.column("step")
+    ends = (float(steps[0]), float(steps[-1]))
+
+    def drawn(title: str, values: Values, width: int, height: int, label: Callable[[float], str]) -> list[str]:
+        """A title, the curve, and the axis of steps below it where there is room for both."""
+        below = axis(ends, width, braille=look.unicode) if height >= 6 else []
+        curve = plot(values, width, height - 1 - len(below), braille=look.unicode, label=label)
+        return [title[:width], *curve, *below] if curve else []
+
     if width >= 100:
         left = width * 3 // 5
-        first = _titled("loss", plot(loss, left - 2, height - 1, braille=look.unicode), left - 2)
-        second = _titled(
-            "tokens/s", plot(rate, width - left, height - 1, braille=look.unicode, label=format_count), width - left
-        )
+        first = drawn("loss", loss, left - 2, height, "{:.4g}".format)
+        second = drawn("tokens/s", rate, width - left, height, format_count)
         pairs = zip(first or [""] * height, second or [""] * height, strict=False)
         return [_colored(f"{a:{left}}{b}".rstrip(), look) for a, b in pairs]
     parts = [("loss", loss, "{:.4g}".format)] + ([("tokens/s", rate, format_count)] if height >= 14 else [])
     lines: list[str] = []
     for title, values, label in parts:
         share = height // len(parts)
-        lines += _titled(title, plot(values, width, share - 1, braille=look.unicode, label=label), width)
+        lines += drawn(title, values, width, share, label)
     return [_colored(line, look) for line in lines]
-
-
-def _titled(title: str, lines: list[str], width: int) -> list[str]:
-    return [title[:width], *lines] if lines else []
 
 
 def _colored(line: str, look: Look) -> str:

@@ -61,6 +61,23 @@ def plot(
     return [f"{text[:LABEL_WIDTH]:>{LABEL_WIDTH}}{bar}{line}" for text, line in zip(texts, lines, strict=True)]
 
 
+def axis(ends: tuple[float, float], width: int, *, braille: bool) -> list[str]:
+    """The line below a plot of this width: its first step, the middle, the last. ends: the first step and the last."""
+    columns = width - LABEL_WIDTH - 1
+    if columns < 12:
+        return []
+    first, last = (f"{value:,.0f}" for value in ends)
+    line, tick = list(("─" if braille else "-") * columns), "┴" if braille else "+"
+    middle = f"{sum(ends) / 2:,.0f}"
+    texts = [(0, first), ((columns - len(middle)) // 2, middle), (columns - len(last), last)]
+    if columns < len(first) + len(middle) + len(last) + 8:
+        texts = [texts[0], texts[-1]] if columns > len(first) + len(last) + 2 else [texts[-1]]
+    for start, text in texts:
+        line[max(0, start) : start + len(text)] = text
+    corner = tick if texts[0][0] else ("└" if braille else "+")
+    return [f"{'step':>{LABEL_WIDTH}}{corner}{''.join(line)}"]
+
+
 def _rows_of(means: Values, low: float, high: float, rows: int) -> list[int | None]:
     """The row of each value, 0 at the top; values beyond the scale at its ends, None for NaN."""
     scaled = np.clip((high - means) / (high - low), 0.0, 1.0) * (rows - 1)

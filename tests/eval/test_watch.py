@@ -20,12 +20,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.metrics_file import MetricsFile
+from common.metrics_file import MetricsFile, read_metrics
 from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
-from eval.reporting.live_view import LiveRun, Look, frame, seconds_per_step
-from eval.reporting.terminal_plot import bucket_means, plot
-from eval.watch import ENTER, LEAVE
+from eval.reporting.live_view import LiveRun, Look, SeveralRuns, frame, seconds_per_step
+from eval.reporting.terminal_plot import axis, bucket_means, plot
+from eval.watch import ENTER, LEAVE, changes
 from tests.eval.test_report import run_script
 from tests.helpers.recorded_runs import BEGIN, recorded_run, train_record
 from tests.helpers.training import PROJECT
@@ -98,6 +98,9 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
         one.close()
 
 
+WHOLE = "\x1b[J\x1b[?2026l"  # how a whole picture ends
+
+
 def append(folder: RunFolder, *records: dict[str, object]) -> None:
     metrics = MetricsFile(folder.metrics)
     for record in records:
@@ -134,25 +137,69 @@ def test_a_growing_run_is_followed_and_ctrl_c_leaves_cleanly(tmp_path: Path, ter
 def test_another_size_is_drawn_at_once(tmp_path: Path, terminal: Callable[..., Terminal]) -> None:
     folder = recorded_run(tmp_path, "wide")
     watch = terminal(str(folder.path), "--interval", "3600", columns=120)
-    shown = watch.wait_for(lambda shown: shown.endswith("\x1b[J"))
+    shown = watch.wait_for(lambda shown: shown.endswith(WHOLE))
     assert max(len(line) for line in screen(shown)) > 60
 
     watch.resize(30, 10)
 
-    shown = watch.wait_for(lambda shown: shown.endswith("\x1b[J"))
+    shown = watch.wait_for(lambda shown: shown.endswith(WHOLE))
     assert max(len(line) for line in screen(shown)) <= 30
     assert len(screen(shown)) <= 10
+
+
+def test_q_leaves_and_only_changed_lines_are_drawn(tmp_path: Path, terminal: Callable[..., Terminal]) -> None:
+    folder = recorded_run(tmp_path, "run")
+    watch = terminal(str(folder.path), "--interval", "0.1", columns=100)
+    first = watch.wait_for(lambda shown: shown.endswith(WHOLE))
+    (axis,) = (line for line in screen(first) if line.startswith("    step"))
+    assert "┴1" in axis or "└1" in axis
+    last = [record for record in read_metrics(folder.metrics) if record.get("loss") is not None][-1]
+    step = int(last["step"])
+    append(folder, train_record(step + 1, float(last["time"]) + 1, 2.0))
+    shown = watch.wait_for(lambda shown: f"step {step + 1:,}" in shown and shown.endswith("\x1b[?2026l"))
+    assert WHOLE not in shown and "\x1b[H" not in shown  # no line that is as it was
+    os.write(watch.master, b"xq")
+    assert watch.leave() == 0
+    assert LEAVE in watch.shown and "xq" not in watch.shown
+
+
+def test_changes_turn_one_picture_into_the_next() -> None:
+    assert changes(["a", "b"], ["a", "b"]) == ""
+    assert changes(["a", "b"], ["a", "c"]) == "\x1b[?2026h\x1b[2;1Hc\x1b[K\x1b[?2026l"
+    assert "\x1b[2;1H\x1b[K" in changes(["a", "b"], ["a"])
+    assert "\x1b[2;1Hb\x1b[K" in changes(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize(("height", "shown"), [(40, 3), (9, 2), (3, 1)])
+def test_several_runs_are_shown_one_below_the_other(tmp_path: Path, height: int, shown: int) -> None:
+    runs = [recorded_run(tmp_path, name) for name in ("one", "two", "three")]
+    view = SeveralRuns(tuple(LiveRun(run, MetricsTable(run.metrics)) for run in runs))
+    view.refresh()
+    lines = view.frame(80, height, Look(unicode=True, color=False), BEGIN)
+    assert len(lines) <= height and max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if line.startswith(("one ", "two ", "three "))] == [
+        "one", "two", "three"
+    ][:shown]  # fmt: skip
+    assert ("more for which" in lines[-1]) is (shown < 3)
+
+
+def test_an_axis_names_its_ends_in_any_width() -> None:
+    for width in range(130):
+        for line in axis((1.0, 1_000_000.0), width, braille=True):
+            assert len(line) == width and line.endswith("1,000,000")
+    (line,) = axis((1.0, 401.0), 60, braille=False)
+    assert line.startswith("    step+1-") and "-201-" in line
 
 
 def screen(shown: str) -> list[str]:
     """The lines of the last frame, without colours."""
     last = shown.rsplit("\x1b[H", 1)[1]
-    return [COLOR.sub("", line).replace("\x1b[K", "").replace("\x1b[J", "").strip("\r") for line in last.split("\n")]
+    return [COLOR.sub("", line).replace("\x1b[K", "").replace(WHOLE, "").strip("\r") for line in last.split("\n")]
 
 
 def test_a_termination_gives_the_terminal_back(tmp_path: Path, terminal: Callable[..., Terminal]) -> None:
     watch = terminal(str(recorded_run(tmp_path, "run").path))
-    watch.wait_for(lambda shown: shown.endswith("\x1b[J"))
+    watch.wait_for(lambda shown: shown.endswith(WHOLE))
     watch.process.send_signal(signal.SIGTERM)
     assert watch.leave() == 128 + signal.SIGTERM
     assert watch.shown.endswith(LEAVE)
@@ -160,10 +207,10 @@ def test_a_termination_gives_the_terminal_back(tmp_path: Path, terminal: Callabl
 
 def test_no_color_and_no_unicode(tmp_path: Path, terminal: Callable[..., Terminal]) -> None:
     folder = recorded_run(tmp_path, "plain")
-    coloured = terminal(str(folder.path)).wait_for(lambda shown: shown.endswith("\x1b[J"))
+    coloured = terminal(str(folder.path)).wait_for(lambda shown: shown.endswith(WHOLE))
     assert COLOR.search(coloured) and "⠉" in coloured
     for environment in ({"NO_COLOR": "1"}, {"PYTHONIOENCODING": "ascii"}, {"TERM": "linux"}):
-        shown = terminal(str(folder.path), **environment).wait_for(lambda shown: shown.endswith("\x1b[J"))
+        shown = terminal(str(folder.path), **environment).wait_for(lambda shown: shown.endswith(WHOLE))
         assert bool(COLOR.search(shown)) == ("NO_COLOR" not in environment)
         assert shown.isascii() == ("NO_COLOR" not in environment)
         assert "*" in shown or "NO_COLOR" in environment
