@@ -197,6 +197,15 @@ class RecordedAverage(TypedDict):
 
 
 @keep_others
+class RecordedMix(TypedDict):
+    """The order of a mix's sources, and where each of them started in its own."""
+
+    order: list[tuple[Count, list[Count]]]
+    sets: dict[str, Sha256]
+    first: dict[str, Count]
+
+
+@keep_others
 class CheckpointManifest(TypedDict):
     """A checkpoint's description of itself. What is not required, only some have: imported ones have no `config`."""
 
@@ -211,6 +220,7 @@ class CheckpointManifest(TypedDict):
     sequences: Count
     config: NotRequired[RecordedConfig]
     position_in: NotRequired[RecordedReading]
+    mix: NotRequired[RecordedMix]
     warm_up: NotRequired[RecordedWarmUp]
     world_size: NotRequired[Positive]
     optimizer: NotRequired[OptimizerName]  # in format 2 always

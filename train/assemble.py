@@ -43,6 +43,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         packed=config.data.is_packed,
         mask_documents=config.data.masks_documents,
         seed=config.order_seed(),
+        mixture=plan.mixture(request.tokens),
     )
     untrained = request.weights.untrained and plan.checkpoint is None
     tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained)

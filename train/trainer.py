@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
@@ -204,9 +205,12 @@ class Trainer:
             record["skipped"] = True
         if self.config.data.is_packed:
             record["target_tokens"] = batch.total_target_count  # of the step: the rest is padding
+        if by_source := self.loader.order.read_by_source(progress.sequences):
+            length = self.config.model.block_size
+            record["source_tokens"] = {name: count * length for name, count in by_source.items()}
         if self.config.log.sequences:
             shares = self.ranks.gather(batch.windows.ravel().tolist())
-            record["sequences"] = sorted(window for share in shares for window in share)
+            record["sequences"] = [*map(self.loader.order.named, sorted(itertools.chain.from_iterable(shares)))]
         logging_started = time.monotonic()
         self.recorder.step(record)
         if self.layer_statistics is not None:

@@ -43,6 +43,43 @@ class Sequences(Protocol):
         ...
 
 
+class JoinedSequences:
+    """The sequences of several sources, numbered one source after another."""
+
+    def __init__(self, parts: dict[str, Sequences]) -> None:
+        """Args: parts: by the sources' names, all of one length."""
+        self.parts, self._list = parts, list(parts.values())
+        self.block_size = self._list[0].block_size
+        self._ends = np.cumsum([part.count for part in self._list])
+
+    @property
+    def count(self) -> int:
+        return int(self._ends[-1])
+
+    def place(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Numbers (n,) as the source and the number in it, (n,) each."""
+        sources = np.searchsorted(self._ends, numbers, side="right")
+        return sources, numbers - np.concatenate([[0], self._ends[:-1]])[sources]
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> Rows:
+        """As each source reads its own."""
+        sources, own = self.place(numbers)
+        shape = len(numbers), self.block_size
+        inputs, targets, documents = (np.empty(shape, dtype=np.int64) for _ in range(3))
+        masked = False
+        for source in np.unique(sources).tolist():
+            mine = sources == source
+            rows = self._list[source].rows(own[mine])
+            inputs[mine], targets[mine] = rows.inputs, rows.targets
+            if rows.document_ids is not None:
+                documents[mine], masked = rows.document_ids, True
+        return Rows(inputs, targets, documents if masked else None)
+
+    def target_count(self, numbers: npt.NDArray[np.int64]) -> int:
+        sources, own = self.place(numbers)
+        return sum(self._list[source].target_count(own[sources == source]) for source in np.unique(sources).tolist())
+
+
 def document_ids(tokens: npt.NDArray[np.int64], begin_of_text_id: int) -> npt.NDArray[np.int64]:
     """Which document of its row each token belongs to, counted from 0 or 1: (..., T) to (..., T).
 

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,23 @@ from torch import Tensor
 
 from data_prep.token_sets.sequences import Sequences
 from train.batches.plan import BatchPlan, BatchPlans
-from train.batches.shuffle import windows_at
+from train.batches.shuffle import EpochOrder
+
+
+class Order(Protocol):
+    """Which sequence stands where, without end."""
+
+    def numbers(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """The sequence numbers (count,) at positions first … first+count-1."""
+        ...
+
+    def named(self, number: int) -> int | tuple[str, int]:
+        """A sequence as it is recorded: its number, of several sources with the source's name."""
+        ...
+
+    def read_by_source(self, position: int) -> dict[str, int]:
+        """How many sequences of each of several sources stand before a position."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,14 +76,17 @@ class StepLoader:
         *,
         rank: int,
         seed: int,
+        order: Order | None = None,
         pin_memory: bool = False,
         plans: BatchPlans | None = None,
     ) -> None:
-        """Args: plan: of a step; of the largest one where the batch grows. plans: of all stages then."""
-        assert sequences.count > 0
+        """Args:
+        plan: of a step; of the largest one where the batch grows. plans: of all stages then.
+        order: of the sequences; None: that of one source, by `seed`.
+        """
         self.sequences = sequences
+        self.order = EpochOrder(sequences.count, seed) if order is None else order
         self.plan, self._plans = plan, plans
-        self._seed = seed
         self._pin_memory = pin_memory
         numbers = [plan.micro_batch_number(rank, index) for index in range(plan.accumulation)]
         # which of the step's sequences are this rank's: micro-batch number m holds sequences m·M … m·M + M-1
@@ -79,7 +99,7 @@ class StepLoader:
     def step_at(self, sequences_consumed: int, plan: BatchPlan | None = None) -> StepBatch:
         """This rank's share of the step that follows `sequences_consumed` sequences. Args: plan: the step's own."""
         plan = plan or self.plan
-        everyone = windows_at(sequences_consumed, plan.sequences, self.sequences.count, self._seed)
+        everyone = self.order.numbers(sequences_consumed, plan.sequences)
         mine = everyone[self._mine[: plan.accumulation * plan.micro_batch]]
         rows = self.sequences.rows(mine)
         return StepBatch(
@@ -91,9 +111,9 @@ class StepLoader:
             total_target_count=self.sequences.target_count(everyone),
         )
 
-    def numbers_at(self, sequences_consumed: int, count: int) -> list[int]:
-        """The numbers of all ranks' sequences in that step, which has so many, sorted."""
-        return sorted(windows_at(sequences_consumed, count, self.sequences.count, self._seed).tolist())
+    def numbers_at(self, sequences_consumed: int, count: int) -> list[int | tuple[str, int]]:
+        """All ranks' sequences in that step, which has so many, sorted."""
+        return list(map(self.order.named, sorted(self.order.numbers(sequences_consumed, count).tolist())))
 
     def _tensor(self, values: npt.NDArray[np.int64]) -> Tensor:
         """(A·M, T) to (A, M, T)."""

@@ -30,6 +30,7 @@ from common.progress import format_bytes, progress_bar
 from common.publish import TEMPORARY_SUFFIX, fsync_file, sha256_file, write_json_whole
 from common.regular_file import open_regular
 from data_prep.token_sets.manifest import MANIFEST_FILE, Shard
+from data_prep.token_sets.token_mix import TokenMix
 from data_prep.token_sets.token_set import TokenSet
 from model.ranks import Ranks
 
@@ -83,6 +84,19 @@ def stage(
             problem = str(error) or "no rank of this host has copied"
     in_place = {of: why for of, why in ranks.gather((host, problem)) if why is not None}
     return tokens if opened is None or host in in_place else opened, in_place
+
+
+def stage_all(
+    tokens: TokenSet, folder: str | Path, ranks: Ranks, verify: Literal["size", "full"] = "size"
+) -> tuple[TokenSet, dict[str, str]]:
+    """`stage`, of a mix each of its sets. (All ranks call.)"""
+    if not isinstance(tokens, TokenMix):
+        return stage(tokens, folder, ranks, verify)
+    sets, in_place = {}, dict[str, str]()
+    for source in tokens.sources:
+        sets[source.name], why = stage(source.tokens, folder, ranks, verify)
+        in_place |= why
+    return tokens.with_sets(sets), in_place
 
 
 def own_folder(folder: Path, name: str) -> Path:

@@ -16,6 +16,8 @@ from math import gcd
 import numpy as np
 import numpy.typing as npt
 
+from train.batches.shuffle import windows_at
+
 PARTS = 4_096  # of which a weight is a whole number
 MOST_LEVELS = 256  # of a ramp's staircase
 COARSE = 256  # parts of a ramp's weights: short periods, as there are many to be ordered
@@ -132,6 +134,36 @@ class Mixture:
             indices[part] = self._bases[number][found] + whole * level.before[-1][found] + level.before[place, found]
             done += take
         return sources, indices
+
+
+class MixedOrder:
+    """The order of several sources' sequences, numbered one source after another."""
+
+    def __init__(self, mixture: Mixture, counts: Mapping[str, int], seed: int) -> None:
+        """Args: counts: (m,) of each source's sequences, by its name."""
+        assert min(counts.values()) > 0
+        self._mixture, self._names, self._counts, self._seed = mixture, list(counts), list(counts.values()), seed
+        self._offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self._counts)])
+
+    def numbers(self, first: int, count: int) -> Ints:
+        """The sequence numbers (count,) at positions first … first+count-1."""
+        sources, indices = self._mixture.at(first, count)
+        numbers = np.empty(count, dtype=np.int64)
+        for source in np.unique(sources).tolist():
+            mine = sources == source  # whose indices follow each other
+            own = windows_at(int(indices[mine][0]), int(mine.sum()), self._counts[source], self._seed)
+            numbers[mine] = self._offsets[source] + own
+        return numbers
+
+    def named(self, number: int) -> tuple[str, int]:
+        """A sequence's source, and its number in it."""
+        source = int(np.searchsorted(self._offsets, number, side="right")) - 1
+        return self._names[source], number - int(self._offsets[source])
+
+    def read_by_source(self, position: int) -> dict[str, int]:
+        """How many sequences of each source stand before a position."""
+        counts = self._mixture.consumed(position) - self._mixture.consumed(0)
+        return dict(zip(self._names, counts.tolist(), strict=True))
 
 
 def levels_of(stages: Sequence[tuple[int, Mapping[str, float], int]], names: Sequence[str]) -> list[Level]:

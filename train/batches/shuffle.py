@@ -63,3 +63,24 @@ def windows_at(first: int, count: int, window_count: int, seed: int) -> npt.NDAr
         windows[done : done + take] = Permutation(window_count, seed, epoch)(positions)
         done += take
     return windows
+
+
+class EpochOrder:
+    """The order of one source's sequences."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        """Args: count: of the source's sequences."""
+        assert count > 0
+        self.count, self.seed = count, seed
+
+    def numbers(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """The sequence numbers (count,) at positions first … first+count-1."""
+        return windows_at(first, count, self.count, self.seed)
+
+    def named(self, number: int) -> int:
+        """A sequence as it is recorded."""
+        return number
+
+    def read_by_source(self, position: int) -> dict[str, int]:
+        """Nothing: there is one source."""
+        return {}

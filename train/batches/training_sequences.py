@@ -6,10 +6,12 @@ from common.cache_folder import cache_folder
 from common.errors import UserError
 from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.packing import FORMAT_VERSION, PackedSequences, framing_of, make_plan
-from data_prep.token_sets.sequences import Sequences, Windows
+from data_prep.token_sets.sequences import JoinedSequences, Sequences, Windows
+from data_prep.token_sets.token_mix import TokenMix
 from data_prep.token_sets.token_set import TokenSet
 from model.ranks import Ranks, agreed
 from train.batches.loader import StepLoader
+from train.batches.mixture import MixedOrder, Mixture
 from train.batches.plan import BatchPlans
 
 MUCH_PADDING = 0.05
@@ -18,7 +20,7 @@ MUCH_PADDING = 0.05
 def training_sequences(
     tokens: TokenSet, length: int, *, stride: int | None, packed: bool, mask_documents: bool
 ) -> Sequences:
-    """The training split in sequences.
+    """The training split in sequences; of a mix those of all its sets, one set after another.
 
     Args:
         length: tokens of a sequence. stride: tokens from one's start to the next's; None: the length.
@@ -27,6 +29,13 @@ def training_sequences(
 
     Raises UserError where that plan is gone.
     """
+    if isinstance(tokens, TokenMix):
+        return JoinedSequences({
+            source.name: training_sequences(
+                source.tokens, length, stride=stride, packed=packed, mask_documents=mask_documents
+            )
+            for source in tokens.sources
+        })  # fmt: skip
     stream = tokens.split("train")
     if packed:
         folder = next((place for place in _places(tokens, length) if (place / "plan.json").is_file()), None)
@@ -47,11 +56,18 @@ def open_loader(
     packed: bool,
     mask_documents: bool,
     seed: int,
+    mixture: Mixture | None,
 ) -> StepLoader:
-    """A loader of this rank's share of what a run trains on. Args, raises: as `training_sequences`."""
+    """A loader of this rank's share of what a run trains on.
+
+    Args: as `training_sequences`; mixture: the order of a mix's sources. Raises UserError as that.
+    """
     sequences = training_sequences(tokens, length, stride=stride, packed=packed, mask_documents=mask_documents)
+    order = None
+    if mixture is not None and isinstance(sequences, JoinedSequences):
+        order = MixedOrder(mixture, {name: part.count for name, part in sequences.parts.items()}, seed)
     pin = ranks.device.type == "cuda"
-    return StepLoader(sequences, plans.full, rank=ranks.rank, seed=seed, pin_memory=pin, plans=plans)
+    return StepLoader(sequences, plans.full, rank=ranks.rank, seed=seed, order=order, pin_memory=pin, plans=plans)
 
 
 def prepare_packing(tokens: TokenSet, length: int, ranks: Ranks) -> None:
@@ -59,6 +75,10 @@ def prepare_packing(tokens: TokenSet, length: int, ranks: Ranks) -> None:
 
     Raises UserError on all ranks where it can't be written anywhere, or the set has no documents.
     """
+    if isinstance(tokens, TokenMix):
+        for source in tokens.sources:
+            prepare_packing(source.tokens, length, ranks)
+        return
     agreed(ranks, lambda: _make(tokens, length))  # on a shared file system the others find it
     problem = None
     if ranks.local_rank == 0 and not ranks.is_first:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.curves import VALIDATION
+from common.publish import canonical_json
 from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.token_mix import sources_of
 from model.counts import flops_per_token
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, Written, is_due
 from train.progress import Progress
@@ -21,6 +26,16 @@ if TYPE_CHECKING:
     from eval.shared.loss import LossResult
 
 FIRST_LOSS_MARGIN = 0.5  # nats
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is validated of one source: its first `count` sequences, and its share of the mean."""
+
+    name: str
+    share: float
+    windows: Windows
+    count: int
 
 
 class Validation(Evaluation):
@@ -39,8 +54,13 @@ class Validation(Evaluation):
 
     def build(self, tools: Tools) -> None:
         self._tools, length = tools, self.config.model.block_size
-        self._windows = Windows(tools.tokens.split("val"), length)
-        self._count = min(self._windows.count, max(1, self.config.eval.tokens // length))
+        sources = sources_of(tools.tokens)
+        each = max(1, self.config.eval.tokens // length // len(sources))
+        self._parts = []
+        for source in sources:
+            windows = Windows(source.tokens.split("val"), length)
+            self._parts.append(Part(source.name, source.share, windows, min(windows.count, each)))
+        self._count = sum(part.count for part in self._parts)
         data, border = self.config.data, document_start(tools.tokens.tokenizer_spec)
         # both packings are validated alike, so that their losses compare
         self._split_documents_at = border if data.masks_documents and not data.is_packed else None
@@ -54,9 +74,9 @@ class Validation(Evaluation):
     def measured_on(self) -> dict[str, Any]:
         """What is recorded with every loss: losses compare where all of it is the same (`common.measured`)."""
         return {
-            "val_sha256": self._tools.tokens.manifest.val_sha256,  # of the whole validation split
-            "val_tokens": self._count * self._windows.block_size,
-            "val_block_size": self._windows.block_size,
+            "val_sha256": self._sha256(),
+            "val_tokens": self._count * self.config.model.block_size,
+            "val_block_size": self.config.model.block_size,
             "val_document_mask": self._split_documents_at is not None,
         }
 
@@ -69,19 +89,22 @@ class Validation(Evaluation):
 
     def warm_up(self) -> None:
         a_micro_batch_each = (self._tools.ranks.world_size - 1) * self._tools.plan.micro_batch + 1
+        part = self._parts[0]
+        part = replace(part, count=min(part.count, a_micro_batch_each))
         for border in dict.fromkeys((self._split_documents_at, self._masked_too_at or self._split_documents_at)):
-            self._evaluate(min(self._count, a_micro_batch_each), border)
+            self._evaluate(part, border)
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         started = time.monotonic()
-        length, ranks = self._windows.block_size, self._tools.ranks.world_size
+        length = self.config.model.block_size
         size = f"{self._count:,} sequences of {length:,} tokens (eval.tokens)"
         work, masked = f"validating at step {progress.step}", None
         with self._tools.recorder.working(work, size, self._count, "sequence") as done:
-            result = self._evaluate(self._count, self._split_documents_at, lambda count: done(count * ranks))
+            results = self._evaluate_all(self._split_documents_at, done)
         if self._masked_too_at is not None:
             with self._tools.recorder.working(f"{work} inside documents", size, self._count, "sequence") as done:
-                masked = self._evaluate(self._count, self._masked_too_at, lambda count: done(count * ranks)).loss
+                masked = self._whole(self._evaluate_all(self._masked_too_at, done)).loss
+        result = self._whole(results)
         assert result.tokens == self.measured_on["val_tokens"], result
         self.latest, self.latest_step = result.loss, progress.step
         seconds = time.monotonic() - started
@@ -93,6 +116,7 @@ class Validation(Evaluation):
             "val_bits_per_byte": result.bits_per_byte,
             "val_bytes": result.bytes,
             **({} if masked is None else {"val_loss_masked": masked}),
+            **self._by_source(results),
             **self.measured_on,
             **self._text(),
             **self._causality(progress.step),
@@ -114,7 +138,48 @@ class Validation(Evaluation):
     def _text(self) -> dict[str, Any]:
         """What says that losses per byte are of the same text, whatever its tokens; older sets don't know."""
         text = self._tools.tokens.manifest.val_text_sha256
-        return {} if text is None else {"val_text_sha256": text}
+        return {} if text is None or len(self._parts) > 1 else {"val_text_sha256": text}
+
+    def _sha256(self) -> str:
+        """Of the whole validation split; of several with their shares."""
+        sources = sources_of(self._tools.tokens)
+        if len(sources) == 1:
+            return sources[0].tokens.manifest.val_sha256
+        parts = [[source.tokens.manifest.val_sha256, source.share] for source in sources]
+        return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+    def _whole(self, results: list[LossResult]) -> LossResult:
+        """The mean over the sources by their shares in data.mix, of losses as of bytes a token."""
+        if len(results) == 1:
+            return results[0]
+        pairs = list(zip(self._parts, results, strict=True))
+        tokens = sum(result.tokens for result in results)
+        bytes_a_token = sum(part.share * result.bytes / result.tokens for part, result in pairs)
+        loss = sum(part.share * result.loss for part, result in pairs)
+        return replace(results[0], loss=loss, tokens=tokens, bytes=round(tokens * bytes_a_token))
+
+    def _by_source(self, results: list[LossResult]) -> dict[str, Any]:
+        """The losses of a mix's sources by name."""
+        if len(results) == 1:
+            return {}
+        named = {part.name: result for part, result in zip(self._parts, results, strict=True)}
+        return {
+            "val_loss_by_source": {name: result.loss for name, result in named.items()},
+            "val_bits_per_byte_by_source": {name: result.bits_per_byte for name, result in named.items()},
+        }
+
+    def _evaluate_all(self, split_documents_at: int | None, done: Callable[[int], object]) -> list[LossResult]:
+        """Of each source, in order."""
+        results: list[LossResult] = []
+        before, ranks = 0, self._tools.ranks.world_size
+
+        def tell(before: int, count: int) -> None:
+            done(before + count * ranks)
+
+        for part in self._parts:
+            results.append(self._evaluate(part, split_documents_at, partial(tell, before)))
+            before += part.count
+        return results
 
     def _causality(self, step: int) -> dict[str, Any]:
         """At the first validation and the last: whether predictions come from earlier tokens only."""
@@ -123,7 +188,7 @@ class Validation(Evaluation):
         from eval.shared.causality import TOLERANCE, future_moves
 
         tools = self._tools
-        (row,) = self._windows.read(np.arange(1))
+        (row,) = self._parts[0].windows.read(np.arange(1))
         moved = future_moves(tools.model, row[:-1], tools.ranks.device, split_documents_at=self._split_documents_at)
         if math.isnan(moved):
             return {}
@@ -144,17 +209,17 @@ class Validation(Evaluation):
             )
 
     def _evaluate(
-        self, count: int, split_documents_at: int | None, done: Callable[[int], object] = lambda count: None
+        self, part: Part, split_documents_at: int | None, done: Callable[[int], object] = lambda count: None
     ) -> LossResult:
         from eval.shared.loss import evaluate_loss
 
         tools = self._tools
         return evaluate_loss(
             tools.model,
-            self._windows,
+            part.windows,
             tools.tokenizer.piece_bytes,
             tools.ranks,
-            window_count=count,
+            window_count=part.count,
             micro_batch=tools.plan.micro_batch,
             dtype=tools.dtype,
             split_documents_at=split_documents_at,

@@ -50,12 +50,35 @@ class ModelSection(ModelConfig):
 
 
 @dataclass(frozen=True)
+class MixSource:
+    """One token set of `data.mix`. `weight`: its share of the trained tokens, among all weights."""
+
+    name: str
+    path: str
+    weight: float = 1.0
+    max_epochs: float | None = None
+
+
+@dataclass(frozen=True)
+class MixStage:
+    """The weights of `data.mix` up to so many trained tokens; null: to the end. They are reached over `ramp_tokens`."""
+
+    weights: dict[str, float]
+    until_tokens: int | None = None
+    ramp_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """What the run reads.
 
     Args:
         path: folder of a token set (manifest.json and shards). A relative path is looked for in the working directory,
             then in the project. In this and all other paths `~` and `$VARIABLE` are replaced at each start.
+        mix: several token sets in place of `path`, each with a name, its path, its weight (share of the trained tokens)
+            and max_epochs, above which a run is refused. Shares are kept to within one sequence at any position.
+        stages: other weights of the mix up to a number of trained tokens (until_tokens), reached at once or over
+            ramp_tokens; a source that a stage doesn't name is not read in it.
         verify: check at the start the shards' sizes, or also their SHA-256 (full; reads all of the data once).
         stage_to: a folder on a disk of every node's own, to which the shards are copied and verified before the first
             step; where the disk has no room, or no permission is given, the run reads them where they are, and logs so.
@@ -71,6 +94,8 @@ class DataConfig:
     """
 
     path: str = "data/fineweb-edu"
+    mix: list[MixSource] = field(default_factory=list)
+    stages: list[MixStage] = field(default_factory=list)
     verify: Literal["size", "full"] = "size"
     stage_to: str | None = None
     packing: Literal["stream", "whole_documents"] = "stream"
@@ -85,8 +110,37 @@ class DataConfig:
             raise ValueError(
                 f"data.stride is {self.stride}, but data.packing {self.packing} overlaps nothing: use null"
             )
+        self._check_mix()
         if self.stage_to == "":
             raise ValueError("data.stage_to is empty (a variable that is not set, in a shell?): give a folder, or null")
+
+    def _check_mix(self) -> None:
+        names = [source.name for source in self.mix]
+        for name in names:
+            if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_.-]{0,31}", name) or names.count(name) > 1:
+                raise ValueError(f"data.mix has the name {name!r}: give each source one of letters, digits, _ . and -")
+        for source in self.mix:
+            if source.max_epochs is not None and not source.max_epochs > 0:
+                raise ValueError(f"data.mix: max_epochs of {source.name} is {source.max_epochs}: use more than 0")
+        if self.stages and not self.mix:
+            raise ValueError("data.stages is set and data.mix is empty: name the sources there")
+        until = 0
+        for number, stage in enumerate(self.stages, start=1):
+            if unknown := sorted(set(stage.weights) - set(names)):
+                raise ValueError(f"data.stages: {unknown[0]} is not in data.mix ({', '.join(names)})")
+            end = math.inf if stage.until_tokens is None else stage.until_tokens
+            if end <= until or (number < len(self.stages) and stage.until_tokens is None):
+                raise ValueError(f"data.stages: stage {number} ends at {stage.until_tokens}: give rising until_tokens")
+            if not 0 <= stage.ramp_tokens < end - until:
+                raise ValueError(
+                    f"data.stages: ramp_tokens of stage {number} is {stage.ramp_tokens}: use 0 or more, and fewer than "
+                    "the stage has tokens"
+                )
+            until = stage.until_tokens or 0
+        for weights in [{source.name: source.weight for source in self.mix}, *(s.weights for s in self.stages)]:
+            values = [*weights.values()]
+            if self.mix and not (values and min(values) >= 0 and 0 < sum(values) < math.inf):
+                raise ValueError(f"data.mix: the weights {weights} must not be negative, and one must be above 0")
 
     @property
     def masks_documents(self) -> bool:

@@ -11,6 +11,7 @@ from common.measured import describe_validation, measured_alike, validation_of
 from common.progress import format_bytes, format_count
 from common.run_folder import RunFolder
 from data_prep.token_sets.packing import PackedSequences
+from data_prep.token_sets.sequences import JoinedSequences
 from data_prep.token_sets.token_set import TokenSet
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
@@ -99,6 +100,14 @@ def describe_data(config: Config, tokens: TokenSet, begin: Progress) -> list[str
     times = f"{sequences / windows:.2f} epochs"
     if config.data.stride is not None:
         times += f" of {windows:,} sequences, one at every {config.data.stride} tokens"
+    if isinstance(found, JoinedSequences):
+        parts = [
+            line
+            for part in found.parts.values()
+            if isinstance(part, PackedSequences)
+            for line in describe_packing(part)
+        ]
+        return [f"data: a mix of {', '.join(found.parts)}; the run reads {sequences * length:,} tokens", *parts]
     lines = [
         f"data: {tokens.folder}, {len(tokens.split('train')):,} training tokens; the run reads "
         f"{sequences * length:,}, {times}",

@@ -1,9 +1,11 @@
 """The configuration made to fit the training data."""
 
+import itertools
 from dataclasses import replace
 
 from common.errors import UserError
 from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.token_mix import sources_of
 from data_prep.token_sets.token_set import TokenSet
 from train.settings.sections import Config
 
@@ -21,17 +23,20 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
             "ids: leave model.vocab_size out"
         )
     length = config.model.block_size
-    for split, needed in (("train", config.batch.tokens_per_step + 1), ("val", length + 1)):
-        found = len(tokens.split(split))
+    alone = not config.data.mix
+    wanted = (("train", (config.batch.tokens_per_step if alone else length) + 1), ("val", length + 1))
+    for source, (split, needed) in itertools.product(sources_of(tokens), wanted):
+        found, folder = len(source.tokens.split(split)), source.tokens.folder
         if not found:
             raise UserError(
-                f"{tokens.folder} has no {split} split: make the set from more documents, or from one long text with "
+                f"{folder} has no {split} split: make the set from more documents, or from one long text with "
                 "data_prep/shakespeare.py --file"
             )
         if found < needed:
             raise UserError(
-                f"{tokens.folder} has {found:,} tokens in its {split} split, but one step needs {needed:,}: "
-                f"prepare more, or lower {'batch.tokens_per_step' if split == 'train' else 'model.block_size'}"
+                f"{folder} has {found:,} tokens in its {split} split, but one "
+                f"{'step' if split == 'train' and alone else 'sequence'} needs {needed:,}: prepare more, or lower "
+                f"{'batch.tokens_per_step' if split == 'train' and alone else 'model.block_size'}"
             )
     masked, packed = config.data.masks_documents, config.data.is_packed
     measured = config.eval.masked_loss is True

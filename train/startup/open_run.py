@@ -4,16 +4,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from common.errors import UserError
 from common.run_folder import RunFolder
 from common.run_note import leave_note
+from data_prep.token_sets.token_mix import sources_of
 from data_prep.token_sets.token_set import TokenSet
 from model.devices import share_threads, visible_gpus
 from model.lora_config import LoraConfig
 from model.rank_environment import place_of_this_process
 from model.ranks import Ranks, agreed, start_ranks
-from train.batches.local_copy import stage
+from train.batches.local_copy import stage_all
 from train.batches.training_sequences import prepare_packing
 from train.run.lock import RunLock
 from train.run.provenance import read_starts
@@ -65,9 +67,10 @@ def open_run(request: Request) -> Iterator[OpenRun]:
         # Take the data: verified, and copied to the node's own disk where that is asked for
         tokens, in_place = request.tokens, dict[str, str]()
         if config.data.verify == "full":
-            agreed(ranks, lambda: bool(TokenSet.open(tokens.folder, verify="full")))
+            for source in sources_of(tokens):
+                agreed(ranks, partial(verify, source.tokens))
         if config.data.stage_to is not None:
-            tokens, in_place = stage(tokens, config.data.stage_to, ranks, config.data.verify)
+            tokens, in_place = stage_all(tokens, config.data.stage_to, ranks, config.data.verify)
         if config.data.is_packed:
             prepare_packing(tokens, config.model.block_size, ranks)
 
@@ -84,6 +87,11 @@ def open_run(request: Request) -> Iterator[OpenRun]:
             request = replace(request, tokens=tokens, weights=weights)
             yield OpenRun(request, ranks, threads, stop, lock, margin, deadline, in_place)
             ranks.close()
+
+
+def verify(tokens: TokenSet) -> None:
+    """Raises UserError where a set's bytes are not what was prepared."""
+    TokenSet.open(tokens.folder, verify="full")
 
 
 def refuse_lost_gpus(folder: RunFolder, config: RunConfig) -> None:

@@ -7,10 +7,12 @@ from typing import Any, cast
 from common.checkpoint_files import read_checkpoint_manifest
 from common.checkpoint_manifest import CheckpointManifest
 from common.errors import UserError
+from data_prep.token_sets.token_set import TokenSet
 from model.initialisation import empty_gpt
 from model.lora import add_lora
 from model.number_formats import Dtype
 from model.ranks import agreed
+from train.batches.mixture import Mixture
 from train.batches.plan import BatchPlan, BatchPlans, plan_batches
 from train.checkpoints.reader import check_training_state
 from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
@@ -25,6 +27,7 @@ from train.settings.command_line import as_dict
 from train.settings.sections import Config
 from train.startup.auto import resolve
 from train.startup.course import ResumedCourse, check_course, plan_resumed
+from train.startup.open_data import check_epochs, first_sequences, mixture_of
 from train.startup.open_run import OpenRun
 from train.startup.position import Reading, begin_progress
 from train.startup.request import Request, print_done
@@ -41,6 +44,7 @@ class StartPlan:
         missing: what was due at `progress` and is not recorded.
         notes: for the log: what was skipped, and what has changed.
         spikes: the judgement on losses and gradient norms, as the checkpoint records it.
+        first_sequences: where each source of a mix starts, by name.
     """
 
     config: Config
@@ -56,6 +60,7 @@ class StartPlan:
     passed_over: list[str]
     notes: list[str]
     spikes: Spikes
+    first_sequences: dict[str, int]
 
     @property
     def batch(self) -> BatchPlan:
@@ -66,6 +71,10 @@ class StartPlan:
     def dtype(self) -> Dtype:
         """Of matrix multiplications."""
         return cast(Dtype, self.config.run.dtype)  # auto has been replaced
+
+    def mixture(self, tokens: TokenSet) -> Mixture | None:
+        """The order of a mix's sources; None for a single set."""
+        return mixture_of(tokens, self.first_sequences)
 
 
 def plan_start(run: OpenRun) -> StartPlan | None:
@@ -89,7 +98,13 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     micro_batch = int(config.batch.micro_batch)
     batches = plan_batches(config.batch.stages, config.model.block_size, micro_batch, ranks.world_size)
     machines = ranks.gather(describe_rank(ranks, run.threads))
-    progress, read_anew = begin_progress(manifest, Reading.of(config, tokens.identity))
+    reading = Reading.of(config, tokens.identity)
+    progress, read_anew = begin_progress(manifest, reading)
+    alike = manifest is not None and reading.cuts_alike(Reading.recorded(manifest))
+    first, continued = first_sequences(tokens, manifest, same_sequences=alike)
+    last_tokens = config.batch.stages.tokens_after(max(0, config.run.max_steps - progress.step), progress.tokens)
+    end = progress.sequences + (last_tokens - progress.tokens) // config.model.block_size
+    sources = agreed(ranks, lambda: check_epochs(tokens, config, first, end))
     state = RunState(folder, run.lock, ranks.world_size, progress)
     own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
     done = progress.step >= config.run.max_steps
@@ -116,13 +131,13 @@ def plan_start(run: OpenRun) -> StartPlan | None:
         notes.append(f"a new optimizer ({config.optim.kind}): {checkpoint} holds only weights")
     if manifest and config.optim.ema_half_life_tokens is not None and "ema" not in manifest:
         notes.append(f"the exponential average of the weights starts here: {checkpoint} has none")
-    notes += [*course.lines, *read_anew]
+    notes += [*course.lines, *(continued or read_anew), *sources]
     spikes = plan_spikes(config, tokens.identity, course)
     if manifest and (line := spikes.resume(manifest, own=own)):
         notes.append(line)
     return StartPlan(
         config, reasons, checkpoint, manifest, batches, course, progress, missing, machines, state, passed_over, notes,
-        spikes,
+        spikes, first,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Where a run continues to read: the loader's position, and the order in which it counts."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from train.progress import Progress
@@ -49,6 +49,10 @@ class Reading:
         length, stride = config["model"]["block_size"], config["data"].get("stride")
         seed = config["run"]["seed"]  # checkpoints of a time without data.seed
         return cls(manifest["data_identity"], length, length if stride is None else stride, seed)
+
+    def cuts_alike(self, other: "Reading | None") -> bool:
+        """Whether both cut a token set into the same sequences, and read them in the same order."""
+        return other is not None and replace(other, data_identity=self.data_identity) == self
 
     def facts(self) -> dict[str, Any]:
         """What every checkpoint of the run records of it."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
 from common.run_folder import RunFolder
-from data_prep.token_sets.token_set import TokenSet, find_token_set
+from data_prep.token_sets.token_set import TokenSet
 from model.rank_environment import find_place
 from train.batches.plan import plan_batches
 from train.checkpoints.resume import check_finished, check_same_run, choose_checkpoint
@@ -18,6 +18,7 @@ from train.settings.command_line import Options, as_dict, to_yaml
 from train.settings.sections import Config
 from train.startup.fit_to_data import fit_to_data
 from train.startup.initial_weights import InitialWeights
+from train.startup.open_data import open_data
 from train.startup.recorded_choices import reuse
 
 
@@ -48,7 +49,7 @@ def check_request(config: Config, options: Options, weights: InitialWeights) -> 
     if options.print_config:
         print(to_yaml(config), end="")
         return None
-    tokens = TokenSet.open(find_token_set(config.data.path))
+    tokens = open_data(config)
     weights.check_tokens(tokens)
     config = fit_to_data(config, tokens)
     evaluations = tuple(kind(config) for kind in EVALUATIONS)
