@@ -17,9 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
+import numpy.typing as npt
 from typing_extensions import TypedDict
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
@@ -29,7 +30,7 @@ from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
 from common.curves import KnownCurves
 from common.errors import UserError, exit_on_user_error
-from common.json_file import Count
+from common.json_file import Count, Finite
 from common.liveness import Liveness, Verdict, look_at
 from common.measured import NOT_CAUSAL, causality
 from common.metrics_file import holding, read_records, record_kind
@@ -47,8 +48,14 @@ CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample
 
 
+class MixPart(TypedDict):
+    path: str
+    weight: Finite
+
+
 class DataPart(TypedDict):
     path: str
+    mix: NotRequired[list[MixPart]]
 
 
 class RunPart(TypedDict):
@@ -156,14 +163,18 @@ def summarise(folder: RunFolder) -> Summary:
     if val_loss is None:
         raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train again")
     config = read_configuration_as(folder, ConfigPart)
-    tokens = TokenSet.open(find_token_set(config["data"]["path"]))
-    measured_on = validation[-1].get("val_sha256") or tokens.manifest.val_sha256  # an old record has none
-    if measured_on != tokens.manifest.val_sha256:
-        raise UserError(
-            f"the last validation loss in {folder.metrics} was measured on a validation set of SHA-256 "
-            f"{measured_on[:12]}…, but {tokens.folder} has another one: put the data back, or train a step on these"
-        )
-    entropy = unigram_entropy(tokens.split("val"))
+    sources = [(TokenSet.open(find_token_set(s["path"])), s["weight"]) for s in config["data"].get("mix", [])]
+    measured_on = str(validation[-1].get("val_sha256", ""))
+    if not sources:
+        tokens = TokenSet.open(find_token_set(config["data"]["path"]))
+        measured_on = measured_on or tokens.manifest.val_sha256  # an old record has none
+        if measured_on != tokens.manifest.val_sha256:
+            raise UserError(
+                f"the last validation loss in {folder.metrics} was measured on a validation set of SHA-256 "
+                f"{measured_on[:12]}…, but {tokens.folder} has another one: put the data back, or train a step on these"
+            )
+        sources = [(tokens, 1.0)]
+    entropy = unigram_entropy([(found.split("val"), weight) for found, weight in sources])
     alive = look_at(folder, time.time())
     return Summary(
         run=str(folder.path),
@@ -205,15 +216,27 @@ def _flops(folder: RunFolder, train: Sequence[dict[str, Any]]) -> float | None:
     return float(tokens[-1]) * per_token if per_token is not None and tokens else None
 
 
-def unigram_entropy(stream: TokenStream) -> float:
-    """Entropy in nats of the empirical distribution of a stream's tokens."""
+def unigram_entropy(sources: Sequence[tuple[TokenStream, float]]) -> float:
+    """Entropy in nats of the distribution of tokens in several streams, each with its weight."""
+    mean, total = np.zeros(0), sum(weight for _, weight in sources)  # (V,)
+    for stream, weight in sources:
+        counts = token_counts(stream)
+        added = np.zeros(max(len(mean), len(counts)))
+        added[: len(mean)] = mean
+        added[: len(counts)] += counts / counts.sum() * (weight / total)
+        mean = added
+    frequencies = mean[mean > 0]
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def token_counts(stream: TokenStream) -> npt.NDArray[np.int64]:
+    """How often each id is in a stream: (V,), up to the largest."""
     counts = np.zeros(0, dtype=np.int64)  # (V,)
     for start in range(0, len(stream), CHUNK_TOKENS):
         chunk = np.bincount(stream.read(start, min(start + CHUNK_TOKENS, len(stream))), minlength=len(counts))
         chunk[: len(counts)] += counts
         counts = chunk
-    frequencies = counts[counts > 0] / counts.sum()
-    return float(-(frequencies * np.log(frequencies)).sum())
+    return counts
 
 
 def print_figures(summary: Summary) -> None:

@@ -63,7 +63,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def open_tokens(folder: Path | None, settings: Mapping[str, Any], loaded: Loaded) -> TokenSet:
     """The token set that is asked for, or the run's own. Raises UserError where its tokenizer is not the model's."""
-    named = folder or settings.get("data", {}).get("path")
+    data = settings.get("data", {})
+    if folder is None and data.get("mix"):
+        sets = " or ".join(f"--data {source['path']}" for source in data["mix"])
+        raise UserError(f"the run was trained on a mix of token sets: give {sets}")
+    named = folder or data.get("path")
     if named is None:
         raise UserError("the checkpoint doesn't record what it was trained on: give --data DIR")
     tokens = TokenSet.open(find_token_set(named))

@@ -125,7 +125,10 @@ def reference_rows() -> list[Row]:
 def run_row(run: RunData) -> Row:
     """A run, with what was measured in it and nothing else."""
     figures = key_figures(run)
-    data = Path(str(run.section("data").get("path", "unknown"))).name
+    section = run.section("data")
+    mix = section.get("mix")
+    names = [str(s.get("name")) for s in mix if isinstance(s, dict)] if isinstance(mix, list) else []
+    data = " + ".join(names) or Path(str(section.get("path", "unknown"))).name
     shortened = f" {figures.val_sha256[:8]}" if figures.val_sha256 else ""
     counted = f", {figures.val_tokens:,} tokens" if figures.val_tokens else ""
     vocabulary = run.model.vocab_size if run.model else GPT2_VOCABULARY

@@ -260,9 +260,13 @@ def _again(run: RunData) -> str:
         lacks = first.get("diff_lacks")
         but = f", without {', '.join(map(str, lacks))}" if isinstance(lacks, list) and lacks else ""
         lines.append(f"git apply changes.patch   # the uncommitted changes, saved from above{but}")
-    data = run.section("data").get("path")
-    if data:
-        lines.append(f"# the token set {data} must be there: python data_prep/verify.py {shlex.quote(str(data))}")
+    section = run.section("data")
+    mix = section.get("mix")
+    sets = [source.get("path") for source in mix if isinstance(source, dict)] if isinstance(mix, list) else []
+    lines += [
+        f"# the token set {data} must be there: python data_prep/verify.py {shlex.quote(str(data))}"
+        for data in filter(None, sets or [section.get("path")])
+    ]
     ranks, nodes = run.table.lives[0].world_size or 1, len(_host_names(first)) or 1
     launch = "python" if ranks == 1 else f"torchrun --standalone --nproc_per_node={ranks}"
     if nodes > 1 and ranks % nodes == 0:

@@ -1,6 +1,8 @@
 """Runs over several token sets: the same for any ranks and interruptions, each source in its own order."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from data_prep.token_sets.token_set import TokenSet
 from tests.helpers.token_sets import make_token_set
-from tests.helpers.training import curve, run_of, tiny_arguments, train, train_by_path
+from tests.helpers.training import PROJECT, curve, run_of, tiny_arguments, train, train_by_path
 from train.batches.shuffle import windows_at
 
 SIZES = {"web": 60, "code": 20, "books": 9}  # sequences of 16 tokens
@@ -89,6 +91,23 @@ def test_any_ranks_and_interruptions_read_the_same(tmp_path: Path, sets: Path) -
     by_source = last["val_loss_by_source"]
     assert list(by_source) == list(SIZES)
     assert last["val_loss"] == pytest.approx(by_source["web"] / 2 + by_source["code"] / 4 + by_source["books"] / 4)
+
+
+def test_other_commands_read_a_run_of_a_mix(tmp_path: Path, sets: Path) -> None:
+    mix = mix_file(tmp_path, sets, {"web": 3, "code": 1})
+    train(1, tmp_path, arguments(tmp_path, "mixed", mix, "--run.max_steps=6", "--data.packing=whole_documents"))
+    run = run_of(tmp_path, "mixed").path
+    for command, status, words in (
+        (["eval/summary.py"], 0, "unigram entropy"),
+        (["eval/compare.py"], 0, "web + code"),
+        (["eval/report.py"], 0, ""),
+        (["eval/perplexity.py"], 2, f"give --data {sets / 'web'} or --data {sets / 'code'}"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *command, str(run)], capture_output=True, text=True, cwd=PROJECT, timeout=120
+        )
+        assert done.returncode == status, done.stderr
+        assert words in done.stdout + done.stderr
 
 
 def test_a_branch_on_another_mix_reads_on_in_each_source(tmp_path: Path, sets: Path) -> None:
