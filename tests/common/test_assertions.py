@@ -29,7 +29,7 @@ INVARIANTS = {
     "train/evaluations/validation.py: result.tokens == self.measured_on['val_tokens']": "arithmetic",
     "train/checkpoints/ownership.py: not kept or shapes == shapes_of(kept.items())": "the optimizer's code",
     "train/checkpoints/writer.py: self._pending is None": CALLERS,
-    "train/batches/mixture.py: levels and levels[0].start == 0": "train/startup/open_data.py",
+    "train/batches/mixture.py: levels and levels[0].start == 0": "train/startup/fit_to_data.py",
     "train/batches/mixture.py: min(counts.values()) > 0": "train/startup/fit_to_data.py",
     "train/batches/shuffle.py: count > 0": "train/startup/fit_to_data.py",
     "train/optimization/optimizer.py: len(owned) == len(set(owned)) and set(owned) == trainable": "arithmetic",

@@ -13,7 +13,7 @@ from train.optimization.weight_average import build_weight_average
 from train.run.recorder import Recorder
 from train.settings.command_line import as_dict
 from train.startup.course import warm_up_facts
-from train.startup.open_data import mix_facts
+from train.startup.fit_to_data import mix_facts
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
 from train.startup.position import Reading

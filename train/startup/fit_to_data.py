@@ -1,13 +1,19 @@
-"""The configuration made to fit the training data."""
+"""The data that a run reads, one token set or a mix of several, and the configuration made to fit them."""
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from common.errors import UserError
 from data_prep.token_sets.manifest import document_start
-from data_prep.token_sets.token_mix import sources_of
-from data_prep.token_sets.token_set import TokenSet
-from train.settings.sections import Config
+from data_prep.token_sets.token_mix import Source, TokenMix, sources_of
+from data_prep.token_sets.token_set import TokenSet, find_token_set
+from train.batches.mixture import Level, Mixture, levels_of
+from train.batches.training_sequences import training_sequences
+from train.settings.sections import Config, DataConfig
+
+MANY_EPOCHS = 4.0  # up to which repeated text is nearly as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
 
 
 def fit_to_data(config: Config, tokens: TokenSet) -> Config:
@@ -47,3 +53,106 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
         )
     data = replace(config.data, document_mask=masked)
     return replace(config, data=data, model=replace(config.model, vocab_size=vocab_size))
+
+
+def open_data(config: Config) -> TokenSet:
+    """Raises UserError where a set is missing or damaged, or the sets of a mix have different tokenizers."""
+    data = config.data
+    if not data.mix:
+        return TokenSet.open(find_token_set(data.path))
+    total = sum(source.weight for source in data.mix)
+    sources = [
+        Source(source.name, TokenSet.open(find_token_set(source.path)), source.weight / total, source.max_epochs)
+        for source in data.mix
+    ]
+    return TokenMix(sources, [[level.start, list(level.shares)] for level in _levels(data, config.model.block_size)])
+
+
+def _levels(data: DataConfig, block_size: int) -> list[Level]:
+    """The order of the mix in positions of sequences; a stage starts with the first sequence after its tokens."""
+    names = [source.name for source in data.mix]
+    if not data.stages:
+        return levels_of([(0, {source.name: source.weight for source in data.mix}, 0)], names)
+    stages, start = [], 0
+    for stage in data.stages:
+        stages.append((start, stage.weights, -(-stage.ramp_tokens // block_size)))
+        start = -(-(stage.until_tokens or 0) // block_size)
+    return levels_of(stages, names)
+
+
+def mixture_of(tokens: TokenSet, first: Mapping[str, int]) -> Mixture | None:
+    """The order of a mix's sources; None for a single set. Args: first: where each starts, by name; else at 0."""
+    if not isinstance(tokens, TokenMix):
+        return None
+    return _mixture(tokens.order, [first.get(source.name, 0) for source in tokens.sources])
+
+
+def _mixture(order: Any, first: list[int]) -> Mixture:
+    return Mixture([Level(start, tuple(shares)) for start, shares in order], first)
+
+
+def mix_facts(tokens: TokenSet, first: Mapping[str, int]) -> dict[str, Any]:
+    """What a checkpoint's manifest records of a mix: its order, its sets, and where each started."""
+    if not isinstance(tokens, TokenMix):
+        return {}
+    starts = {source.name: first.get(source.name, 0) for source in tokens.sources}
+    return {"mix": {"order": tokens.order, "sets": tokens.identities, "first": starts}}
+
+
+def first_sequences(
+    tokens: TokenSet, manifest: Mapping[str, Any] | None, *, same_sequences: bool
+) -> tuple[dict[str, int], list[str]]:
+    """Where each source of a mix starts, by name, and lines for the log.
+
+    What a run has read before its mix changed is not read again before its epoch ends: a source that it has read, in
+    another mix or by itself, continues.
+
+    Args:
+        manifest: of the checkpoint that is resumed; None for a new run.
+        same_sequences: the checkpoint's run cut its sets into the same sequences, in the same order.
+    """
+    if not isinstance(tokens, TokenMix) or manifest is None:
+        return {}, []
+    recorded = manifest.get("mix")
+    if manifest["data_identity"] == tokens.identity and recorded is not None:
+        return dict(recorded["first"]), []
+    if not same_sequences:
+        return {}, []
+    if recorded is None:
+        read = {manifest["data_identity"]: manifest["sequences"]}
+    else:
+        names = list(recorded["sets"])
+        before = _mixture(recorded["order"], [recorded["first"][name] for name in names])
+        counts = before.consumed(manifest["sequences"]).tolist()
+        read = dict(zip(recorded["sets"].values(), counts, strict=True))
+    first = {name: read[identity] for name, identity in tokens.identities.items() if read.get(identity)}
+    return first, [f"data.mix: {name} continues after its first {count:,} sequences" for name, count in first.items()]
+
+
+def check_epochs(tokens: TokenSet, config: Config, first: Mapping[str, int], end: int) -> list[str]:
+    """The table of a mix's sources: what there is of each, and how often the run reads it.
+
+    Args: end: the position at which the run ends.
+
+    Raises UserError naming a source that would be read more often than its max_epochs.
+    """
+    mixture = mixture_of(tokens, first)
+    if mixture is None or not isinstance(tokens, TokenMix):
+        return []
+    lines, data, length = [], config.data, config.model.block_size
+    for source, count in zip(tokens.sources, mixture.consumed(end).tolist(), strict=True):
+        part = training_sequences(
+            source.tokens, length, stride=data.stride, packed=data.is_packed, mask_documents=data.masks_documents
+        )
+        planned, epochs = count - first.get(source.name, 0), count / part.count
+        if source.max_epochs is not None and epochs > source.max_epochs:
+            raise UserError(
+                f"data.mix: {source.name} would be read {epochs:.2f} times, max_epochs is {source.max_epochs:g}: lower "
+                "its weight or run.max_steps, or prepare more of it"
+            )
+        line = (
+            f"data.mix: {source.name}: {source.tokens.folder}, {part.count * length:,} tokens at hand, "
+            f"{planned * length:,} planned, {epochs:.2f} epochs"
+        )
+        lines.append(line if epochs <= MANY_EPOCHS else f"WARNING: {line}: repeated text teaches less and less")
+    return lines

@@ -27,7 +27,7 @@ from train.settings.command_line import as_dict
 from train.settings.sections import Config
 from train.startup.auto import resolve
 from train.startup.course import ResumedCourse, check_course, plan_resumed
-from train.startup.open_data import check_epochs, first_sequences, mixture_of
+from train.startup.fit_to_data import check_epochs, first_sequences, mixture_of
 from train.startup.open_run import OpenRun
 from train.startup.position import Reading, begin_progress
 from train.startup.request import Request, print_done

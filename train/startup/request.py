@@ -16,9 +16,8 @@ from train.evaluations.registry import EVALUATIONS
 from train.optimization.optimizer_name import optimizer_name
 from train.settings.command_line import Options, as_dict, to_yaml
 from train.settings.sections import Config
-from train.startup.fit_to_data import fit_to_data
+from train.startup.fit_to_data import fit_to_data, open_data
 from train.startup.initial_weights import InitialWeights
-from train.startup.open_data import open_data
 from train.startup.recorded_choices import reuse
 
 
