@@ -17,6 +17,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 
 from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
+from eval.hellaswag_task.contamination import read_contamination
 from eval.hellaswag_task.examples import read_hellaswag
 from eval.shared.arguments import add_device, add_dtype, add_json, add_run, require_run
 
@@ -31,6 +32,12 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="HellaSwag's JSONL, or six lines an example, also as .bz2 (default: what prepare_offline.py fetched)",
+    )
+    parser.add_argument(
+        "--contamination",
+        type=Path,
+        metavar="FILE",
+        help="what data_prep/contamination.py --json wrote for --data: shows clean and found examples apart, too",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the file's first N examples")
     parser.add_argument("--batch", type=int, metavar="N", help="contexts at once (default 16, on a GPU 128)")
@@ -47,11 +54,12 @@ def main() -> int:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UserError(f"--{name} is {getattr(arguments, name)}: use 1 or more")
     data = read_hellaswag(arguments.data)
+    contamination = read_contamination(arguments.contamination, data) if arguments.contamination else None
     data = replace(data, examples=data.examples[: arguments.limit])
     require_run(arguments.run)
     from eval.hellaswag_task.report import evaluate  # here, as it imports torch
 
-    evaluate(arguments, data)
+    evaluate(arguments, data, contamination)
     return 0
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_output
+from eval.hellaswag_task.contamination import Contamination, Side
 from eval.hellaswag_task.examples import FULL_SIZE, HellaSwag
 from eval.hellaswag_task.metrics import Accuracy, Choices, Metric, accuracy, build_questions, choose_all
 from eval.hellaswag_task.multiple_choice import BatchSize, require_room, trunk_share
@@ -20,7 +21,7 @@ COMPARABLE = {
 NOT_COMPARABLE = "nothing published: the text form's contexts are used as they are"
 
 
-def evaluate(arguments: argparse.Namespace, data: HellaSwag) -> None:
+def evaluate(arguments: argparse.Namespace, data: HellaSwag, contamination: Contamination | None = None) -> None:
     """Evaluate as eval/hellaswag.py's arguments ask, and print the scores. Raises UserError. All ranks call."""
     ranks = start_evaluation(arguments.device)
     arguments.dtype = evaluation_dtype(arguments.dtype, ranks.device)
@@ -31,9 +32,17 @@ def evaluate(arguments: argparse.Namespace, data: HellaSwag) -> None:
     if ranks.is_first:
         accuracies = {metric: accuracy(chosen, data.examples) for metric, chosen in choices.items()}
         show(loaded, data, accuracies, seconds)
+        sides = {} if contamination is None else accuracies_by_side(contamination, choices, data)
+        if contamination is not None:
+            show_sides(sides, contamination.note(loaded.manifest))
         if arguments.json:
             setting = {"dtype": arguments.dtype, "device": str(ranks.device), "world_size": ranks.world_size}
             report = describe(loaded, data, accuracies) | setting | {"seconds": seconds}
+            if contamination is not None:
+                report["contamination"] = describe_sides(sides) | {
+                    "file_sha256": contamination.sha256,
+                    "data_identity": contamination.data_identity,
+                }
             write_json_output(arguments.json, report | {"predictions": predictions(data, choices)})
     ranks.close()
 
@@ -67,6 +76,34 @@ def show(loaded: Loaded, data: HellaSwag, accuracies: dict[Metric, Accuracy], se
         print(f"  {metric:14} {result.value:.4f}{error}{compare}")
     if not data.official:
         print(f"  comparable with {NOT_COMPARABLE}")
+
+
+def accuracies_by_side(
+    contamination: Contamination, choices: dict[Metric, Choices], data: HellaSwag
+) -> dict[Side, tuple[int, dict[Metric, Accuracy]]]:
+    """How many examples are clean, found in the training text, or unchecked, and the accuracies on each."""
+    found: dict[Side, tuple[int, dict[Metric, Accuracy]]] = {}
+    for side, numbers in contamination.sides(len(data.examples)).items():
+        examples = [data.examples[number] for number in numbers]
+        scores = {metric: accuracy(chosen[numbers], examples) for metric, chosen in choices.items()} if examples else {}
+        found[side] = len(numbers), scores
+    return found
+
+
+def show_sides(sides: dict[Side, tuple[int, dict[Metric, Accuracy]]], note: str | None) -> None:
+    for side, (count, scores) in sides.items():
+        words = "   ".join(f"{metric} {result.value:.4f}" for metric, result in scores.items())
+        print(f"  {side:10} {count:>6,} examples   {words}")
+    if note:
+        print(f"  note: {note}")
+
+
+def describe_sides(sides: dict[Side, tuple[int, dict[Metric, Accuracy]]]) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        side: {"examples": count} | {metric: result.value for metric, result in scores.items()}
+        for side, (count, scores) in sides.items()
+    }
 
 
 def describe(loaded: Loaded, data: HellaSwag, accuracies: dict[Metric, Accuracy]) -> dict[str, Any]:

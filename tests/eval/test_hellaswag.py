@@ -1,6 +1,7 @@
 """HellaSwag against a plain reading of its definitions, one ending at a time, and over ranks."""
 
 import bz2
+import hashlib
 import json
 import os
 import random
@@ -105,13 +106,22 @@ def reference(model, tokenizer, row: dict) -> dict[str, int]:
     }
 
 
+def contamination_of(data: Path, *, found: Sequence[int], unchecked: Sequence[int]) -> dict[str, Any]:
+    """What data_prep/contamination.py writes about a file, as far as it is read."""
+    against = {"file": data.name, "sha256": hashlib.sha256(data.read_bytes()).hexdigest(), "items": 17}
+    entries = [{"item": number, "ngram": "…", "document": 0} for number in found]
+    return {"data_identity": "0" * 64, "against": against, "found": entries, "unchecked": list(unchecked)}
+
+
 @pytest.mark.parametrize("tokenizer", ["gpt2", "byte"])
 def test_the_script_chooses_as_the_definitions_do(tmp_path: Path, tokenizer: str) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", tokenizer=tokenizer, noise=0.3)
     rows = official_rows(17, seed=1)
     data = write_official(tmp_path / "official.jsonl", rows)
     out = tmp_path / "run" / "report" / "hellaswag.json"  # a run that no report was made of has no such folder
-    done = run_script(checkpoint, "--data", data, "--json", out, "--device", "cpu")
+    searched = tmp_path / "contamination.json"
+    searched.write_text(json.dumps(contamination_of(data, found=[2, 5, 16], unchecked=[7])))
+    done = run_script(checkpoint, "--data", data, "--json", out, "--device", "cpu", "--contamination", searched)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     loaded = load_checkpoint(checkpoint)
@@ -124,6 +134,12 @@ def test_the_script_chooses_as_the_definitions_do(tmp_path: Path, tokenizer: str
         assert report[metric] == pytest.approx(np.mean(right), abs=1e-12)
         assert report[f"{metric}_stderr"] == pytest.approx(np.std(right, ddof=1) / 17**0.5, abs=1e-12)
         assert f"{report[metric]:.4f}" in done.stdout
+    for side, numbers in {"found": [2, 5, 16], "unchecked": [7], "clean": [*range(2), 3, 4, 6, *range(8, 16)]}.items():
+        assert report["contamination"][side]["examples"] == len(numbers)
+        for metric in METRICS:
+            right = [expected[number][metric] == expected[number]["label"] for number in numbers]
+            assert report["contamination"][side][metric] == pytest.approx(np.mean(right), abs=1e-12)
+        assert f"{side:10} {len(numbers):>6} examples" in done.stdout
     assert report["examples"] == 17
     assert "0.2945" in done.stdout
 
@@ -251,6 +267,12 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "endings.0: it is not text"
     )
     cases["--data", write_official(tmp_path / "i.jsonl", [{**good[0], "ctx_b": None}])] = "ctx_b: it is not text"
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(contamination_of(tmp_path / "c.jsonl", found=[], unchecked=[])))
+    cases["--data", write_official(tmp_path / "k.jsonl", good[:1]), "--contamination", other] = (
+        "is about another file than"
+    )
+    cases["--data", tmp_path / "c.jsonl", "--contamination", tmp_path / "c.jsonl"] = "c.jsonl is damaged"
     monkeypatch.setattr(hellaswag_examples, "MOST_BYTES", 100_000)
     (tmp_path / "j.jsonl.bz2").write_bytes(bz2.compress(bytes(100_001)))
     cases["--data", tmp_path / "j.jsonl.bz2"] = "has more than 100,000 bytes"
