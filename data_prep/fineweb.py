@@ -18,7 +18,6 @@ from typing import Any
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
-from data_prep.corpora.corpus import InputFile
 from data_prep.corpora.corpus_command import (
     Command,
     Opened,
@@ -28,8 +27,8 @@ from data_prep.corpora.corpus_command import (
     run,
     settings_of,
 )
-from data_prep.corpora.hub import HubFiles, HubSource, find_on_hub
-from data_prep.corpora.journal import ANEW, JOURNAL_FILE
+from data_prep.corpora.hub import HubFiles, find_on_hub, resumed_source
+from data_prep.corpora.journal import JOURNAL_FILE
 from data_prep.corpora.local_files import LocalSource, local_parquet
 from data_prep.corpora.preparation import add_output_options
 from data_prep.tokenization.loading import load_tokenizer
@@ -69,10 +68,7 @@ def open_source(
         label = str(arguments.source)
         return Opened(found.files, asked, label, rate, left_out=found.left_out, note=found.note)
     if begun is not None:
-        if not {"repo", "config", "revision"} <= begun.keys():
-            raise UserError(f"{arguments.out / JOURNAL_FILE} lacks the hub's repo, config or revision: {ANEW}")
-        listed = tuple(InputFile(file["name"], file["bytes"], file["digest"]) for file in begun["files"])
-        source = HubSource(begun["repo"], begun["config"], begun["revision"], listed)
+        source = resumed_source(begun, arguments.out / JOURNAL_FILE)
     else:
         source = find_on_hub(arguments.repo, arguments.config, asked["asked_revision"])
     sizes = [file.bytes for file in source.files]

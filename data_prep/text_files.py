@@ -35,7 +35,7 @@ from data_prep.corpora.encode_worker import ENCODING_ERRORS
 from data_prep.corpora.file_kinds import is_utf8, kind_of
 from data_prep.corpora.local_files import find_files
 from data_prep.corpora.preparation import VALIDATION_ONE_IN, add_output_options, positive_count
-from data_prep.corpora.readers import TEXT_PER_COMPRESSED_BYTE, UnitReader, Unreadable, units
+from data_prep.corpora.readers import TEXT_PER_COMPRESSED_BYTE, Fragment, UnitReader, Unreadable, units
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import CharTokenizer, Tokenizer
 from data_prep.tokenization.tokenizer_choice import TokenizerChoice, choose_tokenizer
@@ -92,9 +92,9 @@ def collect_symbols(files: Files, field: str, skip_bad: int) -> str:
             for number, unit in enumerate(units(path, field)):
                 try:
                     for fragment in reader.read_all(str(path), number, field, 0, unit.rows):
-                        if not isinstance(fragment, Unreadable):
+                        if isinstance(fragment, Fragment):
                             symbols.update(fragment.text)
-                        elif not skip_bad:
+                        elif isinstance(fragment, Unreadable) and not skip_bad:
                             raise fragment.error
                 except ENCODING_ERRORS as error:
                     raise UserError(f"{path} can't be read ({error}): fix it, or leave it out") from None

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from common.errors import UserError
 from common.progress import format_count, progress_bar
+from data_prep.corpora.absences import Absences
 from data_prep.corpora.encode_pool import open_encoder
 from data_prep.corpora.encode_worker import Part, Place, Selection, Work
 from data_prep.corpora.journal import Journal, SplitState
@@ -63,13 +64,17 @@ class Settings:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What to prepare: `name` and `origin` for the manifest, the files, the settings."""
+    """What to prepare: `name` and `origin` for the manifest, the files, the settings.
+
+    `count_absent`: records without text, or without its field, are counted in the manifest (`without_text`).
+    """
 
     name: str
     origin: dict[str, Any]
     files: Files
     settings: Settings
     tokenizer: Tokenizer
+    count_absent: bool = False
 
     def source(self) -> dict[str, Any]:
         return {
@@ -95,6 +100,8 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_
         _write_split(corpus, folder, journal, taking, settings.val_tokens, scope, workers, start_method)
     taking = Selection("train", one_in, scope, journal.splits["val"].last)
     count = len(corpus.files.listed)
+    if corpus.count_absent and journal.splits["train"].absent is None:
+        journal.splits["train"].absent = {"counts": {}, "first": []}
     _write_split(corpus, folder, journal, taking, settings.max_tokens, count, workers, start_method)
     splits = {name: tuple(journal.splits[name].shards) for name in ("train", "val")}
     if not splits["train"]:
@@ -102,6 +109,8 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_
             f"the source's field {settings.field!r} has too little text, nothing is left for training: give more files"
         )
     source = corpus.source() | ({"skipped": journal.skipped.entries} if journal.skipped.entries else {})
+    if (absent := journal.splits["train"].absent) is not None:
+        source["without_text"] = absent
     known = 0 if journal.splits["val"].keys is not None else None
     packages = ["tiktoken", "numpy", "pyarrow"]
     manifest = finish_set(folder, corpus.tokenizer, source, packages, splits, shared_documents=known)
@@ -156,6 +165,7 @@ def _write_part(
     left = len(part.tokens) - offset
     full = limit is not None and left > 0 and writer.total_tokens + left >= limit
     last = part.place(offset + limit - writer.total_tokens - 1) if full and limit is not None else None
+    absences = Absences(part, journal, state)
     journal.skipped.add(part, last)  # before a shard is published that may start after what was skipped
     while offset < len(part.tokens):
         room = min(writer.room, len(part.tokens) - offset)
@@ -168,11 +178,13 @@ def _write_part(
             state.last = part.place(offset - 1)._replace(skip=0)
         if len(writer.shards) > len(state.shards):
             state.shards, state.next = list(writer.shards), part.place(offset)
+            absences.add_before(state.next.row)
             journal.save()
             if writer.split == "train":
                 files.done_with(state.next.file)
         if limit is not None and writer.total_tokens == limit:
             break
+    absences.add_before(None if last is None else last.row)
     return offset - begin
 
 
@@ -199,7 +211,7 @@ def _works(
                 reached = before + int(listed.bytes * done / total)
                 settings = corpus.settings
                 reading = (index, str(path), listed.name, number, row, stop)
-                yield Work(*reading, settings.field, selection, reached, skip_bad)
+                yield Work(*reading, settings.field, selection, reached, skip_bad, corpus.count_absent)
         before += listed.bytes
 
 

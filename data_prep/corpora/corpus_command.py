@@ -57,6 +57,7 @@ class Command:
     token_bytes: int
     open_source: Callable[[dict[str, Any] | None], Opened]  # given what an interrupted run found
     load_tokenizer: Callable[[Files], Tokenizer]
+    count_absent: bool = False  # as Corpus has it
 
 
 def add_amount_options(parser: argparse.ArgumentParser, tokenizers: Sequence[str]) -> None:
@@ -136,6 +137,10 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
     report(arguments.out, manifest, seconds=seconds, json_file=arguments.json, made=made)
     if skipped := manifest.source.get("skipped"):
         print(f"warning: skipped {len(skipped)} unreadable: {describe_skipped(skipped)} (manifest.json has them all)")
+    if absent := manifest.source.get("without_text", {}).get("counts"):
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(absent.items()))
+        first = describe_skipped(manifest.source["without_text"]["first"][:1])
+        print(f"records without text in {command.settings.field!r}: {kinds}; the first is {first}")
     if not manifest.splits["val"] and command.settings.val_tokens:
         print(
             "warning: no validation split, which training needs: none of the documents is the one in "
@@ -174,7 +179,7 @@ def _make_set(arguments: argparse.Namespace, command: Command) -> Manifest:
         tokenizer = command.load_tokenizer(opened.files)
         if arguments.force:  # only now: a missing source must not cost anybody a set
             remove_file(arguments.out / JOURNAL_FILE)
-        corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer)
+        corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer, command.count_absent)
         manifest = prepare(corpus, arguments.out, workers, arguments.start_method, arguments.skip_bad)
         opened.close(True)
     return manifest

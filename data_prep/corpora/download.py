@@ -27,6 +27,7 @@ READ_SECONDS = 60  # between bytes
 ATTEMPTS = 8  # in a row without a single new byte
 UNREACHED_ATTEMPTS = 3  # of a server that has not answered this process yet: most likely there is no network
 DAMAGED_ATTEMPTS = 3  # whole files with the wrong bytes
+MISSING_ATTEMPTS = 3  # of a file that the server has listed: busy servers are known to deny it for a while
 BACKOFF_SECONDS = 1.0  # doubled at every attempt, up to
 LONGEST_BACKOFF_SECONDS = 120.0
 TOLD_SECONDS = 3.0  # longer waits are logged
@@ -52,6 +53,10 @@ class _UnreachedError(_TryAgainError):
     """The server can't be reached, and has never answered."""
 
 
+class _MissingError(_TryAgainError):
+    """The server answers that it has no such file."""
+
+
 class _DamagedError(_TryAgainError):
     """What has arrived is not the start of the right file."""
 
@@ -65,19 +70,22 @@ def download(
     headers: Mapping[str, str] | None = None,
     on_bytes: Callable[[int], None] = lambda _: None,
     stop: threading.Event | None = None,
+    listed: bool = False,
 ) -> None:
     """Fetch `url` into `target`, which appears only when it is whole and has the size and SHA-256 that are given.
 
     What arrived before an interruption is kept in `target`.part and continued. Answers 429 and 5xx, broken connections
-    and damaged files are tried again, after the time the server asks for (Retry-After) or ever longer ones. `on_bytes`
-    gets the bytes that are there so far. Raises UserError where the server refuses, nothing new arrives in 8 attempts,
-    or it has never answered and can't be reached in 3: without a network that takes seconds.
+    and damaged files are tried again, after the time the server asks for (Retry-After) or ever longer ones; so is 404
+    for a file that the server has `listed`, up to 3 times. `on_bytes` gets the bytes that are there so far.
+
+    Raises UserError where the server refuses, nothing new arrives in 8 attempts, or it has never answered and can't be
+    reached in 3: without a network that takes seconds.
     """
     part = target.with_name(target.name + PART_SUFFIX)
     stop = stop or threading.Event()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        attempt = damaged = 0
+        attempt = damaged = missing = 0
         while True:
             before = _size(part)
             try:
@@ -88,6 +96,9 @@ def download(
                 if isinstance(error, _DamagedError):  # it isn't known which bytes are wrong: all are fetched again
                     part.unlink(missing_ok=True)
                     damaged += 1
+                missing += isinstance(error, _MissingError)
+                if missing >= (MISSING_ATTEMPTS if listed else 1):
+                    raise UserError(f"{url} can't be downloaded ({error})") from None
                 attempt = 0 if _size(part) > before else attempt + 1
                 if isinstance(error, _UnreachedError) and attempt >= UNREACHED_ATTEMPTS:
                     raise UserError(
@@ -161,7 +172,9 @@ def _understand(answer: "requests.Response", have: int, url: str) -> str:
         raise _DamagedError("the server has another file than the part that is here")
     if status == 200:
         return "wb"
-    hints = {401: "a token is needed (HF_TOKEN)", 403: "access is refused", 404: "there is no such file"}
+    if status == 404:
+        raise _MissingError("status 404: there is no such file")
+    hints = {401: "a token is needed (HF_TOKEN)", 403: "access is refused"}
     raise UserError(f"{url} can't be downloaded (status {status}): {hints.get(status, 'the server refuses')}")
 
 

@@ -187,9 +187,9 @@ class EncodePool:
             data = worker.connection.recv_bytes()
         except (EOFError, OSError):
             self._report_death(worker)
-        rows, counts, skipped, keys = message
+        rows, counts, skipped, keys, absent = message
         tokens = np.frombuffer(data, dtype=self._dtype) if data else np.array([], dtype=self._dtype)
-        pending.parts.append(Part(pending.work, rows, counts, tokens, skipped, keys))
+        pending.parts.append(Part(pending.work, rows, counts, tokens, skipped, keys, absent))
         worker.buffered_bytes += tokens.nbytes
 
     def _report_death(self, worker: _Worker) -> None:

@@ -19,7 +19,7 @@ from common.errors import UserError
 from common.json_file import Count
 from data_prep.corpora.file_kinds import DAMAGE
 from data_prep.corpora.preparation import document_key
-from data_prep.corpora.readers import UnitReader, Unreadable
+from data_prep.corpora.readers import Absent, UnitReader, Unreadable
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Ids, Tokenizer
 
@@ -63,7 +63,8 @@ class Selection:
 class Work:
     """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes`: how far the source is read then.
 
-    `skip_bad`: how many unreadable rows are skipped; one more ends the work, and with 0 it is an error.
+    `skip_bad`: how many unreadable rows are skipped; one more ends the work, and with 0 it is an error. `tell_absent`:
+    records without text are told, and those without the field are among them.
     """
 
     file: int
@@ -76,6 +77,7 @@ class Work:
     selection: Selection
     input_bytes: int
     skip_bad: int = 0
+    tell_absent: bool = False
 
 
 class Skip(NamedTuple):
@@ -95,7 +97,7 @@ class Failure(NamedTuple):
 
 class Part(NamedTuple):
     """Tokens of some documents: `rows` (n,) and `counts` (n,), how many tokens each has; rows that were skipped; of
-    validation documents their `keys` (n,) uint64.
+    validation documents their `keys` (n,) uint64; rows without text, where they are to be told.
     """
 
     work: Work
@@ -104,6 +106,7 @@ class Part(NamedTuple):
     tokens: Ids
     skipped: tuple[Skip, ...] = ()
     keys: Ids = np.zeros(0, dtype=np.uint64)
+    absent: tuple[Absent, ...] = ()
 
     def keys_between(self, start: int, stop: int) -> list[int]:
         """The keys of the documents that the tokens start … stop - 1 belong to; none without `keys`."""
@@ -131,18 +134,24 @@ def encode(
     """
     nothing = tokenizer.opening[:0]
     keys: list[int] = []
+    absent: list[Absent] = []
     rows: list[int] = []
     counts: list[int] = []
     pieces: list[Ids] = []
     skipped: list[Skip] = []
     size = count = 0
     progress[slot] = work.start
-    for fragment in reader.read_all(work.path, work.unit, work.field, work.start, work.stop):
+    for fragment in reader.read_all(
+        work.path, work.unit, work.field, work.start, work.stop, tell_absent=work.tell_absent
+    ):
         progress[slot] = fragment.row
+        if isinstance(fragment, Absent):
+            absent.append(fragment)
+            continue
         if isinstance(fragment, Unreadable):
             if work.skip_bad == 0:
                 if size:  # what comes before it may be all that is wanted
-                    yield _part(work, rows, counts, pieces, skipped, keys)
+                    yield _part(work, rows, counts, pieces, skipped, keys, absent)
                 raise ValueError(
                     f"{error_text(fragment.error)} (--skip-bad N skips up to N of them)"
                 ) from fragment.error
@@ -167,18 +176,24 @@ def encode(
         counts.append(len(before) + len(ids) + len(after))
         size += counts[-1]
         if size >= PART_TOKENS:
-            yield _part(work, rows, counts, pieces, skipped, keys)
-            rows, counts, pieces, skipped, keys, size = [], [], [], [], [], 0
-    if size or skipped:
-        yield _part(work, rows, counts, [*pieces, nothing], skipped, keys)
+            yield _part(work, rows, counts, pieces, skipped, keys, absent)
+            rows, counts, pieces, skipped, keys, absent, size = [], [], [], [], [], [], 0
+    if size or skipped or absent:
+        yield _part(work, rows, counts, [*pieces, nothing], skipped, keys, absent)
 
 
 def _part(
-    work: Work, rows: list[int], counts: list[int], pieces: list[Ids], skipped: list[Skip], keys: list[int]
+    work: Work,
+    rows: list[int],
+    counts: list[int],
+    pieces: list[Ids],
+    skipped: list[Skip],
+    keys: list[int],
+    absent: list[Absent],
 ) -> Part:
     numbers = np.array([rows, counts], dtype=np.int64)
     kept = np.array(keys if work.selection.side == "val" else [], dtype=np.uint64)
-    return Part(work, numbers[0], numbers[1], np.concatenate(pieces), tuple(skipped), kept)
+    return Part(work, numbers[0], numbers[1], np.concatenate(pieces), tuple(skipped), kept, tuple(absent))
 
 
 def error_text(error: BaseException) -> str:
@@ -230,7 +245,7 @@ def _send_all(connection: Connection, outbox: "queue.Queue[Part | Failure | None
         while True:
             message = outbox.get()
             if isinstance(message, Part):
-                connection.send((message.rows, message.counts, message.skipped, message.keys))
+                connection.send((message.rows, message.counts, message.skipped, message.keys, message.absent))
                 connection.send_bytes(message.tokens.data.cast("B") if len(message.tokens) else b"")
             else:
                 connection.send(message)

@@ -19,19 +19,26 @@ def record_of(line: bytes) -> Any:
     return json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass"))
 
 
-def text_of(record: Any, field: str) -> str:
-    """The text of a JSON record; none where it, or what it is in, is null. Raises ValueError where it is missing."""
+class MissingFieldError(ValueError):
+    """A record lacks the field with the text."""
+
+
+def text_of(record: Any, field: str) -> str | None:
+    """The text of a JSON record; None where it, or what it is in, is null.
+
+    Raises MissingFieldError where it is missing, ValueError where it is no text.
+    """
     if not isinstance(record, dict):
         raise ValueError(f"no field {field!r} (there is: no object); choose one with --field")
     try:
         value = _value_of(record, field)
     except KeyError:
-        raise ValueError(
+        raise MissingFieldError(
             f"no field {field!r} (there is: {', '.join(_keys(record))}); choose one with --field"
         ) from None
     if value is not None and not isinstance(value, str):
         raise ValueError(f"field {field!r} holds {type(value).__name__}, not text")
-    return value or ""
+    return value
 
 
 def _value_of(record: dict[str, Any], field: str) -> Any:

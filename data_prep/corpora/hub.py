@@ -69,11 +69,10 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
     """
     check_revision(revision)
     import huggingface_hub
-    from huggingface_hub import errors
 
     api = huggingface_hub.HfApi(endpoint=endpoint())
     try:
-        info = _patiently(lambda: api.dataset_info(repo, revision=revision, expand=["sha", "cardData"], timeout=30))
+        info = patiently(lambda: api.dataset_info(repo, revision=revision, expand=["sha", "cardData"], timeout=30))
         card = info.card_data.to_dict() if info.card_data is not None else {}
         patterns = config_patterns(card, config, f"{repo} at {revision}")
         found: dict[str, InputFile] = {}
@@ -82,21 +81,8 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
                 if isinstance(entry, huggingface_hub.hf_api.RepoFile) and matches(entry.path, patterns):
                     digest = {"sha256": entry.lfs.sha256} if entry.lfs else {"blob": entry.blob_id}
                     found[entry.path] = InputFile(entry.path, entry.size, digest)
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{repo} has no revision {revision!r}: choose another --revision") from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(f"{endpoint()} doesn't show {repo}: {_NO_ACCESS}") from None
-    except UserError:
-        raise
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        hint = _NO_ACCESS if status in (401, 403, 404) else _LATER
-        raise UserError(f"{endpoint()} answers {status} for {repo}: {hint}") from None
-    except Exception as error:  # whatever the current HTTP library raises without a network
-        raise UserError(
-            f"{endpoint()} can't be reached ({type(error).__name__}): give a folder with the data set's parquet files "
-            "with --source DIR"
-        ) from None
+    except Exception as error:
+        raise hub_error(error, repo, revision) from None
     if not found:
         raise UserError(
             f"{repo} at {revision} has no parquet files for the configuration {config!r}: choose another --config"
@@ -106,13 +92,41 @@ def find_on_hub(repo: str, config: str, revision: str) -> HubSource:
     return HubSource(repo, config, info.sha, tuple(found[name] for name in sorted(found)))
 
 
+def hub_error(error: Exception, repo: str, revision: str) -> UserError:
+    """What to tell of an error that a request to the hub ended in."""
+    from huggingface_hub import errors
+
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, errors.RevisionNotFoundError):
+        return UserError(f"{repo} has no revision {revision!r}: choose another --revision")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return UserError(f"{endpoint()} doesn't show {repo}: {_NO_ACCESS}")
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code if error.response is not None else 0
+        hint = _NO_ACCESS if status in (401, 403, 404) else _LATER
+        return UserError(f"{endpoint()} answers {status} for {repo}: {hint}")
+    return UserError(  # whatever the current HTTP library raises without a network
+        f"{endpoint()} can't be reached ({type(error).__name__}): give a folder with the data set's files "
+        "(--source DIR, or in DATASET's place)"
+    )
+
+
+def resumed_source(begun: dict[str, Any], where: Path) -> HubSource:
+    """The source as an interrupted run found it. Raises UserError where what it recorded lacks something."""
+    if not {"repo", "config", "revision"} <= begun.keys():
+        raise UserError(f"{where} lacks the hub's repo, config or revision: use --force to start again")
+    listed = tuple(InputFile(file["name"], file["bytes"], file["digest"]) for file in begun["files"])
+    return HubSource(begun["repo"], begun["config"], begun["revision"], listed)
+
+
 def check_revision(revision: str) -> None:
     """Raises UserError for what can't be the name of a commit, tag or branch in git, or part of a URL."""
     if not revision or " " in revision or not revision.isprintable():
         raise UserError(f"--revision is {revision!r}: give a commit, a tag or a branch")
 
 
-def _patiently(ask: Callable[[], Answer]) -> Answer:
+def patiently(ask: Callable[[], Answer]) -> Answer:
     """What the hub answers, asked again while it is busy: huggingface_hub retries only listings and files."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -229,6 +243,7 @@ class HubFiles:
             headers=_authorization(),
             on_bytes=lambda count: self._bytes.__setitem__(index, count),
             stop=self._stop,
+            listed=True,
         )
 
     def close(self, *, complete: bool) -> None:

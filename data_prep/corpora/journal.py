@@ -60,6 +60,13 @@ class Plan(TypedDict):
     tokenizer: StoredTokenizer
 
 
+class StoredAbsences(TypedDict):
+    """`Absences`."""
+
+    counts: dict[str, Count]
+    first: list[SkippedRow]
+
+
 class StoredSplit(TypedDict):
     """A `SplitState`, none of which may be missing: a default would start the split again."""
 
@@ -68,6 +75,7 @@ class StoredSplit(TypedDict):
     done: bool
     last: Place | None
     keys: NotRequired[str]
+    absent: NotRequired[StoredAbsences]
 
 
 class StoredSplits(TypedDict):
@@ -94,6 +102,7 @@ class SplitState:
     done: bool = False
     last: Place | None = None  # the row of the last token, where the split was full before its documents ended
     keys: str | None = ""  # of its documents, where it is validation: 16 digits each; None: a 0.1.0 did not record them
+    absent: StoredAbsences | None = None  # records without text up to `next`, where they are counted
 
     def add_keys(self, found: Iterable[int]) -> None:
         if self.keys is not None:
@@ -223,7 +232,11 @@ class Journal:
     def save(self) -> None:
         try:
             splits = {
-                name: {key: value for key, value in asdict(state).items() if (key, value) != ("keys", None)}
+                name: {
+                    key: value
+                    for key, value in asdict(state).items()
+                    if value is not None or key not in ("keys", "absent")
+                }
                 for name, state in self.splits.items()
             }
             write_json_whole(self._path, {"plan": self._plan, "splits": splits} | self.skipped.to_store())

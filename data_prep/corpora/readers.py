@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from common.errors import UserError
 from common.os_errors import refusal
 from common.regular_file import open_regular
-from data_prep.corpora.fields import column_of, column_path, record_of, text_of
+from data_prep.corpora.fields import MissingFieldError, column_of, column_path, record_of, text_of
 from data_prep.corpora.file_kinds import DAMAGE, STREAM_BYTES, Kind, kind_of, open_bytes
 from data_prep.tokenization.tokenizer import SAFE_BORDER, Tokenizer
 
@@ -38,7 +38,7 @@ Cut = Callable[[str, int], int | None]  # as Tokenizer.cut
 class Fragment(NamedTuple):
     """A document, or a stretch of a long text file. `key` is the document's start, whatever the fragment.
 
-    `begins`, `ends`: it holds the document's start, or its end.
+    `begins`, `ends`: it holds the document's start, or its end. `absent`: why there is no text, as Absent has it.
     """
 
     row: int
@@ -46,6 +46,14 @@ class Fragment(NamedTuple):
     begins: bool
     key: str
     ends: bool = True
+    absent: str = ""
+
+
+class Absent(NamedTuple):
+    """A row without text, and how: `null`, `missing` (its field), `empty`."""
+
+    row: int
+    how: str
 
 
 class Unreadable(NamedTuple):
@@ -125,12 +133,16 @@ class UnitReader:
         for found in self.read_all(path, unit, field, start, stop):
             if isinstance(found, Unreadable):
                 raise found.error
-            yield found
+            if isinstance(found, Fragment):
+                yield found
 
     def read_all(
-        self, path: str, unit: int, field: str, start: int = 0, stop: int | None = None
-    ) -> Iterator[Fragment | Unreadable]:
+        self, path: str, unit: int, field: str, start: int = 0, stop: int | None = None, *, tell_absent: bool = False
+    ) -> Iterator[Fragment | Unreadable | Absent]:
         """As `read`, with an `Unreadable` in place of a row that can't be read.
+
+        With `tell_absent` also an `Absent` for every record without text, among them those that lack the field, which
+        else can't be read.
 
         Where the rest of a unit can't be read, any rows of it yield one, always at the first unreadable row.
         """
@@ -142,7 +154,7 @@ class UnitReader:
             packed = bool(kind.compression)
             found = _compressed_text(path, kind, self._cut) if packed else _text_block(path, unit, self._cut)
         else:
-            found = _json_lines(path, unit, field, kind)
+            found = _json_lines(path, unit, field, kind, tell_absent)
         for fragment in found:
             if stop is not None and fragment.row >= stop:
                 return
@@ -151,6 +163,8 @@ class UnitReader:
                     yield fragment
             elif fragment.row >= start and fragment.text:
                 yield fragment
+            elif fragment.row >= start and fragment.absent and tell_absent:
+                yield Absent(fragment.row, fragment.absent)
 
     def _parquet(self, path: str, group: int, field: str, start: int, stop: int) -> Iterator[Fragment | Unreadable]:
         if self._open != (path, group) or self._next_row > start:
@@ -176,7 +190,8 @@ class UnitReader:
                 if isinstance(text, UnicodeDecodeError):
                     yield Unreadable(row, text)
                 else:
-                    yield Fragment(row, text or "", True, text or "")
+                    absent = "" if text else "null" if text is None else "empty"
+                    yield Fragment(row, text or "", True, text or "", absent=absent)
 
     def _open_group(self, path: str, group: int, field: str) -> None:
         if self._file is None or self._open is None or self._open[0] != path:
@@ -218,7 +233,9 @@ def _damage(error: Exception) -> Exception:
     return error
 
 
-def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragment | Unreadable]:
+def _json_lines(
+    path: str, unit: int, field: str, kind: Kind, missing_as_absent: bool = False
+) -> Iterator[Fragment | Unreadable]:
     """Lines that start in the unit's block, or all lines of a compressed file."""
     with contextlib.closing(open_bytes(path, kind)) as file:
         place, end = unit * BLOCK_BYTES, (unit + 1) * BLOCK_BYTES
@@ -241,11 +258,17 @@ def _json_lines(path: str, unit: int, field: str, kind: Kind) -> Iterator[Fragme
             try:
                 if size > len(line):
                     raise ValueError(f"{size:,} bytes, more than the {WHOLE_BYTES:,} that a document can have")
-                text = text_of(record_of(line), field) if line.strip() else ""
+                if not line.strip():
+                    continue
+                text = text_of(record_of(line), field)
             except (ValueError, RecursionError) as error:
-                yield Unreadable(row, error)
+                if missing_as_absent and isinstance(error, MissingFieldError):
+                    yield Fragment(row, "", True, "", absent="missing")
+                else:
+                    yield Unreadable(row, error)
             else:
-                yield Fragment(row, text, True, text)
+                absent = "" if text else "null" if text is None else "empty"
+                yield Fragment(row, text or "", True, text or "", absent=absent)
 
 
 def _line(file: BinaryIO) -> tuple[bytes, int]:

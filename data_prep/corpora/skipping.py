@@ -58,6 +58,10 @@ class Skipped:
                 f"{len(self._entries)}, or start again with --force"
             )
 
+    def entry_of(self, part: Part, row: int) -> dict[str, Any]:
+        """A row by its file and place in it."""
+        return self._entry(part, Skip(row, "", False))
+
     def _entry(self, part: Part, skip: Skip) -> dict[str, Any]:
         work, kind = part.work, kind_of(part.work.name)
         if kind.content == "parquet":

@@ -18,6 +18,7 @@ SMALLER = {
     "docstrings.py": "--requirements small.txt --max-documents 2000",
     "fineweb.py": "--shard-tokens 10K --val-tokens 1000 --workers 0",
     "text_files.py": "--workers 0",
+    "hub_dataset.py": "--val-tokens 1000 --workers 0",
     "train_tokenizer.py": "--vocab-size 400",
     "shakespeare.py": "--file texts/a.txt",
     "prepare_offline.py": "--hellaswag-url {url}/hellaswag_val.jsonl",
@@ -44,6 +45,12 @@ def prepare_folder(folder):
     for name in ("a.txt", "b.md"):
         (folder / "texts" / name).write_text("\n\n".join(filter(None, texts(30, seed=1))))
     write_parquet(folder / "texts" / "c.parquet", texts(100, seed=2))
+    (folder / "copy" / "js").mkdir(parents=True)
+    (folder / "copy" / "js" / "train.jsonl").write_text("".join(f'{{"content": "line {n}"}}\n' for n in range(300)))
+    card = '---\nconfigs: [{"config_name": "lines", "data_files": "js/*.jsonl"}]\n---\n'
+    (folder / "copy" / "README.md").write_text(card)
+    example = '{"ctx": "Students of history read about the river", "endings": ["and walk on", "not"], "label": 0}\n'
+    (folder / "evaluation.jsonl").write_text(example)
     lines = "\n".join(f'{{"meta": {{"body": "line {number} says little"}}}}' for number in range(300))
     (folder / "dump.jsonl").write_text(lines)
     files = [path.read_bytes() for path in sorted((folder / "fineweb-edu").rglob("*.parquet"))]

@@ -436,7 +436,7 @@ def test_a_worker_that_dies_during_a_download_ends_the_command(hub, tmp_path):
 
 @pytest.mark.parametrize("number", [0, 1])  # before the first shard, and after some
 def test_a_killed_download_goes_on_at_the_pinned_revision(number, hub, undisturbed, tmp_path):
-    hub.faults[resolve(number)] = [Fault(cut=66_000), Fault(status=404)]
+    hub.faults[resolve(number)] = [Fault(cut=66_000), *[Fault(status=404)] * 3]
     first = from_hub(tmp_path / "set", hub)
     assert first.returncode == 2
     assert "no such file" in first.stderr
@@ -453,7 +453,7 @@ def test_a_killed_download_goes_on_at_the_pinned_revision(number, hub, undisturb
 
 def test_a_download_of_another_revision_is_not_taken_for_this_one(hub, undisturbed, tmp_path):
     out = tmp_path / "set"
-    hub.faults[resolve(1)] = [Fault(status=404)]
+    hub.faults[resolve(1)] = [Fault(status=404)] * 3
     assert from_hub(out, hub).returncode == 2  # begun, and left with the source's first file
     kept = out / "download" / "sample" / "10BT" / "000_00000.parquet"
     write_parquet(kept, texts(400, seed=99), row_group=50)  # which had other contents in that revision

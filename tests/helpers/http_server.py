@@ -76,13 +76,15 @@ class Server:
         return [request for request in self.requests if request.path == path]
 
     def _describe(self, handler: BaseHTTPRequestHandler) -> None:
-        """What the hub says of a model's file before it is fetched."""
+        """What the hub says of a file before it is fetched."""
         path = unquote(urlsplit(handler.path).path)
         value = self.files.get(path)
         handler.send_response(200 if isinstance(value, bytes) else 404)
         if isinstance(value, bytes):
             handler.send_header("ETag", f'"{hashlib.sha256(value).hexdigest()}"')
             handler.send_header("X-Repo-Commit", path.split("/resolve/")[1].split("/")[0])
+        else:
+            handler.send_header("X-Error-Code", "EntryNotFound")
         handler.send_header("Content-Length", str(len(value)) if isinstance(value, bytes) else "0")
         handler.end_headers()
 
@@ -136,7 +138,8 @@ class Server:
 
 def hub_files(repo: str, revision: str, files: dict[str, bytes], configs: list[dict[str, Any]]) -> dict[str, Any]:
     """What a hub serves for a data set: its card, the listing of every folder, and the files, at one commit."""
-    served: dict[str, Any] = {}
+    card = f"---\nconfigs: {json.dumps(configs)}\n---\n".encode()
+    served: dict[str, Any] = {f"/datasets/{repo}/resolve/{revision}/README.md": card}
     info = {"id": repo, "sha": revision, "cardData": {"configs": configs}, "siblings": [], "tags": []}
     for name in (revision, "main"):
         served[f"/api/datasets/{repo}/revision/{name}"] = info
@@ -151,6 +154,14 @@ def hub_files(repo: str, revision: str, files: dict[str, bytes], configs: list[d
         }
         folders.setdefault(path.rpartition("/")[0], []).append(entry)
         served[f"/datasets/{repo}/resolve/{revision}/{path}"] = data
+    for folder in [*folders]:
+        while folder:
+            parent = folder.rpartition("/")[0]
+            entry = {"type": "directory", "path": folder, "oid": hashlib.sha1(folder.encode()).hexdigest()}
+            if entry not in folders.setdefault(parent, []):
+                folders[parent].append(entry)
+            folder = parent
+    served[f"/api/datasets/{repo}/tree/{revision}"] = folders.get("", [])
     for folder, entries in folders.items():
         served[f"/api/datasets/{repo}/tree/{revision}/{folder}"] = entries
     return served
