@@ -12,6 +12,7 @@ from eval.reporting.key_figures import KeyFigures, differences, key_figures
 from eval.reporting.published_score import HEADING, PICTURE, PUBLISHED, TILE
 from eval.reporting.run_data import RunData, format_time
 from eval.reporting.step_profiles import profile_tables
+from eval.reporting.svg_chart import loss_chart
 
 
 def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> str:
@@ -24,7 +25,7 @@ def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> st
     title = ", ".join(run.name for run in runs)
     parts = [
         ("Key figures", "figures", _overview(runs, figures)),
-        ("Loss", "loss", _show(pictures, "loss-") + sections.loss_note(runs)),
+        ("Loss", "loss", loss_chart(runs) + sections.loss_note(runs)),
         ("Learning rate, gradients, speed, memory", "steps", _show(pictures, "step-") + sections.steps_note(runs)),
         (HEADING, PUBLISHED.kind, _show(pictures, PICTURE) + sections.comparison(runs)),
         ("Other evaluations", "evaluations", _show(pictures, "evaluation-") + sections.evaluations(runs, figures)),

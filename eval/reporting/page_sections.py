@@ -70,8 +70,8 @@ def steps_note(runs: Sequence[RunData]) -> str:
 
 
 def comparison(runs: Sequence[RunData]) -> str:
-    """The ancestors' table with these runs below."""
-    beside = Table.of(rows := rows_with(runs))
+    """The ancestors' table with these runs above."""
+    beside = Table.of(rows := sorted(rows_with(runs), key=lambda row: not row.ours))
     ours = [index for index, row in enumerate(rows) if row.ours]
     measured = any(run.table.of_kind(PUBLISHED.figure) for run in runs)
     missing = "" if measured else f'<p class="soft">{NOT_MEASURED}</p>'

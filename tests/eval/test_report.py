@@ -27,6 +27,7 @@ from eval.reporting import drawing, figures
 from eval.reporting.evaluation_pictures import evaluation_pictures
 from eval.reporting.key_figures import key_figures
 from eval.reporting.run_data import RunData, load_run, load_runs
+from eval.reporting.svg_chart import loss_chart
 from tests.helpers.recorded_runs import recorded_run, train_record, write_run
 from tests.helpers.training import PROJECT
 
@@ -83,7 +84,7 @@ def test_the_page_needs_nothing_else(reported: tuple[Path, str]) -> None:
     assert all(reference.startswith(("data:", "#")) for reference in links.references)
     assert not links.tags & {"script", "iframe", "object", "embed", "base"}
     style = re.findall(r"<style>(.*?)</style>", reported[1], flags=re.DOTALL)
-    assert len(style) == 1 and "url(" not in style[0] and "@import" not in style[0]
+    assert len(style) == 2 and not any(word in rules for rules in style for word in ("url(", "@import"))
 
 
 def test_the_page_tells_what_happened(reported: tuple[Path, str]) -> None:
@@ -293,3 +294,28 @@ def test_in_a_browser(reported: tuple[Path, str], tmp_path: Path) -> None:
         blue = np.abs(pixels - np.array(TRAINING_BLUE)).max(axis=-1) < 40
         assert blue.sum() > 500, "the training curves"
         assert np.ptp(np.nonzero(blue)[1]) > 0.5 * width, "as wide as the screen"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(("width", "dark"), [(500, False), (800, True), (1400, False)])
+def test_the_page_fills_any_width_in_light_and_dark(
+    reported: tuple[Path, str], tmp_path: Path, width: int, dark: bool
+) -> None:
+    page, shot = reported[0] / "runs" / "twice" / "report" / "report.html", tmp_path / "shot.png"
+    scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    browse(page, tmp_path, f"--screenshot={shot}", f"--window-size={width},2000", scheme)
+    with Image.open(io.BytesIO(shot.read_bytes())) as picture:
+        pixels = np.asarray(picture.convert("L"), dtype=int)
+    assert bool(np.median(pixels) < 60) is dark, "pictures are as dark as the page"
+    assert bool((pixels > 240).mean() < 0.02) is dark
+    drawn = np.ptp(np.nonzero(np.abs(pixels - np.median(pixels)).max(axis=0) > 30)[0])
+    assert drawn > 0.8 * min(width, 1240)
+
+
+def test_the_loss_is_one_figure_with_a_switch_values_and_a_legend(tmp_path: Path) -> None:
+    recorded_run(tmp_path, "slow", lives=[(0, 30)])
+    recorded_run(tmp_path, "<fast>", lives=[(0, 40)])
+    chart = loss_chart([load_run(tmp_path / "runs" / name) for name in ("slow", "<fast>")])
+    assert chart.count("<svg") == chart.count('type="radio"') == 4
+    assert chart.count('type="checkbox"') == 2
+    assert "slow: validation loss 2.6" in chart and "&lt;fast&gt;: training loss" in chart and "<fast>" not in chart
