@@ -20,6 +20,7 @@ from common.growing_file import GrowingFile
 from common.measured import like_the_newest
 from common.metric_fields import FIELDS, NUMBER, fits, is_step, mended
 from common.metrics_file import parse_line
+from common.planned import planned_in
 
 Values = npt.NDArray[np.float64]
 
@@ -100,6 +101,7 @@ class MetricsTable:
     rollbacks: list[RolledBack] = field(default_factory=list)
     hangs: list[Hang] = field(default_factory=list)
     curves: KnownCurves = field(default_factory=KnownCurves)  # as far as the file has been read
+    planned: dict[str, float] = field(default_factory=dict)  # by the newest start that has planned anything
     _columns: dict[str, "array[float]"] = field(default_factory=lambda: {key: array("d") for key in TRAIN_COLUMNS})
     _file: GrowingFile = field(init=False)
 
@@ -183,6 +185,7 @@ class MetricsTable:
             self._begin_life(record, step)
         if record.get("kind") == "start":
             self.curves.learn(record)
+            self.planned = planned_in(record) or self.planned
             self._void(step)
             return
         if record.get("kind") == "rollback":

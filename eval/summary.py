@@ -34,11 +34,14 @@ from common.json_file import Count, Finite
 from common.liveness import Liveness, Verdict, look_at
 from common.measured import NOT_CAUSAL, causality
 from common.metrics_file import holding, read_records, record_kind
+from common.metrics_table import MetricsTable
 from common.plain_text import one_line
+from common.planned import Beside, planned_beside
 from common.progress import format_count, format_duration
 from common.publish import write_json_output
 from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
 from common.run_folder import RunFolder
+from common.time_spent import time_spent
 from data_prep.token_sets.token_set import TokenSet, TokenStream, find_token_set
 from eval.reporting.outcomes import Outcome, outcomes
 from eval.reporting.run_data import flops_per_token_of, training_script
@@ -100,6 +103,7 @@ class Summary:
     val_tokens: int | None  # of it, from its start: losses on equal ones compare
     training_seconds: float  # in steps; without validation, saving and pauses
     evaluations: dict[str, Outcome]  # by figure, what else was measured between steps
+    planned: list[Beside]  # what the newest start planned, beside what came of it
     left_out: str  # of the record, and why; empty where nothing was
 
     def as_json(self) -> dict[str, Any]:
@@ -201,8 +205,22 @@ def summarise(folder: RunFolder) -> Summary:
         val_sha256=measured_on,
         val_tokens=validation[-1].get("val_tokens"),
         evaluations=outcomes(known, records),
+        planned=_planned(folder, records, done=train[-1]["step"] == config["run"]["max_steps"]),
         left_out=known.complaint_about(folder.metrics),
     )
+
+
+def _planned(folder: RunFolder, records: Sequence[dict[str, Any]], *, done: bool) -> list[Beside]:
+    table = MetricsTable(folder.metrics)
+    table.update()
+    spent = time_spent(table)
+    speeds, memory = (_numbers(records, key) for key in ("tokens_per_second", "memory_gib"))
+    real = {
+        "planned_memory_gib": max(memory, default=None),
+        "planned_tokens_per_second": statistics.median(speeds) if speeds else None,
+        "planned_hours": (spent.total - spent.stopped) / 3600 if done else None,
+    }
+    return planned_beside(table.planned, real)
 
 
 def _numbers(records: Sequence[dict[str, Any]], key: str) -> list[Any]:
@@ -261,6 +279,8 @@ def print_figures(summary: Summary) -> None:
         f"  training          {format_count(summary.run_tokens)} tokens in {format_duration(summary.training_seconds)},"
         f" {format_count(summary.tokens_per_second)} tokens/s{flops}"
     )
+    for entry in summary.planned:
+        print(f"  plan              {entry}")
     if summary.left_out:
         print(one_line(f"  left out          {summary.left_out}"))
 

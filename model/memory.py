@@ -19,9 +19,9 @@ from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stre
 # MiB of it after `import torch`.)
 FRAMEWORK_CPU = 320 << 20
 # Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
-# larger tensors back to the system. (With MALLOC_MMAP_THRESHOLD_=65536, by which it gives all of them back, peaks were
-# lower by about this; records/2026-11-28-planning.)
-HEAP_SHARE, LARGEST_IN_HEAP = 0.2, 32 << 20
+# tensors above 32 MiB back to the system. It was between 0.12 and 0.51 in seven measured runs, so that this part is a
+# guess in the middle; with MALLOC_MMAP_THRESHOLD_=65536, by which glibc gives all of them back, there is none.
+HEAP_SHARE, LARGEST_IN_HEAP = 0.3, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def memory_estimate(
     trained = parameters if adapters is None else adapters
     sizes = _Sizes(config, matmul, stream_bytes(stream), device_type)
     one_pass = tokens * sizes.working(forward=True)
-    kept, hidden = tokens * sizes.kept(recompute_every, recompute_norms), tokens * config.hidden_size * matmul
+    kept, hidden = tokens * sizes.kept(recompute_every, recompute_norms), tokens * config.n_embd * FLOAT32
     capped = config.logit_softcap is not None
     logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
     return MemoryEstimate(

@@ -32,7 +32,11 @@ from common.run_folder import RunFolder
 from slurm.history import append_submission
 from slurm.planned_jobs import Job, leave_out_queued, listed_jobs, plan_jobs
 from slurm.training_task import TrainingTask
+from train.estimates.machines import machine_of
+from train.estimates.plan_text import as_text
+from train.estimates.run_plan import make_plan
 from train.estimates.time_limit import minutes
+from train.settings.command_line import read_config
 
 NO_LIMIT = 1_000_000  # of time-outs; requeue.py's own rule ends a job that makes no progress
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
@@ -91,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="a run for each value, as a job array; given twice, for each pair",
     )
     parser.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    parser.add_argument("--gpu", metavar="NAME", help="the nodes' cards; --dry-run then shows the plan")
     parser.add_argument("--local", action="store_true", help="run on this machine, without Slurm")
     parser.add_argument("options", nargs="*", help="after --: options of train/pretrain.py")
     return parser
@@ -150,6 +155,17 @@ def make_private(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def plan_lines(a: argparse.Namespace, job: Job) -> list[str]:
+    """What a run takes on the nodes that are asked for. Raises UserError where its batch does not divide."""
+    if a.gpus_per_node < 1:
+        return []
+    if a.gpu is None:
+        return ["name the nodes' cards (--gpu h100) for memory, hours and GPU hours"]
+    config, _ = read_config(job.options)
+    machine = machine_of(a.gpu, a.nodes, a.gpus_per_node)
+    return as_text(make_plan(config, machine, limit_seconds=60.0 * minutes(a.time))).splitlines()
+
+
 def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) -> None:
     """Submit to Slurm, or show what would be submitted."""
     python = '"${in_container[@]}" "$job_python"'  # variables of the script, set where it runs
@@ -160,6 +176,8 @@ def submit(a: argparse.Namespace, jobs: list[Job], tasks: list[TrainingTask]) ->
         print(executor.script(len(jobs)))
         for job in jobs:
             print(f"# {job.folder}: train/pretrain.py {shlex.join(job.options)}")
+            for line in plan_lines(a, job):
+                print(f"#   {line}")
         return
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not on this machine: run this on the cluster's login node, or give --local")

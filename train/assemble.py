@@ -12,7 +12,7 @@ from train.objectives.language_modelling import LanguageModelling
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
 from train.optimization.step import Stepper, UpdateWatcher
-from train.startup.announce import describe_measure
+from train.startup.announce import describe_measure, planned_facts
 from train.startup.build_keeper import build_keeper, manifest_facts
 from train.startup.build_model import build_model
 from train.startup.open_run import OpenRun
@@ -58,6 +58,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     facts = manifest_facts(run, plan) | request.weights.facts(request.folder.checkpoints)
     for line in [*describe_measure(facts | measured(), plan.manifest), *request.weights.describe(model)]:
         recorder.log(line)
+    in_place = {"data_in_place": run.in_place} if run.in_place else {}
     gpu = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else None
     peak = None if gpu is None else peak_flops(gpu)
     return Trainer(
@@ -81,7 +82,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         margin=run.margin,
         flops_per_token=flops_per_token(config.model.architecture(), adapters=config.adapter_count()),
         peak_flops=peak * ranks.world_size if peak else None,
-        start_facts={"data_in_place": run.in_place} if run.in_place else {},
+        start_facts=planned_facts(config, plan.batch, ranks) | in_place,
     )
 
 

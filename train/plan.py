@@ -66,7 +66,7 @@ def main() -> int:
         pace = measure(config, options, machine, arguments.measure)
     limit = limit_seconds if arguments.gpu else None
     plan = make_plan(config, machine, limit_seconds=limit, pace=pace)
-    print(as_text(plan, arguments.price_per_gpu_hour, options, arguments.time))
+    print(as_text(plan, arguments.price_per_gpu_hour, (options, arguments.time)))
     if arguments.json:
         write_json_output(arguments.json, as_json(plan, arguments.price_per_gpu_hour))
     return 0 if plan.fits else 1

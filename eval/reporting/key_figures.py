@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from common.planned import Beside, planned_beside
 from common.time_spent import TimeSpent, time_spent
 from eval.reporting.outcomes import Outcome, outcomes
 from eval.reporting.published_score import PUBLISHED, PublishedScore, published_score
@@ -49,6 +50,7 @@ class KeyFigures:
     rollbacks: int
     goodput: float | None  # steps that count over the time between its starts and ends
     seconds: TimeSpent
+    planned: list[Beside]  # what the newest start planned, beside what came of it
 
     @property
     def earlier_score_step(self) -> int | None:
@@ -110,6 +112,14 @@ def key_figures(run: RunData) -> KeyFigures:
         rollbacks=len(table.rollbacks),
         goodput=spent.goodput,
         seconds=spent,
+        planned=planned_beside(
+            table.planned,
+            {
+                "planned_memory_gib": _over(np.max, run, "memory_gib"),
+                "planned_tokens_per_second": _over(np.median, run, "tokens_per_second"),
+                "planned_hours": (spent.total - spent.stopped) / 3600 if step == run.max_steps else None,
+            },
+        ),
     )
 
 

@@ -120,6 +120,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("restarts", str(figures.starts - 1)),
         ("steps skipped as spikes", str(figures.steps_skipped) if figures.steps_skipped else None),
         ("roll-backs", str(figures.rollbacks) if figures.rollbacks else None),
+        *((f"plan: {entry.what}", str(entry).removeprefix(f"{entry.what}: ")) for entry in figures.planned),
     ]
     others = _others(figures, [label for label, _ in entries])
     return [(label, value) for label, value in entries if value is not None] + others

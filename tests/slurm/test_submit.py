@@ -69,6 +69,16 @@ def test_the_script_for_sbatch(name: str, arguments: list[str], tmp_path: Path):
     assert not (tmp_path / "runs").exists()  # nothing was submitted
 
 
+def test_a_dry_run_shows_the_plan_and_warns_of_a_limit_before_the_first_save(tmp_path: Path):
+    config = PROJECT / "train" / "configs" / "gpt2-1p3b.yaml"
+    options = ["--dry-run", "--nodes=2", "--gpu=a100-80", "--time=20"]
+    done = run_submit("--config", str(config), *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "#   plan of gpt2-1p3b: 9,536 steps, 10.0B tokens, on 2 x 8 x a100-80\n" in done.stdout
+    warning = "#   WARNING: a start ends at 20 min 00 s, before its first regular save: checkpoint.every_steps"
+    assert warning in done.stdout
+
+
 def test_a_sweep_names_its_runs():
     jobs = plan_jobs(str(SMOKE), ["--run.root=/r"], ["optim.lr=3e-4,6e-4", "run.seed=1,2"])
     names = [f"smoke-lr-{lr}-seed-{seed}" for lr in ("3e-4", "6e-4") for seed in (1, 2)]

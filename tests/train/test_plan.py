@@ -13,13 +13,17 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from common.metrics_file import read_records
+from eval.reporting.key_figures import key_figures
+from eval.reporting.run_data import load_run
+from eval.summary import summarise
 from model.device_table import GPUS, find_gpu, gpu_of_driver
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
 from train.estimates.durations import Pace, durations, times_due
 from train.estimates.machines import machine_of
 from train.estimates.measuring import pace_of
-from train.estimates.plan_text import as_json, as_text, misfit_line
+from train.estimates.plan_text import as_json, as_text, limit_warnings, misfit_line
 from train.estimates.published import FITTED, HELD_OUT, OTHERS
 from train.estimates.run_plan import Plan, make_plan
 from train.settings.command_line import read_config
@@ -93,7 +97,7 @@ def test_what_does_not_fit_is_one_line_with_what_does() -> None:
     assert not small.fits
     assert small.changes[0].startswith("--gpu ") and small.changes[-1].startswith("--model.preset gpt2-")
     line = misfit_line(small)
-    assert "DOES NOT FIT" in line and "this fits: --gpu" in line and line in as_text(small, None, [], "1:00:00")
+    assert "DOES NOT FIT" in line and "this fits: --gpu" in line and line in as_text(small)
     options = ["--model.preset=gpt2-124m", "--batch.micro_batch=64", "--recompute.mode=none", "--run.stream_dtype=fp32"]
     named = plan_of(options, "4090", 1, 8)
     assert not named.fits
@@ -170,6 +174,18 @@ def test_hours_are_steps_validations_saves_and_starts() -> None:
     assert durations(config, Pace(10.0, 5.0, 2.0, 100.0), limit_seconds=350.0).restarts == -1
 
 
+def test_a_time_limit_before_the_first_save_is_warned_of() -> None:
+    pace, options = Pace(step=10.0, validation=0.0, save=2.0, start=100.0), ["--run.max_steps=1000"]
+    for limit, every, words in (
+        (3600.0, 400, "checkpoint.every_steps 400 takes 1 h 06 min"),
+        (350.0, 400, "too short for a start and a save"),
+        (3600.0, 300, ""),
+        (20_000.0, 0, ""),
+    ):
+        plan = plan_of([*options, f"--checkpoint.every_steps={every}"], limit_seconds=limit, pace=pace)
+        assert words in "".join(limit_warnings(plan)) and bool(words) == bool(limit_warnings(plan))
+
+
 def test_a_plan_equals_what_the_run_announces_and_measured_steps_replace_the_estimate(tmp_path: Path) -> None:
     make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=500)
     arguments = [*tiny_arguments(tmp_path, tmp_path / "data", "run"), "--recompute.mode=auto"]
@@ -187,6 +203,12 @@ def test_a_plan_equals_what_the_run_announces_and_measured_steps_replace_the_est
     [(_, checkpoint)] = [(int(path.name[-8:]), path) for path in sorted(run.checkpoints.glob("step-*"))][-1:]
     size = sum(part.stat().st_size for part in checkpoint.iterdir())
     assert size <= plan["checkpoint_gb"] * 1e9 <= size + 100_000
+    planned = [record for record in read_records(run.metrics) if record.get("kind") == "start"][-1]
+    assert planned["planned_memory_gib"] == pytest.approx(plan["memory_gib"]["total"])
+    (memory,) = summarise(run).planned
+    assert memory.planned == planned["planned_memory_gib"] and (memory.real or 0) > 0.1
+    assert re.fullmatch(r"memory of a rank: 0\.\d+ GiB planned, 0\.\d+ in reality \([+-]\d+%\)", str(memory))
+    assert [str(entry) for entry in key_figures(load_run(run.path)).planned] == [str(memory)]
     pace = pace_of(run)
     assert pace.measured and pace.step > 0 and pace.validation > 0 and pace.start > 0
     config, _ = read_config([*arguments, "--model.vocab_size=257"])

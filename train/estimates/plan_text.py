@@ -62,8 +62,12 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
     }
 
 
-def as_text(plan: Plan, price: float | None, options: list[str], limit: str) -> str:
-    """Lines for the terminal. Args: options: the trainer's; limit: of one start, as sbatch takes it."""
+def as_text(plan: Plan, price: float | None = None, submitted: tuple[list[str], str] | None = None) -> str:
+    """Lines for the terminal.
+
+    Args:
+        submitted: the trainer's options, and the limit of one start as sbatch takes it; None: no line on submission.
+    """
     architecture = plan.config.model.architecture()
     lines = [
         _heading(plan),
@@ -75,9 +79,26 @@ def as_text(plan: Plan, price: float | None, options: list[str], limit: str) -> 
         _disk_line(plan),
         _optimal_line(plan),
     ]
-    if plan.machine.device_type == "cuda":
-        lines.append(f"submit: {sbatch_line(plan, options, limit)}")
+    if plan.machine.device_type == "cuda" and submitted is not None:
+        lines.append(f"submit: {sbatch_line(plan, *submitted)}")
     return "\n".join(lines)
+
+
+def limit_warnings(plan: Plan) -> list[str]:
+    """What is wrong with a time limit."""
+    if plan.pace is None or plan.durations is None or plan.limit_seconds is None:
+        return []
+    if plan.durations.restarts < 0:
+        return ["WARNING: the time limit is too short for a start and a save: nothing would be kept"]
+    every, limit = plan.config.checkpoint.every_steps or plan.config.run.max_steps, plan.limit_seconds
+    interval = every * plan.pace.step
+    if interval + plan.pace.start <= limit or plan.durations.total <= limit:
+        return []
+    return [
+        f"WARNING: a start ends at {format_duration(limit)}, before its first regular save: checkpoint.every_steps "
+        f"{every} takes {format_duration(interval)}; only the save at the limit keeps its work: lower "
+        "checkpoint.every_steps"
+    ]
 
 
 def sbatch_line(plan: Plan, options: list[str], limit: str) -> str:
@@ -134,8 +155,7 @@ def _speed_lines(plan: Plan, price: float | None) -> list[str]:
     parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in beside.items())
     restarts = "" if spent.restarts <= 0 else f", {spent.restarts} restarts at the time limit"
     lines.append(f"time: {format_duration(spent.total)} ({spent.total / 86400:.2f} days): {parts}{restarts}")
-    if spent.restarts < 0:
-        lines.append("WARNING: the time limit is too short for a start and a save: nothing would be kept")
+    lines += limit_warnings(plan)
     if plan.machine.device_type == "cuda":
         energy, hours = _energy(plan), _gpu_hours(plan) or 0.0
         kwh = "" if energy is None else f", {energy:,.1f} kWh at the boards' rated power"

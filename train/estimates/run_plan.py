@@ -54,6 +54,7 @@ class Plan:
         calibrated_on: what the speed is from.
         data_bytes, checkpoint_bytes, disk_bytes: of the tokens that are read, of one checkpoint, of all that the run
             leaves.
+        limit_seconds: of one start.
     """
 
     config: Config
@@ -71,6 +72,7 @@ class Plan:
     data_bytes: int
     checkpoint_bytes: int
     disk_bytes: int
+    limit_seconds: float | None
 
     @property
     def tokens(self) -> int:
@@ -136,6 +138,7 @@ def make_plan(
         calibrated_on=CALIBRATED_ON if modelled else "steps measured on this machine" if pace else None,
         data_bytes=data,
         checkpoint_bytes=whole,
+        limit_seconds=limit_seconds,
         disk_bytes=data + _kept_bytes(config, whole, weights) + RECORD_BYTES * config.run.max_steps,
     )
 

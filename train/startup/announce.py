@@ -8,15 +8,17 @@ import torch
 
 from common.curves import VALIDATION
 from common.measured import describe_validation, measured_alike, validation_of
-from common.progress import format_bytes, format_count
+from common.progress import format_bytes, format_count, format_duration
 from common.run_folder import RunFolder
 from data_prep.token_sets.packing import PackedSequences
 from data_prep.token_sets.sequences import JoinedSequences
 from data_prep.token_sets.token_set import TokenSet
+from model.device_table import gpu_of_driver
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
+from train.batches.plan import BatchPlan
 from train.batches.training_sequences import MUCH_PADDING, training_sequences
-from train.estimates.run_memory import average_bytes, shares_of
+from train.estimates.run_memory import average_bytes, estimated_memory, shares_of
 from train.optimization.schedule import Course
 from train.progress import Progress
 from train.settings.sections import Config
@@ -56,6 +58,35 @@ def describe_course(course: Course) -> list[str]:
     if last > course.end:
         lines.append(f"schedule.warmup takes {course.warm_up.steps:,} steps: this run never reaches optim.lr")
     return lines
+
+
+def planned_facts(config: Config, batch: BatchPlan, ranks: Ranks) -> dict[str, float]:
+    """What train/plan.py would plan for this start, for its record: memory, and on a known card speed and hours."""
+    memory = estimated_memory(config, batch, ranks.device.type).total / 2**30
+    facts = {"planned_memory_gib": memory}
+    if ranks.device.type != "cuda":
+        return facts
+    properties = torch.cuda.get_device_properties(ranks.device)
+    card = gpu_of_driver(properties.name, properties.total_memory / 2**30)
+    if card is None:
+        return facts
+    from train.estimates.machines import machine_of
+    from train.estimates.run_plan import make_plan
+
+    plan = make_plan(config, machine_of(card, ranks.world_size // ranks.local_world_size, ranks.local_world_size))
+    if plan.tokens_per_second is not None and plan.durations is not None:
+        facts["planned_tokens_per_second"] = plan.tokens_per_second
+        facts["planned_hours"] = plan.durations.total / 3600
+    return facts
+
+
+def describe_planned(config: Config, batch: BatchPlan, ranks: Ranks) -> list[str]:
+    """Speed and hours, where the card is known."""
+    facts = planned_facts(config, batch, ranks)
+    if "planned_hours" not in facts:
+        return []
+    speed, seconds = facts["planned_tokens_per_second"], 3600 * facts["planned_hours"]
+    return [f"expected: {format_count(speed)} tokens/s, {format_duration(seconds)} for all steps (docs/planning.md)"]
 
 
 def describe_optimizer(config: Config, world_size: int) -> list[str]:

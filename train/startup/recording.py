@@ -28,6 +28,7 @@ from train.startup.announce import (
     describe_data,
     describe_in_place,
     describe_optimizer,
+    describe_planned,
     describe_run,
     describe_unused_gpus,
 )
@@ -124,6 +125,7 @@ def describe_start(run: OpenRun, plan: StartPlan) -> list[str]:
         *describe_unused_gpus(run.ranks),
         *describe_model(config, plan.batch, run.ranks.device.type),
         *describe_data(config, request.tokens, plan.progress),
+        *describe_planned(config, plan.batch, run.ranks),
         *describe_course(plan.course.course),
         *describe_optimizer(config, run.ranks.world_size),
         *(f"skipped: {complaint}" for complaint in plan.passed_over),
