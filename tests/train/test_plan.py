@@ -23,7 +23,7 @@ from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
 from train.estimates.durations import Pace, durations, times_due
 from train.estimates.machines import machine_of
 from train.estimates.measuring import pace_of
-from train.estimates.plan_text import as_json, as_text, limit_warnings, misfit_line
+from train.estimates.plan_text import as_json, as_text, limit_warnings, misfit_line, sbatch_line
 from train.estimates.published import FITTED, HELD_OUT, OTHERS
 from train.estimates.run_plan import Plan, make_plan
 from train.settings.command_line import read_config
@@ -67,6 +67,20 @@ def test_a_plan_needs_no_torch_and_has_every_figure(tmp_path: Path) -> None:
     assert found["compute_optimal_tokens"] == 20 * found["parameters"]
     trainers = "--config train/configs/gpt2-1p3b.yaml --optim.lr 1e-4"
     assert f"sbatch --nodes=2 --gpus-per-node=8 --time=24:00:00 slurm/1p3b.sh {trainers}\n" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "script"),
+    [
+        ([], "124m"),
+        (["--config=train/configs/llama-355m.yaml"], "355m"),
+        (["--config", "train/configs/gpt2-1p3b.yaml", "--config=train/configs/architectures/relu2.yaml"], "1p3b"),
+        (["--config=train/configs/smoke.yaml"], "124m"),
+    ],
+)
+def test_the_job_is_that_of_the_size(options: list[str], script: str) -> None:
+    line = sbatch_line(plan_of(options), options, "1:00:00")
+    assert line == " ".join(["sbatch --nodes=1 --gpus-per-node=8 --time=1:00:00", f"slurm/{script}.sh", *options])
 
 
 def test_the_readme_shows_a_plans_real_output() -> None:

@@ -1,10 +1,13 @@
 """A plan for people, and as JSON."""
 
+import itertools
 import math
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from common.paths import PROJECT
 from common.progress import format_bytes, format_count, format_duration
 from model.counts import flops_per_token, parameter_count
 from train.estimates.run_memory import MEMORY_SHARE, describe_model
@@ -102,10 +105,15 @@ def limit_warnings(plan: Plan) -> list[str]:
 
 
 def sbatch_line(plan: Plan, options: list[str], limit: str) -> str:
-    """The command that starts the run on a cluster with as many nodes and GPUs."""
-    machine = plan.machine
+    """The command that starts the run on a cluster with as many nodes and GPUs, by the script of its size."""
+    machine, script = plan.machine, "slurm/124m.sh"
+    for name, value in itertools.pairwise([*options, ""]):
+        if name == "--config" or name.startswith("--config="):
+            file = value if name == "--config" else name.partition("=")[2]
+            own = f"slurm/{Path(file).stem.rpartition('-')[2]}.sh"
+            script = own if (PROJECT / own).is_file() else script
     words = ["sbatch", f"--nodes={machine.nodes}", f"--gpus-per-node={machine.ranks_per_node}", f"--time={limit}"]
-    return shlex.join([*words, "slurm/1p3b.sh", *options])
+    return shlex.join([*words, script, *options])
 
 
 def misfit_line(plan: Plan) -> str:
