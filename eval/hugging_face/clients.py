@@ -1,7 +1,7 @@
 """Which programs read an export, and what of a model each loses: the one table of classes, options and programs.
 
-docs/generation.md shows `table()`, exports refuse or warn by `losses()`. Every entry was tried: logits after the same
-ids were compared with ours, and tokens of a text (docs/generation.md has when, and what could not be tried).
+docs/generation.md shows `table()`, exports refuse or warn by `losses()`. Entries were tried: logits after the same
+ids were compared with ours, and tokens of a text. docs/generation.md has when, and what was read in code only.
 """
 
 from collections.abc import Callable, Mapping

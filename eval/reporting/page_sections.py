@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 1_000
 
 def loss_note(runs: Sequence[RunData]) -> str:
     """What the curves are, and on which data the validation losses were measured."""
-    drawn = "The dotted lines are validation losses. " if len(runs) > 1 else ""
+    drawn = "The dots are validation losses. " if len(runs) > 1 else ""
     data = " ".join(
         [*_leaks(runs), _measured_on(runs), *(_left_out(run, VALIDATION, describe_validation) for run in runs)]
     )

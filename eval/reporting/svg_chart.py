@@ -15,7 +15,7 @@ from eval.reporting.html_parts import text
 from eval.reporting.run_data import RunData
 
 WIDTH, HEIGHT = 900, 420
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 50  # around the plot
+LEFT, RIGHT, TOP, BOTTOM = 62, 34, 14, 50  # around the plot
 POINTS = 80  # of a curve that show their values
 CURVE_BUCKETS = 300
 CUT_FRACTION = 0.03  # of a run, at its start, whose loss may be above the picture
