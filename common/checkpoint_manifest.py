@@ -68,7 +68,7 @@ class RecordedModel(TypedDict):
 class RecordedData(TypedDict):
     path: NotRequired[str]
     stride: NotRequired[Positive | None]
-    document_mask: NotRequired[bool]
+    document_mask: NotRequired[bool | Literal["auto"]]
     packing: NotRequired[str]
 
 

@@ -148,7 +148,7 @@ def test_an_imported_model_is_tuned_on_texts_in_its_own_tokens(tmp_path: Path, m
     assert tuned.returncode == 0, tuned.stderr
     call(export_hf, monkeypatch, tmp_path / "runs" / "tuned", tmp_path / "out")
     wrong = run_by_path(*prepare[:-3], tmp_path / "b", "--tokenizer", tmp_path / "llama")
-    assert (wrong.returncode, "--tokenizer takes gpt2, char, byte, a run or a checkpoint" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "--tokenizer takes gpt2, char, byte, " in wrong.stderr) == (2, True)
 
 
 def test_tokenizers_that_cannot_be_carried_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

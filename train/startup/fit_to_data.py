@@ -10,7 +10,6 @@ from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.token_mix import Source, TokenMix, sources_of
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from train.batches.mixture import Level, Mixture, levels_of
-from train.batches.training_sequences import training_sequences
 from train.settings.sections import Config, DataConfig
 
 MANY_EPOCHS = 4.0  # up to which repeated text is nearly as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
@@ -136,6 +135,8 @@ def check_epochs(tokens: TokenSet, config: Config, first: Mapping[str, int], end
 
     Raises UserError naming a source that would be read more often than its max_epochs.
     """
+    from train.batches.training_sequences import training_sequences  # torch: a mistake is reported before it is loaded
+
     mixture = mixture_of(tokens, first)
     if mixture is None or not isinstance(tokens, TokenMix):
         return []
