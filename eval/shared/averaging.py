@@ -31,7 +31,8 @@ from model.weights import fitting_checkpoint, read_shapes, reading_tensors, save
 WEIGHTS_FILE = "weights-00000-of-00001.safetensors"
 # Of the newest checkpoint's manifest what holds for the mean as well; losses, loss scale and spikes are its own.
 KEPT = (
-    "model", "tokenizer", "data_identity", "step", "tokens", "sequences", "config", "position_in", "warm_up", "base",
+    "model", "tokenizer", "data_identity", "step", "tokens", "sequences", "config", "position_in", "mix", "warm_up",
+    "base",
 )  # fmt: skip
 
 
