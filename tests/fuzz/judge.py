@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -194,3 +195,4 @@ def _be_the_entry(arguments: list[str], folder: Path) -> None:
         runpy.run_path(script, run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out
+        weakref.finalize._exitfunc()  # type: ignore[attr-defined]  # temporary folders; `atexit._clear` has taken it away, too
