@@ -153,8 +153,10 @@ def test_ids_are_those_of_the_exported_file_and_an_import_is_the_same(folder: Pa
     assert [tokenizer.encode(text).tolist() for text in documents] == [found.ids for found in theirs]
     config = {"eos_token_id": 499, "bos_token_id": 499}
     assert recognise_tokenizer(tmp_path, config).spec == tokenizer.spec
-    (tmp_path / SPEC_FILE).unlink()
-    assert recognise_tokenizer(tmp_path, config).spec == tokenizer.spec
+    (tmp_path / SPEC_FILE).unlink()  # then it is one that puts its end of text before a text, as the export does
+    again = recognise_tokenizer(tmp_path, config)
+    assert (again.begins_contexts, again.begin_of_text_id, again.vocab_size) == (True, 499, 500)
+    assert [again.encode(text).tolist() for text in documents[:500]] == [found.ids for found in theirs[:500]]
     assert load_tokenizer(json.loads(json.dumps(tokenizer.spec))).spec == tokenizer.spec
 
 
