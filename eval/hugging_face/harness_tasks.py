@@ -22,7 +22,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     home_of(loaded.model.config)
     with tempfile.TemporaryDirectory(prefix="longhaul-harness-") as folder:
         export(loaded, Path(folder))
-        results = run_tasks(folder, names, manager, arguments, str(device))
+        begins_contexts = loaded.tokenizer.begins_contexts
+        results = run_tasks(folder, names, manager, arguments, str(device), begins_contexts=begins_contexts)
     show(loaded, results)
     if arguments.json:
         write_json_output(arguments.json, describe(loaded, results))
@@ -51,17 +52,31 @@ def export(loaded: Loaded, folder: Path) -> None:
 
 
 def run_tasks(
-    folder: str, names: list[str], manager: Any, arguments: argparse.Namespace, device: str
+    folder: str,
+    names: list[str],
+    manager: Any,
+    arguments: argparse.Namespace,
+    device: str,
+    *,
+    begins_contexts: bool,
 ) -> dict[str, Any]:
-    """What `lm_eval.simple_evaluate` returns. Raises UserError where a task's data are not at hand."""
+    """What `lm_eval.simple_evaluate` returns.
+
+    Args:
+        begins_contexts: the tokenizer's own; else no id precedes a context, as in eval/hellaswag.py, though the
+            exported tokenizer puts one before a text.
+
+    Raises UserError where a task's data are not at hand.
+    """
     import lm_eval
     from datasets.exceptions import DatasetNotFoundError
 
+    opening = {} if begins_contexts else {"add_bos_token": False}
     try:
         with others_bars():
             results = lm_eval.simple_evaluate(
                 model="hf",
-                model_args={"pretrained": folder, "dtype": "float32"},
+                model_args={"pretrained": folder, "dtype": "float32"} | opening,
                 tasks=names,
                 task_manager=manager,
                 num_fewshot=arguments.fewshot,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from data_prep.tokenization.loading import load_tokenizer
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, tiny_arguments, train
 
@@ -20,7 +21,7 @@ def commands() -> list[str]:
 
 
 def test_every_command_of_the_generation_page_works(tmp_path: Path) -> None:
-    make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=500)
+    make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=500, tokenizer=load_tokenizer("gpt2-8k"))
     train(
         1, tmp_path, tiny_arguments(tmp_path, tmp_path / "data", "demo", "--model.block_size=64", "--run.max_steps=2")
     )

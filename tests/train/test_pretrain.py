@@ -152,7 +152,7 @@ def test_missing_data_name_the_command_that_makes_them(tmp_path: Path) -> None:
     ("argument", "message"),
     [
         ("--batch.tokens_per_step=32768", "20,000 tokens in its train split, but one step needs 32,769"),
-        ("--model.block_size=512", "500 tokens in its val split, but one step needs 513"),
+        ("--model.block_size=512", "500 tokens in its val split, but one sequence needs 513"),
         ("--batch.tokens_per_step=1000", "tokens: use 992 or 1008"),
         ("--batch.micro_batch=5", "use batch.micro_batch 4 or 8,"),
         ("--model.vocab_size=300", "has 257 ids: leave model.vocab_size out"),
