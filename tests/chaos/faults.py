@@ -269,11 +269,12 @@ def _fill_disk(fault: Fault, victims: Victims) -> Outcome | None:
         alive = trainer.wait_until_gone(GONE_SECONDS)
         return Outcome(seconds, f"stopped, status {trainer.status}", complaint or _orphans(alive))
     stopped = victims.stop()  # with room again it must save
-    if GAVE_UP in trainer.said():  # the disk was full for too many saves of so small a model
-        return Outcome(seconds, f"stopped, status {trainer.status}", complaint)
-    if NO_RECORD in trainer.said() and not marked(trainer.mark):
-        return Outcome(seconds, f"stopped without room for its record, status {trainer.status}", complaint)
     failed = trainer.said().count("could not be saved")
+    if GAVE_UP in trainer.said():  # the disk was full for too many saves of so small a model
+        return Outcome(seconds, f"stopped, status {trainer.status}", complaint, failed_saves=failed)
+    if NO_RECORD in trainer.said() and not marked(trainer.mark):
+        words = f"stopped without room for its record, status {trainer.status}"
+        return Outcome(seconds, words, complaint, failed_saves=failed)
     complaint = complaint or stopped.complaint
     return Outcome(seconds, f"went on; {stopped.outcome}", complaint, stopped.nothing_lost, failed_saves=failed)
 
