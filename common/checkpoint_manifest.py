@@ -201,7 +201,7 @@ class RecordedMix(TypedDict):
     """The order of a mix's sources, and where each of them started in its own."""
 
     order: list[tuple[Count, list[Count]]]
-    sets: dict[str, Sha256]
+    sets: list[tuple[str, Sha256]]  # by name, in the order of the shares
     first: dict[str, Count]
 
 

@@ -47,8 +47,9 @@ class TokenMix(TokenSet):
 
     @property
     def identity(self) -> str:
-        """SHA-256 of the sets and of the order in which they are read."""
-        return hashlib.sha256(canonical_json(["mix", self.identities, self.order]).encode()).hexdigest()
+        """SHA-256 of the sets, in their order in the mix, and of the order in which they are read."""
+        sets = list(self.identities.items())  # equal shares of other sources would be other data
+        return hashlib.sha256(canonical_json(["mix", sets, self.order]).encode()).hexdigest()
 
     def with_sets(self, sets: Mapping[str, TokenSet]) -> "TokenMix":
         """The same mix of copies elsewhere."""

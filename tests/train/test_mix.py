@@ -114,7 +114,7 @@ def test_a_branch_on_another_mix_reads_on_in_each_source(tmp_path: Path, sets: P
     train(1, tmp_path, arguments(tmp_path, "trunk", f"--data.path={sets / 'web'}", "--run.max_steps=6"))
     trunk = run_of(tmp_path, "trunk")
     resume = f"--resume={list_checkpoints(trunk.checkpoints)[0][1]}"
-    mix = mix_file(tmp_path, sets, {"code": 1, "web": 1})
+    mix = mix_file(tmp_path, sets, {"web": 1, "code": 2})  # not in the order of the alphabet
     more = (mix, resume, "--allow-change=data.path")
     train(2, tmp_path, arguments(tmp_path, "mixed", *more, "--run.max_steps=8"))
     train(1, tmp_path, arguments(tmp_path, "mixed", *more, "--run.max_steps=12"))
@@ -123,8 +123,8 @@ def test_a_branch_on_another_mix_reads_on_in_each_source(tmp_path: Path, sets: P
     assert sorted(read) == sorted(windows_at(6 * STEP, len(read), SIZES["web"], 1337).tolist())
     assert "data.mix: web continues after its first 48 sequences" in mixed.log.read_text()
     manifest = read_checkpoint_manifest(list_checkpoints(mixed.checkpoints)[0][1])
-    assert manifest["mix"]["first"] == {"code": 0, "web": 48}
-    assert manifest["mix"]["sets"]["web"] == TokenSet.open(sets / "web").identity
+    assert manifest["mix"]["first"] == {"web": 48, "code": 0}
+    assert dict(manifest["mix"]["sets"])["web"] == TokenSet.open(sets / "web").identity
 
     # and a mix after a mix
     other = mix_file(tmp_path, sets, {"books": 1, "code": 3})
@@ -143,6 +143,7 @@ def test_what_can_t_be_mixed_is_one_line(tmp_path: Path, sets: Path) -> None:
     foreign = [{"name": "a", "path": str(sets / "web")}, {"name": "b", "path": str(tmp_path / "other")}]
     for name, file, words in (
         ("kept", mix_file(tmp_path, sets, {"web": 1.0, "code": 2.0}), "was trained on other data"),
+        ("kept", mix_file(tmp_path, sets, {"code": 1.0, "web": 1.0}), "was trained on other data"),
         ("new", mix_file(tmp_path, sets, {"web": -1.0}), "the weights {'web': -1.0} must not be negative"),
         ("new", mix_file(tmp_path, sets, both, [{"weights": {"prose": 1.0}}]), "prose is not in data.mix (web, code)"),
         ("new", f"--data.mix={json.dumps(limited)}", "code would be read 9.60 times, max_epochs is 2.5"),

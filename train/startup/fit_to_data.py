@@ -95,7 +95,7 @@ def mix_facts(tokens: TokenSet, first: Mapping[str, int]) -> dict[str, Any]:
     if not isinstance(tokens, TokenMix):
         return {}
     starts = {source.name: first.get(source.name, 0) for source in tokens.sources}
-    return {"mix": {"order": tokens.order, "sets": tokens.identities, "first": starts}}
+    return {"mix": {"order": tokens.order, "sets": list(tokens.identities.items()), "first": starts}}
 
 
 def first_sequences(
@@ -120,10 +120,9 @@ def first_sequences(
     if recorded is None:
         read = {manifest["data_identity"]: manifest["sequences"]}
     else:
-        names = list(recorded["sets"])
-        before = _mixture(recorded["order"], [recorded["first"][name] for name in names])
+        before = _mixture(recorded["order"], [recorded["first"][name] for name, _ in recorded["sets"]])
         counts = before.consumed(manifest["sequences"]).tolist()
-        read = dict(zip(recorded["sets"].values(), counts, strict=True))
+        read = {identity: count for (_, identity), count in zip(recorded["sets"], counts, strict=True)}
     first = {name: read[identity] for name, identity in tokens.identities.items() if read.get(identity)}
     return first, [f"data.mix: {name} continues after its first {count:,} sequences" for name, count in first.items()]
 

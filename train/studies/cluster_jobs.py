@@ -14,6 +14,7 @@ from common.paths import PROJECT
 from common.publish import write_whole
 from eval.comparison.measured_runs import MeasuredRun
 from train.studies.planning import PlannedRun, Planner, Waiting, plan
+from train.studies.reading import read_results
 from train.studies.study_folder import StudyFolder
 from train.studies.work_queue import in_turn, options_of, owner_of
 
@@ -54,29 +55,17 @@ def submit_missing(
 def _gather(
     planner: Planner, folder: StudyFolder, *, keep: bool, keep_checkpoints: bool
 ) -> tuple[list[PlannedRun], list[Waiting], dict[str, MeasuredRun], dict[str, str]]:
-    """The plan, and what has become of its runs: trials before those whose options they choose.
+    """The plan, and what has become of its runs. A trial that has failed is worse than all others.
 
-    A trial that has failed is worse than all others. Args: keep: write result files of runs that have ended since.
+    Args: keep: write result files of runs that have ended since.
     """
-    results: dict[str, MeasuredRun] = {}
-    failed: dict[str, str] = {}
-    while True:
-        runs, waiting = plan(planner, results, failed)
-        before = len(results) + len(failed)
-        for run in runs:
-            if run.name in results or run.name in failed:
-                continue
-            if (found := folder.read_result(run.name)) is not None:
-                results[run.name] = found
-            elif (found := folder.read_ended(run.name)) is not None:
-                results[run.name] = found
-                with folder.claim(run.name) as mine:
-                    if keep and mine:
-                        folder.harvest(run.name, keep_checkpoints=keep_checkpoints)
-            elif why := folder.why_failed(run.name):
-                failed[run.name] = why
-        if len(results) + len(failed) == before:
-            return runs, waiting, results, failed
+    results, failed = read_results(planner, folder)
+    for name in results if keep else ():
+        if not folder.result_file(name).is_file():
+            with folder.claim(name) as mine:
+                if mine:
+                    folder.harvest(name, keep_checkpoints=keep_checkpoints)
+    return *plan(planner, results, failed), results, failed
 
 
 def _announce(
