@@ -187,8 +187,10 @@ def test_what_was_fixed_before_may_not_change(tmp_path: Path, changes: dict[str,
     folder.fix(read_study_file(write_study(tmp_path)))
     folder.results.mkdir()
     (folder.results / "any.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(UserError, match=words):
-        folder.fix(read_study_file(write_study(tmp_path, **changes)))
+    changed = write_study(tmp_path, **changes)
+    for act in (folder.check, folder.fix, lambda _: read_study(changed, tmp_path)):  # --dry-run, a queue, --report
+        with pytest.raises(UserError, match=words):
+            act(read_study_file(changed))
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ def train_study(arguments: argparse.Namespace) -> int:
     """Return the exit status. Raises UserError for a study that can't be trained as it is asked for."""
     study = read_study_file(arguments.study)
     folder, planner = StudyFolder(folder_of(arguments.study, arguments.out)), Planner(study)
+    folder.check(study)
     results, failed = read_results(planner, folder)
     runs, waiting = plan(planner, results, failed)
     if arguments.slurm is not None:

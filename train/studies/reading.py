@@ -12,9 +12,11 @@ from train.studies.study_folder import StudyFolder
 def read_study(path: Path, out: Path | None = None) -> Study:
     """Args: path: of the YAML. out: the study's folder where that is not the file's own.
 
-    Raises UserError for a file that is none, and for a result that is damaged.
+    Raises UserError for a file that is none or that has changed since its runs started, and for a damaged result.
     """
-    return gather(read_study_file(path), StudyFolder(folder_of(path, out)))
+    study, folder = read_study_file(path), StudyFolder(folder_of(path, out))
+    folder.check(study)
+    return gather(study, folder)
 
 
 def folder_of(path: Path, out: Path | None) -> Path:

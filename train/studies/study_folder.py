@@ -137,6 +137,21 @@ class StudyFolder:
 
         Raises UserError where it has changed since.
         """
+        now, before = self._now_and_before(study)
+        if before is not None:
+            _refuse_changes(study, now, before, self.path)
+            now["variants"] = before["variants"] | now["variants"]
+        if before is None or canonical_json(now) != canonical_json(before):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json_whole(self.path / "study.json", now)
+
+    def check(self, study: StudyFile) -> None:
+        """Raise UserError where what may not change has changed since its runs started; nothing is recorded."""
+        now, before = self._now_and_before(study)
+        if before is not None:
+            _refuse_changes(study, now, before, self.path)
+
+    def _now_and_before(self, study: StudyFile) -> tuple[_Fixed, _Fixed | None]:
         now: _Fixed = {
             "name": study.name,
             "metric": study.metric,
@@ -145,13 +160,7 @@ class StudyFolder:
                 "width_per_layer": study.sizes.width_per_layer, "head_size": study.sizes.head_size},
             "variants": {name: variant.options for name, variant in study.variants.items()},
         }  # fmt: skip
-        before = self._read_fixed() if self._has_runs() else None
-        if before is not None:
-            _refuse_changes(study, now, before, self.path)
-            now["variants"] = before["variants"] | now["variants"]
-        if before is None or canonical_json(now) != canonical_json(before):
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json_whole(self.path / "study.json", now)
+        return now, self._read_fixed() if self._has_runs() else None
 
     def _read_fixed(self) -> _Fixed | None:
         with contextlib.suppress(FileNotFoundError):
