@@ -1,6 +1,7 @@
 """A tokenizer out of a Hugging Face `tokenizer.json`, read by the package `tokenizers`."""
 
 import copy
+import functools
 import hashlib
 import json
 import math
@@ -90,6 +91,23 @@ class HuggingFaceTokenizer(Tokenizer):
         """A `tokenizer.json` as the installed `tokenizers` would write it. Raises UserError for one it can't read."""
         form: dict[str, Any] = json.loads(_package_tokenizer(text).to_str())
         return form
+
+    @property
+    def special_spellings(self) -> dict[str, int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        named = {token.content: number for number, token in added.items() if token.special}
+        ends = (self.begin_of_text_id, self.end_of_text_id)
+        return named | {self.text_of(number): number for number in ends if number is not None}
+
+    @functools.cached_property
+    def spaces_after_special(self) -> bool:  # type: ignore[override]
+        if self._going_on is self._tokenizer:
+            return False
+        special = self.text_of(self.end_of_text_id)
+        self._tokenizer.encode_special_tokens = False
+        after = self._tokenizer.encode(f"{special}a", add_special_tokens=False).ids[1:]
+        self._tokenizer.encode_special_tokens = True
+        return bool(after == self.encode("a").tolist())
 
     def text_of(self, token: int | None) -> str:
         """The token of an id; none where the ids have a gap."""

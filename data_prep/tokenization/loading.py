@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import UserError
+from data_prep.chat.chat_tokenizer import ChatTokenizer
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from data_prep.tokenization.tokenizer import ByteTokenizer, CharTokenizer, Gpt2Tokenizer, Tokenizer
 
@@ -49,6 +50,8 @@ def _tokenizer_of(fields: Mapping[str, Any]) -> Tokenizer:
         tokenizer = CharTokenizer(fields["symbols"], end_of_text=fields.get("end_of_text_id") is not None)
     elif kind == "huggingface" and "packed" in fields:
         tokenizer = HuggingFaceTokenizer.from_spec(fields)
+    elif kind == "chat" and "base" in fields and fields["base"]["kind"] != "chat":
+        tokenizer = ChatTokenizer.from_spec(fields, load_tokenizer(fields["base"]))
     else:
         raise UserError(f"unknown tokenizer {kind!r}: choose gpt2, byte, or char with its symbols")
     return tokenizer

@@ -34,11 +34,14 @@ class Tokenizer(ABC):
     Attributes:
         begins_contexts: any text that the model continues starts with `begin_of_text_id`, in evaluations, too.
         other_end_ids: other ids by which the model may end a text.
+        spaces_after_special: a text's first word gets a space before it after a special token, too, not only where the
+            text starts (tokenizers that put one there at all).
         token_count: ids that stand for something: there are fewer than vocab_size where ids have gaps.
     """
 
     begins_contexts = False
     other_end_ids: tuple[int, ...] = ()
+    spaces_after_special = False
 
     def __init__(
         self,
@@ -110,6 +113,16 @@ class Tokenizer(ABC):
     def end_ids(self) -> tuple[int, ...]:
         """The ids that end a text while it is generated."""
         return (() if self.end_of_text_id is None else (self.end_of_text_id,)) + self.other_end_ids
+
+    @property
+    def special_spellings(self) -> Mapping[str, int]:
+        """The ids that no text gives, by their spelling in chat templates and exported files."""
+        return {} if self.end_of_text_id is None else {END_OF_TEXT: self.end_of_text_id}
+
+    def pieces(self) -> list[bytes]:
+        """The bytes that each id stands for, none for those that no text gives: vocab_size of them."""
+        text, ends = self._piece_text.tobytes(), np.cumsum(self.piece_bytes, dtype=np.int64).tolist()
+        return [text[start:stop] for start, stop in zip([0, *ends[:-1]], ends, strict=True)]
 
     def prompt(self, text: str) -> list[int]:
         """A prompt's ids: it starts a document, as documents of the training data do.

@@ -5,13 +5,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from common.publish import write_json_whole
+from common.publish import write_json_whole, write_whole
+from data_prep.chat.chat_tokenizer import ChatTokenizer
 from data_prep.tokenization.byte_level import BYTE_SHOWN_AS
 from data_prep.tokenization.cached_files import gpt2_cache_file, place_gpt2_files
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from data_prep.tokenization.tokenizer import END_OF_TEXT, Gpt2Tokenizer, Tokenizer
 
 SPEC_FILE = "longhaul_tokenizer.json"
+TEMPLATE_FILE = "chat_template.jinja"
 
 
 def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
@@ -21,6 +23,10 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
     """
     from tokenizers import AddedToken
 
+    if isinstance(tokenizer, ChatTokenizer):
+        write_tokenizer_files(tokenizer.base, folder, block_size)
+        _add_chat(tokenizer, folder)
+        return
     if isinstance(tokenizer, HuggingFaceTokenizer):
         _write_theirs(tokenizer, folder, block_size)
         return
@@ -42,6 +48,22 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path, block_size: int) -
     if is_gpt2s:
         settings["unk_token"] = end
     write_json_whole(folder / "tokenizer_config.json", settings)
+    write_json_whole(folder / SPEC_FILE, tokenizer.spec)
+
+
+def _add_chat(tokenizer: ChatTokenizer, folder: Path) -> None:
+    """Add the tokens around turns and the template to the files of the tokenizer's base."""
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Built
+
+    built = Built.from_file(str(folder / "tokenizer.json"))
+    built.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in tokenizer.turn_tokens])
+    built.save(str(folder / "tokenizer.json"))
+    path = folder / "tokenizer_config.json"
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    # in this file, too: it is where transformers before 4.43, vLLM and llama.cpp's converter look for it
+    write_json_whole(path, settings | {"chat_template": tokenizer.template.text})
+    write_whole(folder / TEMPLATE_FILE, tokenizer.template.text)
     write_json_whole(folder / SPEC_FILE, tokenizer.spec)
 
 

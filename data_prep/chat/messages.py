@@ -1,0 +1,114 @@
+"""Conversations: who said what, checked turn by turn.
+
+A record is what data sets on the hub have: `messages` (each with `role` and `content`), or `prompt` and `completion`,
+which are texts or lists of messages.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from common.errors import UserError
+from common.plain_text import one_line
+
+SYSTEM, USER, ASSISTANT = "system", "user", "assistant"
+ROLES = (SYSTEM, USER, ASSISTANT)
+
+
+@dataclass(frozen=True)
+class Message:
+    """A turn. role: one of ROLES. content: what was said, never empty."""
+
+    role: str
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+class Problem(StrEnum):
+    """Why a conversation can't be used, in words that reports count by."""
+
+    NO_MESSAGES = "no messages"
+    NOT_TEXT = "content that is not text"
+    OTHER_ROLE = "a role other than system, user and assistant"
+    EMPTY = "an empty turn"
+    SYSTEM_LATER = "a system message that is not the first message, or a second one"
+    ASSISTANT_FIRST = "an assistant's turn before any user's"
+    REPEATED_ROLE = "two turns of the same role in a row"
+    NO_ANSWER = "no answer to learn from"
+    TEMPLATE = "the template can't express it"
+
+
+class BadConversation(UserError):
+    """A conversation that can't be used. `problem` is the kind of reason, the message says where."""
+
+    def __init__(self, problem: Problem, detail: str = "") -> None:
+        super().__init__(f"{problem}{f' ({one_line(detail)})' if detail else ''}")
+        self.problem = problem
+
+
+def conversation_of(record: object) -> Conversation:
+    """The turns of a JSON record, checked as `check_turns` does.
+
+    Raises BadConversation where there are none, or they can't be used.
+    """
+    if not isinstance(record, Mapping):
+        raise BadConversation(Problem.NO_MESSAGES, "the record is not an object")
+    if record.get("messages") is not None:
+        turns = _messages(record["messages"])
+    elif record.get("prompt") is not None and record.get("completion") is not None:
+        turns = _messages(record["prompt"], USER) + _messages(record["completion"], ASSISTANT)
+    else:
+        raise BadConversation(Problem.NO_MESSAGES, "the record has neither messages nor prompt and completion")
+    check_turns(turns)
+    return turns
+
+
+def check_turns(turns: Sequence[Message]) -> None:
+    """A system message first if any, then a user's turn and an assistant's by turns; none is empty.
+
+    Raises BadConversation, which names the first turn that breaks this, counted from 1.
+    """
+    before: str | None = None
+    for number, turn in enumerate(turns, 1):
+        where = f"turn {number}, {turn.role}"
+        if turn.role not in ROLES:
+            raise BadConversation(Problem.OTHER_ROLE, where)
+        if not turn.content.strip():
+            raise BadConversation(Problem.EMPTY, where)
+        if turn.role == SYSTEM and number > 1:
+            raise BadConversation(Problem.SYSTEM_LATER, where)
+        if turn.role == ASSISTANT and before in (None, SYSTEM):
+            raise BadConversation(Problem.ASSISTANT_FIRST, where)
+        if turn.role == before:
+            raise BadConversation(Problem.REPEATED_ROLE, where)
+        before = turn.role
+    if not turns:
+        raise BadConversation(Problem.NO_MESSAGES)
+
+
+def _messages(value: Any, role: str = "") -> Conversation:
+    """Args: role: of a bare text."""
+    if role and isinstance(value, str):
+        return (Message(role, value),)
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not all(isinstance(turn, Mapping) for turn in value)
+    ):
+        raise BadConversation(Problem.NO_MESSAGES, "they are not a list of objects with role and content")
+    return tuple(_message(turn, number) for number, turn in enumerate(value, 1))
+
+
+def _message(turn: Mapping[str, Any], number: int) -> Message:
+    role = str(turn.get("role"))
+    if turn.get("tool_calls") or role not in ROLES:
+        raise BadConversation(Problem.OTHER_ROLE, f"turn {number}, {'a tool call' if role in ROLES else role[:40]}")
+    content = turn.get("content")
+    if content is None:
+        content = ""
+    if not isinstance(content, str):
+        raise BadConversation(Problem.NOT_TEXT, f"turn {number}, {role}")
+    return Message(role, content)
