@@ -1,8 +1,8 @@
 """A study's page: one HTML file that needs nothing else. It has no date: the same results are the same bytes."""
 
-import base64
 from collections.abc import Callable, Mapping
-from pathlib import Path
+
+from markupsafe import Markup
 
 from eval.comparison.scaling_law import AHEAD
 from eval.comparison.study_report import Cell, StudyReport
@@ -16,9 +16,7 @@ from eval.comparison.study_tables import (
     results,
     sentences,
 )
-from eval.reporting.html_parts import table, text
-
-STYLE = Path(__file__).resolve().parents[1] / "reporting" / "page.css"
+from eval.reporting.html_parts import fill, note, paragraph, show, table
 
 
 def study_page(report: StudyReport, pictures: Mapping[str, bytes]) -> str:
@@ -26,26 +24,21 @@ def study_page(report: StudyReport, pictures: Mapping[str, bytes]) -> str:
     parts = [
         ("Noise floor", "noise", _each_cell(report, _noise)),
         ("Variants", "variants", _each_cell(report, lambda _, cell, place: _variants(report, cell, place, pictures))),
-        ("Curves", "curves", _each_cell(report, lambda _, __, place: _show(pictures, f"curves-{place}-"), note=CURVES)),
-        ("Memory and speed", "costs", _each_cell(report, _costs, note=SPEED)),
+        ("Curves", "curves", _each_cell(report, lambda _, __, at: show(pictures, f"curves-{at}-"), remark=CURVES)),
+        ("Memory and speed", "costs", _each_cell(report, _costs, remark=SPEED)),
         ("Tuned options", "tuning", _each_cell(report, lambda _, cell, place: _tuning(report, cell, place, pictures))),
         ("Ladder", "ladder", _ladder(report, pictures)),
         ("What differs in the configurations", "configuration", _each_cell(report, _configurations)),
         ("Runs that are not ranked", "absent", _absent(report)),
-        ("How to read this", "method", "".join(f'<p class="soft">{text(note)}</p>' for note in NOTES)),
+        ("How to read this", "method", Markup().join(map(note, NOTES))),
     ]
-    links = "".join(f'<a href="#{key}">{text(heading)}</a> ' for heading, key, body in parts if body)
-    body = "".join(f'<h2 id="{key}">{text(heading)}</h2>\n{body}\n' for heading, key, body in parts if body)
-    ranked = len(report.study.runs) - len(report.absent)
-    style = STYLE.read_text(encoding="utf-8")
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{text(report.study.name)}: study</title>\n'
-        f"<style>\n{style}</style></head>\n<body>\n<p><b>{text(report.rates)}</b></p>\n"
-        f"<h1>{text(report.study.name)}</h1>\n<p>{text(report.study.question)}</p>\n"
-        f'<p class="soft">{ranked:,} of {len(report.study.runs):,} runs have ended and are ranked. '
-        f"{text(_chosen(report))}</p>\n<nav>{links}</nav>\n{body}</body></html>\n"
+    return fill(
+        "study.html",
+        study=report.study,
+        rates=report.rates,
+        ranked=len(report.study.runs) - len(report.absent),
+        chosen=_chosen(report),
+        sections=[part for part in parts if part[2]],
     )
 
 
@@ -67,39 +60,40 @@ def _chosen(report: StudyReport) -> str:
     )
 
 
-def _each_cell(report: StudyReport, body: Callable[[StudyReport, Cell, int], str], *, note: str = "") -> str:
+def _each_cell(report: StudyReport, body: Callable[[StudyReport, Cell, int], Markup], *, remark: str = "") -> Markup:
     """What `body` makes of each size and budget, below its name where there are several."""
-    found = ""
-    for place, cell in enumerate(report.cells):
-        if part := body(report, cell, place):
-            found += (f"<h3>{text(cell.label)}</h3>" if len(report.cells) > 1 else "") + part
-    return found + (f'<p class="soft">{text(note)}</p>' if found and note else "")
+    found = [(cell.label, part) for place, cell in enumerate(report.cells) if (part := body(report, cell, place))]
+    several = len(report.cells) > 1
+    return fill("cells.html", bodies=found, several=several, remark=remark) if found else Markup()
 
 
-def _noise(report: StudyReport, cell: Cell, place: int) -> str:
-    return f"<p>{text(noise_floor(report, cell))}</p>"
+def _noise(report: StudyReport, cell: Cell, place: int) -> Markup:
+    return paragraph(noise_floor(report, cell))
 
 
-def _variants(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, bytes]) -> str:
+def _variants(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, bytes]) -> Markup:
     if cell.comparison is None:
-        return f"<p>No comparison: {text(cell.refused)}.</p>"
-    listed = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences(report, cell))
-    numbers = range(1, len(RESULTS))
-    found = _show(pictures, f"differences-{place}.", "across") + f"<ul>{listed}</ul>\n"
-    found += table(RESULTS, results(report, cell), numbers=numbers)
-    measured = "; ".join(cell.comparison.data["measured_on"])
-    return found + (f'<p class="soft">Measured on {text(measured)}.</p>' if measured else "")
+        return paragraph(f"No comparison: {cell.refused}.")
+    return fill(
+        "variants.html",
+        picture=show(pictures, f"differences-{place}.", "across"),
+        sentences=sentences(report, cell),
+        headings=RESULTS,
+        rows=results(report, cell),
+        numbers=range(1, len(RESULTS)),
+        measured="; ".join(cell.comparison.data["measured_on"]),
+    )
 
 
-def _costs(report: StudyReport, cell: Cell, place: int) -> str:
+def _costs(report: StudyReport, cell: Cell, place: int) -> Markup:
     rows = costs(report, cell)
-    return table(COSTS, rows, numbers=range(1, len(COSTS))) if rows else ""
+    return table(COSTS, rows, numbers=range(1, len(COSTS))) if rows else Markup()
 
 
-def _tuning(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, bytes]) -> str:
+def _tuning(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, bytes]) -> Markup:
     told = [tuned.sentence for name in report.names if (tuned := cell.tuned[name]).sentence]
     if not told:
-        return ""
+        return Markup()
     rows = [
         [
             name,
@@ -112,23 +106,28 @@ def _tuning(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, 
         for each in cell.tuned[name].tried
         if each.choices
     ]
-    listed = "".join(f"<li>{text(sentence)}</li>" for sentence in told)
-    headings = ("variant", "values", f"mean, {report.unit}", "finished seeds", "")
-    return f"<ul>{listed}</ul>{_show(pictures, f'sweep-{place}-')}{table(headings, rows, numbers=(2, 3))}"
+    return fill(
+        "tuning.html",
+        picture=show(pictures, f"sweep-{place}-"),
+        sentences=told,
+        headings=("variant", "values", f"mean, {report.unit}", "finished seeds", ""),
+        rows=rows,
+        numbers=(2, 3),
+    )
 
 
-def _ladder(report: StudyReport, pictures: Mapping[str, bytes]) -> str:
+def _ladder(report: StudyReport, pictures: Mapping[str, bytes]) -> Markup:
     refused: dict[str, list[str]] = {}
     for name, found in report.ladders.items():
         if isinstance(found, str):
             refused.setdefault(found, []).append(name)
-    told = "".join(f"<p>No law of {text(', '.join(names))}: {text(why)}.</p>" for why, names in refused.items())
+    told = Markup().join(paragraph(f"No law of {', '.join(names)}: {why}.") for why, names in refused.items())
     rows = ladder_rows(report)
     if not rows:
         return told
     headings = ["variant", "points", "exponent", "floor", "scatter", "largest point, held out"]
     headings += [f"extrapolated, {times:g} times the compute" for times in AHEAD]
-    return _show(pictures, "ladder") + table(headings, rows) + told + f'<p class="soft">{text(LADDER)}</p>'
+    return show(pictures, "ladder") + table(headings, rows) + told + note(LADDER)
 
 
 LADDER = (
@@ -139,14 +138,14 @@ LADDER = (
 )
 
 
-def _configurations(report: StudyReport, cell: Cell, place: int) -> str:
+def _configurations(report: StudyReport, cell: Cell, place: int) -> Markup:
     rows = differing(report, cell)
-    return table(("variant", "option", "its value", "the baseline's"), rows) if rows else ""
+    return table(("variant", "option", "its value", "the baseline's"), rows) if rows else Markup()
 
 
-def _absent(report: StudyReport) -> str:
+def _absent(report: StudyReport) -> Markup:
     rows = [[entry["run"], entry["why"]] for entry in report.absent]
-    return table(("run", "why"), rows) if rows else "<p>None: all runs have ended and can be ranked.</p>"
+    return table(("run", "why"), rows) if rows else paragraph("None: all runs have ended and can be ranked.")
 
 
 NOTES = (
@@ -157,12 +156,3 @@ NOTES = (
     "Runs that are not causal, have not ended or have no finite loss are in no ranking.",
     "What holds at this size, on this data and for these budgets may not hold at others.",
 )
-
-
-def _show(pictures: Mapping[str, bytes], prefix: str, kind: str = "pictures") -> str:
-    images = [
-        f'<img alt="{text(name.removesuffix(".png"))}" src="data:image/png;base64,{base64.b64encode(data).decode()}">'
-        for name, data in pictures.items()
-        if name.startswith(prefix)
-    ]
-    return f'<div class="{kind}">{"".join(images)}</div>\n' if images else ""

@@ -1,14 +1,57 @@
-"""Pieces of HTML. Everything that comes out of a run's folder is escaped here."""
+"""HTML by the templates of templates/*.html.
 
-import html
-from collections.abc import Collection, Sequence
+Whatever a template is given is escaped, control characters as well, but for what comes from another template.
+"""
+
+import base64
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from common.plain_text import shown
+from common.progress import format_duration
+
+TEMPLATES = Path(__file__).with_name("templates")
 
 
-def text(value: object) -> str:
+@cache
+def templates() -> Environment:
+    """All templates, each read once by a process."""
+    found = Environment(
+        loader=FileSystemLoader(TEMPLATES, encoding="utf-8"),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        auto_reload=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.filters |= {"grouped": "{:,}".format, "duration": format_duration}
+    return found
+
+
+def _visible(value: object) -> Markup | str:
+    """What a template shows of a value, before it is escaped."""
+    return value if isinstance(value, Markup) else shown(str(value))
+
+
+def fill(template: str, **values: Any) -> Markup:
+    """A template of this name with these values."""
+    return Markup(templates().get_template(template).render(values))
+
+
+def _part(name: str, *values: object) -> Markup:
+    """A macro of parts.html with these values."""
+    return Markup(getattr(templates().get_template("parts.html").module, name)(*values))
+
+
+def text(value: object) -> Markup:
     """Any value as text that can't be taken for markup, and turns no text around it."""
-    return html.escape(shown(str(value)))
+    return escape(_visible(value))
 
 
 def table(
@@ -17,32 +60,45 @@ def table(
     *,
     numbers: Collection[int] = (),
     marked: Collection[int] = (),
-) -> str:
+) -> Markup:
     """A table that scrolls sideways on a narrow screen.
 
     Args:
         numbers: columns set at the right. marked: rows of this project among others'.
     """
-
-    def cell(tag: str, column: int, content: str) -> str:
-        kind = "number" if column in numbers else "any"
-        return f'<{tag} class="{kind}">{text(content)}</{tag}>'
-
-    head = "".join(cell("th", column, heading) for column, heading in enumerate(headings))
-    lines = [
-        ('<tr class="ours">' if index in marked else "<tr>")
-        + "".join(cell("td", column, content) for column, content in enumerate(row))
-        + "</tr>"
-        for index, row in enumerate(rows)
-    ]
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{"".join(lines)}</tbody></table></div>\n'
+    return _part("table", headings, rows, numbers, marked)
 
 
-def folded(summary: str, body: str) -> str:
+def folded(summary: str, body: Markup) -> Markup:
     """Something to unfold."""
-    return f"<details><summary>{text(summary)}</summary>{body}</details>\n"
+    return _part("folded", summary, body)
 
 
-def code(content: str, kind: str = "") -> str:
-    """Preformatted text; `kind` text is wrapped."""
-    return f'<pre class="{kind}">{text(content)}</pre>\n'
+def code(content: str) -> Markup:
+    """Preformatted text."""
+    return _part("code", content)
+
+
+def paragraph(content: str) -> Markup:
+    return _part("paragraph", content)
+
+
+def note(*sentences: str) -> Markup:
+    """A paragraph in a softer colour; nothing where there are no sentences."""
+    said = [sentence for sentence in sentences if sentence]
+    return _part("note", said) if said else Markup()
+
+
+def warning(sentence: str) -> Markup:
+    """A sentence that stands out."""
+    return _part("warning", sentence)
+
+
+def show(pictures: Mapping[str, bytes], prefix: str, kind: str = "pictures") -> Markup:
+    """Pictures whose file names start with this, inside the page."""
+    images = [
+        (name.removesuffix(".png"), base64.b64encode(data).decode())
+        for name, data in pictures.items()
+        if name.startswith(prefix)
+    ]
+    return _part("pictures", images, kind) if images else Markup()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from markupsafe import Markup
 
 from common.bad_batch import layer_at_fault
 from common.curves import VALIDATION, Curve, format_figure
@@ -13,7 +14,7 @@ from common.measured import describe_validation, measured_alike
 from common.progress import format_duration
 from common.time_spent import labels_of
 from eval.reporting.comparison import Table, rows_with
-from eval.reporting.html_parts import code, folded, table, text
+from eval.reporting.html_parts import code, fill, folded, note, table, warning
 from eval.reporting.key_figures import KeyFigures
 from eval.reporting.published_score import NOT_MEASURED, PUBLISHED, describe_examples
 from eval.reporting.references import NOTES
@@ -24,32 +25,29 @@ SHOWN_STARTS = 60
 SHOWN_CHARACTERS = 1_000
 
 
-def loss_note(runs: Sequence[RunData]) -> str:
+def loss_note(runs: Sequence[RunData]) -> Markup:
     """What the curves are, and on which data the validation losses were measured."""
-    drawn = "The dots are validation losses. " if len(runs) > 1 else ""
-    data = " ".join(
-        [*_leaks(runs), _measured_on(runs), *(_left_out(run, VALIDATION, describe_validation) for run in runs)]
+    return note(
+        "The dots are validation losses." if len(runs) > 1 else "",
+        "Hours leave out the time between a stop and the next start.",
+        "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention), 4N where adapters leave N frozen.",
+        *(warning(f"{run.name} is not causal: it sees what it predicts.") for run in runs if run.leaks),
+        *_measured_on(runs),
+        *(_left_out(run, VALIDATION, describe_validation) for run in runs),
     )
-    flops = "FLOPs are 6N + 12·layers·width·context a token (PaLM's convention), 4N where adapters leave N frozen."
-    return f'<p class="soft">{drawn}Hours leave out the time between a stop and the next start. {flops} {data}</p>'
 
 
-def _leaks(runs: Sequence[RunData]) -> list[str]:
-    """Of runs that see what they predict."""
-    return [f"<b>{text(run.name)} is not causal: it sees what it predicts.</b>" for run in runs if run.leaks]
-
-
-def _measured_on(runs: Sequence[RunData]) -> str:
-    """On what the validation losses were measured that the curves show."""
+def _measured_on(runs: Sequence[RunData]) -> list[str]:
+    """Sentences on what the validation losses were measured on that the curves show."""
     newest = [(run.name, validated[-1]) for run in runs if (validated := run.table.comparable("val_loss"))]
     told = [(name, event, describe_validation(event)) for name, event in newest]
     if not any(described for _, _, described in told):
-        return ""
+        return []
     first = max((event for _, event, _ in told), key=lambda event: len(describe_validation(event)))
     if all(measured_alike(VALIDATION, event, first) for _, event, _ in told):
-        return f"Validation set: {text(describe_validation(first))}."
-    each = "; ".join(f"{text(name)}: {text(described or 'not recorded')}" for name, _, described in told)
-    return f"<b>The validation sets are not the same: these validation losses can't be compared.</b> {each}."
+        return [f"Validation set: {describe_validation(first)}."]
+    each = "; ".join(f"{name}: {described or 'not recorded'}" for name, _, described in told)
+    return [warning("The validation sets are not the same: these validation losses can't be compared."), f"{each}."]
 
 
 def _left_out(run: RunData, curve: Curve, describe: Callable[[dict[str, Any]], str]) -> str:
@@ -60,28 +58,27 @@ def _left_out(run: RunData, curve: Curve, describe: Callable[[dict[str, Any]], s
         return ""
     kinds = "; ".join(dict.fromkeys(describe(event) for event in others))
     steps = f"step {others[0]['step']:,}" + (f" to {others[-1]['step']:,}" if len(others) > 1 else "")
-    return f"<b>{text(run.name)}: left out what was measured on something else ({text(kinds)}), {steps}.</b>"
+    return warning(f"{run.name}: left out what was measured on something else ({kinds}), {steps}.")
 
 
-def steps_note(runs: Sequence[RunData]) -> str:
-    if any(event == event for run in runs for event in run.table.tail("mfu", 1)):
-        return ""
-    return '<p class="soft">No MFU: the peak speed of this device is not known.</p>'
+def steps_note(runs: Sequence[RunData]) -> Markup:
+    known = any(event == event for run in runs for event in run.table.tail("mfu", 1))
+    return note("" if known else "No MFU: the peak speed of this device is not known.")
 
 
-def comparison(runs: Sequence[RunData]) -> str:
+def comparison(runs: Sequence[RunData]) -> Markup:
     """The ancestors' table with these runs above."""
     beside = Table.of(rows := sorted(rows_with(runs), key=lambda row: not row.ours))
     ours = [index for index, row in enumerate(rows) if row.ours]
     measured = any(run.table.of_kind(PUBLISHED.figure) for run in runs)
-    missing = "" if measured else f'<p class="soft">{NOT_MEASURED}</p>'
-    others = " ".join(filter(None, (_left_out(run, PUBLISHED, describe_examples) for run in runs)))
-    missing += f'<p class="soft">{others}</p>' if others else ""
-    notes = "".join(f'<p class="soft">{text(note)}</p>' for note in NOTES)
-    return missing + table(beside.headings, beside.cells, numbers=beside.numbers, marked=ours) + notes
+    above = note("" if measured else NOT_MEASURED) + note(
+        *(_left_out(run, PUBLISHED, describe_examples) for run in runs)
+    )
+    below = Markup().join(map(note, NOTES))
+    return above + table(beside.headings, beside.cells, numbers=beside.numbers, marked=ours) + below
 
 
-def evaluations(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> str:
+def evaluations(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> Markup:
     """Where the curves end that no published model has, and which is the best figure of each."""
     known = {curve.figure: curve for run in runs for curve in run.table.curves}
     names = dict.fromkeys(name for figure in figures for name in figure.evaluations)
@@ -92,13 +89,12 @@ def evaluations(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> str:
         last = ["–" if end is None else f"{end} (step {end.step:,})" for end in ends]
         best = ["–" if end is None else f"{format_figure(end.best)} (step {end.best_step:,})" for end in ends]
         rows += [[f"{curve.label}, last", *last], [f"{curve.label}, {better}", *best]]
-    left_out = [_left_out(run, known[name], known[name].describe) for name in names for run in runs]
-    others = " ".join(filter(None, left_out))
-    notes = f'<p class="soft">{others}</p>' if others else ""
-    return table(["", *(run.name for run in runs)], rows, numbers=range(1, len(runs) + 1)) + notes if rows else ""
+    left_out = note(*(_left_out(run, known[name], known[name].describe) for name in names for run in runs))
+    shown = table(["", *(run.name for run in runs)], rows, numbers=range(1, len(runs) + 1))
+    return shown + left_out if rows else Markup()
 
 
-def bad_batches(runs: Sequence[RunData]) -> str:
+def bad_batches(runs: Sequence[RunData]) -> Markup:
     """The worst sequence of each batch that was examined, and the layer where it shows."""
     rows = [
         [
@@ -113,10 +109,10 @@ def bad_batches(runs: Sequence[RunData]) -> str:
         for found in run.bad_batches
     ]
     headings = [*(["run"] if len(runs) > 1 else []), "step", "why", "worst sequence", "its loss", "layers"]
-    return table(headings, rows) if rows else ""
+    return table(headings, rows) if rows else Markup()
 
 
-def time_table(figures: Sequence[KeyFigures]) -> str:
+def time_table(figures: Sequence[KeyFigures]) -> Markup:
     labels = labels_of(figure.seconds for figure in figures)
     spent = {part: [figure.seconds.parts.get(part, 0.0) for figure in figures] for part in labels}
     rows = [
@@ -134,9 +130,9 @@ def time_table(figures: Sequence[KeyFigures]) -> str:
     return table(["", *(figure.run for figure in figures)], rows, numbers=range(1, len(figures) + 1))
 
 
-def starts(runs: Sequence[RunData]) -> str:
+def starts(runs: Sequence[RunData]) -> Markup:
     """Every start: when, from which step, on how many ranks and where."""
-    body = ""
+    told = []
     for run in runs:
         lives = run.table.lives
         hosts = [_hosts(start) for start in run.starts]
@@ -153,17 +149,9 @@ def starts(runs: Sequence[RunData]) -> str:
                 hosts[index],
             ]
             rows.append([*cells, format_duration(max(0.0, life.end - life.start)), down])
-        headings = ("start", "time", "after step", "ranks", "hosts", "ran for", "stopped before")
-        lost = run.table.lost
-        again = (
-            f" {lost.steps:,} steps were lost and done again ({format_duration(lost.seconds)})." if lost.steps else ""
-        )
-        said = f"{len(lives)} start{'s' if len(lives) > 1 else ''}.{again}"
-        left_out = len(rows) - SHOWN_STARTS
-        said += f" The last {SHOWN_STARTS} of them:" if left_out > 0 else ""
-        shown = table(headings, rows[-SHOWN_STARTS:], numbers=(0, 2, 3, 5, 6))
-        body += f"<h3>{text(run.name)}</h3><p>{said}</p>{shown}" if len(runs) > 1 else f"<p>{said}</p>{shown}"
-    return body
+        shown = SHOWN_STARTS if len(rows) > SHOWN_STARTS else 0
+        told.append((run.name, len(lives), run.table.lost, shown, rows[-SHOWN_STARTS:]))
+    return fill("starts.html", runs=told)
 
 
 def _hosts(start: dict[str, Any]) -> str:
@@ -181,9 +169,9 @@ def _ranks(start: dict[str, Any]) -> list[dict[str, Any]]:
     return [rank for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
 
 
-def samples(runs: Sequence[RunData]) -> str:
+def samples(runs: Sequence[RunData]) -> Markup:
     """What the models generated, at steps spread over the run, the newest first."""
-    body = ""
+    told = []
     for run in runs:
         latest = {
             (sample["step"], str(sample.get("prompt"))): sample for sample in run.samples
@@ -193,14 +181,10 @@ def samples(runs: Sequence[RunData]) -> str:
             last = len(steps) - 1
             steps = sorted({steps[round(index * last / (SHOWN_STEPS - 1))] for index in range(SHOWN_STEPS)})
         for position, step in enumerate(reversed(steps)):
-            written = [sample for (at, _), sample in latest.items() if at == step]
-            texts = "".join(
-                f'<pre class="text"><em>{text(sample.get("prompt", ""))}</em>{text(_shown(sample))}</pre>'
-                for sample in written
-            )
+            written = [(sample.get("prompt", ""), _shown(sample)) for (at, _), sample in latest.items() if at == step]
             heading = f"{run.name}, step {step:,}" if len(runs) > 1 else f"step {step:,}"
-            body += f"<h3>{text(heading)}</h3>{texts}" if position == 0 else folded(heading, texts)
-    return body
+            told.append((heading, position == 0, written))
+    return fill("samples.html", steps=told) if told else Markup()
 
 
 def _shown(sample: dict[str, Any]) -> str:
@@ -208,28 +192,27 @@ def _shown(sample: dict[str, Any]) -> str:
     return content if len(content) <= SHOWN_CHARACTERS else content[:SHOWN_CHARACTERS] + "…"
 
 
-def configurations(runs: Sequence[RunData]) -> str:
+def configurations(runs: Sequence[RunData]) -> Markup:
     """Each run's whole configuration, to unfold."""
     dumped = [
         (run, yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, width=110)) for run in runs if run.config
     ]
-    return "".join(
+    return Markup().join(
         folded(f"{run.name}: config.yaml" if len(runs) > 1 else "the whole config.yaml", code(content))
         for run, content in dumped
     )
 
 
-def provenance(runs: Sequence[RunData]) -> str:
+def provenance(runs: Sequence[RunData]) -> Markup:
     """Command, revision, versions and machines of each run's first start, and the commands that repeat it."""
-    body = ""
-    for run in runs:
-        heading = f"<h3>{text(run.name)}</h3>" if len(runs) > 1 else ""
-        body += heading + (_origin(run) if run.starts else '<p class="soft">No provenance.json in this folder.</p>')
-        body += _again(run)
-    return body
+    told = [(run.name, _origin(run), run.starts[0].get("diff") if run.starts else None, _again(run)) for run in runs]
+    return fill("provenance.html", runs=told)
 
 
-def _origin(run: RunData) -> str:
+def _origin(run: RunData) -> list[list[str]]:
+    """Rows of what is known of a run's starts; none where nothing is."""
+    if not run.starts:
+        return []
     first, last = run.starts[0], run.starts[-1]
     revisions = list(dict.fromkeys(str(start.get("revision")) for start in run.starts))
     longhauls = list(dict.fromkeys(str(start["version"]) for start in run.starts if start.get("version")))
@@ -238,7 +221,7 @@ def _origin(run: RunData) -> str:
     versions = (
         ", ".join(f"{name} {version}" for name, version in packages.items()) if isinstance(packages, dict) else ""
     )
-    rows = [
+    return [
         ["command", str(first.get("command", ""))],
         *([["Longhaul", ", then ".join(longhauls)]] if longhauls else []),
         ["git revision", ", then ".join(revisions) + (" with uncommitted changes, below" if changed else "")],
@@ -247,9 +230,6 @@ def _origin(run: RunData) -> str:
         ["packages", versions],
         ["folder", str(run.folder.path)],
     ]
-    return table(["", ""], rows) + (
-        folded("uncommitted changes", code(str(first["diff"]))) if first.get("diff") else ""
-    )
 
 
 def _again(run: RunData) -> str:
@@ -277,4 +257,4 @@ def _again(run: RunData) -> str:
     branch = f" --resume {shlex.quote(str(first['resumed_from']))}" if first.get("resumed_from") else ""
     script = training_script(run.config, run.starts)
     lines.append(f"{launch} {script} --config {shlex.quote(str(config))}{branch} --run.name {again}")
-    return "<h3>Again</h3>" + code("\n".join(lines))
+    return "\n".join(lines)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
 from common.progress import format_duration
 from common.step_profile import PARTS, StepProfile
 from eval.reporting import drawing
 from eval.reporting.drawing import draw, short
-from eval.reporting.html_parts import folded, table
+from eval.reporting.html_parts import folded, note, table
 from eval.reporting.run_data import RunData
 
 PART_COLORS = ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#F0E442", "#DDDDDD")
@@ -59,22 +60,22 @@ def profile_picture(runs: Sequence[RunData]) -> bytes | None:
     return draw(paint, "Where the profiled steps went", size=(drawing.SIZE_INCHES[0], 2.3 + 0.3 * len(found)))
 
 
-def profile_tables(runs: Sequence[RunData]) -> str:
+def profile_tables(runs: Sequence[RunData]) -> Markup:
     """Seconds and shares by part, and the operators that took the most, as HTML; empty where no run was profiled."""
     found = shown_profiles(runs)
     if not found:
-        return ""
+        return Markup()
     parts = [part for part in PARTS if any(profile["shares"].get(part, 0.0) > 0 for _, profile in found)]
     rows = [[PARTS[part], *(_of_a_step(profile, part) for _, profile in found)] for part in parts]
     rows.append(["a step", *(format_duration(profile["seconds"] / _count(profile)) for _, profile in found)])
     rows.append(["communication beside computing", *(_hidden(profile) for _, profile in found)])
     rows.append(["whose time", *(_whose(profile) for _, profile in found)])
-    note = (
-        '<p class="soft">Profiled steps are slower than others: each operator is recorded. The traces are in the '
-        "run's profile folder.</p>"
+    slower = note(
+        "Profiled steps are slower than others: each operator is recorded. The traces are in the run's profile folder."
     )
-    largest = "".join(folded(f"{name}: the operators that took the most", _largest(profile)) for name, profile in found)
-    return table(["", *(name for name, _ in found)], rows, numbers=range(1, len(found) + 1)) + note + largest
+    largest = [folded(f"{name}: the operators that took the most", _largest(profile)) for name, profile in found]
+    whole = table(["", *(name for name, _ in found)], rows, numbers=range(1, len(found) + 1))
+    return whole + slower + Markup().join(largest)
 
 
 def _count(profile: StepProfile) -> int:
@@ -94,7 +95,7 @@ def _whose(profile: StepProfile) -> str:
     return f"{profile['measured']} of rank {profile['rank']} of {profile['world_size']} ({profile['device']})"
 
 
-def _largest(profile: StepProfile) -> str:
+def _largest(profile: StepProfile) -> Markup:
     rows = [
         [entry["name"], PARTS.get(entry["part"], entry["part"]), f"{1000 * entry['seconds'] / _count(profile):,.1f} ms"]
         for entry in profile["largest"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from common.metrics_table import Values
 from eval.reporting import drawing
@@ -22,12 +23,12 @@ CUT_FRACTION = 0.03  # of a run, at its start, whose loss may be above the pictu
 INK = ("#000000",)  # which the dark page shows light
 
 
-def loss_chart(runs: Sequence[RunData]) -> str:
+def loss_chart(runs: Sequence[RunData]) -> Markup:
     """A figure with the loss of all runs against each axis that they have figures for."""
     axes = [axis for axis in LOSS_AXES if axis is not FLOPS or any(run.flops_per_token for run in runs)]
     drawn = {axis: svg for axis in axes if (svg := _svg(runs, axis))}
     if not drawn:
-        return ""
+        return Markup()
     inputs, switches, legend, rules = [], [], [], []
     for number, axis in enumerate(drawn):
         checked = " checked" if number == 0 else ""
@@ -47,7 +48,7 @@ def loss_chart(runs: Sequence[RunData]) -> str:
         legend = [f'<span><i style="background: {color}"></i>{name}</span>' for color, name in pairs]
     else:
         legend.append('<span class="soft">dots: validation; click a run to hide it</span>')
-    return (
+    return Markup(
         f'<div class="chart"><style>{" ".join(rules)}</style>{"".join(inputs)}'
         f'<div class="switch">against {"".join(switches)}</div>{"".join(drawn.values())}'
         f'<div class="legend">{"".join(legend)}</div></div>\n'
