@@ -39,7 +39,7 @@ FIELDS: dict[str, Field] = {
     **dict.fromkeys(("save_seconds", "save_blocked_seconds", "hang_seconds", "val_loss", "val_bits_per_byte"), NUMBER),
     **dict.fromkeys(("val_loss_masked",), NUMBER),
     **dict.fromkeys(("planned_memory_gib", "planned_tokens_per_second", "planned_hours"), NUMBER),
-    **dict.fromkeys(("target_tokens",), _COUNT),
+    **dict.fromkeys(("target_tokens", "answer_tokens"), _COUNT),
     **dict.fromkeys(("val_sha256", "val_text_sha256", "data_identity", "weights", "prompt", "text"), _TEXT),
     **dict.fromkeys(("val_document_mask", "causal"), _FLAG),
 }

@@ -1,5 +1,5 @@
 """Check a token set: every shard's size, SHA-256, token ids, documents and bytes of text; the validation split's hash;
-that no document of it is in the training split, too.
+that no document of it is in the training split, too; of conversations also their marks.
 
 Exit status 0 only if all is well; else 1, with a line for everything that is broken (2 where there is no set
 to check).
@@ -28,8 +28,19 @@ from common.progress import Bar, format_count, progress_bar
 from common.publish import file_to_write, write_json_output
 from common.regular_file import open_regular
 from data_prep.corpora.workers import choose_workers
-from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, document_start, split_sha256
+from data_prep.token_sets.manifest import (
+    MANIFEST_FILE,
+    MARK_COUNT,
+    SPLITS,
+    STARTS,
+    Manifest,
+    Shard,
+    document_start,
+    validation_sha256,
+)
+from data_prep.token_sets.marked_writer import count_conversations
 from data_prep.token_sets.shared_documents import shared_documents
+from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.text_hash import split_text_sha256
 from data_prep.tokenization.tokenizer import Tokenizer
@@ -57,13 +68,16 @@ class ShardReading:
 
 
 def read_shard(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: Bar, shard: Shard
+    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: Bar, shard: Shard, *, marks: bool = False
 ) -> ShardReading | OSError:
     """A shard's `ShardReading`, read once, block by block; or the OSError that kept it from being read.
 
     A file longer than its tokens is read no further: it may be endless, and its size is enough.
+
+    Args: marks: it holds marks, which start documents, too, and stand for no text.
     """
-    dtype, begin = manifest.numpy_dtype, document_start(manifest.tokenizer)
+    dtype, begin = manifest.numpy_dtype, STARTS if marks else document_start(manifest.tokenizer)
+    tokenizer = None if marks else tokenizer
     found = ShardReading(text_bytes=None if tokenizer is None else 0)
     digest = hashlib.sha256()
     try:
@@ -88,14 +102,17 @@ def read_shard(
 
 def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReading) -> Iterator[str]:
     """How a shard differs from its entry in the manifest, in words."""
-    shard, vocab_size = manifest.splits[split][index], manifest.tokenizer["vocab_size"]
+    shard, marks = manifest.splits[split][index], split not in SPLITS
+    vocab_size, begin = manifest.tokenizer["vocab_size"], document_start(manifest.tokenizer)
     if found.size != (size := shard.tokens * manifest.numpy_dtype.itemsize):
         yield f"{found.size:,} bytes, not {size:,}"
     if found.size > size:  # not read to its end
         return
-    if found.largest >= vocab_size:
+    if marks and found.largest >= MARK_COUNT:
+        yield f"{found.largest:,} is no mark"
+    elif found.largest >= vocab_size:
         yield f"token id {found.largest:,} is outside the vocabulary of {vocab_size:,}"
-    if document_start(manifest.tokenizer) is None:  # then a split is one document
+    if begin is None and not marks:  # then a split is one document
         found.documents = int(index == 0 and found.size > 0)
     if found.documents != shard.documents:
         yield f"{found.documents:,} documents start in it, not {shard.documents:,}"
@@ -120,14 +137,15 @@ def tokenizer_of(manifest: Manifest) -> tuple[Tokenizer | None, list[str]]:
 def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
     """Everything that is wrong with a set, shards in their order."""
     places = [(split, index) for split in manifest.splits for index in range(len(manifest.splits[split]))]
-    shards = [manifest.splits[split][index] for split, index in places]
+    splits, shards = [split for split, _ in places], [manifest.splits[split][index] for split, index in places]
     listed = {shard.file for shard in shards}
     problems = [f"{path}: not in the manifest" for path in sorted(folder.glob("*.bin")) if path.name not in listed]
     tokenizer, differing = tokenizer_of(manifest)
     problems += differing
     total = sum(manifest.total(split, "tokens") for split in manifest.splits) * manifest.numpy_dtype.itemsize
     with progress_bar(total, "B", "verifying", scale=True) as bar, ThreadPoolExecutor(workers) as pool:
-        readings = list(pool.map(partial(read_shard, folder, manifest, tokenizer, bar), shards))
+        read = partial(read_shard, folder, manifest, tokenizer, bar)
+        readings = list(pool.map(lambda shard, split: read(shard, marks=split not in SPLITS), shards, splits))
     all_read = True
     for (split, index), shard, found in zip(places, shards, readings, strict=True):
         if isinstance(found, OSError):
@@ -138,7 +156,7 @@ def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
         if isinstance(found, OSError) or found.size > shard.tokens * manifest.numpy_dtype.itemsize:
             all_read = False
     if all_read:
-        val_sha256 = split_sha256(folder, manifest.splits["val"])
+        val_sha256 = validation_sha256(folder, manifest.splits)
         if val_sha256 != manifest.val_sha256:
             problems.append(
                 f"{folder / MANIFEST_FILE}: val_sha256 is {manifest.val_sha256[:16]}…, the validation split's is "
@@ -153,8 +171,17 @@ def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
                 f"{found_text[:16]}…"
             )
     if not problems:
-        problems += shared_problems(folder, manifest)
+        problems += [*mark_problems(folder, manifest), *shared_problems(folder, manifest)]
     return problems
+
+
+def mark_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """How the marks of a set of conversations differ from the manifest's counts of them, in words."""
+    for split, recorded in (manifest.conversations or {}).items():
+        marks = TokenSet(folder, manifest).marks(split)
+        found = None if marks is None else count_conversations(marks)
+        if found != recorded:
+            yield f"{folder}: the marks of {split} are of {found}, the manifest has {dict(recorded)}"
 
 
 def shared_problems(folder: Path, manifest: Manifest) -> list[str]:
@@ -173,7 +200,7 @@ def main() -> int:
     for problem in problems:
         print(one_line(problem))
     count = sum(len(shards) for shards in manifest.splits.values())
-    tokens = sum(manifest.total(split, "tokens") for split in manifest.splits)
+    tokens = sum(manifest.total(split, "tokens") for split in SPLITS)
     if not problems:
         print(f"{arguments.folder}: {count} shards, {format_count(tokens)} tokens, all is well")
     if arguments.json:

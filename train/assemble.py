@@ -8,7 +8,7 @@ from model.counts import flops_per_token, peak_flops
 from train.batches.training_sequences import open_loader
 from train.evaluations.evaluation import Tools
 from train.layer_statistics.layer_statistics import build_layer_statistics
-from train.objectives.language_modelling import LanguageModelling
+from train.objectives.build import build_objective
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
 from train.optimization.step import Stepper, UpdateWatcher
@@ -100,7 +100,7 @@ def _build_stepper(
         optimizer,
         run.ranks,
         plan.batch,
-        LanguageModelling(config.optim.z_loss),
+        build_objective(config),
         dtype=plan.dtype,
         grad_clip=config.optim.grad_clip,
         seed=config.run.seed,

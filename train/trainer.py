@@ -204,7 +204,7 @@ class Trainer:
         if result.verdict is not Verdict.LEARNED:
             record["skipped"] = True
         if self.config.data.is_packed:
-            record["target_tokens"] = batch.total_target_count  # of the step: the rest is padding
+            record[self.stepper.objective.unit] = int(result.targets)  # of the step: the rest is no target, or padding
         if by_source := self.loader.order.read_by_source(progress.sequences):
             length = self.config.model.block_size
             record["source_tokens"] = {name: count * length for name, count in by_source.items()}

@@ -19,7 +19,8 @@ from data_prep.corpora.encode_worker import Part, Place, Selection, Work
 from data_prep.corpora.journal import Journal, SplitState
 from data_prep.corpora.preparation import finish_set
 from data_prep.corpora.readers import units
-from data_prep.token_sets.manifest import Manifest
+from data_prep.token_sets.manifest import SPLITS, Manifest, marks_of
+from data_prep.token_sets.marked_writer import MarkedWriter
 from data_prep.token_sets.shard_writer import ShardWriter
 from data_prep.tokenization.tokenizer import Tokenizer
 
@@ -51,10 +52,12 @@ class Files(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides the output apart from the source itself. Counts are tokens; `max_tokens` None means all."""
+    """All that decides the output apart from the source itself. Counts are tokens; `max_tokens` None means all, and so
+    does `val_tokens` None, of the documents that a hash chooses.
+    """
 
     shard_tokens: int
-    val_tokens: int
+    val_tokens: int | None
     max_tokens: int | None
     field: str
     tokenizer: str
@@ -67,6 +70,7 @@ class Corpus:
     """What to prepare: `name` and `origin` for the manifest, the files, the settings.
 
     `count_absent`: records without text, or without its field, are counted in the manifest (`without_text`).
+    `conversations`: records hold conversations, of at most `longest` tokens.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Corpus:
     settings: Settings
     tokenizer: Tokenizer
     count_absent: bool = False
+    conversations: bool = False
+    longest: int | None = None
 
     def source(self) -> dict[str, Any]:
         return {
@@ -94,8 +100,8 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_
     plan = {"source": corpus.source(), "tokenizer": corpus.tokenizer.spec}
     journal = Journal.open(folder, plan, skip_bad)
     scope = len(corpus.files.listed) if settings.validation_files is None else settings.validation_files
-    one_in = settings.validation_one_in if settings.val_tokens else 0
-    if settings.val_tokens:
+    one_in = settings.validation_one_in if settings.val_tokens != 0 else 0
+    if settings.val_tokens != 0:
         taking = Selection("val", one_in, scope)
         _write_split(corpus, folder, journal, taking, settings.val_tokens, scope, workers, start_method)
     taking = Selection("train", one_in, scope, journal.splits["val"].last)
@@ -103,19 +109,31 @@ def prepare(corpus: Corpus, folder: Path, workers: int, start_method: str, skip_
     if corpus.count_absent and journal.splits["train"].absent is None:
         journal.splits["train"].absent = {"counts": {}, "first": []}
     _write_split(corpus, folder, journal, taking, settings.max_tokens, count, workers, start_method)
-    splits = {name: tuple(journal.splits[name].shards) for name in ("train", "val")}
+    splits = {name: tuple(journal.splits[name].shards) for name in SPLITS}
+    splits |= {marks_of(name): tuple(journal.splits[name].marks or ()) for name in SPLITS if corpus.conversations}
     if not splits["train"]:
-        raise UserError(
-            f"the source's field {settings.field!r} has too little text, nothing is left for training: give more files"
-        )
+        raise UserError(_nothing_left(corpus, journal))
     source = corpus.source() | ({"skipped": journal.skipped.entries} if journal.skipped.entries else {})
     if (absent := journal.splits["train"].absent) is not None:
         source["without_text"] = absent
     known = 0 if journal.splits["val"].keys is not None else None
     packages = ["tiktoken", "numpy", "pyarrow"]
-    manifest = finish_set(folder, corpus.tokenizer, source, packages, splits, shared_documents=known)
+    manifest = finish_set(folder, corpus.tokenizer, source, packages, splits, known, marked=corpus.conversations)
     journal.remove()
     return manifest
+
+
+def _nothing_left(corpus: Corpus, journal: Journal) -> str:
+    """Why no document is for training."""
+    absent = journal.splits["train"].absent
+    if corpus.conversations:
+        counts = dict(absent["counts"]) if absent else {}
+        told = "; ".join(f"{count:,}: {why}" for why, count in sorted(counts.items()))
+        return f"no conversation is left for training ({told or 'there is none'}): give more files"
+    return (
+        f"the source's field {corpus.settings.field!r} has too little text, nothing is left for training: give more "
+        "files"
+    )
 
 
 def _write_split(
@@ -137,9 +155,7 @@ def _write_split(
     if limit is None or finished < limit:
         with (
             open_encoder(corpus.tokenizer, workers, start_method, journal.splits["val"].key_set()) as pool,
-            ShardWriter(
-                folder, selection.side, corpus.tokenizer, corpus.settings.shard_tokens, finished=state.shards
-            ) as writer,
+            _open_writer(corpus, folder, selection.side, state) as writer,
             contextlib.closing(
                 _works(corpus, state.next, file_count, selection, journal.skipped.allowed, pool.check)
             ) as works,
@@ -152,7 +168,8 @@ def _write_split(
                 bar.add(part, taken)
                 if limit is not None and finished + bar.tokens >= limit:
                     break
-    state.shards = list(writer.shards) if limit is None or finished < limit else state.shards
+    if limit is None or finished < limit:
+        _keep_shards(state, writer)
     state.done = True
     journal.save()
 
@@ -177,7 +194,8 @@ def _write_part(
         if limit is not None and writer.total_tokens == limit:
             state.last = part.place(offset - 1)._replace(skip=0)
         if len(writer.shards) > len(state.shards):
-            state.shards, state.next = list(writer.shards), part.place(offset)
+            _keep_shards(state, writer)
+            state.next = part.place(offset)
             absences.add_before(state.next.row)
             journal.save()
             if writer.split == "train":
@@ -186,6 +204,20 @@ def _write_part(
             break
     absences.add_before(None if last is None else last.row)
     return offset - begin
+
+
+def _open_writer(corpus: Corpus, folder: Path, split: str, state: SplitState) -> ShardWriter:
+    """A split's writer, after its published shards."""
+    to, size = (folder, split, corpus.tokenizer), corpus.settings.shard_tokens
+    if not corpus.conversations:
+        return ShardWriter(*to, size, finished=state.shards)
+    return MarkedWriter(*to, size, finished=state.shards, finished_marks=state.marks or ())
+
+
+def _keep_shards(state: SplitState, writer: ShardWriter) -> None:
+    state.shards = list(writer.shards)
+    if isinstance(writer, MarkedWriter):
+        state.marks = list(writer.marks)
 
 
 def _works(
@@ -211,7 +243,8 @@ def _works(
                 reached = before + int(listed.bytes * done / total)
                 settings = corpus.settings
                 reading = (index, str(path), listed.name, number, row, stop)
-                yield Work(*reading, settings.field, selection, reached, skip_bad, corpus.count_absent)
+                how = (settings.field, selection, reached, skip_bad, corpus.count_absent, corpus.conversations)
+                yield Work(*reading, *how, corpus.longest)
         before += listed.bytes
 
 

@@ -16,6 +16,7 @@ from common.plain_text import one_line
 from common.progress import format_bytes, format_count
 from common.publish import TEMPORARY_SUFFIX
 from data_prep.corpora.corpus import Corpus, Files, Settings, prepare
+from data_prep.corpora.document_encoders import SPELLINGS
 from data_prep.corpora.encode_pool import START_METHODS, warm_up
 from data_prep.corpora.file_kinds import suffix_of
 from data_prep.corpora.file_walk import LeftOut, describe_left_out
@@ -38,7 +39,7 @@ class Opened:
     """
 
     files: Files
-    origin: dict[str, str]
+    origin: dict[str, Any]
     label: str
     tokens_per_byte: float
     extra_disk_bytes: int = 0
@@ -57,7 +58,9 @@ class Command:
     token_bytes: int
     open_source: Callable[[dict[str, Any] | None], Opened]  # given what an interrupted run found
     load_tokenizer: Callable[[Files], Tokenizer]
-    count_absent: bool = False  # as Corpus has it
+    count_absent: bool = False  # these as Corpus has them
+    conversations: bool = False
+    longest: int | None = None
 
 
 def add_amount_options(parser: argparse.ArgumentParser, tokenizers: Sequence[str]) -> None:
@@ -138,16 +141,32 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
     if skipped := manifest.source.get("skipped"):
         print(f"warning: skipped {len(skipped)} unreadable: {describe_skipped(skipped)} (manifest.json has them all)")
     if absent := manifest.source.get("without_text", {}).get("counts"):
+        if command.conversations:
+            _say_left_out(manifest)
+            return 0
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(absent.items()))
         first = describe_skipped(manifest.source["without_text"]["first"][:1])
         print(f"records without text in {command.settings.field!r}: {kinds}; the first is {first}")
-    if not manifest.splits["val"] and command.settings.val_tokens:
+    if not manifest.splits["val"] and command.settings.val_tokens != 0:
         print(
             "warning: no validation split, which training needs: none of the documents is the one in "
             f"{command.settings.validation_one_in} that a hash chooses; give more documents or, to "
-            "data_prep/text_files.py, a smaller --val-one-in; one long text goes to data_prep/shakespeare.py --file"
+            "data_prep/text_files.py or conversations.py, a smaller --val-one-in; one long text goes to "
+            "data_prep/shakespeare.py --file"
         )
     return 0
+
+
+def _say_left_out(manifest: Manifest) -> None:
+    """Print which records of conversations can't be used, by reason, or were used with something to tell."""
+    absent = manifest.source.get("without_text", {})
+    counts = dict(absent["counts"])
+    spelled = counts.pop(SPELLINGS, 0)
+    for why, count in sorted(counts.items()):
+        print(f"left out {count:,} records: {why}")
+    if spelled:
+        print(f"note     {spelled:,} conversations have {SPELLINGS}")
+    print(f"note     the first of these records: {describe_skipped(absent['first'][:3])}")
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -166,7 +185,9 @@ def _workers(arguments: argparse.Namespace, command: Command, opened: Opened) ->
 def _expected_tokens(settings: Settings, opened: Opened) -> tuple[int, int]:
     """About how many tokens there will be for training and for validation."""
     tokens = int(sum(file.bytes for file in opened.files.listed) * opened.tokens_per_byte)
-    return min(tokens, settings.max_tokens or tokens), min(settings.val_tokens, tokens // settings.validation_one_in)
+    chosen = tokens // settings.validation_one_in
+    val_tokens = chosen if settings.val_tokens is None else min(settings.val_tokens, chosen)
+    return min(tokens, settings.max_tokens or tokens), val_tokens
 
 
 def _make_set(arguments: argparse.Namespace, command: Command) -> Manifest:
@@ -179,7 +200,8 @@ def _make_set(arguments: argparse.Namespace, command: Command) -> Manifest:
         tokenizer = command.load_tokenizer(opened.files)
         if arguments.force:  # only now: a missing source must not cost anybody a set
             remove_file(arguments.out / JOURNAL_FILE)
-        corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer, command.count_absent)
+        how = (command.count_absent, command.conversations, command.longest)
+        corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer, *how)
         manifest = prepare(corpus, arguments.out, workers, arguments.start_method, arguments.skip_bad)
         opened.close(True)
     return manifest

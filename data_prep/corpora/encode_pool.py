@@ -16,6 +16,7 @@ from common.errors import UserError
 from data_prep.corpora.encode_worker import ENCODING_ERRORS, Failure, Part, Work, encode, error_text, serve
 from data_prep.corpora.file_kinds import kind_of
 from data_prep.corpora.readers import UnitReader, lines_before
+from data_prep.token_sets.marked_writer import MARKED_DTYPE
 from data_prep.tokenization.tokenizer import Tokenizer
 
 QUEUED_WORKS = 2  # per worker, so that it never waits for the parent
@@ -188,7 +189,8 @@ class EncodePool:
         except (EOFError, OSError):
             self._report_death(worker)
         rows, counts, skipped, keys, absent = message
-        tokens = np.frombuffer(data, dtype=self._dtype) if data else np.array([], dtype=self._dtype)
+        dtype = MARKED_DTYPE if pending.work.conversations else self._dtype
+        tokens = np.frombuffer(data, dtype=dtype) if data else np.array([], dtype=dtype)
         pending.parts.append(Part(pending.work, rows, counts, tokens, skipped, keys, absent))
         worker.buffered_bytes += tokens.nbytes
 

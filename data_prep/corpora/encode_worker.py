@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from common.errors import UserError
 from common.json_file import Count
+from data_prep.corpora.document_encoders import LeftOut, document_encoder
 from data_prep.corpora.file_kinds import DAMAGE
-from data_prep.corpora.preparation import document_key
 from data_prep.corpora.readers import Absent, UnitReader, Unreadable
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Ids, Tokenizer
@@ -64,7 +64,8 @@ class Work:
     """One task: rows start … stop - 1 (None: to the end) of a unit. `input_bytes`: how far the source is read then.
 
     `skip_bad`: how many unreadable rows are skipped; one more ends the work, and with 0 it is an error. `tell_absent`:
-    records without text are told, and those without the field are among them.
+    records without text are told, and those without the field are among them. `conversations`: documents are records
+    of conversations, of at most `longest` tokens; those that can't be used are told like records without text.
     """
 
     file: int
@@ -78,6 +79,8 @@ class Work:
     input_bytes: int
     skip_bad: int = 0
     tell_absent: bool = False
+    conversations: bool = False
+    longest: int | None = None
 
 
 class Skip(NamedTuple):
@@ -132,7 +135,8 @@ def encode(
 
     `progress[slot]` is the row being encoded; `held_out` as of `Selection.takes`.
     """
-    nothing = tokenizer.opening[:0]
+    encoder = document_encoder(tokenizer, conversations=work.conversations, longest=work.longest)
+    nothing = np.zeros(0, dtype=encoder.dtype)
     keys: list[int] = []
     absent: list[Absent] = []
     rows: list[int] = []
@@ -162,18 +166,23 @@ def encode(
             continue
         # a text file's later blocks go where its first one went
         begun = Place(work.file, work.unit, fragment.row) if fragment.begins else Place(work.file, 0, 0)
-        key = document_key(fragment.key)
-        taken = work.selection.takes(begun, key, held_out)
-        ids = tokenizer.encode(fragment.text, continues=not fragment.begins) if taken else None
+        try:
+            key = encoder.key(fragment)
+            taken = work.selection.takes(begun, key, held_out)
+            encoded = encoder.encode(fragment) if taken or (work.conversations and work.tell_absent) else None
+        except LeftOut as why:
+            absent.append(Absent(fragment.row, str(why)))
+            encoded = None
         progress[slot] = fragment.row + 1  # which may be what can't be read
-        if ids is None:
+        if encoded is None:
             continue
-        before = tokenizer.opening if fragment.begins else nothing
-        after = tokenizer.closing if fragment.ends else nothing
-        pieces += [before, ids, after]
+        absent += [Absent(fragment.row, told) for told in encoded.told]
+        if not taken:
+            continue
+        pieces.append(encoded.ids)
         rows.append(fragment.row)
         keys.append(key)
-        counts.append(len(before) + len(ids) + len(after))
+        counts.append(len(encoded.ids))
         size += counts[-1]
         if size >= PART_TOKENS:
             yield _part(work, rows, counts, pieces, skipped, keys, absent)

@@ -19,6 +19,10 @@ def record_of(line: bytes) -> Any:
     return json.loads(line.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogatepass"))
 
 
+WHOLE_RECORD = ""  # in place of a field: the record, as JSON
+CONVERSATION_COLUMNS = ("messages", "prompt", "completion")  # of parquet files that are read so
+
+
 class MissingFieldError(ValueError):
     """A record lacks the field with the text."""
 
@@ -28,6 +32,8 @@ def text_of(record: Any, field: str) -> str | None:
 
     Raises MissingFieldError where it is missing, ValueError where it is no text.
     """
+    if field == WHOLE_RECORD:
+        return json.dumps(record, ensure_ascii=False)
     if not isinstance(record, dict):
         raise ValueError(f"no field {field!r} (there is: no object); choose one with --field")
     try:
@@ -63,7 +69,13 @@ def _keys(record: dict[str, Any], within: str = "") -> Iterator[str]:
 
 
 def column_path(schema: pa.Schema, field: str) -> tuple[str, ...]:
-    """The names that lead to a column. Raises ValueError where it isn't there, or holds no text."""
+    """The names that lead to a column, none to whole records. Raises ValueError where it isn't there, or holds no
+    text.
+    """
+    if field == WHOLE_RECORD:
+        if not record_columns(schema):
+            raise ValueError(f"none of the columns {', '.join(CONVERSATION_COLUMNS)}: give files of conversations")
+        return ()
     found = _find(schema, field)
     if found is None:
         raise ValueError(f"no column {field!r}: choose one of {', '.join(_columns(schema))} with --field")
@@ -71,6 +83,11 @@ def column_path(schema: pa.Schema, field: str) -> tuple[str, ...]:
     if not _is_text(kind):
         raise ValueError(f"{kind}, not text, in its column {field!r}: choose another with --field")
     return names
+
+
+def record_columns(schema: pa.Schema) -> list[str]:
+    """The columns that a record of a conversation is made of."""
+    return [name for name in CONVERSATION_COLUMNS if name in schema.names]
 
 
 def _find(fields: Iterable[pa.Field], name: str) -> tuple[tuple[str, ...], pa.DataType] | None:
@@ -104,7 +121,9 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def column_of(batch: pa.RecordBatch, path: tuple[str, ...]) -> pa.Array:
-    """A batch's column by the names that lead to it; null where what it is in is null."""
+    """A batch's column by the names that lead to it; null where what it is in is null. No names: records as JSON."""
+    if not path:
+        return pa.array([json.dumps(record, ensure_ascii=False, default=str) for record in batch.to_pylist()])
     column = batch.column(batch.schema.names.index(path[0]))
     for name in path[1:]:
         column = pc.struct_field(column, name)

@@ -18,7 +18,15 @@ from common.regular_file import size_of_file
 from data_prep.corpora.encode_worker import Place
 from data_prep.corpora.preparation import first_difference
 from data_prep.corpora.skipping import Skipped
-from data_prep.token_sets.manifest import MOST_BYTES, Shard, SkippedRow, StoredTokenizer, shard_name, token_dtype
+from data_prep.token_sets.manifest import (
+    MOST_BYTES,
+    Shard,
+    SkippedRow,
+    StoredTokenizer,
+    marks_of,
+    shard_name,
+    token_dtype,
+)
 from data_prep.token_sets.shard_writer import clear_token_set, remove_file, write_error
 
 JOURNAL_FILE = "preparing.json"
@@ -76,6 +84,7 @@ class StoredSplit(TypedDict):
     last: Place | None
     keys: NotRequired[str]
     absent: NotRequired[StoredAbsences]
+    marks: NotRequired[list[Shard]]
 
 
 class StoredSplits(TypedDict):
@@ -102,6 +111,7 @@ class SplitState:
     done: bool = False
     last: Place | None = None  # the row of the last token, where the split was full before its documents ended
     keys: str | None = ""  # of its documents, where it is validation: 16 digits each; None: a 0.1.0 did not record them
+    marks: list[Shard] | None = None  # those of the published shards, of conversations
     absent: StoredAbsences | None = None  # records without text up to `next`, where they are counted
 
     def add_keys(self, found: Iterable[int]) -> None:
@@ -138,6 +148,11 @@ class Begun:
         if set(splits["val"].keys or "") - set("0123456789abcdef"):
             raise UserError(f"{path} is damaged (the validation documents' keys): {ANEW}")
         for name, state in splits.items():
+            marks = state.marks
+            if marks is not None and [(s.file, s.tokens) for s in marks] != [
+                (shard_name(marks_of(name), index), shard.tokens) for index, shard in enumerate(state.shards)
+            ]:
+                raise UserError(f"{path} is damaged (the marks of {name} are not those of its tokens): {ANEW}")
             for index, shard in enumerate(state.shards):
                 if shard.file != shard_name(name, index):  # the next one's name follows from their number
                     raise UserError(f"{path} is damaged ({shard.file!r} is not {shard_name(name, index)}): {ANEW}")
@@ -217,12 +232,13 @@ class Journal:
         for path in folder.glob(f"*.bin{TEMPORARY_SUFFIX}"):
             remove_file(path)
         itemsize = token_dtype(self._plan["tokenizer"]["vocab_size"]).itemsize
-        for state in self.splits.values():
-            for number, shard in enumerate(state.shards):
+        kept = [shards for state in self.splits.values() for shards in (state.shards, state.marks or [])]
+        for shards in kept:
+            for number, shard in enumerate(shards):
                 path = folder / shard.file
                 try:
                     whole = size_of_file(path) == shard.tokens * itemsize
-                    if whole and number == len(state.shards) - 1:  # the one that a power cut could have damaged
+                    if whole and number == len(shards) - 1:  # the one that a power cut could have damaged
                         whole = sha256_file(path) == shard.sha256
                 except OSError:
                     whole = False
@@ -235,7 +251,7 @@ class Journal:
                 name: {
                     key: value
                     for key, value in asdict(state).items()
-                    if value is not None or key not in ("keys", "absent")
+                    if value is not None or key not in ("keys", "absent", "marks")
                 }
                 for name, state in self.splits.items()
             }

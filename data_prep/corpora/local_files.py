@@ -3,7 +3,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,20 +52,26 @@ class LocalSource:
     note: str | None = None
 
 
-def find_files(paths: Sequence[Path], field: str, *, all_splits: bool = False) -> LocalSource:
+def find_files(
+    paths: Sequence[Path], field: str, *, all_splits: bool = False, suffixes: Collection[str] | None = None
+) -> LocalSource:
     """All readable files that the paths name or contain, each once, named from their common folder.
 
     A link counts by its own name: its target's name may not show its kind (as in the hub's cache). A file
     that is named itself is read, hidden or not. One called .json has to hold lines with the field.
 
+    Args: suffixes: of KINDS; only such files are read. None: all.
+
     Raises UserError where there is nothing to read, something can't be read, or it is unclear what to train on.
     """
-    walk = Walk()
+    walk = Walk() if suffixes is None else Walk(suffixes=set(suffixes))
     for path in paths:
         if path.is_dir():
             walk.below(path)
         elif path.is_file():
             kind_of(path.name)
+            if suffixes is not None and suffix_of(path.name) not in suffixes:
+                raise UserError(f"{path} can't be read here: give {', '.join(sorted(suffixes))}")
             if problem := _json_problem(path, field):
                 raise UserError(f"{path} can't be read: it is {problem}")
             walk.take(path)

@@ -17,8 +17,22 @@ from common.os_errors import refusal
 from common.paths import PROJECT
 from common.progress import format_bytes, format_count, format_duration
 from common.publish import canonical_json, file_to_write, write_json_output
-from data_prep.token_sets.manifest import MANIFEST_FILE, Manifest, Shard, padded_size, split_sha256
+from data_prep.token_sets.manifest import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    MARK_COUNT,
+    MARKED_VERSION,
+    SPLITS,
+    ConversationCounts,
+    Manifest,
+    Shard,
+    marks_of,
+    padded_size,
+    validation_sha256,
+)
+from data_prep.token_sets.marked_writer import count_conversations
 from data_prep.token_sets.shard_writer import SHARD_TOKENS, write_error
+from data_prep.token_sets.token_set import TokenStream
 from data_prep.tokenization.text_hash import split_text_sha256
 from data_prep.tokenization.tokenizer import Tokenizer
 
@@ -113,11 +127,14 @@ def finish_set(
     packages: Sequence[str],
     splits: dict[str, tuple[Shard, ...]],
     shared_documents: int | None = None,
+    *,
+    marked: bool = False,
 ) -> Manifest:
     """Publish the manifest of a set whose shards are all there. Versions of `packages` are noted.
 
     Args:
         shared_documents: as the manifest has it.
+        marked: the tokens have marks, which are in `splits`, too.
     """
     versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
     manifest = Manifest(
@@ -126,20 +143,27 @@ def finish_set(
         source,
         versions,
         splits,
-        split_sha256(folder, splits["val"]),
-        val_text_sha256=split_text_sha256(folder, splits["val"], tokenizer),
+        validation_sha256(folder, splits),
+        MARKED_VERSION if marked else FORMAT_VERSION,
+        val_text_sha256=None if marked else split_text_sha256(folder, splits["val"], tokenizer),
         vocabulary={
             "tokens": tokenizer.token_count,
             "largest_id": tokenizer.vocab_size - 1,
             "padded": padded_size(tokenizer.vocab_size),
         },
         shared_documents=shared_documents,
+        conversations=_counts(folder, tokenizer, splits) if marked else None,
     )
     try:
         manifest.write(folder)
     except OSError as error:
         raise write_error(error, folder / MANIFEST_FILE) from error
     return manifest
+
+
+def _counts(folder: Path, tokenizer: Tokenizer, splits: dict[str, tuple[Shard, ...]]) -> dict[str, ConversationCounts]:
+    streams = {name: TokenStream(folder, splits[marks_of(name)], tokenizer.dtype, MARK_COUNT) for name in SPLITS}
+    return {name: count_conversations(stream) for name, stream in streams.items()}
 
 
 def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file: Path | None, made: bool) -> None:
@@ -158,13 +182,20 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
         "splits": {},
     }
     print(f"{'split':8}{'documents':>12}{'tokens':>16}{'text':>12}{'on disk':>12}{'shards':>8}")
-    for split, shards in manifest.splits.items():
+    for split, shards in ((name, manifest.splits[name]) for name in SPLITS):
         row = {field: manifest.total(split, field) for field in ("documents", "tokens", "bytes")}
         disk = row["tokens"] * itemsize
-        figures["splits"][split] = row | {"disk_bytes": disk, "shards": len(shards)}
+        conversations = (manifest.conversations or {}).get(split)
+        row |= {"documents": conversations["conversations"]} if conversations else {}
+        figures["splits"][split] = row | {"disk_bytes": disk, "shards": len(shards)} | (conversations or {})
         print(
             f"{split:8}{row['documents']:>12,}{row['tokens']:>16,}{format_bytes(row['bytes']):>12}"
             f"{format_bytes(disk):>12}{len(shards):>8}"
+        )
+    for split, found in (manifest.conversations or {}).items():
+        print(
+            f"{split}: {found['conversations']:,} conversations, {found['answer_tokens']:,} tokens of answers, the "
+            f"longest has {found['longest']:,} tokens"
         )
     if seconds:
         tokens = sum(row["tokens"] for row in figures["splits"].values())

@@ -19,7 +19,15 @@ import pyarrow.parquet as pq
 from common.errors import UserError
 from common.os_errors import refusal
 from common.regular_file import open_regular
-from data_prep.corpora.fields import MissingFieldError, column_of, column_path, record_of, text_of
+from data_prep.corpora.fields import (
+    WHOLE_RECORD,
+    MissingFieldError,
+    column_of,
+    column_path,
+    record_columns,
+    record_of,
+    text_of,
+)
 from data_prep.corpora.file_kinds import DAMAGE, STREAM_BYTES, Kind, kind_of, open_bytes
 from data_prep.tokenization.tokenizer import SAFE_BORDER, Tokenizer
 
@@ -107,7 +115,8 @@ def _row_groups(path: Path, field: str) -> list[Unit]:
 
 def _text_bytes(group: pq.RowGroupMetaData, field: str) -> int:
     columns = [group.column(number) for number in range(group.num_columns)]
-    return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == field)
+    wanted = [column for column in columns if field in (WHOLE_RECORD, column.path_in_schema)]
+    return sum(column.total_uncompressed_size for column in wanted)
 
 
 class UnitReader:
@@ -203,7 +212,8 @@ class UnitReader:
             self._column = column_path(self._file.schema_arrow, field)
         metadata = self._file.metadata.row_group(group)
         rows = max(1, min(BATCH_ROWS, metadata.num_rows * BATCH_BYTES // max(1, _text_bytes(metadata, field))))
-        self._batches = self._file.iter_batches(rows, row_groups=[group], columns=[field], use_threads=False)
+        columns = record_columns(self._file.schema_arrow) if field == WHOLE_RECORD else [field]
+        self._batches = self._file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
         self._open, self._next_row, self._rest = (path, group), 0, []
 
     def close(self) -> None:

@@ -4,10 +4,19 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_prep.token_sets.manifest import STARTS
 from data_prep.token_sets.sequences import Tokens
 from data_prep.tokenization.tokenizer import Ids
 
 BLOCK_TOKENS = 1 << 20
+
+
+def conversations_of(stream: Tokens, marks: Tokens) -> Iterator[Ids]:
+    """The ids (n,) of every conversation of a split, by its marks."""
+    place = 0
+    for marked in documents_of(marks, STARTS):
+        yield stream.read(place, place + len(marked))
+        place += len(marked)
 
 
 def documents_of(stream: Tokens, begin: int | None, start: int = 0, stop: int | None = None) -> Iterator[Ids]:

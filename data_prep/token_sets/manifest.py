@@ -1,10 +1,12 @@
 """The manifest of a token set: what the shards hold, who made them, and whether they are all there.
 
 A token set is a folder of headerless little-endian shards (`train-00000.bin`, …) and a `manifest.json`, written last.
+One of conversations has marks beside its tokens (`train-marks-00000.bin`, …), one of the same size for each of them:
+where a conversation starts, and which tokens are learned from. In a set without marks all are.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired
@@ -20,8 +22,11 @@ from common.publish import canonical_json, write_json_whole
 from common.regular_file import open_regular, read_at_most
 
 FORMAT_VERSION = 1
+MARKED_VERSION = 2  # of a set with marks: those that don't know them would learn from users' turns
 MANIFEST_FILE = "manifest.json"
 SPLITS = ("train", "val")
+NO_MARK, COUNTED, STARTS = 0, 1, 2  # a token's mark: a target that counts; a conversation's first, which is no target
+MARK_COUNT = 3
 UINT16_VOCABULARY = 1 << 16  # the largest vocabulary whose ids fit 16 bits
 MOST_IDS = 1 << 32
 PADDING_MULTIPLE = 128  # of a model's embedding table (ModelConfig.vocab_multiple): whole tiles of a matrix product
@@ -50,6 +55,11 @@ def shard_name(split: str, index: int) -> str:
     return f"{split}-{index:05d}.bin"
 
 
+def marks_of(split: str) -> str:
+    """The name under which the manifest lists a split's marks."""
+    return f"{split}-marks"
+
+
 def split_sha256(folder: Path, shards: "Sequence[Shard]") -> str:
     """SHA-256 of a split's bytes, whatever its shards; read in blocks, as a shard may be larger than the memory."""
     digest = hashlib.sha256()
@@ -58,6 +68,11 @@ def split_sha256(folder: Path, shards: "Sequence[Shard]") -> str:
             while block := file.read(BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def validation_sha256(folder: Path, splits: "Mapping[str, Sequence[Shard]]") -> str:
+    """That of the validation split, with its marks where it has them."""
+    return split_sha256(folder, [*splits["val"], *splits.get(marks_of("val"), ())])
 
 
 @dataclass(frozen=True)
@@ -108,6 +123,14 @@ class SkippedRow(TypedDict):
     rest: NotRequired[bool]
 
 
+class ConversationCounts(TypedDict):
+    """Of a split: conversations, their tokens that count as targets, and the tokens of the longest."""
+
+    conversations: Count
+    answer_tokens: Count
+    longest: Count
+
+
 @keep_others
 class Source(TypedDict, total=False):
     """Where a set comes from: the keys that programs read."""
@@ -129,16 +152,18 @@ class StoredManifest(TypedDict):
     val_text_sha256: NotRequired[Sha256]
     vocabulary: NotRequired[Vocabulary]
     shared_documents: NotRequired[Count]
+    conversations: NotRequired[dict[str, ConversationCounts]]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """All that is known about a token set. `tokenizer` is the tokenizer's spec; `source`, `versions`: for people.
 
-    `val_sha256` is the SHA-256 of the validation split's bytes, whatever its shards: two sets with the same one are
-    evaluated on the same tokens. `val_text_sha256` is that of its documents' text, whatever their tokens. It and
-    `vocabulary` are None in sets made before 0.2.0. `shared_documents` is how many training documents start with the
-    same 200 characters as one of validation, 0; None where the preparation can't tell.
+    `val_sha256` is the SHA-256 of the validation split's bytes, its marks among them, whatever its shards: two sets
+    with the same one are evaluated on the same tokens. `val_text_sha256` is that of its documents' text, whatever their
+    tokens. It and `vocabulary` are None in sets made before 0.2.0. `shared_documents` is how many training documents
+    start with the same 200 characters as one of validation, 0; None where the preparation can't tell. `conversations`:
+    by split, of a set with marks; None: a set of texts.
     """
 
     dtype: str
@@ -152,6 +177,7 @@ class Manifest:
     val_text_sha256: str | None = None
     vocabulary: Vocabulary | None = None
     shared_documents: int | None = None
+    conversations: dict[str, ConversationCounts] | None = None
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
@@ -185,13 +211,14 @@ class Manifest:
             state = parse_json(content, _State)
             if state.get("complete") is not True:
                 raise UserError(f"{folder} is incomplete: run its preparation command again, it continues")
-            if (version := state.get("format_version")) != FORMAT_VERSION:
+            if (version := state.get("format_version")) not in (FORMAT_VERSION, MARKED_VERSION):
                 raise UserError(
-                    f"{path} has format {str(version)[:40]}, but this Longhaul reads {FORMAT_VERSION}: "
-                    "prepare the set again with --force"
+                    f"{path} has format {str(version)[:40]}, but this Longhaul reads {FORMAT_VERSION} and "
+                    f"{MARKED_VERSION}: prepare the set again with --force"
                 )
             stored = parse_json(content, StoredManifest)
-            if problem := next(_untrue(stored), None):
+            marked = version == MARKED_VERSION
+            if problem := next(_untrue(stored, marked=marked), None):
                 raise BadJson(problem)
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(_missing(folder)) from None
@@ -206,9 +233,11 @@ class Manifest:
             stored["versions"],
             stored["splits"],
             stored["val_sha256"],
+            MARKED_VERSION if marked else FORMAT_VERSION,
             val_text_sha256=stored.get("val_text_sha256"),
             vocabulary=stored.get("vocabulary"),
             shared_documents=stored.get("shared_documents"),
+            conversations=stored.get("conversations"),
         )
 
 
@@ -219,7 +248,7 @@ class _State(TypedDict, total=False):
     format_version: Any
 
 
-def _untrue(stored: StoredManifest) -> Iterator[str]:
+def _untrue(stored: StoredManifest, *, marked: bool) -> Iterator[str]:
     """What is wrong with a manifest, whatever its shards hold, in words."""
     vocab_size = stored["tokenizer"]["vocab_size"]
     if vocab_size > MOST_IDS:
@@ -234,6 +263,12 @@ def _untrue(stored: StoredManifest) -> Iterator[str]:
         yield f"{shared:,} documents are both in train and in val"
     if missing := set(SPLITS) - stored["splits"].keys():
         yield f"there is no split {min(missing)}"
+    for split in SPLITS if marked else ():
+        of_tokens, marks = ([s.tokens for s in stored["splits"].get(name, ())] for name in (split, marks_of(split)))
+        if of_tokens != marks or split not in stored.get("conversations", {}):
+            yield f"the marks of the split {split} are not those of its tokens"
+    if not marked and (stored["splits"].keys() - set(SPLITS) or "conversations" in stored):
+        yield "it has marks, but the format of a set without"
     yield from wrong_names(shard for shards in stored["splits"].values() for shard in shards)
 
 

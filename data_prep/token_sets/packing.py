@@ -7,6 +7,9 @@ cost grows with the number of different lengths, not with the square of the numb
 A piece of L tokens gives L targets, each the token that truly follows: for a whole document the last of them is its end
 of text. What is left of a sequence is padding, whose targets count for nothing.
 
+Of conversations, whose starts and targets are marked beside the tokens, those that are longer than a sequence are left
+out and counted: what is left of an answer would teach to stop in the middle.
+
 A plan is a folder of three arrays and a `plan.json`, made once for a token set and a length, and memory-mapped.
 """
 
@@ -29,7 +32,7 @@ from common.errors import UserError
 from common.json_file import Count, Positive, Sha256, read_json_for_user
 from common.progress import progress_bar
 from common.publish import fsync_file, publish_folder, sha256_file, write_json_whole
-from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.manifest import COUNTED, STARTS, document_start
 from data_prep.token_sets.sequences import Rows, Tokens
 
 FORMAT_VERSION = 1
@@ -50,6 +53,9 @@ class Framing:
     ends_with_another: bool  # a document's last token is then only a target
 
 
+BY_MARKS = Framing(STARTS, ends_with_another=True)  # of a stream of marks: a conversation's last token is only a target
+
+
 @dataclass(frozen=True)
 class PackingFacts:
     """`plan.json`. targets + padding = sequences · block_size."""
@@ -63,32 +69,58 @@ class PackingFacts:
     padding: Count
     cut_documents: Count
     sha256: Sha256
+    left_out: Count = 0
 
 
 class PackedSequences:
     """The sequences of a plan, read from its stream."""
 
-    def __init__(self, stream: Tokens, folder: Path, *, masked: bool = True) -> None:
-        """Args: masked: `rows` tells documents apart.
-
-        Raises UserError for a folder without a readable plan.
+    def __init__(
+        self,
+        stream: Tokens,
+        plan: tuple[Ints, Ints, Ints],
+        facts: PackingFacts,
+        *,
+        masked: bool = True,
+        marks: Tokens | None = None,
+    ) -> None:
+        """Args:
+        plan: the pieces' starts and lengths, (p,) each, and the number of pieces before each sequence, (s + 1,).
+        masked: `rows` tells documents apart.
+        marks: of the stream's tokens, where not all are learned from.
         """
-        self._stream = stream
-        self._masked = masked
-        self.facts = read_json_for_user(folder / "plan.json", PackingFacts, "delete the folder: it is made again")
-        self._starts, self._lengths, self._rows = (
-            np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
-        )
-        self.count: int = self.facts.sequences
-        self.block_size: int = self.facts.block_size
+        self._stream, self._masked, self._marks, self.facts = stream, masked, marks, facts
+        self._starts, self._lengths, self._rows = plan
+        self.count: int = facts.sequences
+        self.block_size: int = facts.block_size
+
+    @classmethod
+    def read(
+        cls, stream: Tokens, folder: Path, *, masked: bool = True, marks: Tokens | None = None
+    ) -> "PackedSequences":
+        """Those of a plan in a folder. Raises UserError for a folder without a readable one."""
+        facts = read_json_for_user(folder / "plan.json", PackingFacts, "delete the folder: it is made again")
+        starts, lengths, rows = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS)
+        return cls(stream, (starts, lengths, rows), facts, masked=masked, marks=marks)
 
     @property
     def padding_share(self) -> float:
         return self.facts.padding / max(1, self.count * self.block_size)
 
     def target_count(self, numbers: Ints) -> int:
-        """Targets of the sequences (n,)."""
-        return sum(int(self._lengths[self._rows[n] : self._rows[n + 1]].sum()) for n in numbers)
+        """Targets of the sequences (n,) that count."""
+        if self._marks is None:
+            return sum(int(self._lengths[self._rows[n] : self._rows[n + 1]].sum()) for n in numbers)
+        return sum(int(np.count_nonzero(self._counted(piece))) for n in numbers for piece in self._pieces(n))
+
+    def _pieces(self, number: int) -> range:
+        return range(self._rows[number], self._rows[number + 1])
+
+    def _counted(self, piece: int) -> npt.NDArray[np.bool_]:
+        """Which of a piece's targets count, (length,)."""
+        assert self._marks is not None
+        start, length = int(self._starts[piece]), int(self._lengths[piece])
+        return self._marks.read(start + 1, start + length + 1) == COUNTED
 
     def rows(self, numbers: Ints) -> Rows:
         """Sequences (n,) with the number of its document in its row for each token; padding has the last number."""
@@ -97,18 +129,39 @@ class PackedSequences:
         targets = np.full(shape, IGNORE, dtype=np.int64)
         for row, number in enumerate(numbers):
             place = 0
-            for index, piece in enumerate(range(self._rows[number], self._rows[number + 1])):
+            for index, piece in enumerate(self._pieces(number)):
                 start, length = int(self._starts[piece]), int(self._lengths[piece])
                 tokens = self._stream.read(start, start + length + 1)
                 part = slice(place, place + length)
                 inputs[row, part], targets[row, part], documents[row, part] = tokens[:-1], tokens[1:], index
+                if self._marks is not None:
+                    targets[row, part][~self._counted(piece)] = IGNORE
                 place += length
             documents[row, place:] = self._rows[number + 1] - self._rows[number]
         return Rows(inputs, targets, documents if self._masked else None)
 
 
-def make_plan(stream: Tokens, framing: Framing, block_size: int, folder: Path, *, data_identity: str) -> PackingFacts:
+def plan_in_memory(stream: Tokens, marks: Tokens, block_size: int) -> PackedSequences:
+    """A small split's conversations in sequences, those that are longer left out."""
+    blocks = list(_documents(marks, BY_MARKS))
+    starts, lengths = (np.concatenate([block[n] for block in blocks] or [np.zeros(0, np.int64)]) for n in (0, 1))
+    fits = lengths <= block_size
+    packed = pack(starts[fits], lengths[fits], block_size)
+    targets, sequences = int(lengths[fits].sum()), len(packed.ends)
+    counts = (len(packed.starts), targets, sequences * block_size - targets, 0)
+    facts = PackingFacts(FORMAT_VERSION, "", block_size, sequences, *counts, "", int((~fits).sum()))
+    rows = np.concatenate([np.zeros(1, dtype=np.int64), packed.ends])
+    return PackedSequences(stream, (packed.starts, packed.lengths, rows), facts, marks=marks)
+
+
+def make_plan(
+    stream: Tokens, framing: Framing, block_size: int, folder: Path, *, data_identity: str, whole: bool = False
+) -> PackingFacts:
     """Make the plan's folder, whole or not at all. It is the same for the same stream, framing and length.
+
+    Args:
+        stream: of tokens; with `BY_MARKS` of marks.
+        whole: leave out documents that are longer than a sequence.
 
     Raises OSError where it can't be written. One that is there already, or comes up meanwhile, stays.
     """
@@ -119,7 +172,7 @@ def make_plan(stream: Tokens, framing: Framing, block_size: int, folder: Path, *
                 shutil.rmtree(left, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        facts = _write_plan(stream, framing, block_size, temporary, data_identity)
+        facts = _write_plan(stream, framing, block_size, temporary, data_identity, whole)
         temporary.chmod(0o755)
         with contextlib.suppress(FileExistsError):
             publish_folder(temporary, folder)
@@ -128,38 +181,57 @@ def make_plan(stream: Tokens, framing: Framing, block_size: int, folder: Path, *
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_plan(stream: Tokens, framing: Framing, block_size: int, folder: Path, data_identity: str) -> PackingFacts:
-    sequences = pieces = targets = cut = 0
+def _write_plan(
+    stream: Tokens, framing: Framing, block_size: int, folder: Path, data_identity: str, whole: bool
+) -> PackingFacts:
+    sequences = pieces = targets = cut = left_out = 0
     parts = {name: open(folder / f"{name}.part", "wb") for name in ARRAYS}  # noqa: SIM115
     with contextlib.ExitStack() as stack:
         for file in parts.values():
             stack.enter_context(file)
         np.zeros(1, dtype=np.int64).tofile(parts["rows"])
         for starts, lengths in _documents(stream, framing):
+            if whole:
+                fits = lengths <= block_size
+                starts, lengths, left_out = starts[fits], lengths[fits], left_out + int((~fits).sum())
             packed = pack(starts, lengths, block_size)
             packed.starts.tofile(parts["starts"])
             packed.lengths.astype(np.int32).tofile(parts["lengths"])
             (packed.ends + pieces).tofile(parts["rows"])
             sequences, pieces = sequences + len(packed.ends), pieces + len(packed.starts)
             targets, cut = targets + int(lengths.sum()), cut + int((lengths > block_size).sum())
+    if not pieces and left_out:
+        raise UserError(
+            f"all {left_out:,} conversations of the training split are longer than model.block_size {block_size}: "
+            "use a longer one, or shorter conversations"
+        )
     if not pieces:
         raise UserError("the training split has no document to pack: prepare more text")
     digest = hashlib.sha256()
     for name, dtype, size in (("starts", "<i8", pieces), ("lengths", "<i4", pieces), ("rows", "<i8", sequences + 1)):
         path, part = folder / f"{name}.npy", folder / f"{name}.part"
-        whole = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(size,))
+        array = open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=(size,))
         for start in range(0, size, BLOCK_TOKENS):
-            whole[start : start + BLOCK_TOKENS] = np.fromfile(
+            array[start : start + BLOCK_TOKENS] = np.fromfile(
                 part, dtype=dtype, count=BLOCK_TOKENS, offset=start * np.dtype(dtype).itemsize
             )
-        whole.flush()
-        del whole
+        array.flush()
+        del array
         part.unlink()
         fsync_file(path)
         digest.update(sha256_file(path).encode())
     padding = sequences * block_size - targets
     facts = PackingFacts(
-        FORMAT_VERSION, data_identity, block_size, sequences, pieces, targets, padding, cut, digest.hexdigest()
+        FORMAT_VERSION,
+        data_identity,
+        block_size,
+        sequences,
+        pieces,
+        targets,
+        padding,
+        cut,
+        digest.hexdigest(),
+        left_out,
     )
     write_json_whole(folder / "plan.json", asdict(facts))
     return facts

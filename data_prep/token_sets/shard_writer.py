@@ -11,20 +11,30 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Protocol, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from common.errors import UserError
 from common.os_errors import refusal
 from common.progress import format_bytes
 from common.publish import TEMPORARY_SUFFIX, fsync_folder
-from data_prep.token_sets.manifest import MANIFEST_FILE, SPLITS, Shard, shard_name
-from data_prep.tokenization.tokenizer import Ids, Tokenizer
+from data_prep.token_sets.manifest import MANIFEST_FILE, SPLITS, Shard, marks_of, shard_name
+from data_prep.tokenization.tokenizer import Ids
 
 SHARD_TOKENS = 100_000_000  # 200 MB of uint16
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_OWN_FILES = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}\.bin({re.escape(TEMPORARY_SUFFIX)})?")
+_NAMES = (*SPLITS, *map(marks_of, SPLITS))
+_OWN_FILES = re.compile(rf"({'|'.join(_NAMES)})-\d{{5,}}\.bin({re.escape(TEMPORARY_SUFFIX)})?")
+
+
+class Stored(Protocol):
+    """What is stored, as a tokenizer has it: the ids' dtype, the bytes that each stands for, what starts a document."""
+
+    dtype: np.dtype[Any]
+    piece_bytes: npt.NDArray[np.int32]
+    begin_of_text_id: int | None
 
 
 class ShardWriter:
@@ -38,18 +48,23 @@ class ShardWriter:
         self,
         folder: Path,
         split: str,
-        tokenizer: Tokenizer,
+        tokenizer: Stored,
         shard_tokens: int = SHARD_TOKENS,
         *,
         finished: Sequence[Shard] = (),
     ) -> None:
         assert shard_tokens > 0, shard_tokens
-        assert split in SPLITS, split
+        assert split in _NAMES, split
         self.shards = list(finished)
         self.split = split
         self._folder, self._tokenizer, self._shard_tokens = folder, tokenizer, shard_tokens
         self._file: BinaryIO | None = None
         self._start_shard()
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is stored."""
+        return self._tokenizer.dtype
 
     def _start_shard(self) -> None:
         self._tokens = self._documents = self._bytes = 0
@@ -77,7 +92,7 @@ class ShardWriter:
 
     def write(self, tokens: Ids) -> None:
         """Append ids (n,) of the tokenizer's dtype. Raises UserError where the disk is full."""
-        assert tokens.dtype == self._tokenizer.dtype, (tokens.dtype, self._tokenizer.dtype)
+        assert tokens.dtype == self.dtype, (tokens.dtype, self.dtype)
         while len(tokens):
             part, tokens = tokens[: self.room], tokens[self.room :]
             self._append(part)

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from common.progress import progress_bar
-from data_prep.token_sets.documents import documents_of
+from data_prep.token_sets.documents import conversations_of, documents_of
 from data_prep.token_sets.manifest import Manifest, document_start
-from data_prep.token_sets.token_set import TokenStream
+from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.tokenizer import Ids
 
 CUT_TOKENS = 64  # of validation's last document, which may be cut off: with fewer left, others may start like it
@@ -19,13 +19,18 @@ def shared_documents(folder: Path, manifest: Manifest) -> tuple[int, int | None]
     """How many training documents are in the validation split, too, and the number of the first of them.
 
     Validation's last document counts as far as it is there. Documents of fewer than SHORTEST_TOKENS tokens don't count,
-    nor does a set in which documents are not marked.
+    nor does a set in which documents are not marked. Of conversations all count, however short.
 
     Raises UserError where a shard can't be read.
     """
     begin = document_start(manifest.tokenizer)
-    vocab_size, dtype = manifest.tokenizer["vocab_size"], manifest.numpy_dtype
-    train, val = (TokenStream(folder, manifest.splits[name], dtype, vocab_size) for name in ("train", "val"))
+    tokens, dtype = TokenSet(folder, manifest), manifest.numpy_dtype
+    train, val = (tokens.split(name) for name in ("train", "val"))
+    train_marks, val_marks = (tokens.marks(name) for name in ("train", "val"))
+    if train_marks is not None and val_marks is not None:
+        held_out = set(map(_hash, conversations_of(val, val_marks)))
+        shared = [n for n, ids in enumerate(conversations_of(train, train_marks)) if _hash(ids) in held_out]
+        return len(shared), shared[0] if shared else None
     if begin is None or not len(val):
         return 0, None
     hashes: set[bytes] = set()

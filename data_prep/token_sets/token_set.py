@@ -19,7 +19,7 @@ from common.paths import find_path
 from common.progress import progress_bar
 from common.publish import sha256_file
 from common.regular_file import open_regular, size_of_file
-from data_prep.token_sets.manifest import AGAIN, Manifest, Shard, split_sha256
+from data_prep.token_sets.manifest import AGAIN, MARK_COUNT, Manifest, Shard, marks_of, validation_sha256
 from data_prep.tokenization.tokenizer import Ids
 
 HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make this much resident: kernels map a cached folio as a whole
@@ -140,6 +140,18 @@ class TokenSet:
         shards, vocab_size = self.manifest.splits.get(name, ()), self.tokenizer_spec["vocab_size"]
         return TokenStream(self.folder, shards, self.manifest.numpy_dtype, vocab_size)
 
+    @property
+    def has_conversations(self) -> bool:
+        """Whether it is of conversations, whose tokens have marks."""
+        return self.manifest.conversations is not None
+
+    def marks(self, name: str) -> TokenStream | None:
+        """The marks of a split's tokens, one for each; None in a set of texts, in which all tokens are learned from."""
+        if not self.has_conversations:
+            return None
+        shards = self.manifest.splits.get(marks_of(name), ())
+        return TokenStream(self.folder, shards, self.manifest.numpy_dtype, MARK_COUNT)
+
 
 def _check_size(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> None:
     path, expected = folder / shard.file, shard.tokens * dtype.itemsize
@@ -162,7 +174,7 @@ def _check_hash(folder: Path, shard: Shard) -> None:
 
 
 def _check_validation_hash(folder: Path, manifest: Manifest) -> None:
-    if (found := split_sha256(folder, manifest.splits["val"])) != manifest.val_sha256:
+    if (found := validation_sha256(folder, manifest.splits)) != manifest.val_sha256:
         raise UserError(
             f"the validation split of {folder} has the SHA-256 {found[:16]}…, not its manifest's val_sha256 "
             f"({manifest.val_sha256[:16]}…): copy the manifest again, or prepare the set again with --force"

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_prep.token_sets.sequences import Windows, document_ids
+from data_prep.token_sets.sequences import Sequences, document_ids
 from model.gpt import GPT, IGNORE_INDEX
 from model.number_formats import Dtype
 from model.precision import autocast
@@ -32,7 +32,7 @@ class LossResult:
 @torch.no_grad()
 def evaluate_loss(
     model: GPT,
-    windows: Windows,
+    windows: Sequences,
     piece_bytes: npt.NDArray[np.int32],
     ranks: Ranks,
     *,
@@ -42,7 +42,9 @@ def evaluate_loss(
     split_documents_at: int | None = None,
     done: Callable[[int], object] = lambda count: None,
 ) -> LossResult:
-    """The mean loss in nats over the first `window_count` sequences, divided among all ranks (all must call).
+    """The mean loss in nats over the targets of the first `window_count` sequences, divided among all ranks.
+
+    All ranks call.
 
     Every micro-batch has the same shape, the last one filled up with ignored targets, so that compiled models aren't
     compiled again. Which rank has which micro-batch only changes the order of a float64 sum.
@@ -50,7 +52,8 @@ def evaluate_loss(
     Args:
         piece_bytes: (V,) bytes of text that each id stands for.
         window_count: how many sequences. micro_batch: how many of them at a time.
-        split_documents_at: the end-of-text id, where attention is to stay inside documents.
+        split_documents_at: the end-of-text id, where attention is to stay inside documents that the sequences don't
+            tell apart themselves.
         done: called after every micro-batch of this rank's share with its number of sequences.
     """
     assert 0 < window_count <= windows.count
@@ -59,14 +62,18 @@ def evaluate_loss(
     loss_sum, target_count, byte_count = 0.0, 0, 0
     for start in range(ranks.rank * micro_batch, window_count, ranks.world_size * micro_batch):
         stop = min(start + micro_batch, window_count)
-        tokens = torch.from_numpy(windows.read(np.arange(start, stop)))  # (≤M, T+1)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        target_count += targets.numel()
-        byte_count += int(piece_bytes[targets.numpy()].sum())
+        rows = windows.rows(np.arange(start, stop))
+        inputs, targets = torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets)  # (≤M, T)
+        counted = rows.targets[rows.targets != IGNORE_INDEX]  # (n,)
+        target_count += len(counted)
+        byte_count += int(piece_bytes[counted].sum())
         missing = micro_batch - (stop - start)
         inputs = torch.cat([inputs, inputs.new_zeros(missing, inputs.shape[1])])  # (M, T)
         targets = torch.cat([targets, targets.new_full((missing, targets.shape[1]), IGNORE_INDEX)])  # (M, T)
         documents = None
+        if rows.document_ids is not None:
+            of_rows = torch.from_numpy(rows.document_ids)  # (≤M, T)
+            documents = torch.cat([of_rows, of_rows.new_zeros(missing, of_rows.shape[1])]).to(ranks.device)
         if split_documents_at is not None:
             documents = torch.from_numpy(document_ids(inputs.numpy(), split_documents_at)).to(ranks.device)
         with autocast(dtype, ranks.device):

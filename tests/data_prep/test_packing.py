@@ -54,7 +54,7 @@ def test_every_target_is_the_true_next_token_and_stands_there_once(
     folder = tmp_path_factory.mktemp("plan") / "plan"
     framing = Framing(BEGIN if two_marks else END, two_marks)
     facts = make_plan(stream, framing, block_size, folder, data_identity="ab" * 32)
-    packed = PackedSequences(stream, folder)
+    packed = PackedSequences.read(stream, folder)
     assert packed.facts == facts
     rows = packed.rows(np.arange(packed.count))
     counted = rows.targets != IGNORE
@@ -110,7 +110,7 @@ def test_lengths_around_a_sequence_s(length: int, tmp_path: Path) -> None:
     documents = documents_of([length - 1, 4, 2], two_marks=False)
     stream = Stream([token for document in documents for token in document])
     make_plan(stream, Framing(END, False), 16, tmp_path / "plan", data_identity="ab" * 32)
-    packed = PackedSequences(stream, tmp_path / "plan")
+    packed = PackedSequences.read(stream, tmp_path / "plan")
     rows = packed.rows(np.arange(packed.count))
     places = [(row.tolist().index(END), int(n)) for n, row in enumerate(rows.inputs[:, :]) if END in row]
     assert places

@@ -50,7 +50,7 @@ def test_any_ranks_and_interruptions_train_on_the_same_documents(tmp_path: Path,
     assert [row["sequences"] for row in steps(one)] == [row["sequences"] for row in steps(two)]
     np.testing.assert_allclose([s["loss"] for s in steps(one)], [s["loss"] for s in steps(two)], atol=1e-5)
     (plan,) = data.glob("packing-*")
-    packed = PackedSequences(TokenSet.open(data).split("train"), plan)
+    packed = PackedSequences.read(TokenSet.open(data).split("train"), plan)
     for record in steps(two):
         assert record["target_tokens"] == packed.target_count(np.array(record["sequences"]))
     assert min(record["target_tokens"] for record in steps(two)) < 512

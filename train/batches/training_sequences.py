@@ -5,7 +5,7 @@ from pathlib import Path
 from common.cache_folder import cache_folder
 from common.errors import UserError
 from data_prep.token_sets.manifest import document_start
-from data_prep.token_sets.packing import FORMAT_VERSION, PackedSequences, framing_of, make_plan
+from data_prep.token_sets.packing import BY_MARKS, FORMAT_VERSION, PackedSequences, framing_of, make_plan
 from data_prep.token_sets.sequences import JoinedSequences, Sequences, Windows
 from data_prep.token_sets.token_mix import TokenMix
 from data_prep.token_sets.token_set import TokenSet
@@ -41,7 +41,7 @@ def training_sequences(
         folder = next((place for place in _places(tokens, length) if (place / "plan.json").is_file()), None)
         if folder is None:
             raise UserError(f"the packing plan of {tokens.folder} is gone: run the same command again")
-        return PackedSequences(stream, folder, masked=mask_documents)
+        return PackedSequences.read(stream, folder, masked=mask_documents, marks=tokens.marks("train"))
     border = document_start(tokens.tokenizer_spec) if mask_documents else None
     return Windows(stream, length, stride, split_documents_at=border)
 
@@ -92,15 +92,17 @@ def prepare_packing(tokens: TokenSet, length: int, ranks: Ranks) -> None:
 
 
 def _make(tokens: TokenSet, length: int) -> None:
-    framing = framing_of(tokens.tokenizer_spec)
+    marks = tokens.marks("train")
+    framing = framing_of(tokens.tokenizer_spec) if marks is None else BY_MARKS
     assert framing is not None, "fit_to_data has refused it"
+    stream, whole = tokens.split("train") if marks is None else marks, marks is not None
     problem: OSError | None = None
     for place in _places(tokens, length):
         if (place / "plan.json").is_file():
             return
     for place in _places(tokens, length):
         try:
-            make_plan(tokens.split("train"), framing, length, place, data_identity=tokens.identity)
+            make_plan(stream, framing, length, place, data_identity=tokens.identity, whole=whole)
             return
         except OSError as error:
             problem = error

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.curves import VALIDATION
+from common.errors import UserError
 from common.publish import canonical_json
 from data_prep.token_sets.manifest import document_start
-from data_prep.token_sets.sequences import Windows
+from data_prep.token_sets.packing import plan_in_memory
+from data_prep.token_sets.sequences import Sequences, Windows
 from data_prep.token_sets.token_mix import sources_of
 from model.counts import flops_per_token
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, Written, is_due
@@ -23,6 +25,7 @@ from train.progress import Progress
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from data_prep.token_sets.token_set import TokenSet
     from eval.shared.loss import LossResult
 
 FIRST_LOSS_MARGIN = 0.5  # nats
@@ -34,7 +37,7 @@ class Part:
 
     name: str
     share: float
-    windows: Windows
+    windows: Sequences
     count: int
 
 
@@ -58,24 +61,40 @@ class Validation(Evaluation):
         each = max(1, self.config.eval.tokens // length // len(sources))
         self._parts = []
         for source in sources:
-            windows = Windows(source.tokens.split("val"), length)
+            windows = self._sequences_of(source.tokens)
             self._parts.append(Part(source.name, source.share, windows, min(windows.count, each)))
         self._count = sum(part.count for part in self._parts)
+        self._targets = sum(part.windows.target_count(np.arange(part.count)) for part in self._parts)
         data, border = self.config.data, document_start(tools.tokens.tokenizer_spec)
         # both packings are validated alike, so that their losses compare
         self._split_documents_at = border if data.masks_documents and not data.is_packed else None
         self._masked_too_at = None
         masked = self.config.eval.masked_loss
+        if tools.tokens.has_conversations:  # which are told apart themselves
+            masked = False
         if self._split_documents_at is None and (data.is_packed if masked == "auto" else masked):
             self._masked_too_at = border
         self._flops_per_token = flops_per_token(tools.model.config, adapters=self.config.adapter_count())
+
+    def _sequences_of(self, tokens: TokenSet) -> Sequences:
+        """Of the validation split. Raises UserError where no conversation of it fits into a sequence."""
+        length, marks = self.config.model.block_size, tokens.marks("val")
+        if marks is None:
+            return Windows(tokens.split("val"), length)
+        packed = plan_in_memory(tokens.split("val"), marks, length)
+        if not packed.count:
+            raise UserError(
+                f"all conversations that {tokens.folder} holds back are longer than model.block_size {length}: use a "
+                "longer one, or shorter conversations"
+            )
+        return packed
 
     @property
     def measured_on(self) -> dict[str, Any]:
         """What is recorded with every loss: losses compare where all of it is the same (`common.measured`)."""
         return {
             "val_sha256": self._sha256(),
-            "val_tokens": self._count * self.config.model.block_size,
+            "val_tokens": self._targets,
             "val_block_size": self.config.model.block_size,
             "val_document_mask": self._split_documents_at is not None,
         }
@@ -188,8 +207,8 @@ class Validation(Evaluation):
         from eval.shared.causality import TOLERANCE, future_moves
 
         tools = self._tools
-        (row,) = self._parts[0].windows.read(np.arange(1))
-        moved = future_moves(tools.model, row[:-1], tools.ranks.device, split_documents_at=self._split_documents_at)
+        (row,) = self._parts[0].windows.rows(np.arange(1)).inputs
+        moved = future_moves(tools.model, row, tools.ranks.device, split_documents_at=self._split_documents_at)
         if math.isnan(moved):
             return {}
         if moved > TOLERANCE:

@@ -17,6 +17,8 @@ class LanguageModelling:
             (`model.loss.head_loss_and_z`); 0: none.
     """
 
+    unit = "target_tokens"
+
     def __init__(self, z_loss: float = 0.0) -> None:
         self._z_loss = z_loss
         self.terms: tuple[str, ...] = ("z_loss",) if z_loss else ()

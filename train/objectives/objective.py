@@ -12,13 +12,15 @@ class Objective(Protocol):
     """One way to learn from batches of tokens.
 
     Attributes:
+        unit: what a step's loss is the mean over, all ranks together, as metrics.jsonl names their number.
         terms: keys of metrics.jsonl for what is learned from beside the loss.
     """
 
+    unit: str
     terms: tuple[str, ...]
 
     def target_count(self, batch: StepBatch) -> int:
-        """How many targets this rank's share of a step has: the loss of a step is the mean over those of all ranks."""
+        """How many of its units this rank's share of a step has: the loss of a step is the mean over all ranks'."""
 
     def total_target_count(self, batch: StepBatch) -> int | None:
         """That of all ranks, where it is known ahead; None: each step sums it over ranks, which wait for each other."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -53,6 +53,7 @@ class StepResult:
     """What a step reports.
 
     loss: mean over the targets of all ranks, before the update. grad_norm: global L2 norm before clipping.
+    targets: their number, in the objective's unit.
     terms: means of what the objective learns from beside the loss, by their keys in metrics.jsonl.
     """
 
@@ -60,6 +61,7 @@ class StepResult:
     grad_norm: float
     verdict: Verdict
     terms: Mapping[str, float] = field(default_factory=dict)
+    targets: float = 0.0
 
 
 class UpdateWatcher(Protocol):
@@ -156,7 +158,7 @@ class Stepper:
         if result is None or result.verdict is Verdict.LEARNED:
             with self._refusing():
                 self.scaler.step(self._optimizer)
-        result = result or self._read(report, batch, step, loss_sum)
+        result = replace(result or self._read(report, batch, step, loss_sum), targets=target_count)
         if self._watcher is not None:
             self._watcher.after_update(step)
         self._update_scale(result.verdict)

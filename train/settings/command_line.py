@@ -9,7 +9,7 @@ import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args
@@ -117,7 +117,7 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
 
     Raises UserError in one line for an unknown key (naming the nearest), a wrong type or an impossible combination.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = _in_full(sys.argv[1:] if arguments is None else arguments)
     files, others = _split_config_files(arguments)
     files = [find_config(file) for file in files] or [str(command.default_config)]
     types = dict(_field_types(command.kind))
@@ -158,6 +158,12 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     if config.run.name is None:
         config = replace(config, run=replace(config.run, name=Path(files[-1]).stem))
     return config, Options(str(parsed.resume), list(parsed.allow_change), bool(parsed.print_config))
+
+
+def _in_full(arguments: Sequence[str]) -> list[str]:
+    """`--objective sft` is short for `--objective.kind sft`."""
+    short, full = "--objective", "--objective.kind"
+    return [full + item.removeprefix(short) if item.split("=")[0] == short else item for item in arguments]
 
 
 def find_config(named: str) -> str:

@@ -23,7 +23,8 @@ _IN_WORDS = {
 
 
 COMMON = (
-    "config", "model.preset", "data.path", "run.name", "run.max_steps", "optim.lr", "batch.tokens_per_step",
+    "config", "model.preset", "data.path", "objective.kind", "run.name", "run.max_steps", "optim.lr",
+    "batch.tokens_per_step",
     "batch.micro_batch", "eval.every_steps", "eval.tokens", "checkpoint.every_steps", "log.wandb", "log.tensorboard",
     "lora.rank", "run.device", "run.dtype", "run.compile", "run.seed", "run.root", "resume", "print_config", "version",
     "help", "help_all",

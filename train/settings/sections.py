@@ -3,9 +3,10 @@
     model       architecture                          recompute   activation checkpointing
     data        what the run reads                    checkpoint  when to save, what to keep
     batch       tokens of a step, micro-batch         eval        validation, HellaSwag, samples
-    optim       the optimizer                         log         log lines, wandb
-    schedule    learning rate over the run            profile     which steps to profile
-    lora        adapters: train/finetune.py only      run         name, seed, length, device, deadline
+    objective   what is learned from the data         log         log lines, wandb
+    optim       the optimizer                         profile     which steps to profile
+    schedule    learning rate over the run            run         name, seed, length, device, deadline
+    lora        adapters: train/finetune.py only
 
 Each section checks itself; what needs two sections is checked by `Config`, what needs the data or the machine in
 `train.startup`. Nothing here imports torch. docs/options.md is made from these docstrings.
@@ -151,6 +152,19 @@ class DataConfig:
     def is_packed(self) -> bool:
         """Whether sequences are made of whole documents."""
         return self.packing == "whole_documents"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the run learns from its data. It stays the same over a run.
+
+    Args:
+        kind: language_modelling, every token from those before it; or sft (`--objective sft`), supervised fine-tuning
+            (Ouyang et al. 2022, arXiv:2203.02155): the answers of conversations, which data_prep/conversations.py
+            prepares. Conversations are packed whole, and attention stays inside them.
+    """
+
+    kind: Literal["language_modelling", "sft"] = "language_modelling"
 
 
 @dataclass(frozen=True)
@@ -584,6 +598,7 @@ class Config:
 
     model: ModelSection = field(default_factory=ModelSection)
     data: DataConfig = field(default_factory=DataConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -18,9 +18,12 @@ MANY_EPOCHS = 4.0  # up to which repeated text is nearly as good as new (Muennig
 def fit_to_data(config: Config, tokens: TokenSet) -> Config:
     """Give the model the vocabulary of the data's tokenizer, and settle whether attention stays inside documents.
 
+    With sft conversations are packed whole, and attention stays inside them.
+
     Raises UserError where the configuration asks for another vocabulary, or for documents that the data don't mark, or
-    the data hold too few tokens for one step.
+    the data hold too few tokens for one step, or are not what the objective learns from.
     """
+    config = _fit_to_objective(config, tokens)
     vocab_size = tokens.tokenizer_spec["vocab_size"]
     if config.model.vocab_size not in (type(config.model)().vocab_size, vocab_size):
         raise UserError(
@@ -29,7 +32,11 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
         )
     length = config.model.block_size
     alone = not config.data.mix
-    wanted = (("train", (config.batch.tokens_per_step if alone else length) + 1), ("val", length + 1))
+    whole = config.objective.kind != "language_modelling"  # padded, however short
+    wanted = (
+        ("train", (config.batch.tokens_per_step if alone else length) + 1),
+        ("val", 1 if whole else length + 1),
+    )
     for source, (split, needed) in itertools.product(sources_of(tokens), wanted):
         found, folder = len(source.tokens.split(split)), source.tokens.folder
         if not found:
@@ -52,6 +59,25 @@ def fit_to_data(config: Config, tokens: TokenSet) -> Config:
         )
     data = replace(config.data, document_mask=masked)
     return replace(config, data=data, model=replace(config.model, vocab_size=vocab_size))
+
+
+def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
+    """Raises UserError where the data are not what it learns from, or it is asked for another packing."""
+    kind, data = config.objective.kind, config.data
+    for source in sources_of(tokens):
+        if source.tokens.has_conversations != (kind == "sft"):
+            raise UserError(
+                f"{source.tokens.folder} does not mark answers, which --objective sft learns from: make a set of "
+                "conversations with data_prep/conversations.py"
+                if kind == "sft"
+                else f"{source.tokens.folder} holds conversations: add --objective sft, which learns their answers only"
+            )
+    if kind != "sft":
+        return config
+    if data.stride is not None or data.document_mask is False:
+        option = "data.stride" if data.stride is not None else "data.document_mask false"
+        raise UserError(f"{option} doesn't go with --objective sft, which keeps conversations whole: leave it out")
+    return replace(config, data=replace(data, packing="whole_documents", document_mask=True))
 
 
 def open_data(config: Config) -> TokenSet:

@@ -18,7 +18,7 @@ from model.ranks import Ranks, agreed
 from train.batches.loader import MicroBatch
 from train.batches.plan import largest_micro_batch, plan_batches
 from train.estimates.run_memory import average_bytes, communication_bytes, memory_advice, optimizer_bytes
-from train.objectives.language_modelling import LanguageModelling
+from train.objectives.build import build_objective
 from train.settings.command_line import to_yaml
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
@@ -72,7 +72,7 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
         batch = MicroBatch(tokens, tokens, tokens if config.data.masks_documents else None)
         scale = torch.ones((), device=ranks.device)
         with autocast(plan.dtype, ranks.device):
-            loss, _ = LanguageModelling(config.optim.z_loss).loss(model, batch, scale)  # ()
+            loss, _ = build_objective(config).loss(model, batch, scale)  # ()
         loss.backward(scale)
         del room
     except Exception as error:
