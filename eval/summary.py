@@ -42,6 +42,7 @@ from common.publish import write_json_output
 from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
 from common.run_folder import RunFolder
 from common.time_spent import time_spent
+from data_prep.token_sets.manifest import COUNTED
 from data_prep.token_sets.token_set import TokenSet, TokenStream, find_token_set
 from eval.reporting.outcomes import Outcome, outcomes
 from eval.reporting.run_data import flops_per_token_of, training_script
@@ -178,7 +179,7 @@ def summarise(folder: RunFolder) -> Summary:
                 f"{measured_on[:12]}…, but {tokens.folder} has another one: put the data back, or train a step on these"
             )
         sources = [(tokens, 1.0)]
-    entropy = unigram_entropy([(found.split("val"), weight) for found, weight in sources])
+    entropy = unigram_entropy([(found.split("val"), found.marks("val"), weight) for found, weight in sources])
     alive = look_at(folder, time.time())
     return Summary(
         run=str(folder.path),
@@ -234,11 +235,11 @@ def _flops(folder: RunFolder, train: Sequence[dict[str, Any]]) -> float | None:
     return float(tokens[-1]) * per_token if per_token is not None and tokens else None
 
 
-def unigram_entropy(sources: Sequence[tuple[TokenStream, float]]) -> float:
-    """Entropy in nats of the distribution of tokens in several streams, each with its weight."""
-    mean, total = np.zeros(0), sum(weight for _, weight in sources)  # (V,)
-    for stream, weight in sources:
-        counts = token_counts(stream)
+def unigram_entropy(sources: Sequence[tuple[TokenStream, TokenStream | None, float]]) -> float:
+    """Entropy in nats of the distribution of targets in several streams, each with its marks and its weight."""
+    mean, total = np.zeros(0), sum(weight for *_, weight in sources)  # (V,)
+    for stream, marks, weight in sources:
+        counts = token_counts(stream, marks)
         added = np.zeros(max(len(mean), len(counts)))
         added[: len(mean)] = mean
         added[: len(counts)] += counts / counts.sum() * (weight / total)
@@ -247,11 +248,15 @@ def unigram_entropy(sources: Sequence[tuple[TokenStream, float]]) -> float:
     return float(-(frequencies * np.log(frequencies)).sum())
 
 
-def token_counts(stream: TokenStream) -> npt.NDArray[np.int64]:
-    """How often each id is in a stream: (V,), up to the largest."""
+def token_counts(stream: TokenStream, marks: TokenStream | None = None) -> npt.NDArray[np.int64]:
+    """How often each id is in a stream, of conversations among the targets: (V,), up to the largest."""
     counts = np.zeros(0, dtype=np.int64)  # (V,)
     for start in range(0, len(stream), CHUNK_TOKENS):
-        chunk = np.bincount(stream.read(start, min(start + CHUNK_TOKENS, len(stream))), minlength=len(counts))
+        stop = min(start + CHUNK_TOKENS, len(stream))
+        ids = stream.read(start, stop)
+        if marks is not None:
+            ids = ids[marks.read(start, stop) == COUNTED]
+        chunk = np.bincount(ids, minlength=len(counts))
         chunk[: len(counts)] += counts
         counts = chunk
     return counts

@@ -100,7 +100,7 @@ def _build_stepper(
         optimizer,
         run.ranks,
         plan.batch,
-        build_objective(config),
+        build_objective(config.objective.kind, config.optim.z_loss),
         dtype=plan.dtype,
         grad_clip=config.optim.grad_clip,
         seed=config.run.seed,

@@ -27,6 +27,7 @@ class KeyFigures:
     tokens: int
     parameters: int | None
     flops: float | None
+    objective: str | None  # that a run records
     optimizer: str | None  # and whether each rank kept a part of its state
     train_loss: float | None  # mean over the last steps
     train_loss_steps: int  # how many
@@ -88,6 +89,7 @@ def key_figures(run: RunData) -> KeyFigures:
         max_steps=run.max_steps,
         tokens=tokens,
         parameters=run.parameters,
+        objective=run.section("objective").get("kind"),
         optimizer=describe_optimizer(run.section("optim")),
         flops=float(tokens) * run.flops_per_token if run.flops_per_token else None,
         train_loss=_over(np.mean, run, "loss", last_steps),

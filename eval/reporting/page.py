@@ -68,6 +68,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("training tokens", format_count(figures.tokens)),
         ("parameters", None if figures.parameters is None else format_count(figures.parameters)),
         ("training FLOPs", None if figures.flops is None else f"{figures.flops:.3g}"),
+        ("objective", "answers of conversations (sft)" if figures.objective == "sft" else None),
         ("optimizer", figures.optimizer),
         ("training loss, last 2 % of the steps", _number(figures.train_loss, ".4f")),
         ("validation loss, last", _number(figures.val_loss, ".4f")),

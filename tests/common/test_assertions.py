@@ -11,8 +11,8 @@ CALLERS = "its callers in the code"
 INVARIANTS = {
     "data_prep/tokenization/cached_files.py: hashlib.sha256(data).hexdigest() == GPT2_FILES[name]": "the merges' hash",
     "data_prep/token_sets/shard_writer.py: shard_tokens > 0": "the option's type",
-    "data_prep/token_sets/shard_writer.py: split in SPLITS": CALLERS,
-    "data_prep/token_sets/shard_writer.py: tokens.dtype == self._tokenizer.dtype": CALLERS,
+    "data_prep/token_sets/shard_writer.py: split in _NAMES": CALLERS,
+    "data_prep/token_sets/shard_writer.py: tokens.dtype == self.dtype": CALLERS,
     "data_prep/token_sets/sequences.py: 1 <= self.stride <= block_size": "train/settings/command_line.py",
     "eval/generation/decoding.py: not model.training": CALLERS,
     "eval/generation/decoding.py: slide is None or 1 <= slide <= model.config.block_size": "eval/generation/texts.py",

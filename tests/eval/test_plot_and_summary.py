@@ -161,11 +161,11 @@ def test_summary_of_a_run_that_went_astray(run: RunFolder, tmp_path: Path, monke
 
 def test_unigram_entropy_of_known_distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make_token_set(tmp_path / "tokens", val_tokens=5_000).split("val")
-    whole = unigram_entropy([(stream, 1.0)])
+    whole = unigram_entropy([(stream, None, 1.0)])
     monkeypatch.setattr("eval.summary.CHUNK_TOKENS", 700)  # later chunks bring tokens the first has not
 
     assert whole == pytest.approx(validation_entropy(tmp_path / "tokens"), abs=1e-9)
-    assert unigram_entropy([(stream, 1.0)]) == pytest.approx(whole, abs=1e-12)
+    assert unigram_entropy([(stream, None, 1.0)]) == pytest.approx(whole, abs=1e-12)
 
 
 def test_plot_of_a_run_still_going(run: RunFolder, tmp_path: Path) -> None:

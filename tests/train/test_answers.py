@@ -188,8 +188,12 @@ def test_a_run_is_the_same_for_any_ranks_and_interruptions(more: tuple[str, ...]
     ]
     if more:
         return
-    train(1, tmp_path, tiny_arguments(tmp_path, data, "one", *options, "--model.dropout=0", "--run.max_steps=4"))
-    train(2, tmp_path, tiny_arguments(tmp_path, data, "dry", *options, "--model.dropout=0", "--run.max_steps=4"))
+    samples = ("--eval.sample_every_steps=4", "--eval.sample_tokens=4", '--eval.prompts=["1+1"]')
+    options = (*options, "--model.dropout=0", "--run.max_steps=4")
+    train(1, tmp_path, tiny_arguments(tmp_path, data, "one", *options, *samples))
+    assert '"prompt": "1+1"' in run_of(tmp_path, "one").samples.read_text()
+    assert "objective: sft, the answers of conversations" in two.log.read_text()
+    train(2, tmp_path, tiny_arguments(tmp_path, data, "dry", *options))
     one, dry = steps(run_of(tmp_path, "one")), steps(run_of(tmp_path, "dry"))
     np.testing.assert_allclose([s["loss"] for s in one], [s["loss"] for s in dry], atol=1e-5)
     for key in ("sequences", "answer_tokens"):

@@ -26,6 +26,7 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
         "device": machine.name,
         "nodes": machine.nodes,
         "ranks_per_node": machine.ranks_per_node,
+        "objective": config.objective.kind,
         "parameters": parameter_count(architecture),
         "parameters_without_embeddings": parameter_count(architecture) - tables,
         "flops_per_token": flops_per_token(architecture, adapters=config.adapter_count()),

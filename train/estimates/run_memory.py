@@ -154,6 +154,7 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
     return [
         f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "
         f"{architecture.n_embd}, {format_count(flops)}FLOPs per token",
+        *(["objective: sft, the answers of conversations"] if config.objective.kind == "sft" else []),
         f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
         f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
         *_describe_stages(config),

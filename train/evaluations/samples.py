@@ -1,4 +1,4 @@
-"""Texts that the model generates from fixed prompts, distributed over ranks."""
+"""Texts that the model generates from fixed prompts, distributed over ranks; with sft its answers to them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from common.errors import UserError
 from common.metrics_file import read_records, record_kind
 from common.seeds import seed_of
+from data_prep.chat.chat_tokenizer import ChatTokenizer
+from data_prep.chat.messages import USER, Message
 from data_prep.tokenization.loading import load_tokenizer
 from train.evaluations.evaluation import Evaluation, Parts, Tools, Written, is_due
 from train.progress import Progress
 
 if TYPE_CHECKING:
     from data_prep.token_sets.token_set import TokenSet
+    from data_prep.tokenization.tokenizer import Tokenizer
 
 
 class Samples(Evaluation):
@@ -26,7 +29,7 @@ class Samples(Evaluation):
         tokenizer, config = load_tokenizer(tokens.tokenizer_spec), self.config.eval
         for prompt in config.prompts if config.sample_every_steps else ():
             try:
-                empty = not tokenizer.prompt(prompt)
+                empty = not self._ids(tokenizer, prompt)
             except UserError as error:
                 raise UserError(f"eval.prompts has {prompt!r}, but {error}: give other --eval.prompts") from None
             if empty:
@@ -34,6 +37,12 @@ class Samples(Evaluation):
                     "eval.prompts contains an empty prompt, which this tokenizer can't start from (it has no "
                     "end-of-text token): remove it or add text"
                 )
+
+    def _ids(self, tokenizer: Tokenizer, prompt: str) -> list[int]:
+        """What the model continues: the prompt, or with sft the start of an answer to it."""
+        if self.config.objective.kind == "sft" and isinstance(tokenizer, ChatTokenizer):
+            return tokenizer.prompt_of([Message(USER, prompt)])
+        return tokenizer.prompt(prompt)
 
     def due(self, step: int, *, last: bool) -> Parts:
         wished = self.config.eval
@@ -80,7 +89,7 @@ class Samples(Evaluation):
         try:
             generated = continue_tokens(
                 self._tools.model,
-                tokenizer.prompt(prompt),
+                self._ids(tokenizer, prompt),
                 config.sample_tokens,
                 temperature=config.temperature,
                 top_k=config.top_k,

@@ -4,7 +4,7 @@ The first step of Ouyang et al. 2022 (arXiv:2203.02155, section 3.5). For answer
 
     - sum over answers, sum over t of log p(y_t | x, y_<t)  /  number of tokens of all answers of the step,
 
-the end of turn included in y, as a model learns to stop from it alone. What others said is no target: the batches give
+the end of turn included in y, as a model learns to stop only from it. What others said is no target: the batches give
 it the target -100. So a micro-batch without any answer has the loss 0 and gradients of 0, and ranks agree on the count.
 """
 

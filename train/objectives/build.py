@@ -3,9 +3,8 @@
 from train.objectives.answers import Answers
 from train.objectives.language_modelling import LanguageModelling
 from train.objectives.objective import Objective
-from train.settings.sections import Config
 
 
-def build_objective(config: Config) -> Objective:
-    kind = Answers if config.objective.kind == "sft" else LanguageModelling
-    return kind(config.optim.z_loss)
+def build_objective(kind: str, z_loss: float) -> Objective:
+    """Args: as options `objective.kind` and `optim.z_loss` have them."""
+    return {"language_modelling": LanguageModelling, "sft": Answers}[kind](z_loss)
