@@ -72,9 +72,14 @@ def pieces_of_gpt2() -> list[bytes]:
     return [bytes([byte]) for byte in BYTE_SHOWN_AS.values()] + made
 
 
-def marked(text: str) -> str:
-    """The text with a mark before every last of several white-space characters that something else follows."""
+def marked(text: str, *, newlines: bool = True) -> str:
+    """The text with a mark before every last of several white-space characters that something else follows.
+
+    Args:
+        newlines: also where the last of them is a line break.
+    """
     points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
     space = _IS_WHITE_SPACE.take(points, mode="clip")
-    cuts = (np.flatnonzero(space[:-2] & space[1:-1] & ~space[2:]) + 1).tolist()
+    last = space[1:-1] if newlines else space[1:-1] & (points[1:-1] != ord("\n")) & (points[1:-1] != ord("\r"))
+    cuts = (np.flatnonzero(space[:-2] & last & ~space[2:]) + 1).tolist()
     return MARK.join([text[start:stop] for start, stop in zip([0, *cuts], [*cuts, len(text)], strict=True)])

@@ -55,6 +55,14 @@ def parse(text: str) -> dict[str, Any]:
     return description
 
 
+def merge_pairs(merges: Any) -> list[tuple[Any, ...]] | None:
+    """A tokenizer.json's merges, which older files spell as "one other"; None for anything else."""
+    if not isinstance(merges or [], list):
+        return None
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges or []]
+    return list(map(tuple, pairs)) if all(isinstance(pair, list) for pair in pairs) else None
+
+
 def check_extent(text: str) -> None:
     """Raises UserError for a text that takes more memory, parsed, than any tokenizer's."""
     values = sum(text.count(sign) for sign in ",[{")  # at most

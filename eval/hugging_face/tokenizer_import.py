@@ -19,10 +19,10 @@ from data_prep.tokenization.huggingface_tokenizer import (
     Framing,
     HuggingFaceTokenizer,
     check_carried,
-    merge_pairs,
     without_space_before,
 )
 from data_prep.tokenization.loading import load_tokenizer
+from data_prep.tokenization.packed_tokenizer import merge_pairs
 from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from eval.hugging_face.hf_config import OWN_FACTS, with_defaults
 from eval.hugging_face.hub_files import AGAIN, read_content, read_described, read_tokenizer_json, stands

@@ -21,6 +21,7 @@ from common.errors import UserError
 from data_prep.corpora.text_sample import Document, Sample
 from data_prep.token_sets.manifest import PADDING_MULTIPLE, Manifest
 from data_prep.token_sets.token_set import TokenSet
+from data_prep.tokenization import faster_encoding
 from data_prep.tokenization.bpe_training import MEMORY_PER_BYTE, PATTERNS, describe_size, train_bpe
 from data_prep.tokenization.byte_level import BYTE_SHOWN_AS, shown_bytes
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
@@ -158,6 +159,41 @@ def test_ids_are_those_of_the_exported_file_and_an_import_is_the_same(folder: Pa
     assert (again.begins_contexts, again.begin_of_text_id, again.vocab_size) == (True, 499, 500)
     assert [again.encode(text).tolist() for text in documents[:500]] == [found.ids for found in theirs[:500]]
     assert load_tokenizer(json.loads(json.dumps(tokenizer.spec))).spec == tokenizer.spec
+
+
+def test_tiktoken_gives_the_same_ids_for_every_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each pattern: characters of every script beside words, digits, contractions and white space."""
+    monkeypatch.setattr(faster_encoding, "WORTH_IT", 0)
+    points = (*range(0xD800), *range(0xE000, 0x20000, 7), 0x10FFFF)
+    some = [point for point in points if not 0x3500 <= point < 0x9F00 and not 0xAC10 <= point < 0xD700]
+    rows = ["".join(f"a'{c}b 1{c}2 .{c}. {c}{c}\n{c}x  {c} \r \n {c}" for c in map(chr, some[start : start + 50]))
+            for start in range(0, len(some), 50)]  # fmt: skip
+    chance = random.Random(4)
+    signs = "aBſsSKk'tlVeRdM 012٣ \n\r\t\x0b\x85\u2028\u3000\u00a0.,-日é́🙂\u200d"
+    rows += ["".join(chance.choices(signs, k=40)) for _ in range(2000)] + ["", "a  \x10 b", "\ud800  x"]
+    for pattern in PATTERNS:
+        text = train_bpe([f"{' '.join(filter(None, texts(60, seed=3)))} it's IT'LL 1234  \n\n == é日"], 600, pattern, 1)
+        tokenizer = HuggingFaceTokenizer.of(text, json.loads(text)["added_tokens"][0]["id"])
+        assert faster_encoding.FasterEncoding(json.loads(text)).encode("a") is not None
+        package = tokenizers.Tokenizer.from_str(text)
+        theirs = package.encode_batch_fast([row.encode("utf-8", "replace").decode() for row in rows])
+        assert [tokenizer.encode(row).tolist() for row in rows] == [found.ids for found in theirs]
+
+
+def test_a_vocabulary_that_tiktoken_would_merge_otherwise_is_left_to_tokenizers(
+    own_tokenizer: HuggingFaceTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bc` comes before `ab`, so the listed merge of `ab` and `c` never happens; tiktoken would merge `a` and `bc`."""
+    monkeypatch.setattr(faster_encoding, "WORTH_IT", 0)
+    description = json.loads(own_tokenizer.json)
+    alphabet = {shown: number for number, shown in enumerate(BYTE_SHOWN_AS)}
+    description["model"] |= {
+        "vocab": alphabet | {"bc": 256, "ab": 257, "abc": 258},
+        "merges": [["b", "c"], ["a", "b"], ["ab", "c"]],
+    }
+    assert faster_encoding.FasterEncoding(description).encode("abc") is None
+    description["added_tokens"][0]["id"] = 259
+    assert HuggingFaceTokenizer.of(json.dumps(description), 259).encode("abc").tolist() == [alphabet["a"], 256]
 
 
 def test_a_preparation_takes_the_file_and_its_set_teaches_the_same_vocabulary(folder: Path) -> None:
