@@ -69,8 +69,8 @@ class FasterEncoding:
 
 def pattern_of(description: Mapping[str, Any]) -> str | None:
     """Which of PATTERNS cuts a text into pieces; None where anything else is done to it."""
-    steps = description.get("pre_tokenizer") or {}
-    parts = steps.get("pretokenizers") or []
+    steps: dict[str, Any] = description.get("pre_tokenizer") or {}
+    parts: list[dict[str, Any]] = steps.get("pretokenizers") or []
     split, as_bytes = parts if len(parts) == 2 else ({}, {})
     known = {
         name
