@@ -146,6 +146,7 @@ class RecordedLora(TypedDict):
     alpha: Finite
     dropout: Fraction
     targets: list[str]
+    new_rows: NotRequired[Count]
 
 
 @keep_others

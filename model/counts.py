@@ -154,6 +154,9 @@ def trained_shapes(config: ModelConfig, adapters: LoraConfig | None = None) -> d
         return shapes
     rows = {part: count for part, (_, count) in part_rows(config).items()}
     trained: dict[str, Shape] = {}
+    if adapters.new_rows:
+        tables = ("wte",) if config.tie_weights else ("wte", "lm_head")
+        trained = {f"{table}.lora_rows": (adapters.new_rows, config.n_embd) for table in tables}
     for name, shape in shapes.items():
         layer, _, last = name.rpartition(".")
         if last == "weight":

@@ -15,6 +15,7 @@ from model.config import ModelConfig
 from model.flex import flex_works
 from model.loss import IGNORE_INDEX, Reduction, head_loss, head_loss_and_z, soft_capped
 from model.mlp import MLP
+from model.new_rows import TableWithNewRows, matrix_of
 from model.norms import RMSNorm, build_norm
 from model.positions import document_positions, rotary_angles, rotary_frequencies
 from model.precision import matmul_dtype
@@ -96,7 +97,7 @@ class GPT(nn.Module):
     @property
     def head_weight(self) -> Tensor:
         """(V, C): the output layer's matrix, which tied models share with the token embedding."""
-        return self.wte.weight if self.config.tie_weights else self.lm_head.weight
+        return matrix_of(self.wte if self.config.tie_weights else self.lm_head)
 
     def forward(
         self,
@@ -132,10 +133,10 @@ class GPT(nn.Module):
         if targets is None:
             hidden = self.hidden(tokens, positions=positions, document_ids=document_ids, cache=cache, lengths=lengths)
             return self.logits(hidden)
-        if self.config.tie_weights:
+        if self.config.tie_weights and not isinstance(self.wte, TableWithNewRows):
             embedded, head = embed_with_shared_table(tokens, self.wte.weight)  # (B, T, C), (V, C)
         else:
-            embedded, head = self.wte(tokens), self.lm_head.weight
+            embedded, head = self.wte(tokens), self.head_weight
         hidden = self._hidden(embedded, tokens, positions, document_ids, cache, lengths)
         size, cap = self.config.vocab_size, self.config.logit_softcap
         kernel = self.chunk_kernel

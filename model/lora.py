@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from model.gpt import GPT
 from model.initialisation import parameter_generator
 from model.lora_config import LoraConfig, part_rows
+from model.new_rows import HeadWithNewRows, TableWithNewRows
 from model.roles import Role
 
 
@@ -67,7 +68,9 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
-    """Freeze the model and put an adapter beside every target, in place. Its outputs do not change.
+    """Freeze the model and put an adapter beside every target, in place, and the rows of new ids beside the others.
+
+    Its outputs do not change.
 
     A is normal with deviation 1/R, depends only on (seed, name), and is the same on every rank.
 
@@ -94,6 +97,11 @@ def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
                     parameter.copy_(values)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, adapter)
+    if config.new_rows:
+        first = model.config.vocab_size - config.new_rows
+        model.wte = TableWithNewRows(model.wte, first, config.new_rows)
+        if not model.config.tie_weights:
+            model.lm_head = HeadWithNewRows(model.lm_head, first, config.new_rows)
 
 
 def lora_layers(model: GPT) -> Iterator[tuple[str, LoraLinear]]:
@@ -104,7 +112,7 @@ def lora_layers(model: GPT) -> Iterator[tuple[str, LoraLinear]]:
 
 
 def lora_tensors(model: GPT) -> dict[str, Tensor]:
-    """The adapters' parameters by name: all that training has changed."""
+    """The adapters' parameters and new ids' rows by name: all that training has changed."""
     return {name: value for name, value in model.named_parameters() if ".lora_" in name}
 
 
@@ -112,6 +120,8 @@ def set_merged(model: GPT, merged: bool) -> None:
     """Merge all adapters into the weights (no cost at inference), or take them out again to train on."""
     for _, layer in lora_layers(model):
         layer.set_merged(merged)
+    for _, rows in _new_rows(model):
+        rows.set_merged(merged)
 
 
 def drop_lora(model: GPT) -> None:
@@ -122,4 +132,20 @@ def drop_lora(model: GPT) -> None:
         plain.weight, plain.bias = layer.weight, layer.bias
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, plain)
+    for name, rows in list(_new_rows(model)):
+        rows.set_merged(True)
+        count, width = rows.weight.shape
+        whole: nn.Embedding | nn.Linear = nn.Embedding(count, width, device="meta")
+        if name == "lm_head":
+            whole = nn.Linear(width, count, bias=False, device="meta")
+        whole.weight = rows.weight
+        setattr(model, name, whole)
     model.requires_grad_(True)
+
+
+def _new_rows(model: GPT) -> Iterator[tuple[str, TableWithNewRows | HeadWithNewRows]]:
+    """The layers with rows that are trained whole, by name."""
+    for name in ("wte", "lm_head"):
+        layer = getattr(model, name, None)
+        if isinstance(layer, TableWithNewRows | HeadWithNewRows):
+            yield name, layer

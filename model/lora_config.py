@@ -31,18 +31,22 @@ class LoraConfig:
         targets: what to adapt: c_attn (one adapter for queries, keys and values together) or some of q, k, v (one
             each), o (attention's output), up, gate and down (the MLP's), or by the layers' last names c_proj (o and
             down), c_fc (up), c_gate (gate).
+        new_rows: how many of the last ids have their rows of table and head trained, too, whole.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] = TARGETS
+    new_rows: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"lora.rank is {self.rank}: use 1 or more")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"lora.dropout is {self.dropout}: use at least 0 and less than 1")
+        if self.new_rows < 0:
+            raise ValueError(f"lora.new_rows is {self.new_rows}: use 0 or more")
         unknown = sorted(set(self.targets) - set(CHOICES))
         if unknown or not self.targets:
             raise ValueError(f"lora.targets {unknown or '()'} can't be adapted: choose from {', '.join(CHOICES)}")
@@ -65,7 +69,7 @@ def part_rows(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def adapter_count(model: ModelConfig, config: LoraConfig) -> int:
-    """Parameters of the adapters that `add_lora` would make."""
+    """Parameters of the adapters that `add_lora` would make, new ids' rows among them."""
     width, hidden = model.n_embd, model.hidden_size
     rows = {part: count for part, (_, count) in part_rows(model).items()}
     outputs = {"attn.c_attn": sum(rows.values()), "attn.c_proj": width, "mlp.c_fc": hidden, "mlp.c_proj": width}
@@ -78,7 +82,8 @@ def adapter_count(model: ModelConfig, config: LoraConfig) -> int:
         if layer in outputs
         for part in parts
     ]
-    return config.rank * model.n_layer * sum(sides)
+    rows_of_ids = config.new_rows * width * (1 if model.tie_weights else 2)
+    return config.rank * model.n_layer * sum(sides) + rows_of_ids
 
 
 def missing_targets(model: ModelConfig, targets: Sequence[str]) -> list[str]:

@@ -263,7 +263,8 @@ def _empty_model(config: ModelConfig, shapes: Shapes, source: object) -> GPT:
 
 def _adapters_of(facts: RecordedLora, source: object) -> LoraConfig:
     try:
-        return LoraConfig(facts["rank"], facts["alpha"], facts["dropout"], tuple(facts["targets"]))
+        new_rows = facts.get("new_rows", 0)
+        return LoraConfig(facts["rank"], facts["alpha"], facts["dropout"], tuple(facts["targets"]), new_rows)
     except ValueError as error:
         raise UserError(f"{source}: its adapters are impossible: {error}") from None
 

@@ -36,7 +36,8 @@ def export_adapter(run: Path, base: Path, out: Path, weights: str = "trained") -
     """
     checkpoint = find_checkpoint(run)
     manifest = read_checkpoint_manifest(checkpoint)
-    if manifest.get("lora") is None:
+    lora = manifest.get("lora")
+    if lora is None:
         raise UserError(f"{checkpoint} has no adapters, all of its weights were trained: leave --adapter out")
     if not (base / "config.json").is_file():
         raise UserError(
@@ -44,6 +45,11 @@ def export_adapter(run: Path, base: Path, out: Path, weights: str = "trained") -
         )
     model = load_adapted_model(checkpoint, weights=weights)
     home = home_of(model.config)
+    if lora.get("new_rows"):
+        raise UserError(
+            f"{checkpoint} has trained rows of its embedding table beside its adapters, for the tokens around turns: "
+            "leave --adapter out, which exports all of it merged"
+        )
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

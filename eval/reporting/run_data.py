@@ -168,7 +168,8 @@ def _adapters_of(model: ModelConfig | None, section: Mapping[str, Any]) -> int |
     from model.lora_config import TARGETS, LoraConfig, adapter_count
 
     try:
-        count = adapter_count(model, LoraConfig(section["rank"], targets=tuple(section["targets"] or TARGETS)))
+        targets, new_rows = tuple(section["targets"] or TARGETS), section.get("new_rows", 0)
+        count = adapter_count(model, LoraConfig(section["rank"], targets=targets, new_rows=new_rows))
     except (KeyError, TypeError, ValueError):
         return None
     return count if isinstance(count, int) and 0 <= count < LARGEST else None

@@ -14,9 +14,10 @@ Each section checks itself; what needs two sections is checked by `Config`, what
 
 import math
 import re
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from common.batch_stages import BatchStages
 from model.config import ModelConfig, preset_config
@@ -623,6 +624,10 @@ class Config:
                 "give an earlier step"
             )
 
+    def for_tokenizer(self, spec: Mapping[str, Any]) -> "Config":
+        """With what follows from the data's tokenizer, beside its vocabulary."""
+        return self
+
     def adapters(self) -> LoraConfig | None:
         """What is trained beside a frozen model; None where all weights are trained, as in pre-training."""
         return None
@@ -649,12 +654,16 @@ class LoraSection:
         targets: which matrices get an adapter: c_attn (queries, keys and values together) or some of q, k, v (one
             each), o (out of attention), up, gate (SwiGLU), down (the MLP's); c_proj is o and down, c_fc up, c_gate
             gate; null: all that the model has.
+        new_rows: how many of the last ids have their rows of the embedding table and the head trained as well, whole.
+            At 0 these are the tokens around turns, where the data are conversations: without their rows the model
+            could not learn to end an answer.
     """
 
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
     targets: list[str] | None = None
+    new_rows: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 0:
@@ -667,7 +676,7 @@ class LoraSection:
         if self.rank == 0:
             return None
         targets = TARGETS if self.targets is None else tuple(self.targets)
-        return LoraConfig(rank=self.rank, alpha=self.alpha, dropout=self.dropout, targets=targets)
+        return LoraConfig(self.rank, self.alpha, self.dropout, targets, self.new_rows)
 
 
 @dataclass(frozen=True)
@@ -675,6 +684,11 @@ class FinetuneConfig(Config):
     """Everything a fine-tuning is made from. Its model is the base's."""
 
     lora: LoraSection = field(default_factory=LoraSection)
+
+    def for_tokenizer(self, spec: Mapping[str, Any]) -> "FinetuneConfig":
+        """Beside adapters, the rows of the tokens around turns are trained."""
+        rows = self.lora.new_rows or len(spec.get("turn_tokens", ()))
+        return self if self.lora.rank == 0 else replace(self, lora=replace(self.lora, new_rows=rows))
 
     def adapters(self) -> LoraConfig | None:
         return self.lora.adapters()

@@ -15,17 +15,21 @@ from train.settings.sections import Config, DataConfig
 MANY_EPOCHS = 4.0  # up to which repeated text is nearly as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
 
 
-def fit_to_data(config: Config, tokens: TokenSet) -> Config:
+def fit_to_data(config: Config, tokens: TokenSet, known: int | None = None) -> Config:
     """Give the model the vocabulary of the data's tokenizer, and settle whether attention stays inside documents.
 
     With sft conversations are packed whole, and attention stays inside them.
+
+    Args:
+        known: the vocabulary of the weights that the run starts from, which the data's may extend.
 
     Raises UserError where the configuration asks for another vocabulary, or for documents that the data don't mark, or
     the data hold too few tokens for one step, or are not what the objective learns from.
     """
     config = _fit_to_objective(config, tokens)
     vocab_size = tokens.tokenizer_spec["vocab_size"]
-    if config.model.vocab_size not in (type(config.model)().vocab_size, vocab_size):
+    config = config.for_tokenizer(tokens.tokenizer_spec)
+    if config.model.vocab_size not in (type(config.model)().vocab_size, vocab_size, known):
         raise UserError(
             f"model.vocab_size is {config.model.vocab_size}, but the tokenizer of {tokens.folder} has {vocab_size} "
             "ids: leave model.vocab_size out"

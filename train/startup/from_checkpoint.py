@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:  # a start is checked without torch
 
     from data_prep.token_sets.token_set import TokenSet
     from model.gpt import GPT
+    from train.settings.sections import Config
 
 BASE_FOLDER = "base"  # below a run's checkpoints
 WEIGHTS_FILE = "weights-00000-of-00001.safetensors"
@@ -51,6 +53,7 @@ class FromCheckpoint:
         manifest: its manifest.
         identity: of the weights of the checkpoint that was given when the run started.
         adapters: what is trained beside the weights; None: the weights themselves.
+        tokenizer: the spec of the data's tokenizer, which may append ids to the base's.
         given: as the command line names it: a checkpoint, or a run, whose newest one it was at the first start.
         note: what has changed about `given` since.
     """
@@ -61,6 +64,7 @@ class FromCheckpoint:
     adapters: LoraConfig | None = None
     given: str = ""
     note: str = ""
+    tokenizer: dict[str, Any] | None = None
     untrained = False
 
     def __str__(self) -> str:
@@ -70,15 +74,25 @@ class FromCheckpoint:
     def model(self) -> ModelConfig:
         return config_from_dict(self.manifest["model"], self.source)
 
-    def check_tokens(self, tokens: TokenSet) -> None:
-        """Raises UserError where the data were not made with the base's tokenizer: ids would mean something else."""
+    @property
+    def vocab_size(self) -> int:
+        return self.model.vocab_size
+
+    def fitted(self, tokens: TokenSet, config: Config) -> FromCheckpoint:
+        """For these data, with the adapters that the configuration has for them.
+
+        Raises UserError where they were not made with the base's tokenizer, or one that only appends ids to it: ids
+        would mean something else.
+        """
         theirs, ours = tokens.tokenizer_spec, self.manifest["tokenizer"]
-        if theirs["sha256"] != ours["sha256"]:
+        if not appends_to(theirs, ours):
             raise UserError(
                 f"{tokens.folder} was made with a {theirs['kind']} tokenizer of {theirs['vocab_size']} ids, the base "
                 f"with a {ours['kind']} one of {ours['vocab_size']}: prepare the data again with "
                 f"--tokenizer {self.source}"
             )
+        adapters = config.for_tokenizer(theirs).adapters()
+        return replace(self, tokenizer=theirs, adapters=adapters)
 
     def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
         """Raises UserError where a checkpoint to resume from is not of a fine-tuning, or of another base's."""
@@ -111,7 +125,7 @@ class FromCheckpoint:
             return self
         if begun is not None and begun.source == self.source:
             return self
-        return replace(find_base(self.given, folder), adapters=self.adapters)
+        return replace(find_base(self.given, folder), adapters=self.adapters, tokenizer=self.tokenizer)
 
     def recorded(self) -> dict[str, Any]:
         given, source = Path(self.given).resolve(), self.source.resolve()
@@ -139,7 +153,7 @@ class FromCheckpoint:
         manifest: dict[str, Any] = {
             "files": {path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}},
             "model": asdict(model),
-            "tokenizer": self.manifest["tokenizer"],
+            "tokenizer": self.tokenizer or self.manifest["tokenizer"],
             "data_identity": self.manifest["data_identity"],
             "identity": self.identity,
             "step": self.manifest["step"],
@@ -176,22 +190,39 @@ class FromCheckpoint:
     def describe(self, model: GPT) -> list[str]:
         """Log lines: the base, and what is trained."""
         lines = [f"base: {self.source}, {format_count(parameter_count(self.model))} parameters"]
+        if added := model.config.vocab_size - self.vocab_size:
+            lines.append(f"{added} ids more than the base has: their rows start as the mean of the others")
         if self.adapters is not None:
             from model.lora import lora_tensors
 
             trained = sum(value.numel() for value in lora_tensors(model).values())
             of = ", ".join(self.adapters.targets)
-            lines.append(f"adapters of rank {self.adapters.rank} on {of}: {trained:,} parameters are trained")
+            rows = f", the rows of {self.adapters.new_rows} ids whole" if self.adapters.new_rows else ""
+            lines.append(f"adapters of rank {self.adapters.rank} on {of}{rows}: {trained:,} parameters are trained")
         return [*lines, self.note] if self.note else lines
 
     def _weights(self, model: ModelConfig) -> dict[str, torch.Tensor]:
-        """The base's weights as `model` takes them: learned positions beyond its block size are dropped."""
+        """The base's weights as `model` takes them: learned positions beyond its block size are dropped, ids that it
+        has beyond the base's get rows.
+        """
+        from model.vocabulary import with_ids
         from model.weights import load_model
 
         weights = {name: value.detach() for name, value in load_model(self.source).named_parameters()}
         if "wpe.weight" in weights:
             weights["wpe.weight"] = weights["wpe.weight"][: model.block_size]
-        return weights
+        return with_ids(weights, self.model.vocab_size, model)
+
+
+def appends_to(spec: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer's spec is another's, or only appends ids to it, those of the tokens around turns."""
+    if spec["sha256"] == base["sha256"]:
+        return True
+    if spec["kind"] != "chat":
+        return False
+    known = base if base["kind"] != "chat" else base["base"]
+    kept = list(base.get("turn_tokens", ()))
+    return bool(spec["base"]["sha256"] == known["sha256"] and spec["turn_tokens"][: len(kept)] == kept)
 
 
 def find_base(given: str, folder: RunFolder) -> FromCheckpoint:

@@ -17,6 +17,7 @@ from model.lora_config import LoraConfig
 if TYPE_CHECKING:  # a start is checked without torch
     from data_prep.token_sets.token_set import TokenSet
     from model.gpt import GPT
+    from train.settings.sections import Config
 
 
 class InitialWeights(Protocol):
@@ -27,11 +28,19 @@ class InitialWeights(Protocol):
         """The adapters trained beside frozen weights; None: the weights themselves are trained."""
 
     @property
+    def vocab_size(self) -> int | None:
+        """The number of ids they know; None where any number does."""
+
+    @property
     def untrained(self) -> bool:
         """Whether the model is untrained."""
 
-    def check_tokens(self, tokens: TokenSet) -> None:
-        """Raises UserError where the data were not made with the weights' tokenizer: ids would mean something else."""
+    def fitted(self, tokens: TokenSet, config: Config) -> InitialWeights:
+        """For these data, and with the adapters that the configuration has for them.
+
+        Raises UserError where the data were not made with the weights' tokenizer, or one that only appends ids to it:
+        ids would mean something else.
+        """
 
     def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
         """Raises UserError where a checkpoint to resume from did not start from these weights."""
@@ -63,13 +72,14 @@ class FromScratch:
     """Random weights, drawn from the run's seed."""
 
     adapters = None
+    vocab_size = None
     untrained = True
 
     def __str__(self) -> str:
         return "scratch"
 
-    def check_tokens(self, tokens: TokenSet) -> None:
-        pass
+    def fitted(self, tokens: TokenSet, config: Config) -> FromScratch:
+        return self
 
     def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
         pass  # train.checkpoints.resume refuses adapters

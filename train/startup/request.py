@@ -49,8 +49,8 @@ def check_request(config: Config, options: Options, weights: InitialWeights) -> 
         print(to_yaml(config), end="")
         return None
     tokens = open_data(config)
-    weights.check_tokens(tokens)
-    config = fit_to_data(config, tokens)
+    weights = weights.fitted(tokens, config)
+    config = fit_to_data(config, tokens, weights.vocab_size)
     evaluations = tuple(kind(config) for kind in EVALUATIONS)
     for evaluation in evaluations:
         evaluation.check(tokens)
