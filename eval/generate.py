@@ -3,13 +3,13 @@
     python eval/generate.py runs/demo --prompt "The function returns"
     python eval/generate.py runs/demo --prompt "def f" --preset nucleus --samples 3 --seed 7
     python eval/generate.py runs/demo --interactive
+    python eval/generate.py runs/demo-chat --chat --prompt "What is 2+2?"
 
 A prompt starts a document, as documents of the training data do. A single text is shown while it is generated.
 """
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
@@ -21,16 +21,11 @@ from common.os_errors import refusal
 from common.paths import expand_path
 from common.plain_text import as_typed
 from common.publish import write_json_output
-from eval.generation.options import HALF_OF_THE_CONTEXT, GenerationOptions, Sampling
+from eval.generation.options import HALF_OF_THE_CONTEXT, GenerationOptions
+from eval.generation.sampling_options import add_sampling, sampling_of
 from eval.shared.arguments import add_device, add_dtype, add_json, add_run, require_run
 
 LESS_MEMORY = "give fewer --samples and prompts at once, fewer --max-tokens, or --dtype bf16"
-PRESETS = {
-    "greedy": Sampling(temperature=0.0),
-    "conservative": Sampling(temperature=0.6, top_k=40),
-    "nucleus": Sampling(temperature=0.8, top_p=0.9),
-}
-OVERRIDES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # options that replace a preset's
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,19 +35,8 @@ def parse_arguments() -> argparse.Namespace:
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")
     source.add_argument("--prompt-file", metavar="FILE", help="a prompt from this file; - is standard input")
     source.add_argument("--interactive", action="store_true", help="ask for prompts until end of input (Ctrl-D)")
-    choice = parser.add_argument_group("how tokens are chosen")
-    choice.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="nucleus",
-        help="greedy; conservative (temperature 0.6, top-k 40); nucleus (temperature 0.8, top-p 0.9, the default); "
-        "the options below replace its values",
-    )
-    choice.add_argument("--temperature", type=float, metavar="T", help="0 takes the most likely token")
-    choice.add_argument("--top-k", type=int, metavar="K", help="only the K most likely tokens; 0: all")
-    choice.add_argument("--top-p", type=float, metavar="P", help="only the nucleus of probability P; 1: all")
-    choice.add_argument("--min-p", type=float, metavar="P", help="only tokens P times as likely as the likeliest")
-    choice.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: repeat less")
+    source.add_argument("--chat", action="store_true", help="each prompt is a message, by the model's chat template")
+    add_sampling(parser)
     extent = parser.add_argument_group("how much, and where to stop")
     extent.add_argument("--max-tokens", type=int, default=200, metavar="N", help="for each text (default 200)")
     extent.add_argument("--samples", type=int, default=1, metavar="N", help="texts for each prompt (default 1)")
@@ -110,11 +94,6 @@ def read_prompts(arguments: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def sampling_of(arguments: argparse.Namespace) -> Sampling:
-    given = {name: value for name in OVERRIDES if (value := getattr(arguments, name)) is not None}
-    return replace(PRESETS[arguments.preset], **given)
-
-
 def options_of(arguments: argparse.Namespace) -> GenerationOptions:
     """The options. Raises UserError for impossible numbers."""
     for name, least in (("max_tokens", 1), ("samples", 1), ("seed", 0)):
@@ -132,6 +111,7 @@ def options_of(arguments: argparse.Namespace) -> GenerationOptions:
         tuple(as_typed(stop) for stop in arguments.stop),
         arguments.past_end,
         arguments.slide,
+        arguments.chat,
     )
 
 

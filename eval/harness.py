@@ -28,6 +28,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N examples of each task")
     parser.add_argument("--fewshot", type=int, metavar="N", help="solved examples before each question")
     parser.add_argument("--batch", type=int, default=8, metavar="N", help="sequences at once (default 8)")
+    parser.add_argument("--chat", action="store_true", help="ask each question as a message, by the chat template")
     add_device(parser)
     add_json(parser, "figures and every answer")
     return parser.parse_args()

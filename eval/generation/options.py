@@ -53,6 +53,7 @@ class GenerationOptions:
         stops: strings that end a text.
         past_end: whether a text continues after an end of text.
         slide: oldest tokens to forget when the context is full; None ends the text there.
+        chat: each prompt is a user's message, and the text the answer to it.
     """
 
     sampling: Sampling
@@ -62,3 +63,4 @@ class GenerationOptions:
     stops: tuple[str, ...]
     past_end: bool
     slide: int | None
+    chat: bool = False

@@ -9,6 +9,8 @@ from typing import Any
 
 from common.errors import UserError
 from common.plain_text import as_typed, print_text
+from data_prep.chat.messages import USER, Message
+from eval.generation.conversation import chat_tokenizer_of
 from eval.generation.decoding import FULL, STOPPED, Decoding, Row
 from eval.generation.options import HALF_OF_THE_CONTEXT, GenerationOptions
 from eval.generation.text_stream import TextStream
@@ -37,14 +39,20 @@ def load(
 
     Raises UserError where there is no checkpoint, or more is to be forgotten than the context holds.
     """
-    where = device_for(device)
-    loaded = load_checkpoint(run, where, weights=weights)
-    pack(loaded.model.to(TORCH_DTYPES[evaluation_dtype(dtype, where)]))
+    loaded = load_model_for(run, device, dtype, weights)
     context = loaded.model.config.block_size
     slide = max(1, context // 2) if options.slide == HALF_OF_THE_CONTEXT else options.slide
     if slide is not None and not 1 <= slide <= context:
         raise UserError(f"--slide is {slide}: use 1 to {context}, the context in tokens")
     return loaded, replace(options, slide=slide)
+
+
+def load_model_for(run: Path, device: DeviceChoice, dtype: DtypeChoice, weights: str = "trained") -> Loaded:
+    """The model, ready to generate. Raises UserError where there is no checkpoint."""
+    where = device_for(device)
+    loaded = load_checkpoint(run, where, weights=weights)
+    pack(loaded.model.to(TORCH_DTYPES[evaluation_dtype(dtype, where)]))
+    return loaded
 
 
 def generate_all(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> dict[str, Any]:
@@ -66,7 +74,7 @@ def generate(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> 
     tokenizer = loaded.tokenizer
     decoding = Decoding(
         loaded.model,
-        [tokenizer.prompt(prompt) for prompt in prompts],
+        [_ids_of(loaded, prompt, options) for prompt in prompts],
         options.sampling,
         count=options.max_tokens,
         samples=options.samples,
@@ -74,9 +82,12 @@ def generate(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> 
         end_ids=() if options.past_end else tokenizer.end_ids,
         slide=options.slide,
     )
-    streams = [TextStream(tokenizer, options.stops, continues=bool(prompts[row.prompt])) for row in decoding.rows]
+    streams = [
+        TextStream(tokenizer, options.stops, continues=options.chat or bool(prompts[row.prompt]))
+        for row in decoding.rows
+    ]
     alone = len(streams) == 1
-    if alone:
+    if alone and not options.chat:
         print_text(prompts[0])
     for step in decoding:
         for index, token in step:
@@ -89,12 +100,20 @@ def generate(loaded: Loaded, prompts: list[str], options: GenerationOptions) -> 
         rest = stream.finish()
         if stream.stopped:
             row.ended = STOPPED
-        print_text(f"{rest}\n" if alone else f"── {number} of {len(streams)}\n{prompts[row.prompt]}{stream.text}\n")
+        prompt = f"> {prompts[row.prompt]}\n" if options.chat else prompts[row.prompt]
+        print_text(f"{rest}\n" if alone else f"── {number} of {len(streams)}\n{prompt}{stream.text}\n")
     complain(decoding.rows, loaded.model.config.block_size)
     return [
         Text(prompts[row.prompt], row.sample, stream.text, row.generated, str(row.ended))
         for row, stream in zip(decoding.rows, streams, strict=True)
     ]
+
+
+def _ids_of(loaded: Loaded, prompt: str, options: GenerationOptions) -> list[int]:
+    """Raises UserError where the prompt is to be a message, and the model has no template."""
+    if options.chat:
+        return chat_tokenizer_of(loaded).prompt_of([Message(USER, prompt)])
+    return loaded.tokenizer.prompt(prompt)
 
 
 def complain(rows: list[Row], block_size: int) -> None:

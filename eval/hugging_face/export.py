@@ -18,6 +18,9 @@ from common.publish import (
     write_whole,
 )
 from common.run_folder import RunFolder
+from data_prep.chat.chat_tokenizer import ChatTokenizer
+from data_prep.chat.messages import Message
+from data_prep.tokenization.tokenizer import Tokenizer
 from eval.hugging_face.clients import CLIENTS, losses
 from eval.hugging_face.comparing import check_logits, logits_of, probe_tokens
 from eval.hugging_face.hf_config import home_of, to_config
@@ -30,6 +33,11 @@ from model.number_formats import Dtype
 from model.precision import TORCH_DTYPES
 from model.weights import write_safetensors
 
+CONVERSATION = [
+    {"role": "user", "content": "a"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c"},
+]
 PROBE = "The quick brown fox, naïve café: 12,345 times\n\n\tdef f(x):  return x  # 日本 😀"
 
 
@@ -109,14 +117,20 @@ def verify(loaded: Loaded, folder: Path) -> float:
 
 def _verify_tokenizer(loaded: Loaded, theirs: Any) -> None:
     text = PROBE
-    if loaded.tokenizer.spec["kind"] == "char":
-        text = loaded.tokenizer.spec["symbols"]
+    chat = loaded.tokenizer if isinstance(loaded.tokenizer, ChatTokenizer) else None
+    plain_spec = (chat.base if chat else loaded.tokenizer).spec
+    if plain_spec["kind"] == "char":
+        text = plain_spec["symbols"]
     expected = loaded.tokenizer.encode(text).tolist()
-    if loaded.tokenizer.spec["kind"] == "huggingface":
+    if plain_spec["kind"] == "huggingface":
         text = loaded.tokenizer.decode(expected)  # not all of theirs round-trip
     plain, opened = theirs.encode(text, add_special_tokens=False), theirs.encode(text)
     if plain != expected or theirs.decode(expected) != text or opened != loaded.tokenizer.prompt(text):
         raise UserError("transformers reads the exported tokenizer differently: the folder was not published")
+    if chat and theirs.apply_chat_template(CONVERSATION, add_generation_prompt=True, return_dict=False) != (
+        chat.prompt_of([Message(turn["role"], turn["content"]) for turn in CONVERSATION])
+    ):
+        raise UserError("transformers renders the exported chat template differently: the folder was not published")
 
 
 def model_card(loaded: Loaded, home: str, dtype: Dtype, difference: float) -> str:
@@ -128,7 +142,7 @@ def model_card(loaded: Loaded, home: str, dtype: Dtype, difference: float) -> st
         "shape": f"{shape}, context {config.block_size}",
         "parts": f"{config.position} positions, {config.norm}, {config.mlp}"
         + (f", window {config.window}" if config.window else ""),
-        "vocabulary": f"{config.vocab_size:,} ({loaded.tokenizer.spec['kind']})",
+        "vocabulary": f"{config.vocab_size:,} ({_name_of(loaded.tokenizer)})",
         "trained": f"{manifest['step']:,} steps, {manifest['tokens']:,} tokens",
         "weights": loaded.facts["weights"],
         "data": f"token set {manifest.get('data_identity') or 'unknown'}",
@@ -145,6 +159,13 @@ def model_card(loaded: Loaded, home: str, dtype: Dtype, difference: float) -> st
         f'model = AutoModelForCausalLM.from_pretrained("PATH")  # {home}\n'
         'tokenizer = AutoTokenizer.from_pretrained("PATH")\n```\n'
     )
+
+
+def _name_of(tokenizer: Tokenizer) -> str:
+    if isinstance(tokenizer, ChatTokenizer):
+        return f"{_name_of(tokenizer.base)}; conversations by the chat template"
+    kind: str = tokenizer.spec["kind"]
+    return kind
 
 
 def _readers_of(loaded: Loaded) -> dict[str, str]:

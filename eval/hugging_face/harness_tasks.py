@@ -9,6 +9,7 @@ from typing import Any
 from common.errors import UserError
 from common.plain_text import others_bars
 from common.publish import write_json_output
+from eval.generation.conversation import chat_tokenizer_of
 from eval.hugging_face.export import verify, write_files
 from eval.hugging_face.hf_config import home_of
 from eval.shared.loading import Loaded, device_for, load_checkpoint
@@ -20,6 +21,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     manager, names = find_tasks(arguments)
     loaded = load_checkpoint(arguments.run, weights=arguments.weights)
     home_of(loaded.model.config)
+    if arguments.chat:
+        chat_tokenizer_of(loaded)
     with tempfile.TemporaryDirectory(prefix="longhaul-harness-") as folder:
         export(loaded, Path(folder))
         begins_contexts = loaded.tokenizer.begins_contexts
@@ -71,7 +74,8 @@ def run_tasks(
     import lm_eval
     from datasets.exceptions import DatasetNotFoundError
 
-    opening = {} if begins_contexts else {"add_bos_token": False}
+    # a template has the id itself
+    opening = {} if begins_contexts and not arguments.chat else {"add_bos_token": False}
     try:
         with others_bars():
             results = lm_eval.simple_evaluate(
@@ -83,6 +87,7 @@ def run_tasks(
                 batch_size=arguments.batch,
                 device=device,
                 limit=arguments.limit,
+                apply_chat_template=arguments.chat,
             )
     except (ConnectionError, DatasetNotFoundError, FileNotFoundError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -6,14 +6,18 @@ checkpoint.
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from common.checkpoint_manifest import TokenizerSpec
 from common.errors import UserError
 from common.json_file import MOST_BYTES
+from data_prep.chat.chat_tokenizer import ChatTokenizer
+from data_prep.chat.template import MOST_BYTES as MOST_TEMPLATE_BYTES
+from data_prep.chat.template import Template
 from data_prep.tokenization.cached_files import gpt2_cache_file, place_gpt2_files
 from data_prep.tokenization.huggingface_tokenizer import (
     Framing,
@@ -27,7 +31,7 @@ from data_prep.tokenization.tokenizer import END_OF_TEXT, Tokenizer
 from eval.hugging_face.hf_config import OWN_FACTS, with_defaults
 from eval.hugging_face.hub_files import AGAIN, read_content, read_described, read_tokenizer_json, stands
 from eval.hugging_face.hub_shapes import NamedToken, TokenizerDescription, TokenizerSettings
-from eval.hugging_face.tokenizer_files import SPEC_FILE
+from eval.hugging_face.tokenizer_files import SPEC_FILE, TEMPLATE_FILE
 
 GPT2_CLASS = "GPT2Tokenizer"  # of transformers, with or without Fast
 GPT2_CLASS_OF_TYPES = ("gpt2", "starcoder2")  # models whose tokenizer is of that class where no file names another
@@ -61,7 +65,27 @@ def recognise_tokenizer(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     ends = text_ends(folder, values, settings, ids)
     if is_gpt2(description, framed=OWN_FACTS in values) and {ends.begin, *ends.ends} <= {ids[END_OF_TEXT], None}:
         return load_tokenizer("gpt2")
-    return _carried(folder, text, description, ends)
+    return _with_template(folder, _carried(folder, text, description, ends))
+
+
+def template_of(folder: Path) -> str | None:
+    """A folder's chat template; None where it has none, or several by name."""
+    if stands(path := folder / TEMPLATE_FILE):
+        return read_content(path, MOST_TEMPLATE_BYTES).decode("utf-8", "replace")
+    found = _object_if_there(folder / "tokenizer_config.json").get("chat_template")
+    return found if isinstance(found, str) else None
+
+
+def _with_template(folder: Path, tokenizer: Tokenizer) -> Tokenizer:
+    """With the folder's chat template, where there is one that can be used; a note where it can't be."""
+    text = template_of(folder)
+    if text is None:
+        return tokenizer
+    try:
+        return ChatTokenizer(tokenizer, (), Template(text))
+    except UserError as error:
+        print(f"note: imported without its chat template: {error}", file=sys.stderr)
+        return tokenizer
 
 
 def _carried(folder: Path, text: str, description: TokenizerDescription, ends: "TextEnds") -> Tokenizer:
@@ -220,6 +244,8 @@ def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
     changed = begin not in ([], [tokenizer.begin_of_text_id]) or not set(ends) <= {*tokenizer.end_ids}
     if stands(path := folder / "tokenizer.json"):
         changed |= not _describes(*read_tokenizer_json(path), tokenizer)
+    if isinstance(tokenizer, ChatTokenizer):
+        changed |= template_of(folder) != tokenizer.template.text
     if changed:
         raise UserError(
             f"{folder / SPEC_FILE} describes another tokenizer than the files beside it: if these have been changed "
@@ -230,6 +256,13 @@ def _exported(folder: Path, values: Mapping[str, Any]) -> Tokenizer:
 
 def _describes(text: str, description: TokenizerDescription, tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer.json, perhaps saved again by another version of `tokenizers`, is still this tokenizer."""
+    if isinstance(tokenizer, ChatTokenizer):
+        ids = token_ids(description)
+        if any(ids.get(name) != tokenizer.special_spellings[name] for name in tokenizer.turn_tokens):
+            return False
+        added = [one for one in description.get("added_tokens") or [] if one["content"] not in tokenizer.turn_tokens]
+        without = cast(TokenizerDescription, {**description, "added_tokens": added})
+        return _describes(json.dumps(without), without, tokenizer.base)
     if isinstance(tokenizer, HuggingFaceTokenizer):
         ours = HuggingFaceTokenizer.normal_form(tokenizer.json)
         theirs = HuggingFaceTokenizer.normal_form(text)

@@ -37,6 +37,8 @@ WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n" + ASK_ALL  # which m
 BAD_VALUES = {
     "eval/average.py no-run --last=2": "no-run is not a folder",
     "eval/average.py no-run --last=1": "--last is 1",
+    "eval/chat.py no-run": "no-run is not a folder",
+    "eval/chat.py no-run --preset=greedy --max-tokens=0": "--max-tokens is 0",
     "eval/export_gguf.py no-run no-file.gguf": "no-run is not a folder",
     "eval/export_gguf.py eval no-file": "doesn't end in .gguf",
     "eval/export_hf.py no-run no-folder": "no-run is not a folder",
