@@ -42,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     add_output_options(parser, "hub_dataset")
     source = parser.add_argument_group("source")
     source.add_argument("--config", help="its configuration (default: its only one)")
+    source.add_argument("--data-dir", metavar="FOLDER", help="only files of this folder of it (default: all)")
     source.add_argument("--split", default="train", help="its split (default: train)")
     source.add_argument("--revision", default="main", help="commit, tag or branch (default: main)")
     source.add_argument("--keep-files", action="store_true", help="keep downloaded files in OUT/download")
@@ -69,7 +70,9 @@ def open_hub(arguments: argparse.Namespace, asked: dict[str, Any], begun: dict[s
     if begun is not None:
         source = resumed_source(begun, arguments.out / JOURNAL_FILE)
     else:
-        source = find_dataset(arguments.dataset, arguments.config, arguments.split, arguments.revision)
+        source = find_dataset(
+            arguments.dataset, arguments.config, arguments.split, arguments.revision, arguments.data_dir
+        )
     rate = tokens_per_byte(arguments.tokenizer, source.files)
     sizes = [file.bytes for file in source.files]
     wanted = sum(sizes)
@@ -90,9 +93,11 @@ def main() -> int:
     arguments = parse_arguments()
     tokenizer = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
     asked: dict[str, Any] = {"split": arguments.split}
+    if arguments.data_dir is not None:
+        asked["data_dir"] = arguments.data_dir
     folder, local = expand_path(arguments.dataset), None
     if folder.is_dir():
-        config, local = local_dataset(folder, arguments.config, arguments.split)
+        config, local = local_dataset(folder, arguments.config, arguments.split, arguments.data_dir)
         asked |= {"repo": "local", "config": config, "files": [asdict(file) for file in local.listed]}
     else:
         asked |= {"repo": arguments.dataset, "asked_config": arguments.config, "asked_revision": arguments.revision}

@@ -36,8 +36,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--contamination",
         type=Path,
+        action="append",
         metavar="FILE",
-        help="what data_prep/contamination.py --json wrote for --data: shows clean and found examples apart, too",
+        help="what data_prep/contamination.py --json wrote for --data: shows clean and found examples apart, too; of a "
+        "mix once for each set",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the file's first N examples")
     parser.add_argument("--batch", type=int, metavar="N", help="contexts at once (default 16, on a GPU 128)")

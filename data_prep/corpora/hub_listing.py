@@ -18,8 +18,11 @@ from data_prep.corpora.hub import HubSource, check_revision, endpoint, hub_error
 from data_prep.corpora.local_files import LocalFiles
 
 
-def find_dataset(repo: str, config: str | None, split: str, revision: str) -> HubSource:
+def find_dataset(repo: str, config: str | None, split: str, revision: str, data_dir: str | None = None) -> HubSource:
     """A split's files on the hub, at the commit that `revision` (a commit, tag or branch) leads to now.
+
+    Args:
+        data_dir: the folder of the data set to read, of one that has a folder for each language, say; None for all.
 
     Raises UserError where the hub can't be reached, has no such data set, revision, configuration or split, or where a
     file can't be read here.
@@ -30,7 +33,7 @@ def find_dataset(repo: str, config: str | None, split: str, revision: str) -> Hu
     api = huggingface_hub.HfApi(endpoint=endpoint())
     try:
         commit = patiently(lambda: api.dataset_info(repo, revision=revision, expand=["sha"], timeout=30)).sha or ""
-        builder = patiently(lambda: _builder(repo, config, revision=commit))
+        builder = patiently(lambda: _builder(repo, config, data_dir, revision=commit))
         start = f"hf://datasets/{repo}@{commit}/"
         names = _names(builder, split, start, repo)
         found: dict[str, InputFile] = {}
@@ -47,27 +50,27 @@ def find_dataset(repo: str, config: str | None, split: str, revision: str) -> Hu
     return HubSource(repo, builder.config.name, commit, files)
 
 
-def local_dataset(folder: Path, config: str | None, split: str) -> tuple[str, LocalFiles]:
+def local_dataset(folder: Path, config: str | None, split: str, data_dir: str | None = None) -> tuple[str, LocalFiles]:
     """The configuration's name and a split's files of a folder that is laid out as a data set on the hub.
 
     Raises UserError where it has no such configuration or split, or where a file can't be read here.
     """
     where = folder.absolute()
     try:
-        builder = _builder(str(where), config)
+        builder = _builder(str(where), config, data_dir)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} is no data set: {one_line(str(error))[:300]}") from None
     return builder.config.name, LocalFiles(where, _names(builder, split, f"{where.as_posix()}/", str(folder)))
 
 
-def _builder(repo_or_folder: str, config: str | None, revision: str | None = None) -> Any:
+def _builder(repo_or_folder: str, config: str | None, data_dir: str | None, revision: str | None = None) -> Any:
     """What `datasets` makes of a data set. Raises UserError where it has several configurations, or not this one."""
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE"):  # nothing goes into the home folder
         os.environ.setdefault(name, str(cache_folder() / "huggingface" / name.lower()))
     import datasets
 
     try:
-        return datasets.load_dataset_builder(repo_or_folder, config, revision=revision)
+        return datasets.load_dataset_builder(repo_or_folder, config, data_dir=data_dir, revision=revision)
     except datasets.exceptions.DataFilesNotFoundError as error:
         raise UserError(f"{repo_or_folder}: {one_line(str(error))[:300]}") from None
     except ValueError as error:

@@ -1,6 +1,6 @@
 """HellaSwag's examples by what data_prep/contamination.py found of them in the training text. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,10 +44,13 @@ class StoredReport(TypedDict):
 
 @dataclass(frozen=True)
 class Contamination:
-    """A report on a file's examples: those found in the training text, and those too short to judge."""
+    """Reports on a file's examples, one for each token set: those found in any of them, and those too short to judge.
 
-    sha256: str
-    data_identity: str
+    Attributes:
+        reports: of each file its SHA-256 and the identity of the token set that was searched.
+    """
+
+    reports: tuple[tuple[str, str], ...]
     found: frozenset[int]
     unchecked: frozenset[int]
 
@@ -60,19 +63,35 @@ class Contamination:
         return {side: np.array(numbers, dtype=np.int64) for side, numbers in by_side.items()}
 
     def note(self, manifest: Mapping[str, Any]) -> str | None:
-        """What to know where the report is about other data than a checkpoint was trained on."""
-        if manifest.get("data_identity") in (None, self.data_identity):
+        """What to know where the reports are about other data than a checkpoint was trained on."""
+        searched = {identity for _, identity in self.reports}
+        if mix := manifest.get("mix"):
+            left = [name for name, identity in mix["sets"] if identity not in searched]
+            return (
+                f"no contamination report is of {', '.join(left)}, which this checkpoint was trained on"
+                if left
+                else None
+            )
+        if manifest.get("data_identity") in (None, *searched):
             return None
         return "the contamination report is of another token set than the one that this checkpoint was trained on"
 
 
-def read_contamination(path: Path, data: HellaSwag) -> Contamination:
-    """A report on these examples. Raises UserError where it can't be read, or is on another file."""
+def read_contamination(paths: Sequence[Path], data: HellaSwag) -> Contamination:
+    """Reports on these examples. Raises UserError where one can't be read, or is on another file."""
+    stored = [_read(path, data) for path in paths]
+    return Contamination(
+        tuple((sha256_file(path), report["data_identity"]) for path, report in zip(paths, stored, strict=True)),
+        frozenset(entry["item"] for report in stored for entry in report["found"]),
+        frozenset(number for report in stored for number in report["unchecked"]),
+    )
+
+
+def _read(path: Path, data: HellaSwag) -> StoredReport:
     try:
         stored = read_json_for_user(path, StoredReport, AGAIN, most_bytes=MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}: {AGAIN}") from None
     if stored["against"]["sha256"] != data.sha256:
         raise UserError(f"{path} is about another file than {data.path}: run data_prep/contamination.py against that")
-    found = frozenset(entry["item"] for entry in stored["found"])
-    return Contamination(sha256_file(path), stored["data_identity"], found, frozenset(stored["unchecked"]))
+    return stored

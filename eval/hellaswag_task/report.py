@@ -39,10 +39,9 @@ def evaluate(arguments: argparse.Namespace, data: HellaSwag, contamination: Cont
             setting = {"dtype": arguments.dtype, "device": str(ranks.device), "world_size": ranks.world_size}
             report = describe(loaded, data, accuracies) | setting | {"seconds": seconds}
             if contamination is not None:
-                report["contamination"] = describe_sides(sides) | {
-                    "file_sha256": contamination.sha256,
-                    "data_identity": contamination.data_identity,
-                }
+                names = ("file_sha256", "data_identity")
+                reports = [dict(zip(names, found, strict=True)) for found in contamination.reports]
+                report["contamination"] = {**describe_sides(sides), "reports": reports}
             write_json_output(arguments.json, report | {"predictions": predictions(data, choices)})
     ranks.close()
 

@@ -1,7 +1,9 @@
 """Any data set of the hub, by the list that `datasets` makes of it: from folders, and from a hub on loopback."""
 
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -152,3 +154,96 @@ def test_mistakes_are_one_line(source: Path, tmp_path: Path) -> None:
     ):
         done = run(source, tmp_path / "set", *options)
         assert (done.returncode, words in done.stderr, "Traceback" in done.stderr) == (2, True, False), done.stderr
+
+
+def as_on_the_hub(kind: str, field: str, text: str) -> bytes:
+    """A file of one record, as bytes, as the data sets of docs/data.md have them."""
+    record: dict[str, Any] = {field: text, "url": "https://example.org", "n": 1}
+    if kind == "parquet":
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist([record]), sink)
+        return sink.getvalue().to_pybytes()
+    line = (json.dumps(record) + "\n").encode()
+    return gzip.compress(line) if kind == "gz" else pa.Codec("zstd").compress(line, asbytes=True)
+
+
+def split_of(path: str) -> list[dict[str, str]]:
+    return [{"split": "train", "path": path}]
+
+
+# Configurations, files (those to read first), how they are kept and the field, as the data sets' pages have them
+SHAPES: dict[str, tuple[list[dict[str, Any]], list[str], str, str]] = {
+    "HuggingFaceFW/fineweb": (
+        [
+            {"config_name": "default", "data_files": split_of("data/*/*")},
+            {"config_name": "sample-10BT", "data_files": split_of("sample/10BT/*")},
+        ],
+        ["sample/10BT/000_00000.parquet", "data/CC-MAIN-2024-10/000_00000.parquet"],
+        "parquet",
+        "text",
+    ),
+    "mlfoundations/dclm-baseline-1.0": (
+        [],
+        ["global-shard_01_of_10/local-shard_0_of_10/shard_00000000_processed.jsonl.zst"],
+        "zst",
+        "text",
+    ),
+    "allenai/c4": (
+        [
+            {
+                "config_name": "en",
+                "data_files": [
+                    {"split": "train", "path": "en/c4-train.*.json.gz"},
+                    {"split": "validation", "path": "en/c4-validation.*.json.gz"},
+                ],
+            },
+            {"config_name": "realnewslike", "data_files": split_of("realnewslike/c4-train.*.json.gz")},
+        ],
+        ["en/c4-train.00000-of-01024.json.gz", "en/c4-validation.00000-of-00008.json.gz"],
+        "gz",
+        "text",
+    ),
+    "HuggingFaceTB/cosmopedia": (
+        [
+            {"config_name": name, "data_files": split_of(f"data/{name}/train-*")}
+            for name in ("auto_math_text", "stories")
+        ],
+        ["data/stories/train-00000-of-00043.parquet", "data/auto_math_text/train-00000-of-00018.parquet"],
+        "parquet",
+        "text",
+    ),
+    "bigcode/the-stack-dedup": (
+        [],
+        ["data/python/data-00000-of-00144.parquet", "data/ada/data-00000-of-00001.parquet"],
+        "parquet",
+        "content",
+    ),
+    "codeparrot/codeparrot-clean": ([], ["file-000000000001.json.gz"], "gz", "content"),
+}
+
+
+def test_the_lines_of_the_documentation_read_what_they_name(tmp_path: Path) -> None:
+    """Each line of docs/data.md, in one process, on a hub with a set of that name, layout, kind of file and field."""
+    page = (PROJECT / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.split("| data set | arguments of", 1)[1].split("\n\n", 1)[0]
+    lines = [cell.split(" ") for cell in re.findall(r"^\| [^|]+ \| `([^`]+)`", table, re.MULTILINE)]
+    assert [line[0] for line in lines] == list(SHAPES)
+    files: dict[str, Any] = {}
+    for repo, (configs, names, kind, field) in SHAPES.items():
+        texts_of = [f"{'text to read ' * 30}{number}" for number in range(len(names))]
+        data = {name: as_on_the_hub(kind, field, text) for name, text in zip(names, texts_of, strict=True)}
+        files |= hub_files(repo, REVISION, data, configs)
+    script = (
+        "import json, sys; from data_prep import hub_dataset\n"
+        "for line in json.loads(sys.argv[1]): sys.argv = ['hub_dataset.py', *line]; hub_dataset.main()"
+    )
+    small = ["--tokenizer", "byte", "--val-tokens", "0", "--workers", "0"]
+    with Server(files=files) as hub:
+        env = environment(tmp_path / "cache", HF_ENDPOINT=hub.url, PYTHONPATH=str(PROJECT))
+        command = [sys.executable, "-c", script, json.dumps([[*line, *small] for line in lines])]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+    for line in lines:
+        manifest = TokenSet.open(tmp_path / line[line.index("--out") + 1]).manifest
+        assert [file["name"] for file in manifest.source["files"]] == SHAPES[line[0]][1][:1]
+        assert manifest.source["revision"] == REVISION

@@ -19,6 +19,7 @@ from common.errors import UserError
 from data_prep.tokenization.loading import load_tokenizer
 from eval.hellaswag import main
 from eval.hellaswag_task import examples as hellaswag_examples
+from eval.hellaswag_task.contamination import Contamination
 from eval.hellaswag_task.examples import FULL_SIZE, evenly_spaced, read_hellaswag
 from eval.hellaswag_task.metrics import choose_all
 from eval.hellaswag_task.multiple_choice import BatchSize, Question, log_likelihoods
@@ -119,9 +120,11 @@ def test_the_script_chooses_as_the_definitions_do(tmp_path: Path, tokenizer: str
     rows = official_rows(17, seed=1)
     data = write_official(tmp_path / "official.jsonl", rows)
     out = tmp_path / "run" / "report" / "hellaswag.json"  # a run that no report was made of has no such folder
-    searched = tmp_path / "contamination.json"
-    searched.write_text(json.dumps(contamination_of(data, found=[2, 5, 16], unchecked=[7])))
-    done = run_script(checkpoint, "--data", data, "--json", out, "--device", "cpu", "--contamination", searched)
+    searched = [tmp_path / "one.json", tmp_path / "other.json"]  # of two sets of a mix
+    for path, found in zip(searched, ([2, 5], [5, 16]), strict=True):
+        path.write_text(json.dumps(contamination_of(data, found=found, unchecked=[7])))
+    options = [part for path in searched for part in ("--contamination", path)]
+    done = run_script(checkpoint, "--data", data, "--json", out, "--device", "cpu", *options)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     loaded = load_checkpoint(checkpoint)
@@ -142,6 +145,16 @@ def test_the_script_chooses_as_the_definitions_do(tmp_path: Path, tokenizer: str
         assert f"{side:10} {len(numbers):>6} examples" in done.stdout
     assert report["examples"] == 17
     assert "0.2945" in done.stdout
+
+
+def test_a_note_names_the_sets_of_a_mix_that_no_report_is_of() -> None:
+    contamination = Contamination((("f" * 64, "a"), ("e" * 64, "b")), frozenset(), frozenset())
+    assert contamination.note({"mix": {"sets": [["web", "a"], ["code", "b"]]}, "data_identity": "mixed"}) is None
+    assert "no contamination report is of books, " in str(
+        contamination.note({"mix": {"sets": [["web", "a"], ["books", "c"]]}, "data_identity": "mixed"})
+    )
+    assert contamination.note({"data_identity": "a"}) is None
+    assert "another token set" in str(contamination.note({"data_identity": "c"}))
 
 
 def main_as_rank(checkpoint: Path, data: Path, out: Path, limit: int) -> None:

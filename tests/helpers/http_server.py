@@ -89,7 +89,7 @@ class Server:
         handler.end_headers()
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
-        path = unquote(urlsplit(handler.path).path)
+        path, query = unquote(urlsplit(handler.path).path), urlsplit(handler.path).query
         asked_range = handler.headers.get("Range")
         self.requests.append(Request(path, time.monotonic(), asked_range, handler.headers.get("Authorization")))
         fault = self.faults[path].pop(0) if self.faults.get(path) else Fault()
@@ -102,10 +102,14 @@ class Server:
             return
         if path not in self.files:
             handler.send_response(404)
+            if "/tree/" in path:
+                handler.send_header("X-Error-Code", "EntryNotFound")
             handler.send_header("Content-Length", "0")
             handler.end_headers()
             return
         value = self.files[path]
+        if "recursive=true" in query.lower():
+            value = self.files.get(f"{path}?recursive", value)
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         start = 0
         if asked_range and self.ranges:
@@ -161,7 +165,10 @@ def hub_files(repo: str, revision: str, files: dict[str, bytes], configs: list[d
             if entry not in folders.setdefault(parent, []):
                 folders[parent].append(entry)
             folder = parent
-    served[f"/api/datasets/{repo}/tree/{revision}"] = folders.get("", [])
+    tree = f"/api/datasets/{repo}/tree/{revision}"
     for folder, entries in folders.items():
-        served[f"/api/datasets/{repo}/tree/{revision}/{folder}"] = entries
+        where = f"{tree}/{folder}".rstrip("/")
+        inside = [found for name, found in folders.items() if not folder or f"{name}/".startswith(f"{folder}/")]
+        served |= {where: entries, f"{where}?recursive": [entry for found in inside for entry in found]}
+    served.setdefault(tree, [])
     return served
