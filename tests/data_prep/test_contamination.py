@@ -5,7 +5,7 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,16 @@ import pytest
 
 from common.errors import UserError
 from data_prep import contamination
+from data_prep.chat.chat_tokenizer import ChatTokenizer
+from data_prep.chat.messages import Message
+from data_prep.chat.template import read_template
 from data_prep.corpora.preparation import finish_set
 from data_prep.overlap import scan as scanning
 from data_prep.overlap.evaluation_items import read_evaluation
 from data_prep.overlap.word_ngrams import NgramIndex
 from data_prep.token_sets.shard_writer import ShardWriter
 from data_prep.tokenization.loading import load_tokenizer
-from data_prep.tokenization.tokenizer import CharTokenizer, Tokenizer
+from data_prep.tokenization.tokenizer import CharTokenizer, Ids, Tokenizer
 from tests.helpers.token_sets import make_token_set
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -86,12 +89,16 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
 
 
 def write_set(folder: Path, documents: list[str], tokenizer: Tokenizer) -> None:
+    write_ids(folder, [np.concatenate([tokenizer.opening, tokenizer.encode(text)]) for text in documents], tokenizer)
+
+
+def write_ids(folder: Path, documents: Sequence[Ids], tokenizer: Tokenizer) -> None:
     folder.mkdir()
     splits = {}
     for split, part in (("train", documents), ("val", documents[:1])):
         with ShardWriter(folder, split, tokenizer, 5_000) as writer:
-            for text in part:
-                writer.write(np.concatenate([tokenizer.opening, tokenizer.encode(text)]))
+            for ids in part:
+                writer.write(ids)
         splits[split] = tuple(writer.shards)
     finish_set(folder, tokenizer, {"name": "test"}, [], splits)
 
@@ -123,6 +130,19 @@ def test_every_planted_form_is_found_and_nothing_else(planted: Any, tmp_path: Pa
     inspect = [sys.executable, str(PROJECT / "data_prep" / "inspect_shards.py"), str(folder), "--document"]
     shown = subprocess.run([*inspect, str(entry["document"])], capture_output=True, text=True, timeout=60).stdout
     assert entry["ngram"] in " ".join("".join(c if c.isalnum() else " " for c in shown.lower()).split())
+
+
+def test_turns_of_conversations_are_searched_each_by_itself(tmp_path: Path) -> None:
+    """An example is found in an answer, but not where a question and an answer have eight words each of it."""
+    chat = ChatTokenizer.of(load_tokenizer("gpt2"), read_template("chatml"))
+    texts = [text_of(item(number)) for number in range(3)]
+    halves = [" ".join(texts[1].split(" ")[start : start + 8]) for start in (0, 8)]
+    turns = [(sentence(random.Random(9), 20), texts[0]), halves, halves[::-1]]
+    messages = [[Message("user", question), Message("assistant", answer)] for question, answer in turns]
+    write_ids(tmp_path / "set", [chat.render(found).ids for found in messages], chat)
+    index = NgramIndex(texts, 13)
+    found = scanning.scan(tmp_path / "set", "train", index, 0)
+    assert (found.count, [bool(found.documents[grams].any()) for grams in index.of_item]) == (3, [True, False, False])
 
 
 def test_the_result_is_the_same_for_any_blocks_and_workers(
