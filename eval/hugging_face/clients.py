@@ -83,11 +83,12 @@ CTRANSLATE2 = Client(
     ),
 )  # fmt: skip
 ONNX = Client("onnxruntime", "1.32.0", "torch.onnx.export of the loaded folder")
+TRANSFORMERS_JS = Client("transformers.js", "4.3.2", "the folder with such a file as onnx/model.onnx")
 MISTRAL_RS = Client(
     "mistral.rs", "0.9.5 (greedy texts compared)", "the folder", refuses=(GPT2,),
     losses=(Loss("ignores windows that differ between layers", lambda config: len(set(config.windows)) > 1),),
 )  # fmt: skip
-CLIENTS = (TRANSFORMERS, ONNX, LLAMA_CPP, MLX, CTRANSLATE2, MISTRAL_RS)
+CLIENTS = (TRANSFORMERS, ONNX, TRANSFORMERS_JS, LLAMA_CPP, MLX, CTRANSLATE2, MISTRAL_RS)
 
 
 def losses(config: ModelConfig, client: Client) -> list[str]:

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from data_prep.tokenization.tokenizer import Tokenizer
 from eval.hugging_face.clients import CLIENTS, losses
 from eval.hugging_face.comparing import check_logits, logits_of, probe_tokens
 from eval.hugging_face.hf_config import home_of, to_config
-from eval.hugging_face.hf_tensors import to_tensors
+from eval.hugging_face.hf_tensors import plain_model, to_tensors
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
 from eval.shared.loading import Loaded, load_checkpoint
 from model.counts import parameter_count
@@ -49,7 +50,7 @@ def export(run: Path, out: Path, dtype: Dtype = "fp32", weights: str = "trained"
 
     Raises UserError where there is none, no class there can hold it, or `transformers` reads it differently.
     """
-    loaded = load_checkpoint(run, weights=weights)
+    loaded = load_plain(run, weights=weights)
     home = home_of(loaded.model.config)
     round_weights(loaded.model, dtype)
     temporary = out.with_name(f".{out.name}{TEMPORARY_SUFFIX}")
@@ -66,6 +67,16 @@ def export(run: Path, out: Path, dtype: Dtype = "fp32", weights: str = "trained"
         print(f"note: {warning}", file=sys.stderr)
     print(f"{out}: {home}, logits equal to {difference:.1e} relative, tokenizer equal")
     return {**loaded.facts, "class": home, "relative_difference": difference}
+
+
+def load_plain(run: Path, weights: str = "trained") -> Loaded:
+    """`load_checkpoint` with the model in the form that other programs have.
+
+    Raises UserError for a model that none of their classes can hold.
+    """
+    loaded = load_checkpoint(run, weights=weights)
+    home_of(loaded.model.config)
+    return replace(loaded, model=plain_model(loaded.model))
 
 
 @torch.no_grad()

@@ -18,10 +18,10 @@ from common.errors import UserError
 from common.publish import TEMPORARY_SUFFIX, fsync_file, fsync_folder
 from data_prep.tokenization.tokenizer import Tokenizer
 from eval.hugging_face.clients import LLAMA_CPP, losses
-from eval.hugging_face.export import round_weights
+from eval.hugging_face.export import load_plain, round_weights
 from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, QWEN3, STARCODER2, home_of
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
-from eval.shared.loading import Loaded, load_checkpoint
+from eval.shared.loading import Loaded
 from model.config import ModelConfig
 from model.number_formats import Dtype
 from model.positions import rotary_frequencies
@@ -42,7 +42,7 @@ def export_gguf(run: Path, out: Path, dtype: Dtype) -> dict[str, Any]:
 
     Raises UserError where there is none, llama.cpp would compute something else, or what is read back differs.
     """
-    loaded = load_checkpoint(run)
+    loaded = load_plain(run)
     config = loaded.model.config
     home = home_of(config)
     if lost := losses(config, LLAMA_CPP):

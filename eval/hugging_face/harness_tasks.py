@@ -10,17 +10,15 @@ from common.errors import UserError
 from common.plain_text import others_bars
 from common.publish import write_json_output
 from eval.generation.conversation import chat_tokenizer_of
-from eval.hugging_face.export import verify, write_files
-from eval.hugging_face.hf_config import home_of
-from eval.shared.loading import Loaded, device_for, load_checkpoint
+from eval.hugging_face.export import load_plain, verify, write_files
+from eval.shared.loading import Loaded, device_for
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run the tasks that eval/harness.py's arguments name, and print the scores. Raises UserError."""
     device = device_for(arguments.device)
     manager, names = find_tasks(arguments)
-    loaded = load_checkpoint(arguments.run, weights=arguments.weights)
-    home_of(loaded.model.config)
+    loaded = load_plain(arguments.run, weights=arguments.weights)
     if arguments.chat:
         chat_tokenizer_of(loaded)
     with tempfile.TemporaryDirectory(prefix="longhaul-harness-") as folder:

@@ -5,7 +5,7 @@ needs no `transformers`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -73,11 +73,23 @@ MOST_PADDING = 1 << 16  # rows of a table: what models are trained with, below w
 OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
 
 
+def plain_config(config: ModelConfig) -> ModelConfig:
+    """The model that computes the same with options that their classes have (`hf_tensors.plain_model` has its weights).
+
+    Norms without weights are norms whose weights are ones. A scaled embedding is one of larger numbers; a head that was
+    tied to it becomes a table of its own.
+    """
+    scaled = config.embedding == "scaled"
+    embedding = "plain" if scaled else config.embedding
+    return replace(config, norm_weights=True, embedding=embedding, tie_weights=config.tie_weights and not scaled)
+
+
 def home_of(config: ModelConfig) -> str:
-    """The class of `transformers` that computes exactly this model.
+    """The class of `transformers` that computes exactly this model, in its plain form.
 
     Raises UserError naming the option that none of them has.
     """
+    config = plain_config(config)
     for option in fields(config):
         _accept(_is_known(config, option), f"model.{option.name} {getattr(config, option.name)}")
     several, window = len(set(config.windows)) > 1, config.windows[0]
@@ -124,6 +136,7 @@ def to_config(
     Args:
         begin, ends: the ids that start and end texts, if there are any. dtype: torch's name of the weights'.
     """
+    config = plain_config(config)
     home = home_of(config)
     shared: dict[str, Any] = {
         "architectures": [home],

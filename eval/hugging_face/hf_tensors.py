@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, QWEN3, STARCODER2, has_bias, home_of
+from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, QWEN3, STARCODER2, has_bias, home_of, plain_config
 from model.config import ModelConfig
 from model.counts import parameter_count
 from model.gpt import GPT
@@ -64,6 +64,25 @@ def embeddings(config: ModelConfig, home: str) -> dict[str, str]:
     if not config.tie_weights:
         tables[HEAD] = HEAD
     return tables
+
+
+@torch.no_grad()
+def plain_model(model: GPT) -> GPT:
+    """The same model as `plain_config` has it; itself where it is plain."""
+    config = plain_config(model.config)
+    if config == model.config:
+        return model
+    ours, plain = dict(model.named_parameters()), GPT(config).eval()
+    for name, parameter in plain.named_parameters():
+        if name in ours:
+            parameter.copy_(ours[name])
+        elif name == HEAD:
+            parameter.copy_(ours["wte.weight"])
+        else:
+            parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
+    if model.config.embedding == "scaled":
+        plain.wte.weight.mul_(config.n_embd**0.5)
+    return plain
 
 
 def to_tensors(config: ModelConfig, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

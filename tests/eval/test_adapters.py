@@ -9,7 +9,7 @@ import torch
 
 from common.errors import UserError
 from eval import export_hf
-from eval.hugging_face.hf_config import GPT2, LLAMA, STARCODER2
+from eval.hugging_face.hf_config import GPT2, LLAMA, QWEN3, STARCODER2
 from model.lora_config import TARGETS, LoraConfig
 from model.weights import load_adapted_model
 from tests.eval.checkpoints import write_adapters, write_checkpoint
@@ -23,6 +23,7 @@ HOMES: dict[str, dict[str, Any]] = {
     STARCODER2: {"position": "rope", "n_kv_head": 2},
     LLAMA: {"norm": "rmsnorm", "position": "rope", "mlp": "swiglu", "bias": True, "n_kv_head": 2},
 }
+HOMES[QWEN3] = HOMES[LLAMA] | {"bias": False, "qk_norm": True, "norm_weights": False, "embedding": "scaled"}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,7 @@ HOMES: dict[str, dict[str, Any]] = {
         (STARCODER2, ("k", "o", "up")),
         (LLAMA, TARGETS),
         (LLAMA, ("q", "k", "v", "gate")),
+        (QWEN3, ("q", "v", "o", "down")),
     ],
     ids=str,
 )

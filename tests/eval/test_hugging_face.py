@@ -19,7 +19,16 @@ from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import END_OF_TEXT, CharTokenizer
 from eval import export_hf, generate, import_hf
 from eval.hugging_face import export
-from eval.hugging_face.hf_config import GPT2, LLAMA, MISTRAL, QWEN3, STARCODER2, from_config, home_of, to_config
+from eval.hugging_face.hf_config import (
+    GPT2,
+    LLAMA,
+    MISTRAL,
+    QWEN3,
+    STARCODER2,
+    from_config,
+    home_of,
+    to_config,
+)
 from eval.hugging_face.hf_tensors import to_tensors
 from eval.hugging_face.tokenizer_files import write_tokenizer_files
 from eval.hugging_face.tokenizer_import import recognise_tokenizer
@@ -130,6 +139,26 @@ SHARED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("home", CLASSES)
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_norms_without_weights_and_a_scaled_embedding_are_exported_as_what_equals_them(
+    home, tied, tmp_path, monkeypatch
+):
+    options = random_options(home, 3) | {"norm_weights": False, "embedding": "scaled", "tie_weights": tied}
+    checkpoint = write_checkpoint(tmp_path, noise=0.3, **options)
+    call(export_hf, monkeypatch, checkpoint, tmp_path / "hf")
+    call(import_hf, monkeypatch, tmp_path / "hf", tmp_path / "back")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf").eval()
+    assert type(theirs).__name__ == home
+    model, back = load_model(checkpoint), load_model(tmp_path / "back")
+    tokens = torch.randint(0, 257, (2, model.config.block_size), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found, again = model(tokens)[..., :257], theirs(tokens).logits, back(tokens)[..., :257]
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (again - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert back.config.embedding == "plain" and not back.config.tie_weights
+
+
+@pytest.mark.parametrize("home", CLASSES)
 def test_models_that_transformers_made_come_in_with_equal_logits(home, tmp_path, monkeypatch):
     own = getattr(transformers, home)
     theirs = own(own.config_class(vocab_size=257, **(SHARED if home != GPT2 else {}), **THEIR_CONFIGS[home])).eval()
@@ -191,6 +220,8 @@ LLAMA_LIKE = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}
         ({**LLAMA_LIKE, "qk_norm": True}, "biases with QK-norm"),
         ({"position": "rope", "window": 4, "window_pattern": "SL"}, "window_pattern"),
         ({"n_kv_head": 2}, "n_kv_head"),
+        ({"embedding": "normed"}, "model.embedding normed"),
+        ({"logit_softcap": 30.0}, "model.logit_softcap 30.0"),
         ({"window": 4}, "window"),
         ({"norm": "rmsnorm"}, "RMSNorm"),
         ({"mlp": "swiglu"}, "SwiGLU"),
