@@ -199,11 +199,15 @@ class RecordedAverage(TypedDict):
 
 @keep_others
 class RecordedMix(TypedDict):
-    """The order of a mix's sources, and where each of them started in its own."""
+    """The order of a mix's sources, and where each of them started in its own.
+
+    elsewhere: by identity, sequences read of sets that it leaves out; older checkpoints don't know.
+    """
 
     order: list[tuple[Count, list[Count]]]
     sets: list[tuple[str, Sha256]]  # by name, in the order of the shares
     first: dict[str, Count]
+    elsewhere: NotRequired[dict[Sha256, Count]]
 
 
 @keep_others

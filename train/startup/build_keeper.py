@@ -59,6 +59,6 @@ def manifest_facts(run: OpenRun, plan: StartPlan) -> dict[str, Any]:
         "config": as_dict(config),
         **warm_up_facts(plan.course.course),
         **Reading.of(config, tokens.identity).facts(),
-        **mix_facts(tokens, plan.first_sequences),
+        **mix_facts(tokens, plan.mix_start),
         "world_size": run.ranks.world_size,
     }

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from common.errors import UserError
@@ -120,41 +120,58 @@ def _mixture(order: Any, first: list[int]) -> Mixture:
     return Mixture([Level(start, tuple(shares)) for start, shares in order], first)
 
 
-def mix_facts(tokens: TokenSet, first: Mapping[str, int]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MixStart:
+    """Where a mix starts.
+
+    Attributes:
+        first: by a source's name, the sequence that is its first here; those not named start at 0.
+        elsewhere: by a set's identity, how many sequences the run has read of sets that this mix leaves out.
+    """
+
+    first: dict[str, int] = field(default_factory=dict)
+    elsewhere: dict[str, int] = field(default_factory=dict)
+
+
+def mix_facts(tokens: TokenSet, start: MixStart) -> dict[str, Any]:
     """What a checkpoint's manifest records of a mix: its order, its sets, and where each started."""
     if not isinstance(tokens, TokenMix):
         return {}
-    starts = {source.name: first.get(source.name, 0) for source in tokens.sources}
-    return {"mix": {"order": tokens.order, "sets": list(tokens.identities.items()), "first": starts}}
+    starts = {source.name: start.first.get(source.name, 0) for source in tokens.sources}
+    sets = list(tokens.identities.items())
+    return {"mix": {"order": tokens.order, "sets": sets, "first": starts, "elsewhere": start.elsewhere}}
 
 
-def first_sequences(
+def start_of_mix(
     tokens: TokenSet, manifest: Mapping[str, Any] | None, *, same_sequences: bool
-) -> tuple[dict[str, int], list[str]]:
-    """Where each source of a mix starts, by name, and lines for the log.
+) -> tuple[MixStart, list[str]]:
+    """Where each source of a mix starts, and lines for the log.
 
     What a run has read before its mix changed is not read again before its epoch ends: a source that it has read, in
-    another mix or by itself, continues.
+    another mix or by itself, continues, also one that a mix between has left out.
 
     Args:
         manifest: of the checkpoint that is resumed; None for a new run.
         same_sequences: the checkpoint's run cut its sets into the same sequences, in the same order.
     """
     if not isinstance(tokens, TokenMix) or manifest is None:
-        return {}, []
+        return MixStart(), []
     recorded = manifest.get("mix")
     if manifest["data_identity"] == tokens.identity and recorded is not None:
-        return dict(recorded["first"]), []
+        return MixStart(dict(recorded["first"]), dict(recorded.get("elsewhere", {}))), []
     if not same_sequences:
-        return {}, []
+        return MixStart(), []
     if recorded is None:
         read = {manifest["data_identity"]: manifest["sequences"]}
     else:
         before = _mixture(recorded["order"], [recorded["first"][name] for name, _ in recorded["sets"]])
         counts = before.consumed(manifest["sequences"]).tolist()
-        read = {identity: count for (_, identity), count in zip(recorded["sets"], counts, strict=True)}
+        read = dict(recorded.get("elsewhere", {}))
+        read |= {identity: count for (_, identity), count in zip(recorded["sets"], counts, strict=True)}
     first = {name: read[identity] for name, identity in tokens.identities.items() if read.get(identity)}
-    return first, [f"data.mix: {name} continues after its first {count:,} sequences" for name, count in first.items()]
+    elsewhere = {identity: count for identity, count in read.items() if identity not in tokens.identities.values()}
+    lines = [f"data.mix: {name} continues after its first {count:,} sequences" for name, count in first.items()]
+    return MixStart(first, elsewhere), lines
 
 
 def check_epochs(tokens: TokenSet, config: Config, first: Mapping[str, int], end: int) -> list[str]:

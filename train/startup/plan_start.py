@@ -27,7 +27,7 @@ from train.settings.command_line import as_dict
 from train.settings.sections import Config
 from train.startup.auto import resolve
 from train.startup.course import ResumedCourse, check_course, plan_resumed
-from train.startup.fit_to_data import check_epochs, first_sequences, mixture_of
+from train.startup.fit_to_data import MixStart, check_epochs, mixture_of, start_of_mix
 from train.startup.open_run import OpenRun
 from train.startup.position import Reading, begin_progress
 from train.startup.request import Request, print_done
@@ -44,7 +44,7 @@ class StartPlan:
         missing: what was due at `progress` and is not recorded.
         notes: for the log: what was skipped, and what has changed.
         spikes: the judgement on losses and gradient norms, as the checkpoint records it.
-        first_sequences: where each source of a mix starts, by name.
+        mix_start: where the sources of a mix start.
     """
 
     config: Config
@@ -60,7 +60,7 @@ class StartPlan:
     passed_over: list[str]
     notes: list[str]
     spikes: Spikes
-    first_sequences: dict[str, int]
+    mix_start: MixStart
 
     @property
     def batch(self) -> BatchPlan:
@@ -74,7 +74,7 @@ class StartPlan:
 
     def mixture(self, tokens: TokenSet) -> Mixture | None:
         """The order of a mix's sources; None for a single set."""
-        return mixture_of(tokens, self.first_sequences)
+        return mixture_of(tokens, self.mix_start.first)
 
 
 def plan_start(run: OpenRun) -> StartPlan | None:
@@ -101,10 +101,10 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     reading = Reading.of(config, tokens.identity)
     progress, read_anew = begin_progress(manifest, reading)
     alike = manifest is not None and reading.cuts_alike(Reading.recorded(manifest))
-    first, continued = first_sequences(tokens, manifest, same_sequences=alike)
+    mix_start, continued = start_of_mix(tokens, manifest, same_sequences=alike)
     last_tokens = config.batch.stages.tokens_after(max(0, config.run.max_steps - progress.step), progress.tokens)
     end = progress.sequences + (last_tokens - progress.tokens) // config.model.block_size
-    sources = agreed(ranks, lambda: check_epochs(tokens, config, first, end))
+    sources = agreed(ranks, lambda: check_epochs(tokens, config, mix_start.first, end))
     state = RunState(folder, run.lock, ranks.world_size, progress)
     own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
     done = progress.step >= config.run.max_steps
@@ -137,7 +137,7 @@ def plan_start(run: OpenRun) -> StartPlan | None:
         notes.append(line)
     return StartPlan(
         config, reasons, checkpoint, manifest, batches, course, progress, missing, machines, state, passed_over, notes,
-        spikes, first,
+        spikes, mix_start,
     )  # fmt: skip
 
 
