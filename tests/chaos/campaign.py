@@ -23,13 +23,14 @@ from tests.chaos.faults import (
     inflict,
     silent_server,
 )
+from tests.chaos.kind import Kind
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.plan import Fault
 from tests.chaos.rows import Row
-from tests.chaos.starts import EVENT_SECONDS, MAX_STEPS, SAVE_EVERY, Starts
+from tests.chaos.starts import DEFAULT, EVENT_SECONDS, MAX_STEPS, SAVE_EVERY, Starts
 from tests.chaos.trainer import Trainer
-from tests.chaos.verdict import broken_checkpoints, compare, last_step, newest_whole, whole_records
+from tests.chaos.verdict import broken_checkpoints, compare, compare_closely, last_step, newest_whole, whole_records
 
 MOST_LOST = 2 * SAVE_EVERY  # the save that was under way, and the steps since it began
 FAILED_STARTS = 3  # in a row, without a fault, until a run is given up
@@ -62,15 +63,13 @@ class Campaign:
         forked: OwnMark | None,
         on_row: Callable[[], None],
         options: Sequence[str] = (),
-        *,
-        spiked: bool = False,
+        kind: Kind = DEFAULT,
     ) -> None:
         """Made once.
 
         Args:
             folder: for logs and data. runs: for the runs, on a disk of their own. forked: where forks may be.
-            options: of every trainer.
-            spiked: every run has loss spikes, and is rolled back past them.
+            options: of every trainer. kind: of the runs.
         """
         self._folder = folder
         self._runs = runs
@@ -83,11 +82,13 @@ class Campaign:
         self.differing_steps: list[tuple[str, int]] = []
         self.lost_runs: list[str] = []
         self.complaints: list[str] = []  # about starts without a fault
-        self._starts = Starts(folder, runs, options, spiked=spiked)
+        self.largest_difference = 0.0  # relative, of a loss; of runs whose number of ranks changes
+        self._kind, self._of_ranks = kind, random.Random("ranks of starts without a fault")
+        self._starts = Starts(folder, runs, options, kind)
         executed = forked is None or any(fault.executed for fault in faults)
         self._reference = self._starts.undisturbed(None if executed else forked)
         self.rollbacks = len(read_metrics_table(self._reference.metrics).rollbacks)
-        assert self.rollbacks == (spikes.ROLL_BACKS if spiked else 0), "the spikes are not where they were planted"
+        assert self.rollbacks == (spikes.ROLL_BACKS if kind.spiked else 0), "the spikes are not where they were planted"
 
     def proceed(self) -> None:
         """Inflict every fault, finish every run."""
@@ -105,7 +106,9 @@ class Campaign:
     def _current(self) -> Run:
         if self._run is None:
             self._run_count += 1
-            self._run = Run(RunFolder(self._runs / f"run-{self._run_count:02d}"))
+            first = self._kind.first_step
+            self._run = Run(RunFolder(self._runs / f"run-{self._run_count:02d}"), reached=first, position=first)
+            self._starts.forget_plans()
         return self._run
 
     # faults while it runs ----------------------------------------------------------------------------------------
@@ -137,15 +140,17 @@ class Campaign:
             if fault.kind == plan.WANDB_SILENT:
                 environment = {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40}
             forked = None if fault.executed else self._forked
-            trainer = self._starts.start(run.folder, fault.trap, forked=forked, more=more, environment=environment)
+            trainer = self._starts.start(
+                run.folder, fault.trap, forked=forked, world_size=fault.ranks, more=more, environment=environment
+            )
             run.starts += 1
             outcome = None
             try:
                 while (event := trainer.next_event(EVENT_SECONDS)) is not None and event.kind != "ended":
                     if event.kind == "reached":
-                        outcome = inflict(
-                            fault, Victims(trainer, run.folder, self._second_starter(run, forked), MAX_STEPS)
-                        )
+                        second, first = self._second_starter(run, forked), self._kind.first_step
+                        victims = Victims(trainer, run.folder, second, first_step=first, last_step=MAX_STEPS)
+                        outcome = inflict(fault, victims)
                         break
                 if event is None:
                     outcome = Outcome(EVENT_SECONDS, "", "the start hung before the fault came")
@@ -157,12 +162,15 @@ class Campaign:
     def _second_starter(self, run: Run, forked: OwnMark | None) -> Callable[[int], Trainer]:
         return lambda world_size: self._starts.start(run.folder, None, forked=forked, world_size=world_size)
 
+    def _saved_step(self, run: Run) -> int:
+        return max(newest_whole(run.folder.checkpoints), self._kind.first_step)
+
     def _add_row(self, fault: Fault, run: Run, outcome: Outcome) -> Row:
         complaint = outcome.complaint
         for path, why in broken_checkpoints(run.folder.checkpoints).items():
             if path not in run.damaged:
                 complaint = complaint or f"{path.name} was published broken: {why}"
-        reached, position = run.reached, newest_whole(run.folder.checkpoints)
+        reached, position = run.reached, self._saved_step(run)
         run.failed_saves += outcome.failed_saves
         allowed = 0 if outcome.nothing_lost else MOST_LOST + run.failed_saves * SAVE_EVERY
         if reached - position > allowed:
@@ -175,6 +183,7 @@ class Campaign:
             fault=fault.kind,
             target=fault.target,
             rank=fault.trap.rank if fault.trap else None,
+            ranks=fault.ranks,
             moment=fault.trap.moment if fault.trap else "",
             start="exec" if fault.executed or self._forked is None else "fork",
             step=reached,
@@ -240,11 +249,12 @@ class Campaign:
         return True
 
     def _damage_shard(self, fault: Fault, run: Run, hurt: Callable[..., None], chance: random.Random) -> None:
-        shard = chance.choice(sorted(self._starts.data.glob("*.bin")))
+        shard = chance.choice(self._starts.shards())
         content = shard.read_bytes()
         before = read_json_lines(run.folder.metrics)
         hurt(shard, chance)
-        trainer = self._starts.start(run.folder, None, forked=None if fault.executed else self._forked)
+        forked = None if fault.executed else self._forked
+        trainer = self._starts.start(run.folder, None, forked=forked, world_size=fault.ranks)
         alive = trainer.wait_until_gone(GONE_SECONDS)
         seconds = time.monotonic() - trainer.started
         trainer.close()
@@ -262,12 +272,13 @@ class Campaign:
 
     def _progress(self) -> None:
         """Go on for some steps, so that there is something to damage."""
-        trap = Trap(0, "forward", 16, "before")
-        self._try(Fault(0, plan.STOP_FILE, "forward", "", trap, 0.0, False, 0), self._current())
+        trap, ranks = Trap(0, "forward", 16, "before"), self._of_ranks.choice(self._kind.ranks)
+        self._try(Fault(0, plan.STOP_FILE, "forward", "", trap, 0.0, False, 0, ranks), self._current())
 
     def _plain_start(self) -> None:
         run = self._current()
-        trainer = self._starts.start(run.folder, None, forked=self._forked)
+        ranks = self._of_ranks.choice(self._kind.ranks)
+        trainer = self._starts.start(run.folder, None, forked=self._forked, world_size=ranks)
         trainer.wait_until_gone(EVENT_SECONDS)
         trainer.close()
         self._learn(run, trainer)
@@ -286,7 +297,8 @@ class Campaign:
 
     def _finish(self, run: Run) -> None:
         """Compare a run that is done with the undisturbed one."""
-        comparison = compare(self._reference, run.folder)
+        comparison = (compare if len(self._kind.ranks) == 1 else compare_closely)(self._reference, run.folder)
+        self.largest_difference = max(self.largest_difference, comparison.largest_difference)
         self.differing_steps += [(run.folder.path.name, step) for step in comparison.differing_steps]
         if not comparison.same_parameters:
             self._lose(run, "its final parameters differ")
@@ -318,6 +330,8 @@ class Campaign:
             "runs": self._run_count,
             "rollbacks_a_run": self.rollbacks,
             "starts": self._starts.count,
+            "kind": asdict(self._kind),
+            "largest_relative_difference": self.largest_difference,
             "complaints": self.complaints,
             "lost": self.lost_runs,
             "differing": self.differing_steps,

@@ -52,21 +52,34 @@ class Outcome:
 class Victims:
     """A running trainer and its run, as faults see them."""
 
-    def __init__(self, trainer: Trainer, run: RunFolder, second: Callable[[int], Trainer], last_step: int) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        run: RunFolder,
+        second: Callable[[int], Trainer],
+        *,
+        first_step: int,
+        last_step: int,
+    ) -> None:
+        """Args: first_step: where the run started, which may be a branch."""
         self.trainer = trainer
+        self.first_step = first_step
         self.run = run
         self.start_second = second
         self.last_step = last_step
 
     def recorded_step(self) -> int:
-        return last_step(read_json_lines(self.run.metrics)) or 0
+        return last_step(read_json_lines(self.run.metrics)) or self.first_step
+
+    def saved_step(self) -> int:
+        return max(newest_whole(self.run.checkpoints), self.first_step)
 
     def reached_step(self) -> int:
         """The last step of the newest start, or where it began, which may be behind what an earlier one recorded."""
         records = read_json_lines(self.run.metrics)
         starts = [number for number, record in enumerate(records) if record.get("kind") == "start"]
         if not starts:
-            return 0
+            return self.first_step
         return last_step(records[starts[-1] :]) or int(records[starts[-1]]["step"])
 
     def wait_for_steps(self, count: int, seconds: float) -> bool:
@@ -99,7 +112,7 @@ def inflict(fault: Fault, victims: Victims) -> Outcome | None:
         return _asked_to_stop(
             victims,
             lambda: [send(pid, number) for pid in _targets(fault, victims.trainer)],
-            may_be_unheard=fault.phase == "start" and fault.target != plan.LAUNCHER,
+            may_be_unheard=fault.phase == "start" and (fault.target != plan.LAUNCHER or fault.ranks == 1),
         )
     if fault.kind == plan.STOP_FILE:
         outcome = _asked_to_stop(victims, victims.run.stop_file.touch, may_be_unheard=False)
@@ -217,7 +230,7 @@ def _asked_to_stop(victims: Victims, ask: Callable[[], object], *, may_be_unhear
     if alive:
         return Outcome(seconds, "", _orphans(alive))
     state = victims.run.read_state() or {}
-    saved = newest_whole(victims.run.checkpoints)
+    saved = victims.saved_step()
     recorded, reached = victims.recorded_step(), victims.reached_step()
     if recorded - before > STEPS_UNTIL_STOPPED and may_be_unheard and state.get("status") == "done":
         # torchrun's workers ignore signals until they listen; those to train/launch.py are kept for them

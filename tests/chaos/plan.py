@@ -1,7 +1,7 @@
 """Which faults a campaign inflicts, all drawn from its seed."""
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.phases import BEFORE_CONFIGURATION, ENTRIES, FIRST_RANK_ONLY, PHASES, SAVING, Moment, Trap
@@ -47,6 +47,7 @@ class Fault:
         delay_seconds: from there to the fault, for a trap that does not hold the rank.
         executed: start the trainer by exec, not by fork.
         seed: of further choices (which file, which byte).
+        ranks: of the start that it hits.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Fault:
     delay_seconds: float
     executed: bool
     seed: int
+    ranks: int = 2
 
 
 def draw(
@@ -66,13 +68,15 @@ def draw(
     only: Collection[str] = (),
     without: Collection[str] = (),
     executed_share: float = 0.25,
+    ranks: Sequence[int] = (2,),
 ) -> list[Fault]:
     """`count` faults in random order, of every kind its share to within one.
 
     Args:
-        only, without: kinds to take, or not to. executed_share: of starts by exec.
+        only, without: kinds to take, or not to. executed_share: of starts by exec. ranks: numbers of which a start has
+            one.
     """
-    chance = random.Random(f"chaos {seed}")
+    chance, of_ranks = random.Random(f"chaos {seed}"), random.Random(f"ranks {seed}")
     kinds = [
         (kind, weight) for kind, weight in WEIGHTS.items() if kind[0] not in without and (not only or kind[0] in only)
     ]
@@ -90,7 +94,7 @@ def draw(
     chance.shuffle(chosen)
     targets = Cycle(chance)
     return [
-        _fault(number, kind, place, targets, chance.random() < executed_share, chance)
+        _fault(number, kind, place, targets, chance.random() < executed_share, chance, of_ranks.choice(ranks))
         for number, (kind, place) in enumerate(chosen, 1)
     ]
 
@@ -109,10 +113,12 @@ class Cycle:
         return stack.pop()
 
 
-def _fault(number: int, kind: str, place: str, targets: Cycle, executed: bool, chance: random.Random) -> Fault:
+def _fault(
+    number: int, kind: str, place: str, targets: Cycle, executed: bool, chance: random.Random, ranks: int
+) -> Fault:
     seed = chance.randrange(1 << 32)
     if place == BETWEEN_STARTS:
-        return Fault(number, kind, place, "file", None, 0.0, executed, seed)
+        return Fault(number, kind, place, "file", None, 0.0, executed, seed, ranks)
     target = {KILL: "", DISK_FULL: "disk", SECOND_TRAINER: "run's folder", STOP_FILE: "run's folder"}.get(kind, place)
     if kind == KILL:
         phase = place
@@ -127,7 +133,7 @@ def _fault(number: int, kind: str, place: str, targets: Cycle, executed: bool, c
         phase = chance.choice(PHASES[1:])
     else:
         phase = chance.choice(PHASES)
-    rank = 0 if phase in FIRST_RANK_ONLY else chance.randrange(2)
+    rank = 0 if phase in FIRST_RANK_ONLY else chance.randrange(ranks)
     entry = chance.randint(1, ENTRIES[phase])
     if kind == FREEZE and phase == "start":
         entry = max(entry, BEFORE_CONFIGURATION + 1)  # before that it takes ten minutes to be ended
@@ -138,4 +144,4 @@ def _fault(number: int, kind: str, place: str, targets: Cycle, executed: bool, c
     slow_seconds = SLOW_SECONDS if target == LAUNCHER else SLOWED_SECONDS if kind == SLOW else 0.0
     trap = Trap(rank, phase, entry, moment, slow_seconds)
     delay = chance.uniform(0.0, LONGEST_DELAY_SECONDS) if moment == "during" else 0.0
-    return Fault(number, kind, phase, target, trap, delay, executed, seed)
+    return Fault(number, kind, phase, target, trap, delay, executed, seed, ranks)

@@ -26,7 +26,7 @@ from tests.chaos.phases import MARK_VARIABLE
 
 SUBPROCESS_HANDLER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
 AGENT = "torchrun_agent.py"
-SPARE_RANKS = 2
+SPARE_RANKS = 4
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGCHLD)
 _spares: list["Spare"] = []
 

@@ -17,6 +17,7 @@ class Row:
     fault: str
     target: str
     rank: int | None
+    ranks: int
     moment: str
     start: str  # by exec or by fork
     step: int
@@ -32,7 +33,7 @@ class Row:
 
 def describe(row: Row) -> str:
     """A row in one line."""
-    who = f" {row.target}" + (f" (rank {row.rank})" if row.rank is not None else "")
+    who = f" {row.target}" + (f" (rank {row.rank} of {row.ranks})" if row.rank is not None else "")
     what = f"FAILED: {row.complaint}" if row.complaint else row.outcome
     return (
         f"{row.run} step {row.step}: {row.fault},{who}, {row.moment} {row.phase} [{row.start}]: {what}, "

@@ -2,9 +2,12 @@
 
     python tests/chaos/run.py --faults 220 --seed 1 --json chaos.json
 
-Each fault hits a run of two gloo ranks under the real launcher; the same command then goes on. A run that is done is
-compared with an undisturbed one, step by step and tensor by tensor, to the bit. Exit status 1 if anything differs, a
-run is lost, a process is left over, or a fault is met otherwise than promised. Linux only.
+Each fault hits a run of gloo ranks (two by default) under the real launcher; the same command then goes on. A run that
+is done is compared with an undisturbed one, step by step and tensor by tensor, to the bit. Exit status 1 if anything
+differs, a run is lost, a process is left over, or a fault is met otherwise than promised. Linux only.
+
+With several `--ranks` each start has another number of them. What such a run reads is compared exactly with an
+undisturbed run of one rank, its losses within a tolerance.
 """
 
 import argparse
@@ -19,12 +22,13 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from common.command_line import CommandParser
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from common.progress import format_duration
 from common.publish import write_json_whole
 from tests.chaos import plan, preloaded
 from tests.chaos.campaign import Campaign
 from tests.chaos.disk import mount_memory, own_mounts
+from tests.chaos.kind import Kind
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import MARK_VARIABLE, NO_MARK
 from tests.chaos.rows import describe, table
@@ -37,6 +41,7 @@ def main() -> int:
     if os.environ.get(MARK_VARIABLE) != NO_MARK:  # forks write their mark over this one: it must be there from exec on
         environment = {**os.environ, MARK_VARIABLE: NO_MARK, "OMP_NUM_THREADS": "1"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    kind = Kind(arguments.spikes, arguments.mix, arguments.branches, tuple(arguments.ranks))
     without = set(arguments.without)
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="chaos-")).resolve()
     (folder / "runs").mkdir(parents=True, exist_ok=True)
@@ -53,10 +58,12 @@ def main() -> int:
         only=arguments.only,
         without=without,
         executed_share=arguments.executed_share,
+        ranks=kind.ranks,
     )
     report = Report(arguments.json, len(faults), notes, {"seed": arguments.seed})
-    forked, spiked = OwnMark() if forks else None, arguments.spikes
-    campaign = Campaign(folder, folder / "runs", faults, forked, report.update, arguments.option, spiked=spiked)
+    campaign = Campaign(
+        folder, folder / "runs", faults, OwnMark() if forks else None, report.update, arguments.option, kind
+    )
     report.campaign = campaign
     campaign.proceed()
     return report.finish()
@@ -72,6 +79,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], choices=kinds, help="only this kind; repeatable")
     parser.add_argument("--without", action="append", default=[], choices=kinds, help="not this kind; repeatable")
     parser.add_argument("--spikes", action="store_true", help="every run has loss spikes, and is rolled back past them")
+    parser.add_argument("--mix", action="store_true", help="every run reads a staged mix of three sets, packed whole")
+    parser.add_argument("--branches", action="store_true", help="with --mix: every run is a branch of one on one set")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        nargs="+",
+        default=[2],
+        help="of a start; of several numbers each has another, and losses are compared within a tolerance (default 2)",
+    )
     parser.add_argument(
         "--option", action="append", default=[], metavar="SECTION.KEY=VALUE", help="of every trainer; repeatable"
     )
@@ -81,7 +97,12 @@ def _arguments() -> argparse.Namespace:
         default=0.25,
         help="of starts by exec; the others are forks of a process that has imported everything (default 0.25)",
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.branches and not arguments.mix:
+        raise UserError("--branches needs --mix")
+    if arguments.spikes and len(arguments.ranks) > 1:
+        raise UserError("--spikes is compared to the bit: use one number of --ranks")
+    return arguments
 
 
 class Report:

@@ -5,11 +5,12 @@ rolled back alike, and a disturbed one must come to the same end.
 """
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
-VARIABLE = "CHAOS_SPIKES"
-POSITIONS = frozenset({160, 168, 256, 264})  # sequences consumed before the step, of 8 a step
+VARIABLE = "CHAOS_SPIKES"  # sequences of a step
+STEPS = (20, 21, 32, 33)  # steps' worth of sequences that have been consumed before
 ROLL_BACKS = 2
 OPTIONS = ("--run.on_nonfinite=skip", "--run.on_spike=rollback", "--run.max_skips=1")
 
@@ -21,9 +22,11 @@ def plant(wrap: Callable[[str, str | None, str, Callable[[Callable[..., Any]], A
 
 
 def _marking(step_at: Callable[..., Any]) -> Callable[..., Any]:
-    def marked(loader: Any, position: int) -> Any:
-        batch = step_at(loader, position)
-        object.__setattr__(batch, "is_spike", position in POSITIONS)
+    positions = {step * int(os.environ[VARIABLE]) for step in STEPS}
+
+    def marked(loader: Any, position: int, *plan: Any) -> Any:
+        batch = step_at(loader, position, *plan)
+        object.__setattr__(batch, "is_spike", position in positions)
         return batch
 
     return marked

@@ -1,15 +1,16 @@
 """The tiny runs of a campaign, and starting their trainers."""
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.run_folder import RunFolder
 from tests.chaos import spikes
+from tests.chaos.kind import BLOCK_SIZE, Kind, make_sets, write_mix
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.trainer import Trainer
-from tests.helpers.token_sets import make_token_set
 
 PROJECT = Path(__file__).resolve().parents[2]
 LAUNCH = str(PROJECT / "train" / "launch.py")
@@ -18,7 +19,7 @@ MAX_STEPS = 48
 SAVE_EVERY = 2
 KEEP_LAST = 3
 CONFIG = f"""
-model: {{block_size: 16, n_layer: 2, n_head: 2, n_embd: 32, dropout: 0.1}}
+model: {{block_size: {BLOCK_SIZE}, n_layer: 2, n_head: 2, n_embd: 32, dropout: 0.1}}
 data: {{verify: full}}
 optim: {{lr: 1.0e-2}}
 schedule: {{warmup: 5}}
@@ -28,33 +29,57 @@ eval: {{every_steps: 3, tokens: 128, prompts: []}}
 log: {{every_steps: 1, sequences: true, wandb_finish_seconds: 2}}
 run: {{max_steps: {MAX_STEPS}, dtype: fp32, device: cpu}}
 """
+DEFAULT = Kind()
 EVENT_SECONDS = 300.0  # without any event for so long, a start hangs
 
 
 class Starts:
-    """Starts trainers of one configuration on one token set, each with a mark and a log of its own."""
+    """Starts trainers of one configuration on the same token sets, each with a mark and a log of its own."""
 
-    def __init__(self, folder: Path, runs: Path, options: Sequence[str] = (), *, spiked: bool = False) -> None:
+    def __init__(self, folder: Path, runs: Path, options: Sequence[str] = (), kind: Kind = DEFAULT) -> None:
         """Made once.
 
         Args:
             folder: for logs, configuration and data. runs: the folder of runs.
-            options: of every start. spiked: the runs have loss spikes.
+            options: of every start. kind: of the runs.
         """
-        self._spiked = spiked
+        self.kind = kind
         self._folder = folder
         self._options = [f"--{option}" for option in options]
         self._runs = runs
         self.count = 0
         self._config = folder / "config.yaml"
         self._config.write_text(CONFIG)
-        self.data = folder / "data"
-        make_token_set(self.data, train_tokens=2_001, val_tokens=500, shard_tokens=300)
+        self._sets = make_sets(folder / "data", kind)
+        self._files = [self._config]
+        if kind.mixed:
+            self._options += [f"--batch.tokens_per_step={BLOCK_SIZE * kind.sequences}", "--batch.micro_batch=1"]
+            self._options += ["--data.packing=whole_documents", "--eval.tokens=96", "--eval.masked_loss=false"]
+            self._files.append(folder / "mix.yaml")
+            write_mix(folder / "mix.yaml", folder / "data")
+
+    def shards(self) -> list[Path]:
+        """Of all sets."""
+        return sorted(path for tokens in self._sets for path in tokens.folder.glob("*.bin"))
+
+    def forget_plans(self) -> None:
+        """Let the next start make the packing plans anew."""
+        for tokens in self._sets:
+            for plan in tokens.folder.glob("packing-*"):
+                shutil.rmtree(plan)
 
     def undisturbed(self, forked: OwnMark | None) -> RunFolder:
-        """The run that the others are compared with."""
-        run = RunFolder(self._runs / "reference")
-        trainer = self.start(run, None, forked=forked)
+        """The run that the others are compared with, and before it the trunk where they are branches."""
+        if self.kind.branched:
+            files, self._files = self._files, [self._config]  # it reads the first set by itself
+            trunk = self._finish(RunFolder(self._runs / "trunk"), forked, f"--run.max_steps={self.kind.first_step}")
+            checkpoint = trunk.checkpoints / f"step-{self.kind.first_step:08d}"
+            self._files, self._options = files, [*self._options, f"--resume={checkpoint}", "--allow-change=data.path"]
+        return self._finish(RunFolder(self._runs / "reference"), forked)
+
+    def _finish(self, run: RunFolder, forked: OwnMark | None, *more: str) -> RunFolder:
+        ranks = 1 if len(self.kind.ranks) > 1 else self.kind.ranks[0]
+        trainer = self.start(run, None, forked=forked, world_size=ranks, more=more)
         trainer.wait_until_gone(EVENT_SECONDS)
         trainer.close()
         state = run.read_state() or {}
@@ -72,16 +97,16 @@ class Starts:
         more: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
     ) -> Trainer:
-        """Start a run, or go on with it: the same command every time, but for `more`."""
+        """Start a run, or go on with it: the same command every time, but for `more`. One rank has no launcher."""
         self.count += 1
         launcher = [LAUNCH, "--standalone", f"--nproc_per_node={world_size}"]
         options = [
-            f"--config={self._config}",
-            f"--data.path={self.data}",
+            *(f"--config={file}" for file in self._files),
+            f"--data.path={self._sets[0].folder}",
             f"--run.root={self._runs}",
             f"--run.name={run.path.name}",
             *self._options,
-            *(spikes.OPTIONS if self._spiked else ()),
+            *(spikes.OPTIONS if self.kind.spiked else ()),
             *more,
         ]
         return Trainer(
@@ -89,6 +114,6 @@ class Starts:
             mark=f"{os.getpid():08x}{self.count:08x}",  # no other campaign's, which may run beside this one
             output=self._folder / f"{run.path.name}-{self.count:03d}.log",
             trap=trap,
-            environment=(environment or {}) | ({spikes.VARIABLE: "1"} if self._spiked else {}),
+            environment=(environment or {}) | ({spikes.VARIABLE: str(self.kind.sequences)} if self.kind.spiked else {}),
             forked=forked,
         )

@@ -17,7 +17,7 @@ from common.run_folder import RunFolder
 from tests.chaos import freezes, plan, spikes
 from tests.chaos.faults import why_not_hung
 from tests.chaos.phases import BEFORE_CONFIGURATION, FIRST_RANK_ONLY, MORE_ENTRIES, PHASES, Trap
-from tests.chaos.verdict import by_step, compare
+from tests.chaos.verdict import by_step, compare, compare_closely
 from tests.chaos.victim import WRAPPED, HookGone, wrap
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -40,6 +40,7 @@ def test_a_dozen_faults_cost_nothing_but_steps_to_do_again(tmp_path: Path) -> No
             f"--json={report}",
             f"--folder={tmp_path / 'chaos'}",
             "--executed-share=0",
+            "--mix",
             "--option=optim.kind=muon",  # whose part for embeddings, norms and biases is AdamW
             "--option=optim.shard=true",
             f"--without={plan.WANDB_SILENT}",
@@ -65,6 +66,9 @@ def test_two_hundred_faults_hold_ten_kills_in_each_phase_and_everything_else() -
     assert len(faults) == 200
     kills = Counter(fault.phase for fault in faults if fault.kind == plan.KILL)
     assert set(kills) == set(PHASES) and min(kills.values()) >= 10
+    drawn = plan.draw(100, seed=1, ranks=(1, 2, 3, 4))
+    hit = {(fault.ranks, fault.trap.rank) for fault in drawn if fault.trap}
+    assert hit == {(ranks, rank) for ranks in (1, 2, 3, 4) for rank in range(ranks)}
     for phase in PHASES:
         targets = {fault.target for fault in faults if fault.kind == plan.KILL and fault.phase == phase}
         assert targets == {plan.ONE_RANK, plan.LAUNCHER, plan.ALL}
@@ -169,3 +173,22 @@ def test_a_step_that_differs_in_the_last_bit_counts(
     assert compare(calm, run).differing_steps == differing
     assert not compare(calm, run).same_parameters  # there is no checkpoint to tell
     assert by_step(CALM).keys() == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("lines", "differing"),
+    [
+        ([CALM[0], CALM[1], {"kind": "start", "step": 0}, *CALM], []),
+        ([CALM[0], {**CALM[1], "loss": 4.000004}, CALM[2]], []),
+        ([CALM[0], {**CALM[1], "loss": 4.0004}, CALM[2]], [2]),
+        ([CALM[0], CALM[1], {**CALM[2], "val_loss": None}], [2]),
+        ([{**CALM[0], "sequences": [1]}, {"kind": "start", "step": 0}, *CALM], [1]),  # superseded, but read otherwise
+        (CALM[:2], [2]),
+        ([*CALM, {"step": 3, "loss": 3.0, "lr": 0.1}], [3]),
+    ],
+)
+def test_other_ranks_may_differ_by_rounding_but_not_in_what_they_read(
+    tmp_path: Path, lines: list[dict[str, object]], differing: list[int]
+) -> None:
+    calm, run = write_run(tmp_path / "calm", CALM), write_run(tmp_path / "run", lines)
+    assert compare_closely(calm, run).differing_steps == differing

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,22 @@ from typing import Any
 from common.metrics_file import read_json_lines, read_metrics
 from common.run_folder import RunFolder
 
-COMPARED = ("loss", "grad_norm", "lr", "tokens", "sequences", "val_loss", "val_tokens")
+EXACT = ("lr", "tokens", "sequences", "source_tokens", "target_tokens", "val_tokens")  # for any number of ranks
+SUMMED = ("loss", "grad_norm", "val_loss")
+BY_SOURCE = "val_loss_by_source"
+COMPARED = (*EXACT, *SUMMED, BY_SOURCE)
+TOLERANCE = 1e-5  # relative, of sums in another order
 
 
 @dataclass(frozen=True)
 class Comparison:
     """differing_steps: steps whose training or validation record differs, is missing or superfluous. parameters: of
-    the final checkpoint, whether all tensors (optimizer state too) are the same bytes."""
+    the final checkpoint, whether all tensors (optimizer state too) are the same bytes. largest_difference: of losses
+    and gradient norms, relative, where they need not be equal."""
 
     differing_steps: list[int]
     same_parameters: bool
+    largest_difference: float = 0.0
 
 
 def compare(reference: RunFolder, run: RunFolder) -> Comparison:
@@ -35,6 +42,47 @@ def compare(reference: RunFolder, run: RunFolder) -> Comparison:
         differing |= {step for step, values in by_step([record]).items() if values - ever.get(step, frozenset())}
     tensors = [final_tensors(folder.checkpoints) for folder in (reference, run)]
     return Comparison(sorted(differing), tensors[0] is not None and tensors[0] == tensors[1])
+
+
+def compare_closely(reference: RunFolder, run: RunFolder) -> Comparison:
+    """Compare a finished run whose number of ranks has changed with an undisturbed one.
+
+    What it read must be the same exactly, also what a resume superseded; losses and norms to within `TOLERANCE`. Final
+    parameters are not compared: where a gradient is 0 but for rounding, Adam makes steps of the rounding.
+    """
+    expected = {_place(record): record for record in _measured(read_metrics(reference.metrics))}
+    found = _measured(read_metrics(run.metrics))
+    differing = {step for step, _ in expected.keys() ^ {_place(record) for record in found}}
+    largest = 0.0
+    for record in _measured(read_json_lines(run.metrics)):
+        wanted = expected.get(_place(record), {})
+        largest = max(largest, difference := _relative_difference(wanted, record))
+        if difference > TOLERANCE or any(record.get(key) != wanted.get(key) for key in EXACT):
+            differing.add(record["step"])
+    return Comparison(sorted(differing), same_parameters=True, largest_difference=largest)
+
+
+def _measured(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [record for record in records if "kind" not in record and isinstance(record.get("step"), int)]
+
+
+def _place(record: dict[str, Any]) -> tuple[int, bool]:
+    """The step, and whether it is a validation's record."""
+    return record["step"], "val_loss" in record
+
+
+def _relative_difference(wanted: dict[str, Any], found: dict[str, Any]) -> float:
+    """The largest of the figures that two records have; infinite where only one has it."""
+    pairs = [(wanted.get(key), found.get(key)) for key in SUMMED]
+    sources = [record.get(BY_SOURCE) or {} for record in (wanted, found)]
+    pairs += [(sources[0].get(name), sources[1].get(name)) for name in sources[0] | sources[1]]
+    differences = [0.0]
+    for a, b in pairs:
+        if (a is None) != (b is None):
+            return math.inf
+        if a is not None and b is not None:
+            differences.append(abs(a - b) / abs(a))
+    return max(differences)
 
 
 def by_step(records: list[dict[str, Any]]) -> dict[int, frozenset[str]]:
