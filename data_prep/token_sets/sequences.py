@@ -1,5 +1,6 @@
 """A stream of tokens cut into sequences of a model's length."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,33 +52,37 @@ class JoinedSequences:
         self.parts, self._list = parts, list(parts.values())
         self.block_size = self._list[0].block_size
         self._ends = np.cumsum([part.count for part in self._list])
+        self._starts = self._ends - [part.count for part in self._list]
 
     @property
     def count(self) -> int:
         return int(self._ends[-1])
 
-    def place(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Numbers (n,) as the source and the number in it, (n,) each."""
-        sources = np.searchsorted(self._ends, numbers, side="right")
-        return sources, numbers - np.concatenate([[0], self._ends[:-1]])[sources]
+    def _by_source(
+        self, numbers: npt.NDArray[np.int64]
+    ) -> Iterator[tuple[Sequences, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """Each source that has some of the numbers (n,): where they are among them, and its own numbers."""
+        sources = np.searchsorted(self._ends, numbers, side="right")  # (n,)
+        own = numbers - self._starts[sources]  # (n,)
+        order = np.argsort(sources, kind="stable")
+        for places in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
+            if len(places):
+                yield self._list[int(sources[places[0]])], places, own[places]
 
     def rows(self, numbers: npt.NDArray[np.int64]) -> Rows:
         """As each source reads its own."""
-        sources, own = self.place(numbers)
         shape = len(numbers), self.block_size
         inputs, targets, documents = (np.empty(shape, dtype=np.int64) for _ in range(3))
         masked = False
-        for source in np.unique(sources).tolist():
-            mine = sources == source
-            rows = self._list[source].rows(own[mine])
-            inputs[mine], targets[mine] = rows.inputs, rows.targets
+        for part, places, own in self._by_source(numbers):
+            rows = part.rows(own)
+            inputs[places], targets[places] = rows.inputs, rows.targets
             if rows.document_ids is not None:
-                documents[mine], masked = rows.document_ids, True
+                documents[places], masked = rows.document_ids, True
         return Rows(inputs, targets, documents if masked else None)
 
     def target_count(self, numbers: npt.NDArray[np.int64]) -> int:
-        sources, own = self.place(numbers)
-        return sum(self._list[source].target_count(own[sources == source]) for source in np.unique(sources).tolist())
+        return sum(part.target_count(own) for part, _, own in self._by_source(numbers))
 
 
 def document_ids(tokens: npt.NDArray[np.int64], begin_of_text_id: int) -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.batches.shuffle import Permutation, windows_at
+from train.batches.shuffle import Permutation, numbers_at, windows_at
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**31), st.integers(0, 1000))
@@ -18,6 +18,15 @@ def test_every_window_comes_exactly_once_in_an_epoch(size: int, seed: int, epoch
 def test_jumping_there_gives_what_walking_there_gives(size: int, seed: int, first: int, count: int) -> None:
     walked = windows_at(0, first + count, size, seed)
     assert np.array_equal(windows_at(first, count, size, seed), walked[first:])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3_000), st.integers(0, 10**7)), min_size=1, max_size=20), st.integers(0, 2**62)
+)
+def test_several_sources_at_once_are_each_by_itself(places: list[tuple[int, int]], seed: int) -> None:
+    counts, positions = np.array(places, dtype=np.int64).T
+    alone = [int(windows_at(position, 1, count, seed)[0]) for count, position in places]
+    assert numbers_at(positions, counts, seed).tolist() == alone
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:

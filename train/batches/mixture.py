@@ -10,16 +10,17 @@ import bisect
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import gcd
 
 import numpy as np
 import numpy.typing as npt
 
-from train.batches.shuffle import windows_at
+from train.batches.shuffle import numbers_at
 
 PARTS = 4_096  # of which a weight is a whole number
 MOST_LEVELS = 256  # of a ramp's staircase
+BLOCK = 4_096  # positions that are found at once
 COARSE = 256  # parts of a ramp's weights: short periods, as there are many to be ordered
 
 Ints = npt.NDArray[np.int64]
@@ -142,18 +143,21 @@ class MixedOrder:
     def __init__(self, mixture: Mixture, counts: Mapping[str, int], seed: int) -> None:
         """Args: counts: (m,) of each source's sequences, by its name."""
         assert min(counts.values()) > 0
-        self._mixture, self._names, self._counts, self._seed = mixture, list(counts), list(counts.values()), seed
+        self._mixture, self._names, self._seed = mixture, list(counts), seed
+        self._counts = np.array(list(counts.values()), dtype=np.int64)
         self._offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self._counts)])
+        self._block = lru_cache(maxsize=4)(self._find_block)
 
     def numbers(self, first: int, count: int) -> Ints:
         """The sequence numbers (count,) at positions first … first+count-1."""
-        sources, indices = self._mixture.at(first, count)
-        numbers = np.empty(count, dtype=np.int64)
-        for source in np.unique(sources).tolist():
-            mine = sources == source  # whose indices follow each other
-            own = windows_at(int(indices[mine][0]), int(mine.sum()), self._counts[source], self._seed)
-            numbers[mine] = self._offsets[source] + own
-        return numbers
+        start = first // BLOCK
+        blocks = [self._block(number) for number in range(start, (first + count - 1) // BLOCK + 1)]
+        return np.concatenate(blocks)[first - start * BLOCK : first - start * BLOCK + count]
+
+    def _find_block(self, number: int) -> Ints:
+        """(BLOCK,): found together, as many small steps cost more than one large one."""
+        sources, indices = self._mixture.at(number * BLOCK, BLOCK)
+        return self._offsets[sources] + numbers_at(indices, self._counts[sources], self._seed)
 
     def named(self, number: int) -> tuple[str, int]:
         """A sequence's source, and its number in it."""

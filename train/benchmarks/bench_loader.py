@@ -1,9 +1,10 @@
-"""Measure the loader: tokens/s at 1, 2 and 4 ranks, growth in memory, time to the first batch near and far.
+"""Measure the loader: tokens/s at 1, 2 and 4 ranks, memory, first batches; mixes and whole documents against a stream.
 
     python train/benchmarks/bench_loader.py --json loader.json
 
 Random shards of 2 GB are made in a temporary folder. Every rank is a process that reads its share of every step, as in
-training, but nothing is computed with it.
+training, but nothing is computed with it. Then loaders of one and of several sources, of the stream and of whole
+documents, take turns in one process, by its processor time; the plan of 1 billion tokens is made and timed.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--ranks", type=positive_count, nargs="+", default=[1, 2, 4], help="numbers of ranks (default: 1 2 4)"
     )
+    parser.add_argument("--sources", type=positive_count, default=8, help="of a mix (default: 8)")
     parser.add_argument("--json", type=file_to_write, help="write the figures to this file as well")
     arguments = parser.parse_args()
     if arguments.tokens <= arguments.block_size:

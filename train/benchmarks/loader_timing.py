@@ -20,21 +20,31 @@ from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.tokenizer import ByteTokenizer
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
+from train.benchmarks.loader_turns import table, take_turns
 
 SHARD_TOKENS = 100_000_000
+DOCUMENT_TOKENS = 1_000  # on average: FineWeb-Edu's are about as long
 FAR = 1_000_000_000  # a sequence number
 
 
-def make_shards(folder: Path, tokens: int) -> None:
-    """A token set of random bytes: what is read does not matter here, only how much and from where."""
-    generator, unhashed = np.random.default_rng(0), "0" * 64
+def make_shards(folder: Path, tokens: int, at_least: int) -> None:
+    """A token set of random bytes in documents of web-like lengths: what is read does not matter here, only how much.
+
+    Args: at_least: so many shards.
+    """
+    generator, unhashed, spec = np.random.default_rng(0), "0" * 64, ByteTokenizer().spec
+    size = min(SHARD_TOKENS, -(-tokens // at_least))
     shards = []
-    for index, start in enumerate(range(0, tokens, SHARD_TOKENS)):
-        count = min(SHARD_TOKENS, tokens - start)
-        generator.integers(0, 256, count, dtype=np.uint16).tofile(folder / shard_name("train", index))
+    for index, start in enumerate(range(0, tokens, size)):
+        count = min(size, tokens - start)
+        values = generator.integers(0, 256, count, dtype=np.uint16)
+        lengths = generator.lognormal(np.log(DOCUMENT_TOKENS) - 0.5, 1.0, 2 * count // DOCUMENT_TOKENS + 8) + 2
+        starts = np.cumsum(lengths.astype(np.int64))
+        values[0] = values[starts[starts < count]] = spec["end_of_text_id"]
+        values.tofile(folder / shard_name("train", index))
         shards.append(Shard(shard_name("train", index), count, 0, 2 * count, unhashed))
     splits: dict[str, tuple[Shard, ...]] = {"train": tuple(shards), "val": ()}
-    Manifest("uint16", ByteTokenizer().spec, {"name": "random"}, {}, splits, unhashed).write(folder)
+    Manifest("uint16", spec, {"name": "random"}, {}, splits, unhashed).write(folder)
 
 
 def measure_rank(arguments: tuple[str, int, int, int, int, int]) -> dict[str, float]:
@@ -77,13 +87,18 @@ def measure(folder: Path, arguments: argparse.Namespace, world_size: int) -> dic
 def time_loader(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         print(f"making {format_bytes(2 * arguments.tokens)} of shards", file=sys.stderr)
-        make_shards(Path(folder), arguments.tokens)
+        make_shards(Path(folder), arguments.tokens, arguments.sources)
         rows = [measure(Path(folder), arguments, world_size) for world_size in arguments.ranks]
+        turns = take_turns(
+            Path(folder), arguments.block_size, arguments.tokens_per_step, arguments.steps, arguments.sources
+        )
     print(f"{'ranks':>5} {'tokens/s':>10} {'first batch':>12} {f'at {FAR:.0e}':>12} {'growth':>10}")
     for row in rows:
         print(
             f"{row['ranks']:>5} {format_count(row['tokens_per_second']):>10} {row['first_batch_seconds']:>10.3f} s "
             f"{row['far_batch_seconds']:>10.3f} s {format_bytes(row['grown_bytes']):>10}"
         )
+    print(table(turns))
     if arguments.json:
-        write_json_output(arguments.json, {"tokens": arguments.tokens, "steps": arguments.steps, "rows": rows})
+        facts = {"tokens": arguments.tokens, "steps": arguments.steps}
+        write_json_output(arguments.json, {**facts, "rows": rows, "turns": turns})
