@@ -100,7 +100,12 @@ class PackedSequences:
     ) -> "PackedSequences":
         """Those of a plan in a folder. Raises UserError for a folder without a readable one."""
         facts = read_json_for_user(folder / "plan.json", PackingFacts, "delete the folder: it is made again")
-        starts, lengths, rows = (np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS)
+        try:
+            starts, lengths, rows = (
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ARRAYS
+            )
+        except (OSError, ValueError, EOFError) as error:  # truncated, or gone
+            raise UserError(f"{folder} can't be read ({error}): delete the folder: it is made again") from None
         return cls(stream, (starts, lengths, rows), facts, masked=masked, marks=marks)
 
     @property

@@ -126,6 +126,9 @@ def test_a_plan_is_the_same_in_small_blocks_but_for_its_order(tmp_path: Path, mo
     whole = make_plan(stream, Framing(END, False), 16, tmp_path / "whole", data_identity="ab" * 32)
     again = make_plan(stream, Framing(END, False), 16, tmp_path / "again", data_identity="ab" * 32)
     assert whole == again
+    (tmp_path / "again" / "lengths.npy").write_bytes((tmp_path / "again" / "lengths.npy").read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"again can't be read .*: delete the folder"):
+        PackedSequences.read(stream, tmp_path / "again")
     monkeypatch.setattr("data_prep.token_sets.packing.BLOCK_TOKENS", 50)
     assert make_plan(stream, Framing(END, False), 16, tmp_path / "read", data_identity="ab" * 32) == whole
     monkeypatch.setattr("data_prep.token_sets.packing.BLOCK_DOCUMENTS", 40)

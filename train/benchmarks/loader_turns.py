@@ -53,7 +53,7 @@ def packed(tokens: TokenSet, length: int) -> tuple[Sequences, dict[str, float]]:
         "pieces": float(facts.pieces),
         "padding_share": facts.padding / (facts.sequences * length),
     }
-    return PackedSequences(stream, folder), figures
+    return PackedSequences.read(stream, folder), figures
 
 
 def take_turns(folder: Path, block_size: int, tokens_per_step: int, steps: int, sources: int) -> dict[str, Any]:
