@@ -111,19 +111,25 @@ def test_other_commands_read_a_run_of_a_mix(tmp_path: Path, sets: Path) -> None:
 
 
 def test_a_branch_on_another_mix_reads_on_in_each_source(tmp_path: Path, sets: Path) -> None:
-    train(1, tmp_path, arguments(tmp_path, "trunk", f"--data.path={sets / 'web'}", "--run.max_steps=6"))
+    """docs/annealing.md: a branch from before the decay, with the shipped configuration on sets of this test."""
+    shipped = yaml.safe_load((PROJECT / "train" / "configs" / "anneal.yaml").read_text(encoding="utf-8"))
+    weights = {source["name"]: source["weight"] for source in shipped["data"]["mix"]}
+    assert list(weights) == ["web", "code", "books"] and list(shipped) == ["data"]
+    decays = ("--schedule.kind=wsd", "--schedule.decay=0.5", "--run.max_steps=12")
+    train(1, tmp_path, arguments(tmp_path, "trunk", f"--data.path={sets / 'web'}", *decays))
     trunk = run_of(tmp_path, "trunk")
-    resume = f"--resume={list_checkpoints(trunk.checkpoints)[0][1]}"
-    mix = mix_file(tmp_path, sets, {"web": 1, "code": 2})  # not in the order of the alphabet
-    more = (mix, resume, "--allow-change=data.path")
-    train(2, tmp_path, arguments(tmp_path, "mixed", *more, "--run.max_steps=8"))
-    train(1, tmp_path, arguments(tmp_path, "mixed", *more, "--run.max_steps=12"))
+    resume = f"--resume={trunk.checkpoints / 'step-00000006'}"
+    mix = mix_file(tmp_path, sets, weights)  # not in the order of the alphabet
+    more = ("--config=anneal", mix, resume, "--allow-change=data.path", *decays)
+    train(2, tmp_path, arguments(tmp_path, "mixed", *more))
     mixed = run_of(tmp_path, "mixed")
+    rates = [{r["step"]: r["lr"] for r in read_metrics(run.metrics) if "lr" in r} for run in (trunk, mixed)]
+    assert rates[1].items() <= rates[0].items() and len(rates[1]) == 6
     read = [n for step in of_source(mixed, "web") for n in step]
     assert sorted(read) == sorted(windows_at(6 * STEP, len(read), SIZES["web"], 1337).tolist())
     assert "data.mix: web continues after its first 48 sequences" in mixed.log.read_text()
     manifest = read_checkpoint_manifest(list_checkpoints(mixed.checkpoints)[0][1])
-    assert manifest["mix"]["first"] == {"web": 48, "code": 0}
+    assert manifest["mix"]["first"] == {"web": 48, "code": 0, "books": 0}
     assert dict(manifest["mix"]["sets"])["web"] == TokenSet.open(sets / "web").identity
 
     # and a mix after a mix
