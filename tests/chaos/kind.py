@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 
 from data_prep.token_sets.token_set import TokenSet
+from tests.helpers.conversation_sets import make_conversation_set
 from tests.helpers.token_sets import make_token_set
 
 BLOCK_SIZE = 16
@@ -46,8 +47,10 @@ class Kind:
         return BRANCHED_AT if self.branched else 0
 
 
-def make_sets(folder: Path, kind: Kind) -> list[TokenSet]:
+def make_sets(folder: Path, kind: Kind, *, conversations: bool = False) -> list[TokenSet]:
     """The token sets that its runs read; a trunk reads the first."""
+    if conversations:
+        return [make_conversation_set(folder, count=60, val_count=10, shard_tokens=300)]
     if not kind.mixed:
         return [make_token_set(folder, train_tokens=2_001, val_tokens=500, shard_tokens=300)]
     return [

@@ -30,6 +30,7 @@ log: {{every_steps: 1, sequences: true, wandb_finish_seconds: 2}}
 run: {{max_steps: {MAX_STEPS}, dtype: fp32, device: cpu}}
 """
 DEFAULT = Kind()
+CONVERSATIONS = "objective.kind=sft"  # the option of runs that learn from conversations
 EVENT_SECONDS = 300.0  # without any event for so long, a start hangs
 
 
@@ -50,7 +51,7 @@ class Starts:
         self.count = 0
         self._config = folder / "config.yaml"
         self._config.write_text(CONFIG)
-        self._sets = make_sets(folder / "data", kind)
+        self._sets = make_sets(folder / "data", kind, conversations=CONVERSATIONS in options)
         self._files = [self._config]
         if kind.mixed:
             self._options += [f"--batch.tokens_per_step={BLOCK_SIZE * kind.sequences}", "--batch.micro_batch=1"]

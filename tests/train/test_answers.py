@@ -1,5 +1,6 @@
 """Supervised fine-tuning: the loss of answers only, the same however the batch is cut up and as transformers has it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 import yaml
 
+from common.checkpoint_files import CHECKPOINT_MANIFEST, list_checkpoints, write_checkpoint_manifest
+from common.errors import UserError
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from data_prep.token_sets.documents import conversations_of
@@ -25,6 +28,7 @@ from tests.helpers.training import curve, run_of, tiny_arguments, train, train_b
 from train.batches.loader import StepBatch, StepLoader
 from train.batches.plan import BatchPlan, plan_batch
 from train.batches.training_sequences import prepare_packing, training_sequences
+from train.checkpoints.resume import check_same_run
 from train.objectives.answers import Answers
 from train.optimization.ddp import Parallel
 from train.optimization.step import Stepper
@@ -208,6 +212,16 @@ def test_a_run_is_the_same_for_any_ranks_and_interruptions(more: tuple[str, ...]
     assert validations[-1]["val_loss"] < validations[0]["val_loss"]
     written = yaml.safe_load(two.config.read_text())
     assert (written["objective"]["kind"], written["data"]["packing"]) == ("sft", "whole_documents")
+    # another objective on resume is refused by name; one that a checkpoint doesn't name was language modelling
+    checkpoint = list_checkpoints(two.checkpoints)[0][1]
+    other = written | {"objective": {"kind": "language_modelling"}}
+    with pytest.raises(UserError, match=r'objective\.kind "sft", this run has "language_modelling"'):
+        check_same_run(checkpoint, other, tokens.identity, [], optimizer="adamw")
+    manifest = json.loads((checkpoint / CHECKPOINT_MANIFEST).read_text())
+    del manifest["config"]["objective"]
+    write_checkpoint_manifest(checkpoint, manifest)
+    with pytest.raises(UserError, match=r'objective\.kind "language_modelling", this run has "sft"'):
+        check_same_run(checkpoint, written, tokens.identity, [], optimizer="adamw")
 
 
 def test_the_objective_is_fixed_and_fits_the_data(tmp_path: Path, data: Path) -> None:

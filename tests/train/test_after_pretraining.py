@@ -1,0 +1,49 @@
+"""docs/after-pretraining.md goes from a base checkpoint to a chat: its commands, on a tiny base, and what they make."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from data_prep.chat.chat_tokenizer import ChatTokenizer
+from eval.shared.loading import load_checkpoint
+from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.training import PROJECT
+
+SMALLER = {
+    "data_prep/conversations.py": ["--workers=0", "--val-one-in=4"],
+    "train/finetune.py": [
+        "--batch.tokens_per_step=256", "--batch.micro_batch=2", "--eval.tokens=128", "--run.max_steps=2",
+        "--eval.sample_every_steps=2", "--eval.sample_tokens=4", '--eval.prompts=["2+2?"]', "--run.device=cpu",
+    ],
+}  # fmt: skip
+
+
+def test_every_command_of_the_page_works(tmp_path: Path) -> None:
+    text = (PROJECT / "docs" / "after-pretraining.md").read_text()
+    lines = "".join(re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)).splitlines()
+    write_checkpoint(tmp_path / "runs" / "demo" / "checkpoints", block_size=64)
+    with (tmp_path / "talks.jsonl").open("w") as file:
+        for number in range(60):
+            file.write(json.dumps({"prompt": f"{number}+1?", "completion": str(number + 1)}) + "\n")
+    for line in lines:
+        python, script, *options = shlex.split(line)
+        assert python == "python"
+        done = subprocess.run(
+            [sys.executable, str(PROJECT / script), *options, *SMALLER.get(script, [])],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            input="Hello\n",
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    for name in ("demo-talks", "demo-whole"):
+        loaded = load_checkpoint(tmp_path / "runs" / name)
+        assert isinstance(loaded.tokenizer, ChatTokenizer)
+        assert loaded.model.config.vocab_size == 259
+        assert "2+2?" in (tmp_path / "runs" / name / "samples.jsonl").read_text()
