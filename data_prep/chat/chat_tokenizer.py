@@ -22,6 +22,7 @@ A special token's spelling within a message is text like any other: it never bec
 """
 
 import re
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -37,7 +38,7 @@ from data_prep.chat.template import Template
 from data_prep.tokenization.tokenizer import Ids, Tokenizer
 
 FIRST_STAND_IN, PRIVATE = 0xF0000, 0xFFFE  # of the plane of private characters that no text needs: 65,534
-PROBE = tuple(Message(role, text) for role, text in [(USER, "a"), (ASSISTANT, "b"), (USER, "c"), (ASSISTANT, "d")])
+PROBED = "abcd" + string.digits + string.ascii_letters  # of them those that a tokenizer of few characters has
 
 
 @dataclass(frozen=True)
@@ -212,10 +213,22 @@ class ChatTokenizer(Tokenizer):
         ]
         return changed, {character: name for name, character in names.items()}, len(found)
 
+    def _probe(self) -> list[Message]:
+        """Two turns of each role, in characters that the base has."""
+        known = [character for character in PROBED if self._has(character)][:4] or ["a"]
+        roles = (USER, ASSISTANT, USER, ASSISTANT)
+        return [Message(role, known[number % len(known)]) for number, role in enumerate(roles)]
+
+    def _has(self, character: str) -> bool:
+        try:
+            return len(self.base.encode(character)) > 0
+        except UserError:
+            return False
+
     def _check_template(self) -> int:
         """The id that ends an answer. Raises UserError where the template can't be used with these tokens."""
         try:
-            rendered = self.render(PROBE)
+            rendered = self.render(self._probe())
         except BadConversation as error:
             raise UserError(f"the chat template can't be used: {error}") from None
         ends = rendered.ids[:-1][rendered.counted[:-1] & ~rendered.counted[1:]].tolist()

@@ -266,3 +266,12 @@ def test_a_template_from_a_file(tmp_path: Path) -> None:
     assert (tokenizer.turn_tokens, tokenizer.end_ids) == (("<|ask|>", "<|answer|>"), (50256,))
     with pytest.raises(UserError, match="chatml, llama3, or a file"):
         read_template(str(tmp_path / "none.jinja"))
+
+
+def test_a_base_of_few_characters_can_hold_conversations() -> None:
+    template = Template("{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+                        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")  # fmt: skip
+    template.spellings = ("<|user|>", "<|assistant|>", "<|end|>")
+    few = ChatTokenizer.of(CharTokenizer("0123456789+", end_of_text=True), template)
+    rendered = few.render([Message(USER, "1+2"), Message(ASSISTANT, "3")])
+    assert few.decode(rendered.ids[rendered.counted]) == "3<|end|>"
