@@ -23,6 +23,7 @@ from common.publish import LEFT_SECONDS, sweep_temporaries, write_json_output, w
 from common.regular_file import what_stands_at
 from eval.reporting import figures
 from eval.reporting.comparison import run_row
+from eval.reporting.drawing import Picture
 from eval.reporting.evaluation_pictures import evaluation_pictures
 from eval.reporting.key_figures import differences, key_figures
 from eval.reporting.layer_pictures import layer_pictures
@@ -55,7 +56,7 @@ def main() -> int:
         out.mkdir(parents=True, exist_ok=True)
         sweep_temporaries(out, {*pictures, path.name}, older_than_seconds=LEFT_SECONDS)
         for name, picture in pictures.items():
-            write_output(out / name, picture)
+            write_output(out / name, picture.png)
         write_output(path, page(runs, pictures, time.time()))
     except OSError as error:
         raise UserError(refusal("written", error, out, otherwise="give another folder with --out")) from None
@@ -67,7 +68,7 @@ def main() -> int:
     return 0
 
 
-def draw_all(runs: Sequence[RunData]) -> dict[str, bytes]:
+def draw_all(runs: Sequence[RunData]) -> dict[str, Picture]:
     """Every picture that the runs have figures for, by file name, in the order of the page."""
     pictures = figures.loss_pictures(runs)
     pictures |= figures.quantity_pictures(runs)

@@ -22,7 +22,7 @@ def write_report(study: Study, folder: Path) -> StudyReport:
     """
     report = report_study(study)
     picture = difference_picture(report, report.main) if report.cells else None
-    files: dict[str, bytes | str] = {PICTURE: picture} if picture is not None else {}
+    files: dict[str, bytes | str] = {PICTURE: picture.png} if picture is not None else {}
     files[TABLE] = markdown(report, picture=picture is not None)
     files[PAGE] = study_page(report, study_pictures(report))
     for name in (*files, FIGURES):

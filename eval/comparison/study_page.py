@@ -16,11 +16,12 @@ from eval.comparison.study_tables import (
     results,
     sentences,
 )
-from eval.reporting.html_parts import fill, note, paragraph, show, table
+from eval.reporting.drawing import Picture, show
+from eval.reporting.html_parts import fill, note, paragraph, table
 
 
-def study_page(report: StudyReport, pictures: Mapping[str, bytes]) -> str:
-    """pictures: PNGs by file name, as `study_pictures` names them."""
+def study_page(report: StudyReport, pictures: Mapping[str, Picture]) -> str:
+    """pictures: by file name, as `study_pictures` names them."""
     parts = [
         ("Noise floor", "noise", _each_cell(report, _noise)),
         ("Variants", "variants", _each_cell(report, lambda _, cell, place: _variants(report, cell, place, pictures))),
@@ -71,7 +72,7 @@ def _noise(report: StudyReport, cell: Cell, place: int) -> Markup:
     return paragraph(noise_floor(report, cell))
 
 
-def _variants(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, bytes]) -> Markup:
+def _variants(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, Picture]) -> Markup:
     if cell.comparison is None:
         return paragraph(f"No comparison: {cell.refused}.")
     return fill(
@@ -90,7 +91,7 @@ def _costs(report: StudyReport, cell: Cell, place: int) -> Markup:
     return table(COSTS, rows, numbers=range(1, len(COSTS))) if rows else Markup()
 
 
-def _tuning(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, bytes]) -> Markup:
+def _tuning(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, Picture]) -> Markup:
     told = [tuned.sentence for name in report.names if (tuned := cell.tuned[name]).sentence]
     if not told:
         return Markup()
@@ -116,7 +117,7 @@ def _tuning(report: StudyReport, cell: Cell, place: int, pictures: Mapping[str, 
     )
 
 
-def _ladder(report: StudyReport, pictures: Mapping[str, bytes]) -> Markup:
+def _ladder(report: StudyReport, pictures: Mapping[str, Picture]) -> Markup:
     refused: dict[str, list[str]] = {}
     for name, found in report.ladders.items():
         if isinstance(found, str):

@@ -16,7 +16,7 @@ from eval.comparison.study_report import Cell, StudyReport
 from eval.comparison.tuning import Tuned
 from eval.comparison.verdicts import LARGEST_P, Verdict
 from eval.reporting import drawing
-from eval.reporting.drawing import FLOPS, TOKENS, AxisKind, draw, short, style_of, to_png
+from eval.reporting.drawing import FLOPS, TOKENS, AxisKind, Picture, draw, picture_of, short, style_of
 
 BETTER, WORSE, UNDECIDED = drawing.COLORS[2], drawing.COLORS[1], drawing.GREY
 ROW_INCHES, MARGIN_INCHES = 0.34, 1.5
@@ -25,7 +25,7 @@ SHOWN_FROM = 0.25  # of the whole run: from there on the differences of curves s
 EXTRAPOLATED = 60  # points
 
 
-def study_pictures(report: StudyReport) -> dict[str, bytes]:
+def study_pictures(report: StudyReport) -> dict[str, Picture]:
     """By file name, in the order of the page; a cell's are numbered by its place."""
     pictures = {}
     for place, cell in enumerate(report.cells):
@@ -43,7 +43,7 @@ def study_pictures(report: StudyReport) -> dict[str, bytes]:
     return pictures
 
 
-def difference_picture(report: StudyReport, cell: Cell) -> bytes | None:
+def difference_picture(report: StudyReport, cell: Cell) -> Picture | None:
     """Differences from the baseline with their intervals, beside them the multipliers; None where there are none."""
     entries = cell.comparison.entries if cell.comparison else {}
     names = [name for name in report.names if name in entries and entries[name].difference is not None]
@@ -66,7 +66,7 @@ def difference_picture(report: StudyReport, cell: Cell) -> bytes | None:
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        return to_png(figure)
+        return picture_of(figure, "Differences from the baseline")
 
 
 def _paint_differences(
@@ -124,7 +124,7 @@ def _color(entry: Verdict, *, higher_is_better: bool) -> str:
     return BETTER if (entry.difference > 0) == higher_is_better else WORSE
 
 
-def _curves(report: StudyReport, cell: Cell) -> dict[str, bytes]:
+def _curves(report: StudyReport, cell: Cell) -> dict[str, Picture]:
     """Losses, and losses less the baseline's, against tokens; losses against compute."""
     if not report.metric.is_loss:
         return {}
@@ -191,7 +191,7 @@ def _painter(report: StudyReport, bands: Mapping[str, tuple[Values, Values]], ax
     return paint
 
 
-def _sweeps(report: StudyReport, cell: Cell) -> dict[str, bytes]:
+def _sweeps(report: StudyReport, cell: Cell) -> dict[str, Picture]:
     """By option: the best mean of each value, of all variants that sweep it."""
     options = sorted({option for tuned in cell.tuned.values() for each in tuned.tried for option in each.choices})
     found = {}

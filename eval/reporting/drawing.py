@@ -6,14 +6,18 @@ two points for each of `BUCKETS` parts of its x axis.
 
 import io
 import math
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from PIL import Image
@@ -21,10 +25,14 @@ from PIL import Image
 from common.metrics_table import Values
 from common.progress import format_count
 from eval.reporting.curves import thin_out
+from eval.reporting.html_parts import fill
+from eval.reporting.inline_svg import to_svg
 from eval.reporting.run_data import RunData
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 TRAINING, VALIDATION, GREY = COLORS[0], COLORS[1], "#666666"
+INKS = ("#111111", "#ffffff")  # of a bar's number, on a dark page as well
+TITLE_CHARACTERS = 62  # of a line
 BUCKETS = 600  # parts of the x axis; a panel is about as many pixels wide on a screen
 SIZE_INCHES, DPI, PALETTE = (5.6, 3.6), 170, 128
 HAIR_SPACE = "\u200a"
@@ -57,6 +65,14 @@ FLOPS, HOURS = AxisKind("flops", "training FLOPs", logarithmic=True), AxisKind("
 LOSS_AXES = (STEPS, TOKENS, FLOPS, HOURS)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """The same figure as a file of its own and as an element of a page."""
+
+    png: bytes
+    svg: Markup
+
+
 def position(run: RunData, axis: AxisKind, steps: Values, tokens: Values, times: Values) -> Values | None:
     """Records' positions on an axis; None where the run does not record them (FLOPs without its configuration)."""
     if axis is STEPS:
@@ -76,13 +92,15 @@ def event_position(run: RunData, axis: AxisKind, key: str) -> Values | None:
     return position(run, axis, *(run.event_column(key, value) for value in ("step", "tokens", "time")))
 
 
-def draw(paint: Callable[[Axes], None], title: str, *, size: tuple[float, float] = SIZE_INCHES) -> bytes:
-    """One panel as a PNG: `paint` draws it, the legend goes below the axes, where it hides nothing."""
+def draw(
+    paint: Callable[[Axes], None], title: str, *, size: tuple[float, float] = SIZE_INCHES, inline: bool = True
+) -> Picture:
+    """One panel: `paint` draws it, the legend goes below the axes, where it hides nothing."""
     with rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         paint(axes)
-        axes.set_title(title)
+        axes.set_title("\n".join(textwrap.wrap(title, round(TITLE_CHARACTERS * size[0] / SIZE_INCHES[0]))))
         handles, labels = axes.get_legend_handles_labels()
         if labels:
             room = 66 * size[0] / SIZE_INCHES[0]  # in characters, of which a line's sample takes six
@@ -91,7 +109,18 @@ def draw(paint: Callable[[Axes], None], title: str, *, size: tuple[float, float]
             rows = math.ceil(len(labels) / columns)
             figure.set_size_inches(size[0], size[1] + LEGEND_ROW_INCHES * max(0, rows - 2))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        return to_png(figure)
+        return picture_of(figure, title, inline=inline)
+
+
+def picture_of(figure: Figure, label: str, *, inline: bool = True) -> Picture:
+    """Both forms of a figure, the second if `inline`; `label` says what it shows to those who can't see it."""
+    return Picture(to_png(figure), to_svg(figure, label) if inline else Markup())
+
+
+def show(pictures: Mapping[str, Picture], prefix: str, kind: str = "pictures") -> Markup:
+    """Pictures whose file names start with this."""
+    shown = [picture.svg for name, picture in pictures.items() if name.startswith(prefix)]
+    return fill("pictures.html", pictures=shown, kind=kind) if shown else Markup()
 
 
 def to_png(figure: Figure) -> bytes:
@@ -115,6 +144,21 @@ def style_of(index: int, runs: int = 1) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": dashes, "linewidth": width}
 
 
+def ink_on(color: str) -> str:
+    """Which of `INKS` can be read better on a colour, by WCAG 2's contrast (relative luminance)."""
+
+    def luminance(shade: str) -> float:
+        channels = np.array(to_rgb(shade))
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        return float(linear @ (0.2126, 0.7152, 0.0722))
+
+    def contrast(ink: str) -> float:
+        low, high = sorted((luminance(ink), luminance(color)))
+        return (high + 0.05) / (low + 0.05)
+
+    return max(INKS, key=contrast)
+
+
 def short(name: str, length: int = 40) -> str:
     """A name as shown in a picture, its middle left out where it would not fit.
 
@@ -130,6 +174,12 @@ def plain(number: float) -> str:
     if abs(number) >= 1e15:
         return f"{number:.0e}".replace("e+", "e")
     return format_count(round(number, 6)).replace(".0", "") if abs(number) >= 1000 else f"{number:g}"
+
+
+def add_colorbar(axes: Axes, image: ScalarMappable, label: str = "") -> None:
+    solids = axes.figure.colorbar(image, ax=axes, label=label).solids
+    if solids is not None:
+        solids.set_rasterized(True)
 
 
 def set_x(axes: Axes, axis: AxisKind) -> None:

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 
 from common.curves import VALIDATION, Curve
 from eval.reporting import drawing
-from eval.reporting.drawing import GREY, TOKENS, draw, short, style_of
+from eval.reporting.drawing import GREY, TOKENS, Picture, draw, short, style_of
 from eval.reporting.published_score import PICTURE, PUBLISHED, examples_of, is_official
 from eval.reporting.references import CHANCE, lines_for
 from eval.reporting.run_data import RunData
 
 
-def evaluation_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
+def evaluation_pictures(runs: Sequence[RunData]) -> dict[str, Picture]:
     """By file name, in the order in which the runs describe their curves."""
     pictures = {}
     for curve in curves_of(runs):
@@ -31,7 +31,7 @@ def curves_of(runs: Sequence[RunData]) -> list[Curve]:
     return [c for c in known.values() if c is not VALIDATION and any(run.table.of_kind(c.figure) for run in runs)]
 
 
-def _picture(curve: Curve, runs: Sequence[RunData]) -> bytes:
+def _picture(curve: Curve, runs: Sequence[RunData]) -> Picture:
     better = " (higher is better)" if curve.higher_is_better else ""
     return draw(partial(_panel, curve=curve, runs=runs), f"{short(curve.label)}{better}")
 
@@ -50,7 +50,7 @@ def _panel(axes: Axes, curve: Curve, runs: Sequence[RunData]) -> None:
     axes.set_ylabel(curve.figure)
 
 
-def published_picture(runs: Sequence[RunData]) -> bytes:
+def published_picture(runs: Sequence[RunData]) -> Picture:
     """HellaSwag's, with what GPT-2 and GPT-3 of the nearest size reach."""
     official = all(is_official(event) for run in runs for event in run.table.comparable(PUBLISHED.figure))
     references = lines_for(max(run.parameters or 0 for run in runs) or None) if official else []

@@ -1,4 +1,4 @@
-"""The pictures of a report, of one run or several in the same plots, as PNGs."""
+"""The pictures of a report, of one run or several in the same plots, as PNGs and SVG."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from common.progress import format_duration
 from common.time_spent import labels_of, time_spent
 from eval.reporting import drawing
 from eval.reporting.curves import smooth, thin_out
-from eval.reporting.drawing import BUCKETS, FLOPS, GREY, LOSS_AXES, STEPS, AxisKind, draw, short, style_of
+from eval.reporting.drawing import BUCKETS, FLOPS, GREY, LOSS_AXES, STEPS, AxisKind, Picture, draw, short, style_of
 from eval.reporting.run_data import RunData
 from eval.reporting.spike_marks import mark_spikes
 
@@ -29,7 +29,6 @@ PART_COLORS = {
     "stopped": "#DDDDDD",
 }
 EVALUATION_COLORS = ("#009E73", "#56B4E9", "#332288", "#AA4499", "#44AA99", "#882255")  # in turn
-DARK = ("#0072B2", "#009E73", "#D55E00", "#661100", "#332288", "#AA4499", "#882255")
 CUT_FRACTION = 0.03  # of a run, at its start, whose loss may be above the picture
 
 
@@ -102,7 +101,7 @@ def mark_restarts(axes: Axes, runs: Sequence[RunData], axis: AxisKind) -> None:
                   transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
 
 
-def loss_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
+def loss_pictures(runs: Sequence[RunData]) -> dict[str, Picture]:
     """Loss against each axis that the runs have figures for, by file name."""
 
     def painter(axis: AxisKind) -> Callable[[Axes], None]:
@@ -114,7 +113,7 @@ def loss_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
         return paint
 
     told = [axis for axis in LOSS_AXES if axis is not FLOPS or any(run.flops_per_token for run in runs)]
-    return {f"loss-{axis.key}.png": draw(painter(axis), f"Loss against {axis.label}") for axis in told}
+    return {f"loss-{axis.key}.png": draw(painter(axis), f"Loss against {axis.label}", inline=False) for axis in told}
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ QUANTITIES = (
 )
 
 
-def quantity_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
+def quantity_pictures(runs: Sequence[RunData]) -> dict[str, Picture]:
     """Each quantity that any of the runs recorded, against steps."""
     pictures = {}
     for quantity in QUANTITIES:
@@ -175,7 +174,7 @@ def quantity_panel(axes: Axes, runs: Sequence[RunData], quantity: Quantity, colu
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: drawing.plain(value)))
 
 
-def time_picture(runs: Sequence[RunData]) -> bytes:
+def time_picture(runs: Sequence[RunData]) -> Picture:
     """Where each run's time went, a bar a run."""
     spent = [time_spent(run.table) for run in runs]
 
@@ -189,10 +188,11 @@ def time_picture(runs: Sequence[RunData]) -> bytes:
                 continue
             bars = axes.barh(rows, shares, 0.6, left, color=color, label=short(label), edgecolor="white", linewidth=0.5)
             texts = [f"{share:.0f} %" if share >= 7 else "" for share in shares]
-            axes.bar_label(bars, texts, label_type="center", fontsize=9, color="white" if color in DARK else "black")
+            axes.bar_label(bars, texts, label_type="center", fontsize=9, color=drawing.ink_on(color))
             left += shares
         axes.set_yticks(rows, [short(run.name, 24) for run in runs])
         axes.set_xlim(0, 100)
+        axes.set_axisbelow(True)
         axes.set_xlabel("% of the time from the first start to the last record")
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)

@@ -3,8 +3,7 @@
 Whatever a template is given is escaped, control characters as well, but for what comes from another template.
 """
 
-import base64
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,13 +91,3 @@ def note(*sentences: str) -> Markup:
 def warning(sentence: str) -> Markup:
     """A sentence that stands out."""
     return _part("warning", sentence)
-
-
-def show(pictures: Mapping[str, bytes], prefix: str, kind: str = "pictures") -> Markup:
-    """Pictures whose file names start with this, inside the page."""
-    images = [
-        (name.removesuffix(".png"), base64.b64encode(data).decode())
-        for name, data in pictures.items()
-        if name.startswith(prefix)
-    ]
-    return _part("pictures", images, kind) if images else Markup()

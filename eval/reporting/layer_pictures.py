@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from common.layer_figures import KIND, by_name
 from common.metrics_table import Values
 from eval.reporting import drawing
-from eval.reporting.drawing import STEPS, draw, short
+from eval.reporting.drawing import STEPS, Picture, draw, short
 from eval.reporting.run_data import RunData
 
 TITLES = {
@@ -26,7 +26,7 @@ LOGARITHMIC = {"gradient_norm", "update_ratio", "weight_norm", "activation_rms",
 MOST_LABELS = 26  # rows that have their names
 
 
-def layer_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
+def layer_pictures(runs: Sequence[RunData]) -> dict[str, Picture]:
     """By file name; none of a run that has recorded no layer statistics."""
     pictures = {}
     for number, run in enumerate(runs):
@@ -60,8 +60,8 @@ def _paint(axes: Axes, steps: Values, names: list[str], values: Values, logarith
         values = np.where(values > 0, values, np.nan)
         if np.isfinite(values).any():
             norm = LogNorm()
-    image = axes.pcolormesh(edges, np.arange(len(names) + 1), values, norm=norm, cmap="viridis")
-    axes.figure.colorbar(image, ax=axes)
+    image = axes.pcolormesh(edges, np.arange(len(names) + 1), values, norm=norm, cmap="viridis", rasterized=True)
+    drawing.add_colorbar(axes, image)
     every = -(-len(names) // MOST_LABELS)
     axes.set_yticks(np.arange(0, len(names), every) + 0.5, [short(name, 16) for name in names[::every]], fontsize=7)
     axes.grid(visible=False)

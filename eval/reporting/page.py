@@ -6,7 +6,8 @@ from markupsafe import Markup
 
 from common.progress import format_count, format_duration
 from eval.reporting import page_sections as sections
-from eval.reporting.html_parts import fill, show
+from eval.reporting.drawing import Picture, show
+from eval.reporting.html_parts import fill
 from eval.reporting.key_figures import KeyFigures, differences, key_figures
 from eval.reporting.published_score import HEADING, PICTURE, PUBLISHED, TILE
 from eval.reporting.run_data import RunData, format_time
@@ -14,19 +15,27 @@ from eval.reporting.step_profiles import profile_tables
 from eval.reporting.svg_chart import loss_chart
 
 
-def page(runs: Sequence[RunData], pictures: dict[str, bytes], made: float) -> str:
+def page(runs: Sequence[RunData], pictures: dict[str, Picture], made: float) -> str:
     """The whole page.
 
     Args:
-        pictures: PNGs by file name, in their order. made: when, in seconds since the epoch.
+        pictures: by file name, in their order. made: when, in seconds since the epoch.
     """
     figures = [key_figures(run) for run in runs]
     parts = [
         ("Key figures", "figures", _overview(runs, figures)),
         ("Loss", "loss", loss_chart(runs) + sections.loss_note(runs)),
-        ("Learning rate, gradients, speed, memory", "steps", show(pictures, "step-") + sections.steps_note(runs)),
+        (
+            "Learning rate, gradients, speed, memory",
+            "steps",
+            show(pictures, "step-") + sections.steps_note(runs),
+        ),
         (HEADING, PUBLISHED.kind, show(pictures, PICTURE) + sections.comparison(runs)),
-        ("Other evaluations", "evaluations", show(pictures, "evaluation-") + sections.evaluations(runs, figures)),
+        (
+            "Other evaluations",
+            "evaluations",
+            show(pictures, "evaluation-") + sections.evaluations(runs, figures),
+        ),
         ("What the layers do", "layers", show(pictures, "layers-")),
         ("Batches that were not learned from", "bad-batches", sections.bad_batches(runs)),
         ("How long each rank computes", "ranks", show(pictures, "ranks")),

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from common.metric_fields import NUMBER
 from common.metrics_table import Values
 from eval.reporting import drawing
-from eval.reporting.drawing import COLORS, GREY, STEPS, draw, short
+from eval.reporting.drawing import COLORS, GREY, STEPS, Picture, draw, short
 from eval.reporting.run_data import RunData
 
 FEW_RANKS = len(COLORS)  # as lines; more as a map of colours
@@ -17,7 +17,7 @@ MOST_RANKS = 4_096
 SLOW = 1.15  # times the lower median, from which on a rank is named (docs/training.md)
 
 
-def rank_pictures(runs: Sequence[RunData]) -> dict[str, bytes]:
+def rank_pictures(runs: Sequence[RunData]) -> dict[str, Picture]:
     """A picture a run that has recorded several ranks' times, by file name."""
     pictures = {}
     for number, run in enumerate(runs):
@@ -61,8 +61,8 @@ def _paint(axes: Axes, steps: Values, times: Values) -> None:
     chosen = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), drawing.BUCKETS)).astype(int))
     image = axes.pcolormesh(
         np.append(steps[chosen], steps[-1] + 1), np.arange(times.shape[1] + 1), times[chosen].T, vmin=1.0, vmax=1.5,
-        cmap="magma_r",
+        cmap="magma_r", rasterized=True,
     )  # fmt: skip
-    axes.figure.colorbar(image, ax=axes, label="times the lower median")
+    drawing.add_colorbar(axes, image, "times the lower median")
     axes.set_ylabel("rank")
     axes.grid(visible=False)

@@ -9,12 +9,11 @@ from matplotlib.axes import Axes
 from common.progress import format_duration
 from common.step_profile import PARTS, StepProfile
 from eval.reporting import drawing
-from eval.reporting.drawing import draw, short
+from eval.reporting.drawing import Picture, draw, short
 from eval.reporting.html_parts import folded, note, table
 from eval.reporting.run_data import RunData
 
 PART_COLORS = ("#0072B2", "#D55E00", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#F0E442", "#DDDDDD")
-DARK = {"#0072B2", "#D55E00", "#009E73"}  # on which a number is white
 SHOWN_PROFILES = 12  # of a run's, the newest
 SMALLEST_LABEL = 0.07  # of a step, below which a bar has no figure
 
@@ -33,7 +32,7 @@ def _steps(profile: StepProfile) -> str:
     return f"steps {first:,} to {last:,}" if last > first else f"step {first:,}"
 
 
-def profile_picture(runs: Sequence[RunData]) -> bytes | None:
+def profile_picture(runs: Sequence[RunData]) -> Picture | None:
     """A bar for each profile, cut into its parts; None where no run was profiled."""
     found = shown_profiles(runs)
     if not found:
@@ -47,8 +46,7 @@ def profile_picture(runs: Sequence[RunData]) -> bytes | None:
                 continue
             bars = axes.barh(rows, shares, 0.6, left, color=color, label=label, edgecolor="white", linewidth=0.5)
             texts = [f"{share:.0f} %" if share >= 100 * SMALLEST_LABEL else "" for share in shares]
-            ink = "white" if color in DARK else "black"
-            axes.bar_label(bars, texts, label_type="center", fontsize=9, color=ink)
+            axes.bar_label(bars, texts, label_type="center", fontsize=9, color=drawing.ink_on(color))
             left += shares
         axes.set_yticks(rows, [short(name, 28) for name, _ in found])
         axes.set_xlim(0, 100)

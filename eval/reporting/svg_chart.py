@@ -12,15 +12,15 @@ from common.metrics_table import Values
 from eval.reporting import drawing
 from eval.reporting.curves import smooth, thin_out
 from eval.reporting.drawing import COLORS, FLOPS, LOSS_AXES, AxisKind, plain
-from eval.reporting.html_parts import text
+from eval.reporting.html_parts import fill, text
+from eval.reporting.inline_svg import PAGE_SHADES, SERIES_SHADES
 from eval.reporting.run_data import RunData
 
-WIDTH, HEIGHT = 900, 420
-LEFT, RIGHT, TOP, BOTTOM = 62, 34, 14, 50  # around the plot
+WIDTH, HEIGHT = 900, 440
+LEFT, RIGHT, TOP, BOTTOM = 62, 34, 38, 50  # around the plot
 POINTS = 80  # of a curve that show their values
 CURVE_BUCKETS = 300
 CUT_FRACTION = 0.03  # of a run, at its start, whose loss may be above the picture
-INK = ("#000000",)  # which the dark page shows light
 
 
 def loss_chart(runs: Sequence[RunData]) -> Markup:
@@ -29,35 +29,18 @@ def loss_chart(runs: Sequence[RunData]) -> Markup:
     drawn = {axis: svg for axis in axes if (svg := _svg(runs, axis))}
     if not drawn:
         return Markup()
-    inputs, switches, legend, rules = [], [], [], []
-    for number, axis in enumerate(drawn):
-        checked = " checked" if number == 0 else ""
-        inputs.append(f'<input type="radio" name="axis" id="axis-{axis.key}"{checked}>')
-        switches.append(f'<label for="axis-{axis.key}">{text(axis.label)}</label>')
-        rules.append(f"#axis-{axis.key}:checked ~ .of-{axis.key} {{ display: block; }}")
-        rules.append(f'#axis-{axis.key}:checked ~ .switch [for="axis-{axis.key}"] {{ background: var(--line); }}')
-    for number, run in enumerate(runs if len(runs) > 1 else ()):
-        inputs.append(f'<input type="checkbox" id="run-{number}" checked>')
-        leaks = " (not causal)" if run.leaks else ""
-        swatch = f'<i style="background: {_color(number)}"></i>'
-        legend.append(f'<label for="run-{number}">{swatch}{text(run.name)}{leaks}</label>')
-        rules.append(f"#run-{number}:not(:checked) ~ svg .run-{number} {{ display: none; }}")
-        rules.append(f'#run-{number}:not(:checked) ~ .legend [for="run-{number}"] {{ opacity: .45; }}')
-    if not legend:
-        pairs = ((_color(0), "training, smoothed"), (_color(1), "validation"))
-        legend = [f'<span><i style="background: {color}"></i>{name}</span>' for color, name in pairs]
-    else:
-        legend.append('<span class="soft">dots: validation; click a run to hide it</span>')
-    return Markup(
-        f'<div class="chart"><style>{" ".join(rules)}</style>{"".join(inputs)}'
-        f'<div class="switch">against {"".join(switches)}</div>{"".join(drawn.values())}'
-        f'<div class="legend">{"".join(legend)}</div></div>\n'
+    several = [(run.name, _color(number), run.leaks) for number, run in enumerate(runs if len(runs) > 1 else ())]
+    return fill(
+        "chart.html",
+        axes=[(axis.key, axis.label, Markup(svg)) for axis, svg in drawn.items()],
+        runs=several,
+        legend=((_color(0), "training, smoothed"), (_color(1), "validation")),
     )
 
 
 def _color(number: int) -> str:
-    color = COLORS[number % len(COLORS)]
-    return "var(--ink)" if color in INK else color
+    color = COLORS[number % len(COLORS)].lower()
+    return f"var(--{(PAGE_SHADES | SERIES_SHADES)[color]})"
 
 
 def _svg(runs: Sequence[RunData], axis: AxisKind) -> str:
@@ -160,8 +143,7 @@ def _grid(frame: tuple[float, float, float, float], axis: AxisKind) -> str:
         label = f"{10**value:.2g}".replace("e+", "e") if axis.logarithmic else plain(value)
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">nats per token</text>')
+    parts.append('<text x="8" y="24">nats per token</text>')
     return f'<g class="grid">{"".join(parts)}</g>'
 
 
