@@ -139,7 +139,7 @@ def test_every_reader_shows_it(tmp_path: Path, own: RunFolder) -> None:
     end = {"label": "Toy count", "value": COUNT, "error": None, "step": 20, "best": COUNT, "best_step": 8}
     assert figures["evaluations"] == {"toy": end}
     text = page.read_text(encoding="utf-8")
-    assert '<img alt="evaluation-toy"' in text
+    assert 'aria-label="Toy count' in text
     assert f'<td class="any">Toy count, last</td><td class="number">{COUNT} (step 20)</td>' in text
     assert f"<b>{COUNT}</b><span>Toy count</span>" in text
     assert f'<td class="any">Toy count</td><td class="number">{format_duration(0.75)} (' in text, "where the time went"
