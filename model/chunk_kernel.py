@@ -25,7 +25,7 @@ def losses_and_gradient(
     Args:
         logits: (n, V). targets: (n) int64. factor: (n, 1) the gradient that each loss gets.
         vocab_size: ids from here on get no probability.
-        softcap: as `model.loss.head_loss`. z_loss: as `model.loss.head_loss_and_z`; None: not in the gradient.
+        softcap: as `model.loss.head_loss`. z_loss: as `model.loss.head_losses`; None: not in the gradient.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     columns = torch.arange(logits.shape[1], device=logits.device)  # (V)

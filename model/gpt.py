@@ -13,7 +13,7 @@ from model.cache import CacheStep, KVCache
 from model.chunk_kernel import ChunkKernel
 from model.config import ModelConfig
 from model.flex import flex_works
-from model.loss import IGNORE_INDEX, Reduction, head_loss, head_loss_and_z, soft_capped
+from model.loss import IGNORE_INDEX, Reduction, head_loss, head_losses, soft_capped
 from model.mlp import MLP
 from model.new_rows import TableWithNewRows, matrix_of
 from model.norms import RMSNorm, build_norm
@@ -111,7 +111,8 @@ class GPT(nn.Module):
         lengths: Tensor | None = None,
         scale: Tensor | None = None,
         z_loss: float | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        by_sequence: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
         """Logits, or the loss where targets are given.
 
         Args:
@@ -123,10 +124,12 @@ class GPT(nn.Module):
             cache: the tokens continue what it holds, and are added to it.
             lengths: (B,) with a cache: real tokens of each row, the rest being padding at the right.
             scale: with targets, as `loss.head_loss` takes it.
-            z_loss: with targets, as `loss.head_loss_and_z` takes it.
+            z_loss: with targets, as `loss.head_losses` takes it.
+            by_sequence: with targets, tell also each sequence's part of the summed cross-entropy.
 
         Returns:
-            Without targets (B, T, V) logits, the padding ids at -inf; else the loss, and with z_loss also its part.
+            Without targets (B, T, V) logits, the padding ids at -inf; else the loss, with z_loss also its part (), and
+            with by_sequence (B,) float32, both detached.
 
         Raises UserError where the learned positions end before the last token, ValueError where the cache has no room.
         """
@@ -140,8 +143,10 @@ class GPT(nn.Module):
         hidden = self._hidden(embedded, tokens, positions, document_ids, cache, lengths)
         size, cap = self.config.vocab_size, self.config.logit_softcap
         kernel = self.chunk_kernel
-        if z_loss is not None:
-            return head_loss_and_z(hidden, head, targets, size, z_loss, scale=scale, kernel=kernel, softcap=cap)
+        if z_loss is not None or by_sequence:
+            total, z, each = head_losses(hidden, head, targets, size, z_loss, scale=scale, kernel=kernel, softcap=cap)
+            parts = () if z_loss is None else (z,)
+            return (total, *parts, each.sum(dim=-1)) if by_sequence else (total, *parts)
         return head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel, softcap=cap)
 
     def hidden(

@@ -100,7 +100,7 @@ def _build_stepper(
         optimizer,
         run.ranks,
         plan.batch,
-        build_objective(config.objective.kind, config.optim.z_loss),
+        build_objective(config.objective.kind, config.optim.z_loss, [source.name for source in config.data.mix]),
         dtype=plan.dtype,
         grad_clip=config.optim.grad_clip,
         seed=config.run.seed,

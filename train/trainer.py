@@ -208,6 +208,8 @@ class Trainer:
         if by_source := self.loader.order.read_by_source(progress.sequences):
             length = self.config.model.block_size
             record["source_tokens"] = {name: count * length for name, count in by_source.items()}
+            record["source_targets"] = dict(zip(by_source, batch.source_target_counts, strict=True))
+            record["train_loss_by_source"] = dict(result.by_source)
         if self.config.log.sequences:
             shares = self.ranks.gather(batch.windows.ravel().tolist())
             record["sequences"] = [*map(self.loader.order.named, sorted(itertools.chain.from_iterable(shares)))]

@@ -82,7 +82,12 @@ class JoinedSequences:
         return Rows(inputs, targets, documents if masked else None)
 
     def target_count(self, numbers: npt.NDArray[np.int64]) -> int:
-        return sum(part.target_count(own) for part, _, own in self._by_source(numbers))
+        return sum(self.target_counts(numbers))
+
+    def target_counts(self, numbers: npt.NDArray[np.int64]) -> tuple[int, ...]:
+        """How many targets of each source the sequences (n,) have."""
+        sources, own = self.place(numbers)
+        return tuple(part.target_count(own[sources == source]) for source, part in enumerate(self._list))
 
 
 def document_ids(tokens: npt.NDArray[np.int64], begin_of_text_id: int) -> npt.NDArray[np.int64]:

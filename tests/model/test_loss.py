@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model import kernel_sizes
 from model.chunk_kernel import compiled_kernel, losses_and_gradient
-from model.loss import IGNORE_INDEX, head_loss, head_loss_and_z
+from model.loss import IGNORE_INDEX, head_loss, head_losses
 
 ROWS, WIDTH, VOCAB, PADDED = 150, 16, 61, 64
 
@@ -70,21 +70,31 @@ def with_z(hidden, weight, targets, softcap):
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("way", ["chunks", "kernel", "compiled"])
-def test_z_loss_is_added_with_its_gradient_and_returned_apart(way, softcap):
+@pytest.mark.parametrize("z_loss", [None, Z_LOSS])
+def test_what_the_loss_consists_of_is_returned_apart(way, softcap, z_loss):
     hidden, weight, targets = problem()
     with torch.no_grad():
         hidden[0, ::9] *= 100  # rows whose target has next to no probability
     total, z = with_z(hidden, weight, targets, softcap)
+    if z_loss is None:
+        total, z = total - z, z * 0
     expected = torch.autograd.grad(total * 0.37, (hidden, weight))
     scale = torch.tensor(0.37, dtype=torch.float64)
-    ours = torch.compile(head_loss_and_z, backend="aot_eager") if way == "compiled" else head_loss_and_z
+    ours = torch.compile(head_losses, backend="aot_eager") if way == "compiled" else head_losses
     kernel = losses_and_gradient if way == "kernel" else None
-    found, apart = ours(hidden, weight, targets, VOCAB, Z_LOSS, scale=scale, kernel=kernel, softcap=softcap)
+    found, apart, each = ours(hidden, weight, targets, VOCAB, z_loss, scale=scale, kernel=kernel, softcap=softcap)
     torch.testing.assert_close(found, total)
     torch.testing.assert_close(apart, z)
-    assert not apart.requires_grad
-    for got, want in zip(torch.autograd.grad(found, (hidden, weight), scale), expected, strict=True):
+    torch.testing.assert_close(each, reference(hidden, weight, targets, "none", softcap))
+    assert not apart.requires_grad and not each.requires_grad
+    grads = torch.autograd.grad(found, (hidden, weight), scale)
+    for got, want in zip(grads, expected, strict=True):
         torch.testing.assert_close(got, want)
+    if z_loss is None and way != "compiled":  # to the bit what it is without its parts
+        alone = head_loss(hidden, weight, targets, VOCAB, scale=scale, kernel=kernel, softcap=softcap)
+        assert torch.equal(alone, found)
+        for got, want in zip(torch.autograd.grad(alone, (hidden, weight), scale), grads, strict=True):
+            assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("announced", [False, True])
@@ -95,8 +105,8 @@ def test_z_loss_in_half_precision(dtype, announced):
     expected = torch.autograd.grad(total * 64.0, (hidden, weight))
     scale = torch.tensor(64.0)
     with torch.autocast("cpu", dtype=dtype):
-        found = head_loss_and_z(hidden, weight, targets, VOCAB, Z_LOSS, scale=scale if announced else None)
-    torch.testing.assert_close(found, (total, z), rtol=0.01, atol=0.01)
+        found = head_losses(hidden, weight, targets, VOCAB, Z_LOSS, scale=scale if announced else None)
+    torch.testing.assert_close(found[:2], (total, z), rtol=0.01, atol=0.01)
     for got, want in zip(torch.autograd.grad(found[0], (hidden, weight), scale), expected, strict=True):
         assert (got - want).norm() < 0.02 * want.norm()
 

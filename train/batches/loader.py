@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data_prep.token_sets.sequences import Sequences
+from data_prep.token_sets.sequences import JoinedSequences, Sequences
 from train.batches.plan import BatchPlan, BatchPlans
 from train.batches.shuffle import EpochOrder
 
@@ -42,6 +42,7 @@ class MicroBatch:
     tokens: Tensor  # (M, T) int64
     targets: Tensor  # (M, T) int64, the tokens that follow; -100 counts for nothing
     document_ids: Tensor | None  # (M, T) int64, where attention is to stay inside documents
+    sources: Tensor | None = None  # (M,) int64, the number of each sequence's source, of several
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,19 @@ class StepBatch:
     windows: npt.NDArray[np.int64]  # (A, M): the number of each sequence in the split
     target_count: int  # of this rank
     total_target_count: int | None = None  # of all ranks, where it is known without asking them
+    sources: Tensor | None = None  # (A, M) int64, the number of each sequence's source, of several
+    source_target_counts: tuple[int, ...] = ()  # of all ranks, by source
 
     def micro_batches(self, device: torch.device) -> Iterator[MicroBatch]:
         """Each micro-batch on a device, copied there while it computes the one before."""
         for index in range(len(self.tokens)):
             documents = None if self.document_ids is None else self.document_ids[index]
+            sources = None if self.sources is None else self.sources[index]
             yield MicroBatch(
                 self.tokens[index].to(device, non_blocking=True),  # (M, T)
                 self.targets[index].to(device, non_blocking=True),  # (M, T)
                 None if documents is None else documents.to(device, non_blocking=True),  # (M, T)
+                None if sources is None else sources.to(device, non_blocking=True),  # (M,)
             )
 
 
@@ -102,13 +107,20 @@ class StepLoader:
         everyone = self.order.numbers(sequences_consumed, plan.sequences)
         mine = everyone[self._mine[: plan.accumulation * plan.micro_batch]]
         rows = self.sequences.rows(mine)
+        sources: Tensor | None = None
+        counts: tuple[int, ...] = ()
+        if isinstance(self.sequences, JoinedSequences):
+            sources = self._pinned(torch.from_numpy(self.sequences.place(mine)[0]).reshape(-1, plan.micro_batch))
+            counts = self.sequences.target_counts(everyone)
         return StepBatch(
             tokens=self._tensor(rows.inputs),
             targets=self._tensor(rows.targets),
             document_ids=None if rows.document_ids is None else self._tensor(rows.document_ids),
             windows=mine.reshape(plan.accumulation, plan.micro_batch),
             target_count=self.sequences.target_count(mine),
-            total_target_count=self.sequences.target_count(everyone),
+            total_target_count=sum(counts) if counts else self.sequences.target_count(everyone),
+            sources=sources,
+            source_target_counts=counts,
         )
 
     def numbers_at(self, sequences_consumed: int, count: int) -> list[int | tuple[str, int]]:
@@ -119,6 +131,9 @@ class StepLoader:
         """(A·M, T) to (A, M, T)."""
         shape = -1, self.plan.micro_batch, self.sequences.block_size
         tensor = torch.from_numpy(np.ascontiguousarray(values)).reshape(shape)
+        return self._pinned(tensor)
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self._pin_memory else tensor
 
     def steps(self, sequences_consumed: int, tokens: int = 0, *, read_ahead: int = 2) -> Generator[StepBatch]:

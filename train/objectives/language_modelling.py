@@ -1,6 +1,6 @@
 """Language modelling: predict every token from those before it. The loss is the cross-entropy in nats."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ class LanguageModelling:
 
     Args:
         z_loss: coefficient of logsumexp(logits)², which is learned from and reported beside the cross-entropy
-            (`model.loss.head_loss_and_z`); 0: none.
+            (`model.loss.head_losses`); 0: none.
+        sources: names of a mix's sources, whose losses are reported apart; none for a single set.
     """
 
     unit = "target_tokens"
 
-    def __init__(self, z_loss: float = 0.0) -> None:
-        self._z_loss = z_loss
+    def __init__(self, z_loss: float = 0.0, sources: Sequence[str] = ()) -> None:
+        self._z_loss, self.sources = z_loss, tuple(sources)
         self.terms: tuple[str, ...] = ("z_loss",) if z_loss else ()
 
     def target_count(self, batch: StepBatch) -> int:
@@ -33,12 +34,29 @@ class LanguageModelling:
 
     def loss(self, model: Callable[..., Any], batch: MicroBatch, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The summed cross-entropy of a micro-batch in nats, (), float32, with the z-loss; each of them detached."""
-        documents, targets = batch.document_ids, batch.targets
-        if not self._z_loss:
-            loss = model(batch.tokens, targets, document_ids=documents, scale=scale)
-            return loss, loss.detach().unsqueeze(0)
-        loss, z = model(batch.tokens, targets, document_ids=documents, scale=scale, z_loss=self._z_loss)
-        return loss, torch.stack([loss.detach() - z, z])
+        z_loss, by_source = self._z_loss or None, bool(self.sources)
+        found = model(
+            batch.tokens,
+            batch.targets,
+            document_ids=batch.document_ids,
+            scale=scale,
+            z_loss=z_loss,
+            by_sequence=by_source,
+        )
+        loss, *parts = found if isinstance(found, tuple) else (found,)
+        terms = parts[: len(self.terms)]
+        own = loss.detach()
+        for term in terms:
+            own = own - term
+        reported = torch.stack([own, *terms])  # (1 + len(terms))
+        return loss, torch.cat([reported, self._by_source(parts[-1], batch)]) if by_source else reported
+
+    def _by_source(self, losses: Tensor, batch: MicroBatch) -> Tensor:
+        """Losses of sequences (M,) summed by source: (S,)."""
+        if batch.sources is None:  # a micro-batch to warm up
+            return losses.new_zeros(len(self.sources))
+        numbers = torch.arange(len(self.sources), device=losses.device)  # (S,)
+        return torch.where(batch.sources.unsqueeze(1) == numbers, losses.unsqueeze(1), 0.0).sum(dim=0)
 
     def record(self, loss: float) -> dict[str, float]:
         """Nats per token."""

@@ -14,10 +14,12 @@ class Objective(Protocol):
     Attributes:
         unit: what a step's loss is the mean over, all ranks together, as metrics.jsonl names their number.
         terms: keys of metrics.jsonl for what is learned from beside the loss.
+        sources: names of the sources whose losses are reported apart.
     """
 
     unit: str
     terms: tuple[str, ...]
+    sources: tuple[str, ...]
 
     def target_count(self, batch: StepBatch) -> int:
         """How many of its units this rank's share of a step has: the loss of a step is the mean over all ranks'."""
@@ -28,7 +30,8 @@ class Objective(Protocol):
     def loss(self, model: Callable[..., Any], batch: MicroBatch, scale: Tensor) -> tuple[Tensor, Tensor]:
         """What is learned from in a micro-batch, and what is reported of it, both summed over its targets.
 
-        The first is () float32, the second (1 + len(terms)) float32, detached: the loss, then its further terms.
+        The first is () float32, the second (1 + len(terms) + len(sources)) float32, detached: the loss, its further
+        terms, and the loss by source.
 
         Args:
             model: the model, perhaps as one of several replicas; called exactly once.

@@ -55,12 +55,14 @@ class StepResult:
     loss: mean over the targets of all ranks, before the update. grad_norm: global L2 norm before clipping.
     targets: their number, in the objective's unit.
     terms: means of what the objective learns from beside the loss, by their keys in metrics.jsonl.
+    by_source: the loss of each source of a mix that has targets in the step, by name.
     """
 
     loss: float
     grad_norm: float
     verdict: Verdict
     terms: Mapping[str, float] = field(default_factory=dict)
+    by_source: Mapping[str, float] = field(default_factory=dict)
     targets: float = 0.0
 
 
@@ -132,7 +134,8 @@ class Stepper:
 
         # Accumulate the gradient of the mean over all targets. (DDP averages over ranks, hence their number.)
         weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
-        loss_sum = torch.zeros(1 + len(self.objective.terms), device=self._ranks.device)  # (P): the loss, its terms
+        parts, sources = 1 + len(self.objective.terms), len(self.objective.sources)
+        loss_sum = torch.zeros(parts + sources, device=self._ranks.device)  # (P + S): the loss, its terms; by source
         self.compute_timer.start()
         with autocast(self.dtype, self._ranks.device):  # around all of them: weights are cast once a step
             for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
@@ -147,10 +150,11 @@ class Stepper:
         self._clip(norm)
 
         # Judge loss and norm on the device; both are the same on all ranks.
-        loss = self._ranks.sum_tensor(loss_sum.to(self._summed)) / target_count  # (P)
+        summed = self._ranks.sum_tensor(loss_sum.to(self._summed))  # (P + S)
+        loss = summed[:parts] / target_count  # (P)
         within = (loss[0] <= self.limits.loss) & (norm.to(self._summed) <= self.limits.grad_norm)
         self._refused = 1.0 - (within & torch.isfinite(loss).all() & torch.isfinite(norm)).float()  # ()
-        report = torch.cat([torch.stack([norm, self._refused]).to(self._summed), loss])  # (2 + P)
+        report = torch.cat([torch.stack([norm, self._refused]).to(self._summed), loss, summed[parts:]])  # (2 + P + S)
 
         # Update, unless refused. Where the optimizer learns that on the device, the host waits once: for the report.
         self._on_act("update")
@@ -191,11 +195,11 @@ class Stepper:
             torch.cuda.synchronize(device)
 
     def _backward(self, batch: MicroBatch, weight: Tensor, *, last: bool) -> Tensor:
-        """Forward and backward of one micro-batch, times `weight` (); return what it reports, (P), summed."""
+        """Forward and backward of one micro-batch, times `weight` (); return what it reports, (P + S), summed."""
         with self._parallel.backward_of(last=last):
             self._on_act("forward")
             with autocast(self.dtype, self._ranks.device):
-                loss, reported = self.objective.loss(self._parallel.replica, batch, weight)  # (), (P)
+                loss, reported = self.objective.loss(self._parallel.replica, batch, weight)  # (), (P + S)
             self._on_act("backward")
             with torch.autocast(self._ranks.device.type, enabled=False):
                 self._parallel.backward(loss, weight, on_reduction=self._end_own_part)
@@ -250,16 +254,20 @@ class Stepper:
 
     def _read(self, report: Tensor, batch: StepBatch, step: int, loss_sum: Tensor) -> StepResult:
         """The step's report on the host. Raises NonFiniteLoss."""
-        norm, refused, loss, *terms = report.tolist()
-        others = dict(zip(self.objective.terms, terms, strict=True))
+        norm, refused, loss, *rest = report.tolist()
+        names = self.objective.terms
+        terms, sums = rest[: len(names)], rest[len(names) :]
+        by_source = zip(self.objective.sources, sums, batch.source_target_counts)  # noqa: B905 (none may be reported)
+        means = {name: total / count for name, total, count in by_source if count}
+        others = dict(zip(names, terms, strict=True)), means
         if not refused:
-            return StepResult(loss, norm, Verdict.LEARNED, others)
+            return StepResult(loss, norm, Verdict.LEARNED, *others)
         if all(map(math.isfinite, (loss, norm, *terms))):
-            return StepResult(loss, norm, Verdict.BEYOND_LIMITS, others)
+            return StepResult(loss, norm, Verdict.BEYOND_LIMITS, *others)
         if self.scaler.is_enabled() and math.isfinite(loss) and self.scaler.get_scale() > SMALLEST_LOSS_SCALE:
-            return StepResult(loss, norm, Verdict.OVERFLOW, others)
+            return StepResult(loss, norm, Verdict.OVERFLOW, *others)
         if self._skip_nonfinite:
-            return StepResult(loss, norm, Verdict.NON_FINITE, others)
+            return StepResult(loss, norm, Verdict.NON_FINITE, *others)
         raise NonFiniteLoss(self._describe(batch, step, loss, norm, loss_sum[0].item()))
 
     def _seed_dropout(self, step: int, accumulation_index: int) -> None:

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -49,6 +49,7 @@ class Recorder:
         self.lost = False
         self._logged_trouble = ""
         self._announced: set[str] = set()  # kinds of long work
+        self._by_source: dict[str, tuple[float, int]] = {}  # losses summed since the last line, and their number
         if not self._active:
             return
         self._folder = folder
@@ -141,8 +142,21 @@ class Recorder:
                 self._bar.update(record["step"] - self._bar.n)
             except OSError:  # the terminal is gone
                 self._bar = None
+        self._add_sources(record)
         if record["step"] % self._line_every == 0 or record["step"] == self._max_steps:
             self.log(self._line(record))
+            if self._by_source:
+                means = (f"{name} {total / count:.4f}" for name, (total, count) in self._by_source.items())
+                self.log(f"step {record['step']}/{self._max_steps} | loss by source: {', '.join(means)}")
+                self._by_source.clear()
+
+    def _add_sources(self, record: Mapping[str, Any]) -> None:
+        """Add a step's losses by source, each with its number of targets, unless nothing was learned from it."""
+        if record.get("skipped"):
+            return
+        for name, loss in record.get("train_loss_by_source", {}).items():
+            (total, count), more = self._by_source.get(name, (0.0, 0)), record["source_targets"][name]
+            self._by_source[name] = total + loss * more, count + more
 
     def note(self, record: dict[str, Any]) -> None:
         """Record anything else that belongs to a step (a validation, a start)."""
