@@ -199,9 +199,8 @@ class RecordedAverage(TypedDict):
 
 @keep_others
 class RecordedMix(TypedDict):
-    """The order of a mix's sources, and where each of them started in its own.
-
-    elsewhere: by identity, sequences read of sets that it leaves out; older checkpoints don't know.
+    """The order of a mix's sources, and where each of them started in its own. `elsewhere`: sequences read before of
+    sets that are not in it, by their identities.
     """
 
     order: list[tuple[Count, list[Count]]]

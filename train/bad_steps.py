@@ -71,4 +71,9 @@ class BadSteps:
             f"rolled back from step {progress.step} to step {back.step}, roll-back {len(self.spikes.rollbacks)} of "
             f"{self.spikes.max_rollbacks}: step {back.step + 1} continues after sequence {back.sequences:,}"
         )
+        before = self.loader.order.read_by_source(self.spikes.rollbacks[-1]["sequences_from"])
+        if before:  # a source may end above its max_epochs: no reason to stop the run
+            read, length = self.loader.order.read_by_source(back.sequences), self.loader.sequences.block_size
+            more = ", ".join(f"{name} {(read[name] - count) * length:,}" for name, count in before.items())
+            log(f"data.mix: these tokens are read beyond what was planned at the start: {more}")
         return back

@@ -53,12 +53,18 @@ class ModelSection(ModelConfig):
 
 @dataclass(frozen=True)
 class MixSource:
-    """One token set of `data.mix`. `weight`: its share of the trained tokens, among all weights."""
+    """One token set of `data.mix`. `weight`: its share of the trained tokens, among all weights.
+
+    Args:
+        start: how many sequences of its order are passed over, as read before; null: none, and on a branch those that
+            the run it comes from has read, which its config.yaml then has.
+    """
 
     name: str
     path: str
     weight: float = 1.0
     max_epochs: float | None = None
+    start: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,9 @@ class DataConfig:
     Args:
         path: folder of a token set (manifest.json and shards). A relative path is looked for in the working directory,
             then in the project. In this and all other paths `~` and `$VARIABLE` are replaced at each start.
-        mix: several token sets in place of `path`, each with a name, its path, its weight (share of the trained tokens)
-            and max_epochs, above which a run is refused. Shares are kept to within one sequence at any position.
+        mix: several token sets in place of `path`, each with a name, its path, its weight (share of the trained
+            tokens), max_epochs, above which a run is refused, and start, the sequences to pass over. Shares are kept to
+            within one sequence at any position.
         stages: other weights of the mix up to a number of trained tokens (until_tokens), reached at once or over
             ramp_tokens; a source that a stage doesn't name is not read in it.
         verify: check at the start the shards' sizes, or also their SHA-256 (full; reads all of the data once).
@@ -124,6 +131,8 @@ class DataConfig:
         for source in self.mix:
             if source.max_epochs is not None and not source.max_epochs > 0:
                 raise ValueError(f"data.mix: max_epochs of {source.name} is {source.max_epochs}: use more than 0")
+            if source.start is not None and source.start < 0:
+                raise ValueError(f"data.mix: start of {source.name} is {source.start}: use 0 or more, or leave it out")
         if self.stages and not self.mix:
             raise ValueError("data.stages is set and data.mix is empty: name the sources there")
         until = 0

@@ -132,6 +132,13 @@ class MixStart:
     first: dict[str, int] = field(default_factory=dict)
     elsewhere: dict[str, int] = field(default_factory=dict)
 
+    def stated(self, config: Config) -> Config:
+        """The configuration with the starts, where there are any."""
+        if not any(self.first.values()):
+            return config
+        mix = [replace(source, start=self.first.get(source.name, 0)) for source in config.data.mix]
+        return replace(config, data=replace(config.data, mix=mix))
+
 
 def mix_facts(tokens: TokenSet, start: MixStart) -> dict[str, Any]:
     """What a checkpoint's manifest records of a mix: its order, its sets, and where each started."""
@@ -143,7 +150,7 @@ def mix_facts(tokens: TokenSet, start: MixStart) -> dict[str, Any]:
 
 
 def start_of_mix(
-    tokens: TokenSet, manifest: Mapping[str, Any] | None, *, same_sequences: bool
+    tokens: TokenSet, manifest: Mapping[str, Any] | None, *, same_sequences: bool, data: DataConfig | None = None
 ) -> tuple[MixStart, list[str]]:
     """Where each source of a mix starts, and lines for the log.
 
@@ -153,31 +160,64 @@ def start_of_mix(
     Args:
         manifest: of the checkpoint that is resumed; None for a new run.
         same_sequences: the checkpoint's run cut its sets into the same sequences, in the same order.
+        data: of the configuration, whose mix may give a `start`.
+
+    Raises UserError where another start is given than the checkpoint's run leads to.
     """
-    if not isinstance(tokens, TokenMix) or manifest is None:
+    if not isinstance(tokens, TokenMix):
         return MixStart(), []
-    recorded = manifest.get("mix")
-    if manifest["data_identity"] == tokens.identity and recorded is not None:
-        return MixStart(dict(recorded["first"]), dict(recorded.get("elsewhere", {}))), []
-    if not same_sequences:
-        return MixStart(), []
-    if recorded is None:
-        read = {manifest["data_identity"]: manifest["sequences"]}
+    given = {source.name: source.start for source in (data.mix if data else ()) if source.start is not None}
+    recorded = None if manifest is None else manifest.get("mix")
+    lines = []
+    if manifest is not None and recorded is not None and manifest["data_identity"] == tokens.identity:
+        start = MixStart(dict(recorded["first"]), dict(recorded.get("elsewhere", {})))
+    elif manifest is None or not same_sequences:
+        start = MixStart(given)
+        lines = [
+            f"data.mix: {name} starts after its first {count:,} sequences" for name, count in given.items() if count
+        ]
     else:
-        before = _mixture(recorded["order"], [recorded["first"][name] for name, _ in recorded["sets"]])
-        counts = before.consumed(manifest["sequences"]).tolist()
-        read = dict(recorded.get("elsewhere", {}))
-        read |= {identity: count for (_, identity), count in zip(recorded["sets"], counts, strict=True)}
-    first = {name: read[identity] for name, identity in tokens.identities.items() if read.get(identity)}
-    elsewhere = {identity: count for identity, count in read.items() if identity not in tokens.identities.values()}
-    lines = [f"data.mix: {name} continues after its first {count:,} sequences" for name, count in first.items()]
-    return MixStart(first, elsewhere), lines
+        read = _read_by_set(manifest)
+        first = {name: read[identity] for name, identity in tokens.identities.items() if read.get(identity)}
+        elsewhere = {identity: count for identity, count in read.items() if identity not in tokens.identities.values()}
+        start = MixStart(first, elsewhere)
+        lines = [f"data.mix: {name} continues after its first {count:,} sequences" for name, count in first.items()]
+    for name, count in given.items():
+        if count != (right := start.first.get(name, 0)):
+            raise UserError(
+                f"data.mix: {name} is to start after {count:,} sequences, but of the checkpoint's run it starts after "
+                f"{right:,}: leave its start out"
+            )
+    if (
+        manifest is not None
+        and manifest["data_identity"] != tokens.identity
+        and manifest["tokens"]
+        and data
+        and data.stages
+    ):
+        lines.append(f"data.stages: until_tokens counts from here, where the run has {manifest['tokens']:,} tokens")
+    return start, lines
 
 
-def check_epochs(tokens: TokenSet, config: Config, first: Mapping[str, int], end: int) -> list[str]:
+def _read_by_set(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """By identity, how many sequences of each set a checkpoint's run has read, with those that it branched from."""
+    recorded = manifest.get("mix")
+    if recorded is None:
+        return {manifest["data_identity"]: manifest["sequences"]}
+    before = _mixture(recorded["order"], [recorded["first"][name] for name, _ in recorded["sets"]])
+    counts = before.consumed(manifest["sequences"]).tolist()
+    sets = {identity: count for (_, identity), count in zip(recorded["sets"], counts, strict=True)}
+    return {**recorded.get("elsewhere", {}), **sets}
+
+
+def check_epochs(
+    tokens: TokenSet, config: Config, first: Mapping[str, int], end: int, passed_over: int = 0
+) -> list[str]:
     """The table of a mix's sources: what there is of each, and how often the run reads it.
 
-    Args: end: the position at which the run ends.
+    Args:
+        end: the position at which the run ends.
+        passed_over: sequences that roll-backs have added to it, for which no run is refused.
 
     Raises UserError naming a source that would be read more often than its max_epochs.
     """
@@ -187,19 +227,23 @@ def check_epochs(tokens: TokenSet, config: Config, first: Mapping[str, int], end
     if mixture is None or not isinstance(tokens, TokenMix):
         return []
     lines, data, length = [], config.data, config.model.block_size
-    for source, count in zip(tokens.sources, mixture.consumed(end).tolist(), strict=True):
+    counts = zip(
+        tokens.sources, mixture.consumed(end).tolist(), mixture.consumed(end - passed_over).tolist(), strict=True
+    )
+    for source, count, wanted in counts:
         part = training_sequences(
             source.tokens, length, stride=data.stride, packed=data.is_packed, mask_documents=data.masks_documents
         )
         planned, epochs = count - first.get(source.name, 0), count / part.count
-        if source.max_epochs is not None and epochs > source.max_epochs:
+        most = MANY_EPOCHS if source.max_epochs is None else min(MANY_EPOCHS, source.max_epochs)
+        if source.max_epochs is not None and wanted / part.count > source.max_epochs:
             raise UserError(
-                f"data.mix: {source.name} would be read {epochs:.2f} times, max_epochs is {source.max_epochs:g}: lower "
-                "its weight or run.max_steps, or prepare more of it"
+                f"data.mix: {source.name} would be read {wanted / part.count:.2f} times, max_epochs is "
+                f"{source.max_epochs:g}: lower its weight or run.max_steps, or prepare more of it"
             )
         line = (
             f"data.mix: {source.name}: {source.tokens.folder}, {part.count * length:,} tokens at hand, "
             f"{planned * length:,} planned, {epochs:.2f} epochs"
         )
-        lines.append(line if epochs <= MANY_EPOCHS else f"WARNING: {line}: repeated text teaches less and less")
+        lines.append(line if epochs <= most else f"WARNING: {line}: repeated text teaches less and less")
     return lines

@@ -29,7 +29,7 @@ from train.startup.auto import resolve
 from train.startup.course import ResumedCourse, check_course, plan_resumed
 from train.startup.fit_to_data import MixStart, check_epochs, mixture_of, start_of_mix
 from train.startup.open_run import OpenRun
-from train.startup.position import Reading, begin_progress
+from train.startup.position import Reading, begin_progress, rolled_past
 from train.startup.request import Request, print_done
 
 
@@ -101,12 +101,16 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     reading = Reading.of(config, tokens.identity)
     progress, read_anew = begin_progress(manifest, reading)
     alike = manifest is not None and reading.cuts_alike(Reading.recorded(manifest))
-    mix_start, continued = start_of_mix(tokens, manifest, same_sequences=alike)
+    mix_start, continued = start_of_mix(tokens, manifest, same_sequences=alike, data=config.data)
+    config = mix_start.stated(config)
+    if alike and any(mix_start.first.values()):
+        read_anew = []
     last_tokens = config.batch.stages.tokens_after(max(0, config.run.max_steps - progress.step), progress.tokens)
     end = progress.sequences + (last_tokens - progress.tokens) // config.model.block_size
-    sources = agreed(ranks, lambda: check_epochs(tokens, config, mix_start.first, end))
-    state = RunState(folder, run.lock, ranks.world_size, progress)
     own = checkpoint is not None and checkpoint.resolve().parent == folder.checkpoints.resolve()
+    rolled_back = rolled_past(manifest) if own and manifest else 0
+    sources = agreed(ranks, lambda: check_epochs(tokens, config, mix_start.first, end, rolled_back))
+    state = RunState(folder, run.lock, ranks.world_size, progress)
     done = progress.step >= config.run.max_steps
     missing: Due = {}
     if own:
@@ -131,7 +135,7 @@ def plan_start(run: OpenRun) -> StartPlan | None:
         notes.append(f"a new optimizer ({config.optim.kind}): {checkpoint} holds only weights")
     if manifest and config.optim.ema_half_life_tokens is not None and "ema" not in manifest:
         notes.append(f"the exponential average of the weights starts here: {checkpoint} has none")
-    notes += [*course.lines, *(continued or read_anew), *sources]
+    notes += [*course.lines, *read_anew, *continued, *sources]
     spikes = plan_spikes(config, tokens.identity, course)
     if manifest and (line := spikes.resume(manifest, own=own)):
         notes.append(line)

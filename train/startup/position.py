@@ -59,6 +59,12 @@ class Reading:
         return {RECORDED: asdict(self)}
 
 
+def rolled_past(manifest: Mapping[str, Any]) -> int:
+    """How many sequences a run's roll-backs have moved its position by, beyond those of its steps."""
+    rollbacks = (manifest.get("spikes") or {}).get("rollbacks", [])
+    return sum(each["sequences_to"] - each["sequences_from"] for each in rollbacks)
+
+
 def begin_progress(manifest: Mapping[str, Any] | None, reading: Reading) -> tuple[Progress, list[str]]:
     """How far a run has come when it starts, and lines for the log.
 
