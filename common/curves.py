@@ -14,11 +14,12 @@ from typing import Annotated, Any
 from pydantic import Field as Limits
 
 from common.json_file import BadJson, as_shape
-from common.metric_fields import FIELDS, NUMBER
+from common.metric_fields import FIELDS, NUMBER, VALIDATED, by_source
 from common.progress import format_count
 
 Name = Annotated[str, Limits(pattern="^[a-z][a-z0-9_]{0,63}$")]  # of a record's key or kind; also part of files' names
 Names = Annotated[tuple[Name, ...], Limits(max_length=16)]
+Figure = Annotated[str, Limits(pattern=r"^[a-z][a-z0-9_]{0,63}(\.[A-Za-z0-9][A-Za-z0-9_.-]{0,31})?$")]
 MOST_CURVES = 32  # of a run, beside those that are built in
 SECONDS = "_seconds"  # how the key ends that holds how long a piece of work took, by which `liveness` knows it
 # What else records hold or are, and what is reported beside evaluations, of which none may have these names.
@@ -33,7 +34,7 @@ class Curve:
 
     Attributes:
         kind: of the records that hold it: the name of its evaluation.
-        figure: the key that it stands under.
+        figure: the key that it stands under; of a mix's source the key, a dot, and the source's name.
         label: what people read.
         error: the key of its standard error.
         seconds: the key of how long the evaluation took, which ends in `_seconds`.
@@ -42,7 +43,7 @@ class Curve:
     """
 
     kind: Name
-    figure: Name
+    figure: Figure
     label: Annotated[str, Limits(min_length=1, max_length=60)]
     error: Name | None = None
     seconds: Name | None = None
@@ -84,6 +85,14 @@ VALIDATION = Curve(
         ("val_document_mask",),
     ),
 )
+
+
+def of_source(figure: str) -> Curve:
+    """The validation loss of one source of a mix (`metric_fields.by_source`)."""
+    label = f"validation, {figure.removeprefix(VALIDATED + '.')}"
+    return Curve(VALIDATION.kind, figure, label, measured_on=VALIDATION.measured_on)
+
+
 HELLASWAG = Curve(
     kind="hellaswag",
     figure="hellaswag_acc_norm",
@@ -155,7 +164,9 @@ class KnownCurves:
         return f"{path} describes a figure that can't be shown ({self.complaint})" if self.complaint else ""
 
     def learn(self, record: Mapping[str, Any]) -> None:
-        """Take in what a record describes, if it is that of a start."""
+        """Take in what a record describes, if it is that of a start, and of which sources a validation has losses."""
+        for figure in by_source(record, VALIDATED) if VALIDATED in record else ():
+            self._by_figure.setdefault(figure, of_source(figure))
         if record.get("kind") != "start" or "curves" not in record:
             return
         described = record["curves"]
@@ -168,7 +179,8 @@ class KnownCurves:
             except BadJson as error:
                 self._complain(f"curves.{number}: {error}")
                 continue
-            if curve.figure in self._by_figure or len(self._by_figure) < MOST_CURVES + len(BUILT_IN):
+            others = [figure for figure in self._by_figure if not figure.startswith(f"{VALIDATED}.")]
+            if curve.figure in self._by_figure or len(others) < MOST_CURVES + len(BUILT_IN):
                 self._by_figure[curve.figure] = curve
             else:
                 self._complain(f"curves.{number}: there are more than {MOST_CURVES}")

@@ -3,11 +3,16 @@
 Figures of evaluations other than validation are not among them: `common.curves.Curve` reads them from a record.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MOST_COUNT = (1 << 63) - 1
 LARGEST = 1e50  # no float32 reaches it; plots and sums of such numbers stay finite
+VALIDATED, TRAINED = "val_loss_by_source", "train_loss_by_source"
+SOURCE = re.compile("[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")  # the name of a mix's source
+MOST_SOURCES = 64
 LAST_TIME = 1e11  # seconds since the epoch: the year 5138
 
 
@@ -64,4 +69,12 @@ def mended(record: dict[str, Any]) -> dict[str, Any] | None:
     if not is_step(record.get("step")) or not isinstance(record.get("kind", ""), str):
         return None
     wrong = [key for key, value in record.items() if value is not None and not fits(key, value)]
-    return record | dict.fromkeys(wrong) if wrong else record
+    record = record | dict.fromkeys(wrong) if wrong else record
+    return record | by_source(record, VALIDATED) if VALIDATED in record else record
+
+
+def by_source(record: Mapping[str, Any], key: str) -> dict[str, float]:
+    """A record's figures of the sources of a mix, as `key.name` each: at most `MOST_SOURCES` that are numbers."""
+    found = record.get(key)
+    figures = list(found.items())[:MOST_SOURCES] if isinstance(found, dict) else []
+    return {f"{key}.{name}": figure for name, figure in figures if SOURCE.fullmatch(name) and NUMBER.has(figure)}

@@ -18,7 +18,7 @@ from pydantic_core import from_json
 from common.curves import KnownCurves
 from common.growing_file import GrowingFile
 from common.measured import like_the_newest
-from common.metric_fields import FIELDS, NUMBER, fits, is_step, mended
+from common.metric_fields import FIELDS, MOST_SOURCES, NUMBER, TRAINED, by_source, fits, is_step, mended
 from common.metrics_file import parse_line
 from common.planned import planned_in
 
@@ -103,6 +103,7 @@ class MetricsTable:
     curves: KnownCurves = field(default_factory=KnownCurves)  # as far as the file has been read
     planned: dict[str, float] = field(default_factory=dict)  # by the newest start that has planned anything
     _columns: dict[str, "array[float]"] = field(default_factory=lambda: {key: array("d") for key in TRAIN_COLUMNS})
+    _sources: dict[str, "array[float]"] = field(default_factory=dict)  # training losses of a mix's sources
     _file: GrowingFile = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,6 +115,12 @@ class MetricsTable:
     def column(self, key: str) -> Values:
         """One value a training step, float64, NaN where it is missing or was not finite (null)."""
         return np.array(self._columns[key], dtype=np.float64)
+
+    def losses_by_source(self) -> dict[str, Values]:
+        """Training losses, one a training step, by the name of a mix's source, NaN where a step has none of it."""
+        return {
+            key.removeprefix(f"{TRAINED}."): np.array(values, dtype=np.float64) for key, values in self._sources.items()
+        }
 
     def tail(self, key: str, count: int) -> Values:
         """The last `count` values of a column."""
@@ -176,15 +183,26 @@ class MetricsTable:
             return
         for key, column in self._columns.items():
             column.frombytes(_as_numbers(key, [record.get(key) for record in records]).tobytes())
+        if self._sources or TRAINED in records[0]:
+            self._append_sources([by_source(record, TRAINED) for record in records])
         self._note_time(records[0])
         self._note_time(records[-1])
+
+    def _append_sources(self, found: list[dict[str, float]]) -> None:
+        """A value a training step that has just been appended, by source, NaN where a step has none of it."""
+        before = len(self) - len(found)
+        for name in dict.fromkeys(name for figures in found for name in figures):
+            if name not in self._sources and len(self._sources) < MOST_SOURCES:
+                self._sources[name] = array("d", [math.nan]) * before
+        for name, column in self._sources.items():
+            column.extend(figures.get(name, math.nan) for figures in found)
 
     def _add_uncommon(self, record: dict[str, Any], step: int) -> None:
         """A record that is no training step, or one that goes back."""
         if record.get("kind") == "start" or not self.lives:
             self._begin_life(record, step)
+        self.curves.learn(record)
         if record.get("kind") == "start":
-            self.curves.learn(record)
             self.planned = planned_in(record) or self.planned
             self._void(step)
             return
@@ -238,7 +256,7 @@ class MetricsTable:
         if keep < len(self):
             self.lost.steps += len(self) - keep
             self.lost.seconds += float(np.nansum(self.tail("step_seconds", len(self) - keep)))
-            for column in self._columns.values():
+            for column in (*self._columns.values(), *self._sources.values()):
                 del column[keep:]
         while self.events and self.events[-1]["step"] > step:
             self.lost.seconds += self._own_seconds(self.events.pop())

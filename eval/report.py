@@ -30,6 +30,7 @@ from eval.reporting.layer_pictures import layer_pictures
 from eval.reporting.page import page
 from eval.reporting.rank_pictures import rank_pictures
 from eval.reporting.run_data import RunData, load_runs, tell_complaints
+from eval.reporting.source_pictures import source_pictures
 from eval.reporting.step_profiles import profile_picture
 from eval.shared.arguments import add_json
 
@@ -72,6 +73,7 @@ def draw_all(runs: Sequence[RunData]) -> dict[str, Picture]:
     """Every picture that the runs have figures for, by file name, in the order of the page."""
     pictures = figures.loss_pictures(runs)
     pictures |= figures.quantity_pictures(runs)
+    pictures |= source_pictures(runs)
     pictures |= evaluation_pictures(runs)
     pictures |= layer_pictures(runs)
     pictures |= rank_pictures(runs)

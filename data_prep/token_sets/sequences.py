@@ -58,11 +58,15 @@ class JoinedSequences:
     def count(self) -> int:
         return int(self._ends[-1])
 
+    def sources(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The number of each one's source, (n,)."""
+        return np.searchsorted(self._ends, numbers, side="right")
+
     def _by_source(
         self, numbers: npt.NDArray[np.int64]
     ) -> Iterator[tuple[Sequences, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """Each source that has some of the numbers (n,): where they are among them, and its own numbers."""
-        sources = np.searchsorted(self._ends, numbers, side="right")  # (n,)
+        sources = self.sources(numbers)
         own = numbers - self._starts[sources]  # (n,)
         order = np.argsort(sources, kind="stable")
         for places in np.split(order, np.flatnonzero(np.diff(sources[order])) + 1):
@@ -86,7 +90,8 @@ class JoinedSequences:
 
     def target_counts(self, numbers: npt.NDArray[np.int64]) -> tuple[int, ...]:
         """How many targets of each source the sequences (n,) have."""
-        sources, own = self.place(numbers)
+        sources = self.sources(numbers)
+        own = numbers - self._starts[sources]
         return tuple(part.target_count(own[sources == source]) for source, part in enumerate(self._list))
 
 

@@ -26,9 +26,9 @@ def evaluation_pictures(runs: Sequence[RunData]) -> dict[str, Picture]:
 
 
 def curves_of(runs: Sequence[RunData]) -> list[Curve]:
-    """All but validation's that any of the runs has records of, as the last one describes them that does."""
-    known = {curve.figure: curve for run in runs for curve in run.table.curves}
-    return [c for c in known.values() if c is not VALIDATION and any(run.table.of_kind(c.figure) for run in runs)]
+    """All but validation's and its sources' that any of the runs has records of, as the last one describes them."""
+    known = {curve.figure: curve for run in runs for curve in run.table.curves if curve.kind != VALIDATION.kind}
+    return [c for c in known.values() if any(run.table.of_kind(c.figure) for run in runs)]
 
 
 def _picture(curve: Curve, runs: Sequence[RunData]) -> Picture:

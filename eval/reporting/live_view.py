@@ -14,7 +14,7 @@ from common.layer_figures import KIND as LAYERS
 from common.layer_figures import by_name
 from common.liveness import Liveness, Signs, judge, read_signs
 from common.measured import NOT_CAUSAL, causality
-from common.metric_fields import is_step
+from common.metric_fields import VALIDATED, by_source, is_step
 from common.metrics_file import last_json_lines
 from common.metrics_table import MetricsTable, Values
 from common.progress import format_count, format_duration
@@ -143,7 +143,7 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
         return [*lines, fit("no training step yet: waiting for the first one", width, look)][:height]
     lines += [
         fit(line, width, look)
-        for line in (_progress(run, width, look, now), _figures(run), _evaluations(run), _layers(run))
+        for line in (_progress(run, width, look, now), _figures(run), _evaluations(run), _sources(run), _layers(run))
     ]
     lines = [line for line in lines if line]
     sample = _sample_lines(run, width, look, 3 if height >= 20 else 1 if height >= 10 else 0)
@@ -233,6 +233,17 @@ def _figures(run: LiveRun) -> str:
     return "  ".join(parts)
 
 
+def _sources(run: LiveRun) -> str:
+    """The newest losses of a mix's sources."""
+    trained = {name: losses[np.isfinite(losses)][-20:] for name, losses in run.table.losses_by_source().items()}
+    parts = [f"{name} {losses.mean():.4f}" for name, losses in trained.items() if len(losses)]
+    shown = [f"loss by source: {', '.join(parts)}"] if parts else []
+    comparable = run.table.comparable("val_loss")
+    validated = by_source(comparable[-1], VALIDATED) if comparable else {}
+    parts = [f"{key.removeprefix(f'{VALIDATED}.')} {loss:.4f}" for key, loss in validated.items()]
+    return "  ".join(shown + ([f"validation: {', '.join(parts)}"] if parts else []))
+
+
 def _mean_of_last_losses(table: MetricsTable) -> float:
     losses = table.tail("loss", 20)
     return float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
@@ -251,7 +262,7 @@ def _evaluations(run: LiveRun) -> str:
         parts += [] if bits is None else [f"{bits:.4f} bits per byte"]
     for curve in run.table.curves:
         measured = run.table.of_kind(curve.figure)
-        if curve is not VALIDATION and measured and (value := curve.value(measured[-1])) is not None:
+        if curve.kind != VALIDATION.kind and measured and (value := curve.value(measured[-1])) is not None:
             parts.append(f"{curve.label} {format_figure(value)}")
     if run.table.skips:
         parts.append(f"{run.table.skips:,} skipped")

@@ -25,6 +25,7 @@ def page(runs: Sequence[RunData], pictures: dict[str, Picture], made: float) -> 
     parts = [
         ("Key figures", "figures", _overview(runs, figures)),
         ("Loss", "loss", loss_chart(runs) + sections.loss_note(runs)),
+        ("Loss by source", "sources", show(pictures, "sources") + sections.sources_note(runs)),
         (
             "Learning rate, gradients, speed, memory",
             "steps",

@@ -78,6 +78,13 @@ def comparison(runs: Sequence[RunData]) -> Markup:
     return above + table(beside.headings, beside.cells, numbers=beside.numbers, marked=ours) + below
 
 
+def sources_note(runs: Sequence[RunData]) -> Markup:
+    """What the picture of a mix's sources shows."""
+    if not any(run.table.losses_by_source() for run in runs):
+        return Markup()
+    return note("Lines: training, the mean of some steps; dotted: validation. Of each source of data.mix by itself.")
+
+
 def evaluations(runs: Sequence[RunData], figures: Sequence[KeyFigures]) -> Markup:
     """Where the curves end that no published model has, and which is the best figure of each."""
     known = {curve.figure: curve for run in runs for curve in run.table.curves}

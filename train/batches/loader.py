@@ -110,7 +110,7 @@ class StepLoader:
         sources: Tensor | None = None
         counts: tuple[int, ...] = ()
         if isinstance(self.sequences, JoinedSequences):
-            sources = self._pinned(torch.from_numpy(self.sequences.place(mine)[0]).reshape(-1, plan.micro_batch))
+            sources = self._pinned(torch.from_numpy(self.sequences.sources(mine)).reshape(-1, plan.micro_batch))
             counts = self.sequences.target_counts(everyone)
         return StepBatch(
             tokens=self._tensor(rows.inputs),

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from common.curves import KnownCurves
 from common.layer_figures import KIND as LAYERS
 from common.layer_figures import flattened
+from common.metric_fields import VALIDATED, by_source
 from common.metrics_file import record_kind
 
 SAMPLES = "samples"  # the kind that a mirror knows a generated text by
@@ -64,13 +65,20 @@ def grouped(record: dict[str, Any]) -> dict[str, Any]:
             or (isinstance(value, str) and not value.isprintable())
         ):
             continue
-        if key in AXES:
+        if isinstance(value, dict):  # of a mix's sources
+            named = by_source(record, key).items()
+            found |= {f"{_name(prefix, key)}/{name.removeprefix(f'{key}.')}": each for name, each in named}
+        elif key in AXES:
             found[key] = value
         elif key in SPEED:
             found[f"speed/{key}"] = value
-        else:
-            found[f"{prefix}/{key.removeprefix(f'{prefix}_')}"] = value
+        elif not key.startswith(f"{VALIDATED}."):  # what a reader has made of the same
+            found[_name(prefix, key)] = value
     return found
+
+
+def _name(prefix: str, key: str) -> str:
+    return f"{prefix}/{key.removeprefix(f'{prefix}_')}"
 
 
 def as_sample(sample: dict[str, Any]) -> dict[str, Any]:
