@@ -27,7 +27,7 @@ def training_sequences(
         packed: whole documents, by the plan that `prepare_packing` has made.
         mask_documents: attention is to stay inside documents.
 
-    Raises UserError where that plan is gone.
+    Raises UserError where that plan is gone, or is one for another length.
     """
     if isinstance(tokens, TokenMix):
         return JoinedSequences({
@@ -41,7 +41,13 @@ def training_sequences(
         folder = next((place for place in _places(tokens, length) if (place / "plan.json").is_file()), None)
         if folder is None:
             raise UserError(f"the packing plan of {tokens.folder} is gone: run the same command again")
-        return PackedSequences.read(stream, folder, masked=mask_documents, marks=tokens.marks("train"))
+        packing = PackedSequences.read(stream, folder, masked=mask_documents, marks=tokens.marks("train"))
+        if packing.block_size != length:
+            raise UserError(
+                f"{folder} is for sequences of {packing.block_size} tokens, not {length}: delete the folder, it is "
+                "made again"
+            )
+        return packing
     border = document_start(tokens.tokenizer_spec) if mask_documents else None
     return Windows(stream, length, stride, split_documents_at=border)
 
