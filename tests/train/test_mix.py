@@ -187,7 +187,7 @@ def test_a_branch_on_another_mix_reads_on_in_each_source(tmp_path: Path, sets: P
     assert sorted(read) == sorted(windows_at(6 * STEP, len(read), SIZES["web"], 1337).tolist())
     assert "data.mix: web continues after its first 48 sequences" in mixed.log.read_text()
     stated = yaml.safe_load(mixed.config.read_text())["data"]["mix"]
-    assert {source["name"]: source["start"] for source in stated} == {"web": 48, "code": 0}
+    assert {source["name"]: source["start"] for source in stated} == {"web": 48, "code": 0, "books": 0}
     assert mixed.log.read_text().count("data.mix: [] -> [") == mixed.log.read_text().count("data.mix: [") == 1
     manifest = read_checkpoint_manifest(list_checkpoints(mixed.checkpoints)[0][1])
     assert manifest["mix"]["first"] == {"web": 48, "code": 0, "books": 0}
