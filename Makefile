@@ -36,6 +36,8 @@ MAKE_ENVIRONMENT = python=$$(sh setup/find_python.sh "$(PYTHON)") && "$$python" 
 	$(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(if $(FREE_GIB),--free-gib "$(FREE_GIB)") --uv "$(UV)"
 LAUNCHER = $(BIN)/python train/launch.py --standalone --nproc_per_node=$(RANKS)
 LAUNCH = $(if $(filter 1,$(RANKS)),$(BIN)/python,$(LAUNCHER))
+# a mistake in them is told before the corpus, which takes minutes
+CHECK_OPTIONS = $(BIN)/python train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS) --print_config >/dev/null
 
 help:  ## show this
 	@echo "make TARGET [VARIABLE=value …]"
@@ -44,6 +46,7 @@ help:  ## show this
 	@sed -n 's/^#   /  /p' Makefile
 
 demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot, summary: 5 to 10 minutes
+	$(if $(strip $(DEMO_OPTIONS)),@$(CHECK_OPTIONS))
 	$(BIN)/python data_prep/docstrings.py --tokenizer gpt2-8k --out data/demo
 	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS)
 	$(BIN)/python eval/plot_loss.py runs/demo

@@ -1,13 +1,10 @@
 """Packages that only some commands need: what is missing is reported before a command reads or loads anything."""
 
-import shlex
-import shutil
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 
 from common.errors import UserError
-from common.paths import PROJECT
+from common.missing_packages import install_command
 
 
 def require_packages(packages: Mapping[str, str], purpose: str) -> None:
@@ -21,15 +18,3 @@ def require_packages(packages: Mapping[str, str], purpose: str) -> None:
     if missing:
         command = install_command(list(dict.fromkeys(packages[name] for name in missing)))
         raise UserError(f"{purpose} needs {' and '.join(missing)}, not installed here: {command}")
-
-
-def install_command(requirements: Sequence[str]) -> str:
-    """A shell command that installs packages for this Python, at the versions that Longhaul is tested with."""
-    python, constraints = shlex.quote(sys.executable), shlex.quote(str(PROJECT / "constraints.txt"))
-    if find_spec("pip") is not None:
-        command = f"{python} -m pip install"
-    elif shutil.which("uv"):
-        command = f"uv pip install --python {python}"
-    else:
-        command = f"{python} -m ensurepip && {python} -m pip install"
-    return f"{command} {' '.join(requirements)} -c {constraints}"

@@ -9,9 +9,11 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
+from common.periodic import Periodic
 from common.plain_text import bar_file, one_line
 
 FIRST_SECONDS = 5.0  # until work says how long it still takes, and
+LOOK_SECONDS = 1.0  # how often a thread looks whether it is time to
 LINE_SECONDS = 10.0  # how often it does so then, where standard error is no terminal
 
 
@@ -102,6 +104,34 @@ class ProgressLines:
         if self._unit == "B":
             return format_bytes(number)
         return format_count(number) if self._scale or number != int(number) else f"{number:,.0f}"
+
+
+class WaitingLines:
+    """How long work has taken whose end can't be foreseen, in a line after 5 s and then every 10 s.
+
+    A context manager: a thread shows the lines meanwhile.
+    """
+
+    def __init__(self, description: str, so_far: Callable[[], str], show: Callable[[str], object]) -> None:
+        """Args: so_far: says what is done by now. show: gets the lines."""
+        self.shown = False  # whether any line was
+        self._description, self._so_far, self._show = description, so_far, show
+        self._started = time.monotonic()
+        self._next = self._started + FIRST_SECONDS
+
+    def __enter__(self) -> "WaitingLines":
+        self._watch = Periodic("waiting", LOOK_SECONDS, self._look, at_once=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.stop()
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next, self.shown = now + LINE_SECONDS, True
+            words = (f"{format_duration(now - self._started)} so far", self._so_far())
+            self._show(f"{self._description}: {', '.join(filter(None, words))}")
 
 
 class LineBar(ProgressLines):

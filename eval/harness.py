@@ -13,6 +13,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.missing_packages import say_what_is_missing
+
+    sys.excepthook = say_what_is_missing
 
 from common.command_line import CommandParser
 from common.errors import UserError, advising_on_memory, exit_on_user_error
@@ -43,7 +46,7 @@ def main() -> int:
     if arguments.include_path is not None and not arguments.include_path.is_dir():
         raise UserError(f"--include-path {arguments.include_path} is not a folder: give one with task files")
     require_run(arguments.run)
-    require_packages(dict.fromkeys(("transformers", "lm_eval"), "'lm-eval[hf]'"), "lm-evaluation-harness")
+    require_packages(dict.fromkeys(("transformers", "lm_eval"), "lm-eval[hf]"), "lm-evaluation-harness")
     from eval.hugging_face.harness_tasks import evaluate  # here, as it imports torch
 
     evaluate(arguments)

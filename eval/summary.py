@@ -25,6 +25,9 @@ from typing_extensions import TypedDict
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from common.missing_packages import say_what_is_missing
+
+    sys.excepthook = say_what_is_missing
 
 from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
@@ -329,6 +332,8 @@ def print_next(folder: RunFolder, summary: Summary) -> None:
     path, file = one_line(shlex.quote(str(folder.path))), shlex.quote(str(folder.config))
     train = one_line(f".venv/bin/python {training_script(config, starts)} --config {file}")
     print("\nWhat to try next:")
+    if summary.status == "preempted":
+        print(f"  {train}   # resumes it")
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
     if "lora" not in config:  # a fine-tuning's model is its base's
         print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")

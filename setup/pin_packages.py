@@ -1,4 +1,5 @@
-"""Pin every package that Longhaul needs, with the SHA-256 of its files: constraints.txt, setup/hashes*.txt.
+"""Pin every package that Longhaul needs, with the SHA-256 of its files: constraints.txt, setup/hashes*.txt,
+and pyproject.toml's last part.
 
 Run it after a change of requirements.txt or requirements-dev.txt. Versions that constraints.txt has are kept: delete a
 line there for the newest one that fits. Needs a network and the resolver uv (pip install uv, in any environment).
@@ -37,8 +38,10 @@ CONSTRAINTS_HEAD = """\
 # hashes are not here, for with a single one pip demands them of everything, torch included, whose files differ by
 # index. Written by setup/pin_packages.py, which keeps the versions that it finds here.
 """
+# of the last part of pyproject.toml: uv reads it there alone, not in a uv.toml
 UV_HEAD = """\
-# The versions of constraints.txt for `uv sync`. Written by setup/pin_packages.py.
+# The versions of constraints.txt for `uv sync`, to the end of this file. Written by setup/pin_packages.py.
+[tool.uv]
 """
 HASHES_HEAD = """\
 # {what}, without torch and what it pins (nvidia-*, cuda-*, triton), whose files
@@ -67,7 +70,9 @@ def main() -> int:
     constraints, (hashes, hashes_dev) = PROJECT / "constraints.txt", hash_files(PROJECT)
     everything = resolve([requirements, dev], constraints)
     write_whole(constraints, CONSTRAINTS_HEAD + text(pin.plain for pin in everything))
-    write_whole(PROJECT / "uv.toml", uv_settings(pin.plain for pin in everything))
+    settings = PROJECT / "pyproject.toml"
+    rest = settings.read_text(encoding="utf-8").partition(UV_HEAD)[0].rstrip()
+    write_whole(settings, f"{rest}\n\n{uv_settings(pin.plain for pin in everything)}")
     needed = [pin for pin in resolve([requirements], constraints) if not is_torch(pin.line)]
     known = {pin.line for pin in needed}  # markers included: what the tools need on more systems is in both
     added = [pin for pin in everything if pin.line not in known and not is_torch(pin.line)]

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from common.errors import UserError
 from common.plain_text import print_codes
+from setup.why_not_installed import OF_PIP, reason
 
 LINE_SECONDS = 10.0  # how often progress is written where standard output is no terminal
 STEPS = ("Collecting", "Downloading", "Building", "Installing", "Resolved", "Prepared", "Installed")  # uv's, too
-HASH_FILES = "setup/hashes.txt and setup/hashes-dev.txt"
-OTHER_PYTHON = "make PYTHON=/path/to/python3 uses another Python (3.11, 3.12 and 3.13 have all packages)"
 
 
 def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, lock: int | None) -> None:
@@ -42,7 +41,7 @@ def pip_install(python: Path, arguments: list[str], *, log: Path, what: str, loc
     ) as pip:
         said = follow(pip, log, what, "pip")
     if pip.returncode:
-        raise UserError(f"pip could not install the {what}: {reason(said)} (all of it: {log})")
+        raise UserError(f"pip could not install the {what}: {reason(said, OF_PIP)} (all of it: {log})")
 
 
 def progress_option(python: Path) -> list[str]:
@@ -105,26 +104,3 @@ def show(text: str, terminal: bool) -> None:
         print(text, end="", flush=True)
     else:
         print(text, flush=True)
-
-
-def reason(said: list[str]) -> str:
-    """The line with the reason why pip failed, and what to do where that is known."""
-    text = "\n".join(said)
-    if "No space left on device" in text or "Disk quota exceeded" in text:
-        return "the disk is full: free some space; TMPDIR and PIP_CACHE_DIR name other places for pip's own files"
-    if found := re.search(r"DO NOT MATCH THE HASHES.*\n(\S+) from \S*?([^/\s#]+)(?:#\S*)? ", text):
-        return (
-            f"{found[1]}: the SHA-256 of {found[2]} is not in {HASH_FILES}, so it is not the file that was"
-            " tested: take it from another index or folder, or, if you trust it, install without make (pip install -r"
-            " requirements.txt -c constraints.txt)"
-        )
-    if "Retrying (Retry(" in text:
-        return "no package index answers: check the network, or make the environment where there is one"
-    if failed := re.search("subprocess-exited-with-error|backend-?unavailable", text, flags=re.IGNORECASE):
-        at = re.findall(r"^(?:Collecting|Processing|Building wheel for) (?:\S*/)?(\S+)", text[: failed.start()], re.M)
-        name = at[-1] if at else "a package"
-        return f"{name} has no wheel for this Python and machine and can't be built here; {OTHER_PYTHON}"
-    if found := re.search(r"No matching distribution found for (\S+)", text):
-        return f"{found[0]}: the index lacks it, or has nothing for this Python and machine; {OTHER_PYTHON}"
-    errors = [line for line in said if line.startswith("ERROR:")] or said or ["it printed nothing"]
-    return errors[-1]

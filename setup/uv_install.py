@@ -12,7 +12,8 @@ import subprocess
 from pathlib import Path
 
 from common.errors import UserError
-from setup.pip_install import HASH_FILES, OTHER_PYTHON, follow
+from setup.pip_install import follow
+from setup.why_not_installed import OF_UV, reason
 
 NOT_UVS = ("--use-pep517",)  # what uv does anyway
 # pip's settings, as uv's variables
@@ -62,7 +63,7 @@ def uv_install(uv: str, python: Path, arguments: list[str], *, log: Path, what: 
     ) as process:
         said = follow(process, log, what, "uv")
     if process.returncode:
-        raise UserError(f"uv could not install the {what}: {reason(said)} (all of it: {log}; UV= takes pip)")
+        raise UserError(f"uv could not install the {what}: {reason(said, OF_UV)} (all of it: {log}; UV= takes pip)")
 
 
 def pip_configuration(python: Path) -> dict[str, str]:
@@ -94,26 +95,3 @@ def environment_for_uv(environment: dict[str, str], pip: dict[str, str]) -> dict
     # as pip: the best version of all places, not the first place that has any
     environment.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     return environment
-
-
-def reason(said: list[str]) -> str:
-    """The line with the reason why uv failed, and what to do where that is known."""
-    text = "\n".join(said)
-    if "No space left on device" in text or "Disk quota exceeded" in text:
-        return "the disk is full: free some space; UV_CACHE_DIR names another place for uv's own files"
-    if found := re.search(r"Hash mismatch for `([^`]+)`", text):
-        return (
-            f"{found[1]}: its SHA-256 is not in {HASH_FILES}, so it is not the file that was tested: take it from"
-            " another index or folder, or, if you trust it, install without make (pip install -r requirements.txt -c"
-            " constraints.txt)"
-        )
-    if re.search("error sending request|dns error|operation timed out|Could not connect", text, re.IGNORECASE):
-        return "no package index answers: check the network, or make the environment where there is one"
-    if found := re.search(r"Failed to build `([^`]+)`|Failed to prepare.*?`([^`]+)`", text):
-        return (
-            f"{found[1] or found[2]} has no wheel for this Python and machine and can't be built here; {OTHER_PYTHON}"
-        )
-    if found := re.search(r"(?:no version of|there (?:are|is) no versions? of|Because) ([\w.=-]+)", text):
-        return f"{found[1]}: the index lacks it, or has nothing for this Python and machine; {OTHER_PYTHON}"
-    lines = [line for line in said if line.startswith("error:")] or said or ["it printed nothing"]
-    return lines[-1].removeprefix("error: ")

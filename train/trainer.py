@@ -328,12 +328,20 @@ class Trainer:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
         self.acts.enter("warming up", step=progress.step)
         started, batch, length = time.monotonic(), self.loader.plan.micro_batch, self.config.model.block_size
-        compiling = "compiling (up to some minutes the first time), then " if self.config.run.compile else ""
-        self.recorder.log(f"{compiling}warming up: one micro-batch of {batch} x {length:,} tokens")
-        self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.masks_documents)
-        for evaluation in self.evaluations:
-            evaluation.warm_up()
-        self.ranks.barrier()
+        size = f"one micro-batch of {batch} x {length:,} tokens"
+        if compiles := self.config.run.compile:
+            blocks = f"one graph for all {self.config.model.n_layer} blocks, forward and backward, and the head's loss"
+            self.recorder.log(f"compiling {blocks} (up to some minutes the first time), then warming up: {size}")
+        else:
+            self.recorder.log(f"warming up: {size}")
+        with self.recorder.waiting(
+            "compiling and warming up" if compiles else "warming up",
+            lambda: f"{self.acts.compilations} compilations done" if compiles else "",
+        ):
+            self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.masks_documents)
+            for evaluation in self.evaluations:
+                evaluation.warm_up()
+            self.ranks.barrier()
         if (seconds := time.monotonic() - started) > FIRST_SECONDS:
             self.recorder.log(f"warmed up in {format_duration(seconds)}")
 
@@ -345,7 +353,8 @@ class Trainer:
         self.acts.catch_up()
         self._note_hangs()
         agreed(self.ranks, lambda: self._write_end(outcome), StorageFailed)
-        self.recorder.log(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}")
+        resumes = "; the same command resumes" if outcome.status == "preempted" else ""
+        self.recorder.log(f"{outcome.status} at step {outcome.progress.step}: {outcome.reason}{resumes}")
         self.recorder.close()
 
     def _write_end(self, outcome: Outcome) -> None:

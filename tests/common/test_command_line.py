@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,33 @@ def test_a_mistake_is_one_line_and_help_is_there() -> None:
     mistakes = [f"{script} {mistake}" for script in scripts if script != LAUNCHER for mistake in MISTAKES]
     questions = [f"{script} {question}" for script in scripts for question in ("--help", "--version")]
     check(ask(ASK_ALL, [*mistakes, *questions]), scripts, mistakes)
+
+
+def test_a_python_without_the_packages_is_one_line(tmp_path: Path) -> None:
+    """-S: without what is installed, as the system's Python is."""
+    copy = tmp_path / "clone"
+    shutil.copytree(PROJECT / "common", copy / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    script = copy / "eval" / "report.py"
+    script.parent.mkdir()
+    shutil.copy(PROJECT / "eval" / "report.py", script)
+    shutil.copy(PROJECT / "requirements.txt", copy)
+
+    def start() -> str:
+        command = [sys.executable, "-S", "-P", str(script), "--help"]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        return done.stderr
+
+    said = start()
+    assert f"is not installed for {sys.executable}: " in said and "make environment" in said
+    (copy / ".venv" / "bin").mkdir(parents=True)
+    (copy / ".venv" / "longhaul.json").touch()
+    (copy / ".venv" / "bin" / "python").touch()
+    assert f"start the command with {copy}/.venv/bin/python" in start()
+
+    hooked = {script for script in entry_scripts() if "sys.excepthook = " in (PROJECT / script).read_text()}
+    commands = {s for s in entry_scripts() if s.count("/") == 1} | {LAUNCHER}
+    assert commands - hooked == {"setup/environment.py", "setup/pin_packages.py"}, "which need none"
 
 
 def test_entries_answer_before_torch_is_imported() -> None:

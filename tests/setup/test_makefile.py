@@ -131,6 +131,15 @@ def test_demo_takes_a_launcher_for_more_than_one_process(ranks: str, launcher: s
     assert steps == sorted(steps)
 
 
+def test_a_mistaken_option_of_the_demo_is_told_before_its_corpus() -> None:
+    plan = make("-n", "-o", "environment", "demo", DEMO_OPTIONS="--run.steps 3").stdout
+    first, second, *_ = (line for line in plan.splitlines() if line.startswith(".venv"))
+
+    done = subprocess.run(["sh", "-c", first], cwd=PROJECT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "did you mean --run.max_steps" in done.stderr
+    assert "docstrings.py" in second
+
+
 @pytest.mark.parametrize(("options", "asked"), [("", True), ("--run.max_steps 60", False)])
 def test_a_shortened_demo_is_not_asked_for_the_margin(options: str, asked: bool) -> None:
     plan = make("-n", "-o", "environment", "demo", DEMO_OPTIONS=options).stdout

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from uv import find_uv_bin
 
 from data_prep.corpora.docstring_sources import required_distributions
-from setup.pin_packages import OF_TORCH, read_resolved
+from setup.pin_packages import OF_TORCH, read_resolved, uv_settings
 from setup.pins import check_pins, hash_files
+from tests.setup.local_packages import make_wheel
 
 PROJECT = Path(__file__).resolve().parents[2]
+NOT_OF_THIS_MACHINE = {"UV_NO_CONFIG": "0", "UV_FIND_LINKS": ""}
 
 RESOLVED = """\
 alpha==1.0 \\
@@ -41,11 +44,45 @@ def test_versions_and_hashes_agree() -> None:
     check_pins(PROJECT)
 
 
-def test_uv_sync_takes_the_same_versions() -> None:
+def test_uv_sync_takes_the_same_versions(tmp_path: Path) -> None:
     lines = (PROJECT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
-    assert tomllib.loads((PROJECT / "uv.toml").read_text(encoding="utf-8")) == {"constraint-dependencies": pins}
+    ours = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["uv"]
+    assert ours == {"constraint-dependencies": pins}
     assert len({pin.split("==")[0] for pin in pins}) == len(pins), "pip finds no version that is two"
+
+    wheels = tmp_path / "wheels"
+    for version in ("1.0", "1.1"):
+        make_wheel(wheels, "alpha", version)
+    project = '[project]\nname = "p"\nversion = "1"\nrequires-python = ">=3.11"\ndependencies = ["alpha>=1"]\n\n'
+    (tmp_path / "pyproject.toml").write_text(project + uv_settings(["alpha==1.0"]))
+    command = [find_uv_bin(), "lock", "--offline", "--no-index", "--find-links", str(wheels)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | NOT_OF_THIS_MACHINE)
+    assert done.returncode == 0, done.stderr
+    assert 'name = "alpha"\nversion = "1.0"' in (tmp_path / "uv.lock").read_text()
+
+
+def requirements_of(lines: list[str]) -> set[str]:
+    """Each as packaging writes it, without the project's own."""
+    found = {str(Requirement(line)) for text in lines if (line := text.split("#")[0].strip())}
+    return {line for line in found if not line.startswith("longhaul[")}
+
+
+def test_the_parts_of_an_installation_are_the_requirements() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras: dict[str, list[str]] = project["optional-dependencies"]
+
+    def with_named(extra: str) -> set[str]:
+        others = [name for line in extras[extra] if line.startswith("longhaul[") for name in line[9:-1].split(",")]
+        return requirements_of(extras[extra]).union(*map(with_named, others))
+
+    needed = requirements_of((PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines())
+    tools = requirements_of((PROJECT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines())
+    base = requirements_of(project["dependencies"])
+    assert base | with_named("all") == needed and not base & with_named("all")
+    assert with_named("dev") == with_named("all") | tools
+    install = (PROJECT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert [extra for extra in extras if f"`{extra}`" not in install] == []
 
 
 def test_everything_that_comes_in_here_is_pinned_by_hash() -> None:
@@ -67,7 +104,7 @@ def copy(tmp_path: Path) -> Path:
     root = tmp_path / "copy"
     for folder in ("setup", "common"):
         shutil.copytree(PROJECT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "hashes*"))
-    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt", "pyproject.toml"):
         shutil.copy(PROJECT / name, root)
     return root
 
@@ -95,6 +132,8 @@ def test_all_files_are_written_but_what_torch_pins(copy: Path, tmp_path: Path) -
     assert result.returncode == 0, result.stderr
     lines = [line for line in (copy / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     assert lines == ["alpha==1.0", "beta==2.0", "torch==2.13.0", "torch-helper==1.0", "tool==3.0"]
+    settings = tomllib.loads((copy / "pyproject.toml").read_text())
+    assert settings["tool"]["uv"] == {"constraint-dependencies": lines} and settings["project"]["name"] == "longhaul"
     needed, added = (read_resolved(path.read_text()) for path in hash_files(copy))
     assert [pin.line for pin in needed] == ["alpha==1.0", "beta==2.0 ; sys_platform == 'win32'", "torch-helper==1.0"]
     assert [pin.line for pin in added] == ["beta==2.0", "tool==3.0"], "on more systems than without the tools"

@@ -1,6 +1,7 @@
 """What takes long says so: its size beforehand, how long it still takes while it runs."""
 
 import os
+import re
 from pathlib import Path
 
 from common import progress
@@ -29,6 +30,7 @@ def test_work_between_steps_is_announced_and_shows_how_long_it_takes(tmp_path: P
         "sampling: 1 texts of 2 tokens",
     ):
         assert log.count(announcement) == terminal.count(announcement) == 1
+    assert re.search(r"^warming up: [\d.]+ s so far$", terminal, re.MULTILINE)
     assert "validating at step 0: 4 of 16 sequences, " in terminal and " left\n" in terminal
     assert "validating at step 5: 16 of 16 sequences, " in terminal
     assert "4 of 16" not in log

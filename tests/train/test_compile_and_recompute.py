@@ -177,6 +177,8 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path: Path, data: Path) -> No
     )
     assert train_by_path(*eager).returncode == 0
     assert compiled == pytest.approx(losses(run_of(tmp_path, "eager")), abs=1e-4)
+    said = run_of(tmp_path, "compiled-9").log.read_text()
+    assert "compiling one graph for all 2 blocks, forward and backward, and the head's loss (up to some" in said
 
 
 def validating_shapes(data: Path) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

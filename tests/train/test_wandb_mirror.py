@@ -71,6 +71,19 @@ def test_a_mirror_that_fails_or_hangs_costs_no_step(
     assert said in done.stdout
 
 
+def test_mirrors_that_are_not_installed_say_how_to_install_them(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules.update(wandb=None, tensorboard=None)\n")
+    asked = ("--log.wandb=true", "--log.tensorboard=true", "--run.max_steps=4")
+    done = train_by_path(*tiny_arguments(tmp_path, data, "alone", *asked), PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for name, needs, package in (
+        ("wandb", "Weights & Biases needs wandb", "wandb"),
+        ("TensorBoard", "TensorBoard needs tensorboard", "tensorboard"),
+    ):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name} is not mirroring this run")]
+        assert needs in line and f"-m pip install {package} -c " in line
+
+
 def is_wandbs_service(process: psutil.Process) -> bool:
     try:
         return any("wandb-core" in argument for argument in process.cmdline())

@@ -19,6 +19,7 @@ class Acts:
         step: that is under way.
         phase: training, saving, validating …
         act: what is done at the moment, finer than the phase.
+        compilations: that have ended.
         count: of acts that have been started, and of meetings within them. All ranks do the same in the same order: who
             has started fewer is behind.
         catch_up: notes a hang that has ended since the watching thread last looked; set by the hang watch.
@@ -34,6 +35,7 @@ class Acts:
         self._longest: dict[str, float] = {}  # seconds that a phase, or a step, has taken
         self._entered = time.monotonic()
         self._compiling = False
+        self.compilations = 0
         self._hangs: deque[dict[str, Any]] = deque()
         self.catch_up: Callable[[], None] = lambda: None
 
@@ -66,6 +68,7 @@ class Acts:
 
     def compiled(self) -> None:
         self._compiling = False
+        self.compilations += 1
         self.get_on()
 
     def note_hang(self, step: int, phase: str, seconds: float) -> None:

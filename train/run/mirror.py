@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from common.curves import KnownCurves
+from common.errors import UserError
 from common.layer_figures import KIND as LAYERS
 from common.layer_figures import flattened
 from common.metric_fields import VALIDATED, by_source
@@ -145,7 +146,7 @@ class Mirror:
             feed(self._writer, self._taken())
             self._writer.finish()
         except BaseException as error:  # whatever a library that talks to a network comes up with
-            self._give_up(f"{type(error).__name__}: {error}")
+            self._give_up(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
 
     def _taken(self) -> Iterator[dict[str, Any]]:
         while (record := self._records.get()) is not None:

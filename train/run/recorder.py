@@ -15,7 +15,7 @@ from common.curves import KnownCurves
 from common.os_errors import refusal
 from common.patient_file import PatientFile
 from common.plain_text import bar_file, one_line
-from common.progress import ProgressLines, format_count, format_duration
+from common.progress import ProgressLines, WaitingLines, format_count, format_duration
 from common.run_folder import RunFolder
 from model.ranks import Ranks
 from train.errors import StorageFailed
@@ -117,6 +117,17 @@ class Recorder:
         finally:
             if lines.shown and self._bar is not None:
                 self._show("")
+
+    @contextmanager
+    def waiting(self, what: str, so_far: Callable[[], str] = str) -> Iterator[None]:
+        """Show on the terminal how long this takes, whose end can't be foreseen. Args: so_far: what is done by now."""
+        if not self._active:
+            yield
+            return
+        with WaitingLines(what, so_far, self._show) as lines:
+            yield
+        if lines.shown and self._bar is not None:
+            self._show("")
 
     def _show(self, text: str) -> None:
         """A line for whoever looks at the terminal, which the log does not need."""

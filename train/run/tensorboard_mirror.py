@@ -7,8 +7,8 @@ TensorBoard has one axis, so there are two of its runs in there: `steps` and `to
 import shutil
 from typing import Any
 
-from common.errors import UserError
 from common.metric_fields import NUMBER
+from common.packages import require_packages
 from common.run_folder import RunFolder
 from train.run.mirror import AXES, grouped
 
@@ -30,10 +30,8 @@ class TensorboardWriter:
 
     def open(self) -> str:
         """Raises UserError where TensorBoard isn't installed."""
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError("it is not installed: pip install tensorboard") from None
+        require_packages({"tensorboard": "tensorboard"}, "a mirror for TensorBoard")
+        from torch.utils.tensorboard import SummaryWriter
 
         for name, first in self._first.items():
             purge = first + 1 if first else None

@@ -22,6 +22,7 @@ from common.json_file import BadJson, keep_others, read_json
 from common.metric_fields import is_step
 from common.metrics_file import record_kind
 from common.os_errors import refusal
+from common.packages import require_packages
 from common.plain_text import printable
 from common.publish import write_whole
 from common.regular_file import what_stands_at
@@ -107,7 +108,8 @@ class WandbWriter:
         self.keeps_place = True  # writes down after every record how far it is
 
     def open(self) -> str:
-        """Raises UserError where the place can't be written, and whatever wandb does."""
+        """Raises UserError where wandb isn't installed or the place can't be written, and whatever wandb does."""
+        require_packages({"wandb": "wandb"}, "a mirror for Weights & Biases")
         self.place = new_place() if self._again else read_place(self._folder)
         self._run = open_run(self._folder, self._project, self._config, self.place["id"])
         return where(self._run)

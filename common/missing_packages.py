@@ -1,0 +1,67 @@
+"""A package that isn't installed is one line that says what to do, wherever a command imports it.
+
+Commands set this as their `sys.excepthook` before they import anything else of the project: it needs the standard
+library alone.
+"""
+
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+
+PROJECT = Path(__file__).resolve().parents[1]
+USER_ERROR_STATUS = 2
+INSTALLED_AS = {"yaml": "pyyaml", "lm_eval": "lm-eval[hf]"}  # where that is not the imported name
+
+
+def say_what_is_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Raises SystemExit after a line on a package of requirements*.txt that can't be imported; else as Python does."""
+    name = error.name.split(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    requirement = requirement_of(name)
+    if requirement is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: {name} is not installed for {sys.executable}: {advice(requirement)}", file=sys.stderr, flush=True)
+    raise SystemExit(USER_ERROR_STATUS)
+
+
+def requirement_of(module: str) -> str | None:
+    """What pip installs a module by, where requirements.txt or requirements-dev.txt name it."""
+    known = INSTALLED_AS.get(module, module).lower().replace("_", "-")
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        try:
+            lines = (PROJECT / file).read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        for line in lines:
+            named = re.match(r"[\w.\[\]-]+", line)
+            if named and known.split("[")[0] == named[0].split("[")[0].lower().replace("_", "-"):
+                return named[0]
+    return None
+
+
+def advice(requirement: str) -> str:
+    """What to do where a package is missing: most likely this is not the Python that has them all."""
+    made = PROJECT / ".venv"
+    if (made / "longhaul.json").exists() and Path(sys.prefix).resolve() != made.resolve():
+        own = made / "bin" / "python"
+        return f"start the command with {own if own.exists() else made / 'Scripts' / 'python.exe'}, which make has made"
+    if sys.prefix == sys.base_prefix and find_spec("torch") is None:
+        return "make environment makes .venv, whose .venv/bin/python has all of them (docs/install.md)"
+    return install_command([requirement])
+
+
+def install_command(requirements: Sequence[str]) -> str:
+    """A shell command that installs packages for this Python, at the versions that Longhaul is tested with."""
+    python, constraints = shlex.quote(sys.executable), shlex.quote(str(PROJECT / "constraints.txt"))
+    if find_spec("pip") is not None:
+        command = f"{python} -m pip install"
+    elif shutil.which("uv"):
+        command = f"uv pip install --python {python}"
+    else:
+        command = f"{python} -m ensurepip && {python} -m pip install"
+    return f"{command} {' '.join(map(shlex.quote, requirements))} -c {constraints}"
