@@ -37,6 +37,7 @@ from data_prep.corpora.preparation import add_output_options
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer_choice import choose_tokenizer
 
+COMMON = ("out", "config", "max_tokens", "tokenizer", "source", "dry_run")  # of --help
 REPOSITORY = "HuggingFaceFW/fineweb-edu"
 REVISION = "87f09149ef4734204d70ed1d046ddc9ca3f2b8f9"  # of HuggingFaceFW/fineweb-edu; its sample-10BT has 14 files
 TOKENIZERS = ("gpt2", "byte")
@@ -47,7 +48,7 @@ SUBWORDS_PER_INPUT_BYTE = 0.36
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(__doc__)
+    parser = CommandParser(__doc__, common=COMMON)
     add_output_options(parser, "fineweb-edu")
     source = parser.add_argument_group("source")
     source.add_argument("--source", type=Path, help="folder of parquet files to read instead of the hub's")

@@ -33,6 +33,7 @@ from data_prep.corpora.readers import TEXT_PER_COMPRESSED_BYTE
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer_choice import choose_tokenizer
 
+COMMON = ("out", "config", "split", "max_tokens", "tokenizer", "field", "dry_run")  # of --help
 TOKENIZERS = ("gpt2", "byte")
 DOWNLOAD_FOLDER = "download"
 TEXT_PER_PARQUET_BYTE = 1.6  # as in FineWeb-Edu's
@@ -40,7 +41,7 @@ SUBWORDS_PER_BYTE = 0.23
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(__doc__)
+    parser = CommandParser(__doc__, common=COMMON)
     parser.add_argument("dataset", metavar="DATASET", help="its name on the hub, as allenai/c4, or a folder")
     add_output_options(parser, "hub_dataset")
     source = parser.add_argument_group("source")

@@ -43,13 +43,14 @@ from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import CharTokenizer, Tokenizer
 from data_prep.tokenization.tokenizer_choice import TokenizerChoice, choose_tokenizer
 
+COMMON = ("out", "max_tokens", "tokenizer", "field", "val_one_in", "dry_run")  # of --help
 TOKENIZERS = ("gpt2", "char", "byte")
 TOKENS_PER_BYTE = {"byte": 1.0, "char": 1.0}
 SUBWORDS_PER_BYTE = 0.3  # of English, in GPT-2's and later vocabularies
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(__doc__)
+    parser = CommandParser(__doc__, common=COMMON)
     parser.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="files, or folders to search")
     add_splits_option(parser)
     add_output_options(parser, "text_files")

@@ -29,10 +29,11 @@ from eval.generation.sampling_options import add_sampling, sampling_of
 from eval.shared.arguments import add_device, add_dtype, add_json, add_run, require_run
 
 LESS_MEMORY = "give fewer --samples and prompts at once, fewer --max-tokens, or --dtype bf16"
+COMMON = ("prompt", "interactive", "chat", "preset", "temperature", "max_tokens", "samples", "seed")  # of --help
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser("Generate text with a trained model.")
+    parser = CommandParser("Generate text with a trained model.", common=COMMON)
     add_run(parser)
     source = parser.add_argument_group("the text to continue")
     source.add_argument("--prompt", action="append", metavar="TEXT", help="may be given several times")

@@ -14,7 +14,7 @@ from common.run_files import unreadable
 from common.run_folder import RunFolder
 from slurm.controller import job_record
 from slurm.history import read_starts
-from train.settings.command_line import read_config
+from train.settings.command_line import find_config, read_config
 
 ENDED = OVER - {"PENDING", "PREEMPTED", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"}  # Slurm starts it no more
 
@@ -40,7 +40,7 @@ def plan_jobs(config: str, options: list[str], sweeps: list[str]) -> list[Job]:
     """
     jobs = []
     for values in itertools.product(*map(_sweep_values, sweeps)):
-        file = expand_path(config).absolute()
+        file = expand_path(find_config(config)).absolute()
         chosen = [f"--config={file}", *options, *(f"--{key}={value}" for key, value in values)]
         name = str(read_config(chosen)[0].run.name)
         for key, value in values:

@@ -41,6 +41,17 @@ from train.estimates.run_plan import make_plan
 from train.estimates.time_limit import minutes
 from train.settings.command_line import read_config
 
+COMMON = (
+    "config",
+    "nodes",
+    "gpus_per_node",
+    "time",
+    "partition",
+    "account",
+    "sweep",
+    "dry_run",
+    "local",
+)  # that --help shows
 NO_LIMIT = 1_000_000  # of time-outs; requeue.py's own rule ends a job that makes no progress
 SIGNAL_SECONDS = 300  # before the time limit; Slurm may be a minute early or late
 LOOK_SECONDS = 0.5
@@ -63,9 +74,9 @@ class SbatchWriter(SlurmExecutor):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = CommandParser(__doc__)
+    parser = CommandParser(__doc__, common=COMMON)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", metavar="FILE", help="the run's configuration")
+    what.add_argument("--config", metavar="FILE", help="the run's configuration, or a name of one in train/configs")
     what.add_argument(
         "--jobs",
         type=Path,

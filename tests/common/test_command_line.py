@@ -125,7 +125,13 @@ def test_entries_answer_before_torch_is_imported() -> None:
     scripts = entry_scripts()
     mistakes = [f"{script} {mistake}" for script in scripts if script != LAUNCHER for mistake in MISTAKES]
     questions = [f"{script} {question}" for script in scripts for question in ("--help", "--version")]
-    answers = ask(WITHOUT_TORCH, [*mistakes, *questions, *BAD_VALUES])
+    longer = [f"{script} --help-all" for script in ("eval/generate.py", "data_prep/fineweb.py", "slurm/submit.py")]
+    answers = ask(WITHOUT_TORCH, [*mistakes, *questions, *longer, *BAD_VALUES])
+    for question in longer:
+        (status, every, _), (_, common, _) = answers.pop(question), answers[question.removesuffix("-all")]
+        shown, known = (set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)) for text in (common, every))
+        assert status == 0 and shown < known
+        assert f"--help-all shows all {len(known)} options" in common and len(common.splitlines()) < 40
     check(answers, scripts, [*mistakes, *BAD_VALUES])
     for mistake, words in BAD_VALUES.items():
         assert words in answers[mistake][2], (mistake, answers[mistake])

@@ -73,11 +73,14 @@ def cases(rng: random.Random, count: int, bases: Path) -> Iterator[Case]:
 
 def _options(entry: str) -> list[str]:
     """Every option that an entry's help names."""
-    question = "--help-all" if entry in TRAINING else "--help"
-    done = subprocess.run(
-        [sys.executable, str(PROJECT / entry), question], capture_output=True, encoding="utf-8", check=True
-    )
-    found = set(re.findall(r"--[a-z][\w.-]*", done.stdout)) - {"--help", "--help-all", "--version"}
+
+    def answer(question: str) -> str:
+        command = [sys.executable, str(PROJECT / entry), question]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout
+
+    text = answer("--help")
+    text = answer("--help-all") if "--help-all" in text else text
+    found = set(re.findall(r"--[a-z][\w.-]*", text)) - {"--help", "--help-all", "--version"}
     return sorted(name for name in found if not LEFT_OUT.match(name))
 
 

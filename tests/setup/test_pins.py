@@ -8,7 +8,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from uv import find_uv_bin
 
@@ -97,6 +99,15 @@ def test_everything_that_comes_in_here_is_pinned_by_hash() -> None:
         pinned = {canonicalize_name(r.name) for r in applicable if r.marker is None or r.marker.evaluate()}
         found = {name for name in required_distributions(PROJECT / requirements) if not OF_TORCH.match(f"{name}==")}
         assert found - pinned == {"torch"}
+
+
+def test_conda_takes_the_same_versions() -> None:
+    """conda hands the lines to pip in a file beside environment.yml."""
+    content = yaml.safe_load((PROJECT / "environment.yml").read_text(encoding="utf-8"))
+    python, pip, by_pip = content["dependencies"]
+    assert pip == "pip" and by_pip == {"pip": ["-r requirements.txt", "-c constraints.txt"]}
+    supported = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    assert SpecifierSet(supported).contains(python.removeprefix("python="))
 
 
 @pytest.fixture

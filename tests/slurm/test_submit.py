@@ -80,7 +80,7 @@ def test_a_dry_run_shows_the_plan_and_warns_of_a_limit_before_the_first_save(tmp
 
 
 def test_a_sweep_names_its_runs():
-    jobs = plan_jobs(str(SMOKE), ["--run.root=/r"], ["optim.lr=3e-4,6e-4", "run.seed=1,2"])
+    jobs = plan_jobs("smoke", ["--run.root=/r"], ["optim.lr=3e-4,6e-4", "run.seed=1,2"])
     names = [f"smoke-lr-{lr}-seed-{seed}" for lr in ("3e-4", "6e-4") for seed in (1, 2)]
     assert [job.name for job in jobs] == names
     assert [job.folder for job in jobs] == [Path("/r") / name for name in names]
