@@ -1,7 +1,7 @@
 """A package that isn't installed is one line that says what to do, wherever a command imports it.
 
 Commands set this as their `sys.excepthook` before they import anything else of the project: it needs the standard
-library alone.
+library.
 """
 
 import re

@@ -38,7 +38,7 @@ CONSTRAINTS_HEAD = """\
 # hashes are not here, for with a single one pip demands them of everything, torch included, whose files differ by
 # index. Written by setup/pin_packages.py, which keeps the versions that it finds here.
 """
-# of the last part of pyproject.toml: uv reads it there alone, not in a uv.toml
+# of the last part of pyproject.toml: uv reads it only there, not in a uv.toml
 UV_HEAD = """\
 # The versions of constraints.txt for `uv sync`, to the end of this file. Written by setup/pin_packages.py.
 [tool.uv]

@@ -22,7 +22,7 @@ class Words:
 OF_PIP = Words(
     other_files=r"DO NOT MATCH THE HASHES.*\n(\S+) from \S*?([^/\s#]+)(?:#\S*)? ",
     no_network=r"Retrying \(Retry\(",
-    # the last package that it had begun with
+    # the last package that it had started with
     not_built=r"(?s:.*)^(?:Collecting|Processing|Building wheel for) (?:\S*/)?(\S+)(?s:.*?)"
     r"(?i:subprocess-exited-with-error|backend-?unavailable)|(?i:subprocess-exited-with-error|backend-?unavailable)",
     not_found=r"(No matching distribution found for \S+)",
