@@ -80,12 +80,15 @@ def count(checkout: Path) -> dict[str, list[str] | None]:
 
 
 def imports(checkout: Path, path: Path) -> list[str] | None:
-    """Modules of the version that one of its files imports itself."""
+    """Modules of the version that one of its files imports itself, but for what every command starts with."""
     if not (checkout / path).is_file():
         return None
     files = (file.relative_to(checkout) for room in ROOMS for file in (checkout / room).rglob("*.py"))
     modules = {module_name(file) for file in files}
     tree = ast.parse((checkout / path).read_text(encoding="utf-8"))
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "__package__" in ast.unparse(node.test))
+    ]
     return sorted(modules & set(imported_by(tree, path, modules)))
 
 
