@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import UserError
-from common.packages import install_command
+from common.missing_packages import install_command
 from common.progress import progress_bar
 from common.publish import write_json_output, write_json_whole
 from eval.generation.decoding import Decoding

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from common.packages import install_command
+from common.missing_packages import install_command
 from eval.hugging_face.hf_config import to_config
 from eval.hugging_face.hf_tensors import to_tensors
 from model.gpt import GPT
