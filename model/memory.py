@@ -14,14 +14,15 @@ from model.counts import parameter_count, parameter_shapes
 from model.kernel_sizes import BLOCK_ROWS_CPU, SMALLEST_BLOCK, chunk_rows
 from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stream_bytes
 
-# A CPU process's peak after one step of a model of 20,000 parameters: PyTorch's libraries, the trainer's modules, and
-# torch._dynamo, which DDP and recomputation import: a rank by itself takes 71 MiB less. (torch 2.13, one thread; 219
-# MiB of it after `import torch`.)
-FRAMEWORK_CPU = 320 << 20
+# A CPU process's peak after two steps of a model of 5,000 parameters (torch 2.13, one thread; 219 MiB of it after
+# `import torch`); what torch._dynamo adds, which DDP and recomputation import; what its compiler adds to that; and the
+# kernels for matrix products in 16 bits.
+FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU = 264 << 20, 76 << 20, 112 << 20, 22 << 20
 # Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
-# tensors above 32 MiB back to the system. It was between 0.12 and 0.51 in seven measured runs, so that this part is a
-# guess in the middle; with MALLOC_MMAP_THRESHOLD_=65536, by which glibc gives all of them back, there is none.
-HEAP_SHARE, LARGEST_IN_HEAP = 0.3, 32 << 20
+# tensors above 32 MiB back to the system. It was 12 to 51 % in the runs that were measured (about 15 or about 50, by
+# the order of what a block makes and drops), so that this part is a bound. With MALLOC_MMAP_THRESHOLD_ in the
+# environment glibc gives all tensors of that size back, and there are no gaps.
+HEAP_SHARE, LARGEST_IN_HEAP = 0.55, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class MemoryEstimate:
         allocator: what the C library keeps of freed memory. framework: what the process takes without a model; on a GPU
             nothing, whose memory holds none of it.
         gradients_stay: gradients are there in the forward, too: of micro-batches before, or as DDP's buckets.
+        snapshot_stays: training goes on after a save, beside its copy, which the next one reuses.
     """
 
     weights: int
@@ -58,6 +60,7 @@ class MemoryEstimate:
     allocator: int
     framework: int
     gradients_stay: bool = field(default=True, metadata={"part": False})
+    snapshot_stays: bool = field(default=False, metadata={"part": False})
 
     @property
     def parts(self) -> dict[str, int]:
@@ -67,7 +70,8 @@ class MemoryEstimate:
     @property
     def phases(self) -> dict[str, int]:
         """What is there in each phase of a run, without what is there always (allocator and framework)."""
-        kept = self.weights + self.optimizer + self.average
+        copied = self.snapshot if self.snapshot_stays else 0
+        kept = self.weights + self.optimizer + self.average + copied
         before = self.gradients if self.gradients_stay else 0
         return {
             "forward and loss": kept + self.copies + before + self.activations + self.head,
@@ -76,7 +80,7 @@ class MemoryEstimate:
             "update": kept + self.gradients + self.temporaries + self.communication,
             "validation": kept + self.copies + before + self.validation,
             "layer statistics": kept + self.gradients + self.statistics,
-            "saving": kept + before + self.snapshot,
+            "saving": kept - copied + before + self.snapshot,
         }
 
     @property
@@ -111,7 +115,10 @@ def memory_estimate(
     communication_bytes: int = 0,
     snapshot_bytes: int = 0,
     gradients_stay: bool = True,
+    snapshot_stays: bool = False,
     statistics_ranks: int = 0,
+    several_ranks: bool = False,
+    heap_gaps: bool = True,
 ) -> MemoryEstimate:
     """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
 
@@ -123,26 +130,31 @@ def memory_estimate(
         recompute_norms: as `GPT.recompute_norms`.
         stream: dtype of the residual stream.
         device_type: attention with dropout keeps its weights on a CPU, which has no fused kernel for it.
-        compiled: the head's compiled kernel takes more rows at a time and widens none in memory. What the compiler
-            saves elsewhere is not credited.
+        compiled: the head's compiled kernel takes more rows at a time and widens none in memory; blocks compute some of
+            what they need for the backward again (`_Sizes.compiled`).
         adapters: parameters of adapters, where only they are trained; None: all weights are. What a frozen model's
             blocks keep is taken to be the same.
         optimizer_bytes: what the optimizer keeps of all that is trained.
         average_bytes: what is kept of an average of the weights.
         temporary_bytes, communication_bytes: what its update takes beside that.
         snapshot_bytes: copied by a save into the memory that the estimate is of.
-        gradients_stay: as `MemoryEstimate.gradients_stay`.
+        gradients_stay, snapshot_stays: as in `MemoryEstimate`.
         statistics_ranks: ranks that share the copy of what is trained that layer statistics take for an update, when no
             activations are there; 0: none is taken.
+        several_ranks: DDP is there. heap_gaps: the C library keeps gaps between tensors on a CPU, as glibc does unless
+            it is told otherwise.
     """
     tables = 1 if config.tie_weights else 2
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * tables
     parameters = parameter_count(config) + padding
     tokens, matmul = micro_batch * config.block_size, matmul_bytes(dtype)
     trained = parameters if adapters is None else adapters
-    sizes = _Sizes(config, matmul, stream_bytes(stream), device_type)
+    sizes = _Sizes(config, matmul, stream_bytes(stream), device_type, compiled)
     one_pass = tokens * sizes.working(forward=True)
-    kept, hidden = tokens * sizes.kept(recompute_every, recompute_norms), tokens * config.n_embd * FLOAT32
+    kept, hidden = tokens * sizes.kept(recompute_every, recompute_norms), tokens * config.n_embd * matmul
+    in_heap = device_type == "cpu" and heap_gaps and hidden < LARGEST_IN_HEAP
+    framework = FRAMEWORK_CPU + COMPILER_CPU * compiled + NARROW_CPU * (dtype != "fp32")
+    framework += DYNAMO_CPU * (several_ranks or bool(recompute_every) or recompute_norms or compiled)
     capped = config.logit_softcap is not None
     logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
     return MemoryEstimate(
@@ -159,9 +171,10 @@ def memory_estimate(
         validation=max(one_pass, logits + tokens * config.n_embd * FLOAT32 + _head_cast(config, matmul)),
         statistics=trained * FLOAT32 // statistics_ranks if statistics_ranks else 0,
         snapshot=snapshot_bytes,
-        allocator=round(HEAP_SHARE * kept) if device_type == "cpu" and hidden < LARGEST_IN_HEAP else 0,
-        framework=FRAMEWORK_CPU if device_type == "cpu" else 0,
+        allocator=round(HEAP_SHARE * kept) if in_heap else 0,
+        framework=framework if device_type == "cpu" else 0,
         gradients_stay=gradients_stay,
+        snapshot_stays=snapshot_stays,
     )
 
 
@@ -195,33 +208,47 @@ def _logits_bytes(vocab: int, tokens: int, dtype: Dtype, device_type: str, compi
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes per token. matmul: of a number in matrix products. stream: of one in the residual stream."""
+    """Bytes per token.
+
+    Attributes:
+        matmul: of a number in matrix products. stream: of one in the residual stream.
+        compiled: neither SwiGLU's gate after its activation nor what RoPE turns is kept; nothing else was seen to be
+            saved.
+    """
 
     config: ModelConfig
     matmul: int
     stream: int
     device_type: str
+    compiled: bool
 
     def kept(self, recompute_every: int, recompute_norms: bool) -> int:
         """What all blocks and the last norm keep for the backward."""
         config = self.config
         layers = [self._block(layer, recompute_norms) for layer in range(config.n_layer)]
         recomputed = set(range(0, config.n_layer, recompute_every)) if recompute_every else set()
-        kept = sum(size for layer, size in enumerate(layers) if layer not in recomputed)
-        # a recomputed block keeps its input, and one at a time is there whole during the backward
-        inputs = len(recomputed) * config.n_embd * self.stream
-        whole = max((layers[layer] for layer in recomputed), default=0)
+        # a recomputed block keeps its input, and is there whole during its own backward, when later ones have gone
+        entered = config.n_embd * self.stream
+        kept = most = 0
+        for layer, size in enumerate(layers):
+            most = max(most, kept + size)
+            kept += entered if layer in recomputed else size
+        inputs = 0
         values = config.kv_heads * config.head_size
         # of the first block, recomputed or not, the values are kept: a part of what is projected in one
         first = (config.n_embd + 2 * values) * self.matmul if config.value_residual and 0 in recomputed else 0
         inputs += config.value_embeddings * values * self.matmul + first
         inputs += config.n_embd * FLOAT32 if config.embedding == "normed" else 0
-        return kept + inputs + whole + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
+        return max(kept, most) + inputs + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
 
     def working(self, *, forward: bool) -> int:
-        """What a block's MLP, its widest part, holds beside what is kept: gradients of its hidden states."""
+        """What a block's MLP, its widest part, holds beside what is kept: gradients of its hidden states.
+
+        Those of SwiGLU are the product's, the gate's before and after its activation, and the other factor's; in
+        float32 one of them takes the place of what has been used.
+        """
         config = self.config
-        ways = 4 if config.mlp == "swiglu" else 2
+        ways = 2 if config.mlp != "swiglu" else 3 if self.matmul == FLOAT32 and not forward else 4
         hidden = ways * config.hidden_size * self.matmul
         return hidden + (2 if forward else 3) * config.n_embd * self.stream
 
@@ -232,13 +259,17 @@ class _Sizes:
         widened = config.norm != "rmsnorm" and self.device_type != "cpu"  # by autocast, what goes into a LayerNorm
         into_norm = FLOAT32 if widened else self.stream
         norms = 2 * config.n_embd * (self.stream if recompute_norms else into_norm + matmul)
-        ways = 4 if config.mlp == "swiglu" else 2  # before and after the activation; SwiGLU's gate, before and after
+        # before and after the activation; SwiGLU's gate, before and after
+        ways = 2 if config.mlp != "swiglu" else 3 if self.compiled else 4
         mlp = ways * config.hidden_size * matmul
         dropout = self._dropout() if config.dropout else 0
         window = config.layer_window(layer)
         in_blocks = window is not None and 2 * max(window, SMALLEST_BLOCK) < config.block_size
         elements = ATTENTION_KINDS[config.attention].kept_per_token(config, in_blocks=in_blocks)
-        mixed = config.kv_heads * config.head_size * matmul if config.other_values(layer) else 0
+        values = config.kv_heads * config.head_size
+        if self.compiled and config.position == "rope" and not config.qk_norm:
+            elements -= config.n_embd + values
+        mixed = values * matmul if config.other_values(layer) else 0
         return norms + elements * matmul + mlp + dropout + mixed
 
     def _dropout(self) -> int:

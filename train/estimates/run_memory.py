@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
+from common.environment import whole_number
 from common.errors import UserError
 from common.progress import format_bytes, format_count
 from model.counts import Shape, flops_per_token, matrix_rows, parameter_count, trained_shapes
@@ -21,6 +22,9 @@ from train.settings.sections import Config
 MEMORY_SHARE = 0.85  # of what is free; the rest is for the allocator's rounding and what the estimate leaves out
 KEPT_SHARE = 0.95  # what an earlier start chose may take, so that it holds where a little less is free than it was then
 CPU_MICRO_BATCH = 8  # beyond it a CPU gains no speed
+# The variable by which glibc gives what is as large back to the system as soon as it is freed; below so much there are
+# no tensors that count
+MMAP_THRESHOLD, SMALL_BYTES = "MALLOC_MMAP_THRESHOLD_", 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,9 @@ def average_bytes(config: Config, world_size: int = 1) -> int:
 
 
 def communication_bytes(config: Config, world_size: int) -> int:
-    """What sends weights to the other ranks after a sharded update."""
-    return BUFFER_BYTES if config.optim.is_sharded(world_size) else 0
+    """What sends weights to the other ranks: after a sharded update, or where averaged ones are evaluated."""
+    exchanged = world_size > 1 and config.optim.ema_half_life_tokens is not None and config.eval.weights == "ema"
+    return BUFFER_BYTES if exchanged or config.optim.is_sharded(world_size) else 0
 
 
 def temporary_bytes(config: Config) -> int:
@@ -114,6 +119,8 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
     state = optimizer_bytes(config, world_size)
     saved_here = device_type == "cpu" and config.checkpoint.asynchronous
     sequences = config.batch.tokens_per_step // config.model.block_size
+    saves = config.checkpoint.every_steps, config.checkpoint.weights_every_steps
+    threshold = whole_number(MMAP_THRESHOLD, 0, advice="it is glibc's: unset it")
     return memory_estimate(
         config.model.architecture(),
         micro_batch=micro_batch,
@@ -130,15 +137,21 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         communication_bytes=communication_bytes(config, world_size),
         snapshot_bytes=_snapshot_bytes(config, world_size) if saved_here else 0,
         gradients_stay=world_size > 1 or sequences > micro_batch,
+        snapshot_stays=any(0 < every < config.run.max_steps for every in saves),
         statistics_ranks=world_size if config.log.statistics_every else 0,
+        several_ranks=world_size > 1,
+        heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
 
 
 def _snapshot_bytes(config: Config, world_size: int) -> int:
-    """This rank's share of weights, moments and averaged weights."""
-    trained = FLOAT32 * sum(math.prod(shape) for shape in shapes_to_train(config).values())
-    averaged = trained if config.optim.ema_half_life_tokens is not None else 0
-    return (trained + averaged + optimizer_bytes(config)) // world_size
+    """What a save copies on one rank: weights, moments and averaged weights of the largest part."""
+    shapes, declared = shapes_to_train(config), state_of_config(config)
+    copies = 1 if config.optim.ema_half_life_tokens is None else 2
+    copied = [0] * world_size
+    for name, rank in owners_of(shapes, declared, world_size).items():
+        copied[rank] += copies * FLOAT32 * math.prod(shapes[name]) + declared.nbytes({name: shapes[name]})
+    return max(copied)
 
 
 def estimated_memory(config: Config, plan: BatchPlan, device_type: str) -> MemoryEstimate:

@@ -1,0 +1,30 @@
+"""The peak memory of real training processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.helpers.training import PROJECT
+from train.estimates.run_memory import MMAP_THRESHOLD
+
+RETURNED = {MMAP_THRESHOLD: "65536"}  # glibc keeps no freed tensor: what is measured is what is in use
+
+
+def peak_bytes(ranks: int, options: Sequence[str], log: Path, environment: dict[str, str] = RETURNED) -> int:
+    """The largest resident set (VmHWM) among the processes of `train/pretrain.py`, compilers and launcher among them.
+
+    Args: log: where their output goes. environment: beside this process's, in which glibc is as it is by default.
+    """
+    command = [str(PROJECT / "train" / "pretrain.py")]
+    if ranks > 1:
+        command = [str(PROJECT / "train" / "launch.py"), "--standalone", f"--nproc_per_node={ranks}", *command]
+    mine = {key: value for key, value in os.environ.items() if key != MMAP_THRESHOLD} | {"OMP_NUM_THREADS": "1"}
+    with open(log, "w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            [sys.executable, *command, *options], stdout=file, stderr=subprocess.STDOUT, env=mine | environment
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, log.read_text(encoding="utf-8", errors="replace")[-2000:]
+    return usage.ru_maxrss * 1024
