@@ -14,6 +14,7 @@ import pytest
 
 from common.errors import UserError
 from common.metrics_file import read_records
+from common.run_folder import RunFolder
 from eval.reporting.key_figures import key_figures
 from eval.reporting.run_data import load_run
 from eval.summary import summarise
@@ -64,6 +65,11 @@ def test_a_plan_needs_no_torch_and_has_every_figure(tmp_path: Path) -> None:
     assert found["fits"] and found["memory_gib"]["total"] < found["device_memory_gib"]
     assert found["tokens_per_second"] == pytest.approx(16 * found["tokens_per_second_per_gpu"])
     assert found["step_seconds"] * found["tokens_per_second"] == pytest.approx(1_048_576)
+    assert found["flops_per_token"] == 6 * (1_315_723_264 - 2048 * 2048) + 12 * 24 * 2048 * 2048
+    assert found["mfu"] == pytest.approx(found["tokens_per_second_per_gpu"] * found["flops_per_token"] / 312e12)
+    assert (found["recompute"], found["micro_batch"]) == ("none", found["largest_micro_batch"]["none"])
+    assert found["memory_gib"]["weights"] == pytest.approx(4 * found["parameters"] / 2**30, rel=0.001)
+    assert found["disk_gb"] > found["data_gb"] + found["checkpoint_gb"] > 12 * found["parameters"] / 1e9
     assert found["compute_optimal_tokens"] == 20 * found["parameters"]
     trainers = "--config train/configs/gpt2-1p3b.yaml --optim.lr 1e-4"
     assert f"sbatch --nodes=2 --gpus-per-node=8 --time=24:00:00 slurm/1p3b.sh {trainers}\n" in said
@@ -173,6 +179,47 @@ def test_cards_are_found_by_their_drivers_names() -> None:
         find_gpu("mi300")
 
 
+def test_every_option_that_takes_memory_or_disk_is_counted() -> None:
+    base = ["--model.preset=gpt2-124m", "--batch.micro_batch=1", "--optim.shard=false", "--recompute.mode=none"]
+    plain, plans = (
+        plan_of(base),
+        {
+            option: plan_of([*base, *option.split()])
+            for option in ("--optim.ema_half_life_tokens=1000000", "--optim.kind=muon", "--model.value_embeddings=2")
+        },
+    )
+    averaged, muon, tables = plans.values()
+    padded = plain.memory.weights
+    assert 0 < averaged.memory.average - padded / 8 < 4 * 768 * 50304  # a part of all weights on each of 8 ranks
+    assert padded - 47 * 768 * 4 <= averaged.checkpoint_bytes - plain.checkpoint_bytes < 1.001 * padded
+    assert muon.memory.optimizer < plain.memory.optimizer and muon.memory.temporaries > 0
+    wide = 2 * 50257 * 768
+    for grown in (tables.memory.weights - padded, tables.memory.gradients - padded):
+        assert 4 * wide <= grown <= 4 * wide + 1_000
+    assert 8 * wide <= tables.memory.optimizer - plain.memory.optimizer <= 8 * wide + 2_000
+    evaluated = plan_of([*base, "--optim.ema_half_life_tokens=1000000", "--eval.weights=ema"])
+    assert evaluated.memory.communication > averaged.memory.communication == 0
+
+
+def test_a_mix_is_counted_by_source(tmp_path: Path) -> None:
+    mix = (
+        "data: {mix: [{name: web, path: a, weight: 3}, {name: code, path: b, weight: 1}], stages: [{weights: {web: 1}, "
+    )
+    mix += "until_tokens: 1048576}, {weights: {web: 1, code: 1}}]}\n"
+    (tmp_path / "mix.yaml").write_text(mix, encoding="utf-8")
+    options = [f"--config={tmp_path / 'mix.yaml'}", "--batch.tokens_per_step=524288", "--run.max_steps=4"]
+    plan = plan_of([*options, "--model.preset=gpt2-124m", "--eval.tokens=2048"])
+    assert plan.data_bytes == {"web": 2 * (1_572_864 + 1024), "code": 2 * (524_288 + 1024)}
+    found = as_json(plan, None)
+    assert found["data_gb_by_source"] == {
+        "web": pytest.approx(0.003148, abs=1e-6),
+        "code": pytest.approx(0.00105, abs=1e-5),
+    }
+    assert found["data_gb"] == pytest.approx(sum(found["data_gb_by_source"].values())) and "(web 0.0, code" in as_text(
+        plan
+    )
+
+
 def test_old_cards_train_in_fp16_and_say_so() -> None:
     plan = plan_of(["--model.preset=gpt2-124m"], "v100", 1, 8)
     assert plan.config.run.dtype == "fp16"
@@ -200,7 +247,7 @@ def test_a_time_limit_before_the_first_save_is_warned_of() -> None:
         assert words in "".join(limit_warnings(plan)) and bool(words) == bool(limit_warnings(plan))
 
 
-def test_a_plan_equals_what_the_run_announces_and_measured_steps_replace_the_estimate(tmp_path: Path) -> None:
+def test_a_plan_equals_what_the_run_announces(tmp_path: Path) -> None:
     make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=500)
     arguments = [*tiny_arguments(tmp_path, tmp_path / "data", "run"), "--recompute.mode=auto"]
     file = tmp_path / "plan.json"
@@ -223,9 +270,35 @@ def test_a_plan_equals_what_the_run_announces_and_measured_steps_replace_the_est
     assert memory.planned == planned["planned_memory_gib"] and (memory.real or 0) > 0.1
     assert re.fullmatch(r"memory of a rank: 0\.\d+ GiB planned, 0\.\d+ in reality \([+-]\d+%\)", str(memory))
     assert [str(entry) for entry in key_figures(load_run(run.path)).planned] == [str(memory)]
-    pace = pace_of(run)
-    assert pace.measured and pace.step > 0 and pace.validation > 0 and pace.start > 0
-    config, _ = read_config([*arguments, "--model.vocab_size=257"])
-    measured = make_plan(config, machine_of("h100", 1, 1), pace=pace)
-    assert as_json(measured, None)["tokens_per_second"] == pytest.approx(512 / pace.step)
-    assert measured.calibrated_on == "steps measured on this machine" and measured.step is None
+
+
+def test_real_steps_replace_the_estimate(tmp_path: Path) -> None:
+    make_token_set(tmp_path / "data", train_tokens=5_000, val_tokens=500)
+    file = tmp_path / "plan.json"
+    arguments = [*tiny_arguments(tmp_path, tmp_path / "data", "run"), "--model.vocab_size=257"]
+    command = [sys.executable, str(PROJECT / "train" / "plan.py"), *arguments, "--json", str(file), "--measure"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "4"], capture_output=True, encoding="utf-8", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "(from steps measured on this machine)" in done.stdout
+    plan = json.loads(file.read_text(encoding="utf-8"))
+    assert plan["calibrated_on"] == "steps measured on this machine" and plan["step_seconds_by_part"] is None
+    assert 0 < plan["step_seconds"] == pytest.approx(512 / plan["tokens_per_second"])
+    parts = plan["hours_by_part"]
+    assert plan["hours"] == pytest.approx(sum(parts.values())) and min(parts.values()) > 0
+    assert parts["steps"] == pytest.approx(20 * plan["step_seconds"] / 3600)
+    assert plan["gpu_hours"] is None and not (tmp_path / "runs").exists()  # its folder is another, and gone
+    done = subprocess.run([*command, "4", "--data.path=gone"], capture_output=True, encoding="utf-8", env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("error: --measure: the trainer ended with status 2: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_measured_pace_is_all_of_the_time(tmp_path: Path) -> None:
+    """Two validations of 3 s, a save of 1 s, steps of 2 s with 1 s between them, in 100 s."""
+    folder = RunFolder(tmp_path)
+    steps = [{"step": n, "step_seconds": 2.0, "time": 10.0 + 3 * n} for n in range(1, 7)]
+    others = [{"step": n, "val_seconds": 3.0, "val_loss": 1.0} for n in (0, 6)]
+    saved = {"step": 6, "kind": "save", "save_blocked_seconds": 1.0}
+    lines = [json.dumps(record) for record in (others[0], *steps, others[1], saved)]
+    folder.metrics.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert pace_of(folder, 100.0) == Pace(step=3.0, validation=3.0, save=1.0, start=100.0 - 12 - 6 - 1, measured=True)

@@ -170,6 +170,25 @@ class MixedOrder:
         return dict(zip(self._names, counts.tolist(), strict=True))
 
 
+def levels_of_mix(
+    weights: Mapping[str, float], stages: Sequence[tuple[Mapping[str, float], int | None, int]], block_size: int
+) -> list[Level]:
+    """The order of a mix in positions of sequences; a stage starts with the first sequence after its tokens.
+
+    Args:
+        weights: of all sources, which hold where there are no stages.
+        stages: the weights of each, the tokens up to which they hold (None: to the end), and over how many they are
+            reached.
+    """
+    if not stages:
+        return levels_of([(0, weights, 0)], [*weights])
+    found, start = [], 0
+    for stage_weights, until, ramp in stages:
+        found.append((start, stage_weights, -(-ramp // block_size)))
+        start = -(-(until or 0) // block_size)
+    return levels_of(found, [*weights])
+
+
 def levels_of(stages: Sequence[tuple[int, Mapping[str, float], int]], names: Sequence[str]) -> list[Level]:
     """Stages as levels.
 

@@ -1,15 +1,16 @@
 """A few real steps of a run on the machine at hand, instead of an estimate of its speed."""
 
+import itertools
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from common.metrics_file import read_metrics
-from common.metrics_table import MetricsTable
 from common.paths import PROJECT
 from common.run_folder import RunFolder
 from train.estimates.durations import Pace
@@ -47,25 +48,31 @@ def measure(config: Config, options: list[str], machine: Machine, steps: int) ->
             "log.wandb": "false",
         }
         command = [sys.executable, *script, *options, *(f"--{key}={value}" for key, value in changed.items())]
+        started = time.monotonic()
         done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             complaint = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise UserError(f"--measure: the trainer ended with status {done.returncode}: {complaint}")
-        return pace_of(RunFolder(Path(root) / NAME))
+        return pace_of(RunFolder(Path(root) / NAME), time.monotonic() - started)
 
 
-def pace_of(folder: RunFolder) -> Pace:
-    """The median step, and what validations, a save and the start took."""
+def pace_of(folder: RunFolder, seconds_in_all: float) -> Pace:
+    """The median step, what validations and a save took, and as the start all else: processes, compilation, the end.
+
+    Args:
+        seconds_in_all: of the command.
+    """
     records = list(read_metrics(folder.metrics))
-    table = MetricsTable(folder.metrics)
-    table.update()
-    seconds = [float(record["step_seconds"]) for record in records if "step_seconds" in record]
-    starts = [life.starting_seconds for life in table.lives if life.starting_seconds is not None]
+    steps = [record for record in records if record.get("step_seconds") is not None]
+    # from one record to the next: with what a step does beside learning
+    seconds = [float(after["time"] - before["time"]) for before, after in itertools.pairwise(steps[FIRST - 1 :])]
+    work = ("step_seconds", "val_seconds", "save_blocked_seconds")
+    worked = sum(float(record[key]) for record in records for key in work if record.get(key) is not None)
     return Pace(
-        step=statistics.median(seconds[FIRST:] or seconds),
+        step=statistics.median(seconds or [float(steps[-1]["step_seconds"])]),
         validation=_median(records, "val_seconds"),
         save=_median(records, "save_blocked_seconds"),
-        start=starts[0] if starts else 0.0,
+        start=max(0.0, seconds_in_all - worked),
         measured=True,
     )
 

@@ -58,7 +58,8 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
         "gpu_hours": gpu_hours,
         "cost": None if price is None or gpu_hours is None else price * gpu_hours,
         "energy_kwh": _energy(plan),
-        "data_gb": plan.data_bytes / GB,
+        "data_gb": sum(plan.data_bytes.values()) / GB,
+        "data_gb_by_source": {name: size / GB for name, size in plan.data_bytes.items() if name},
         "checkpoint_gb": plan.checkpoint_bytes / GB,
         "disk_gb": plan.disk_bytes / GB,
         "compute_optimal_tokens": plan.optimal_tokens,
@@ -174,9 +175,11 @@ def _speed_lines(plan: Plan, price: float | None) -> list[str]:
 
 
 def _disk_line(plan: Plan) -> str:
+    sources = ", ".join(f"{name} {size / GB:.1f}" for name, size in plan.data_bytes.items() if name)
+    data = f"{sum(plan.data_bytes.values()) / GB:.1f} GB" + (f" ({sources})" if sources else "")
     return (
-        f"disk: {plan.disk_bytes / GB:.1f} GB: data {plan.data_bytes / GB:.1f} GB, checkpoints of "
-        f"{plan.checkpoint_bytes / GB:.2f} GB each by the retention plan, logs"
+        f"disk: {plan.disk_bytes / GB:.1f} GB: data {data}, checkpoints of {plan.checkpoint_bytes / GB:.2f} GB each "
+        "by the retention plan, logs"
     )
 
 

@@ -13,6 +13,7 @@ from model.counts import flops_per_token, parameter_count
 from model.device_table import GPUS
 from model.memory import MemoryEstimate
 from model.number_formats import Dtype, check_stream
+from train.batches.mixture import Mixture, levels_of_mix
 from train.batches.plan import BatchPlan, plan_batches
 from train.checkpoints.disk_space import bytes_of_checkpoint, needed_bytes
 from train.estimates.durations import COMPILE_SECONDS, START_SECONDS, Durations, Pace, durations
@@ -52,8 +53,8 @@ class Plan:
         micro_batches: by recompute mode the largest micro-batch that fits; None where none does.
         pace, durations, step: None where the speed is neither known nor measured.
         calibrated_on: what the speed is from.
-        data_bytes, checkpoint_bytes, disk_bytes: of the tokens that are read, of one checkpoint, of all that the run
-            leaves.
+        data_bytes: of the tokens that are read, by source. checkpoint_bytes, disk_bytes: of one checkpoint, of all that
+            the run leaves.
         limit_seconds: of one start.
     """
 
@@ -69,7 +70,7 @@ class Plan:
     durations: Durations | None
     step: StepTime | None
     calibrated_on: str | None
-    data_bytes: int
+    data_bytes: dict[str, int]
     checkpoint_bytes: int
     disk_bytes: int
     limit_seconds: float | None
@@ -139,7 +140,7 @@ def make_plan(
         data_bytes=data,
         checkpoint_bytes=whole,
         limit_seconds=limit_seconds,
-        disk_bytes=data + _kept_bytes(config, whole, weights) + RECORD_BYTES * config.run.max_steps,
+        disk_bytes=sum(data.values()) + _kept_bytes(config, whole, weights) + RECORD_BYTES * config.run.max_steps,
     )
 
 
@@ -201,10 +202,17 @@ def _checkpoint(config: Config) -> tuple[int, int]:
     return bytes_of_checkpoint(shapes_to_train(config), state_of_config(config), averaged=averaged)
 
 
-def _data_bytes(config: Config) -> int:
-    """Of the tokens that a run reads, if none is read twice."""
-    item = 2 if config.model.vocab_size <= 1 << 16 else 4
-    return item * (config.batch.stages.tokens_after(config.run.max_steps) + config.eval.tokens)
+def _data_bytes(config: Config) -> dict[str, int]:
+    """Of the tokens that a run reads of each source, if none is read twice; "" is the name of a single set."""
+    item, length = 2 if config.model.vocab_size <= 1 << 16 else 4, config.model.block_size
+    read = config.batch.stages.tokens_after(config.run.max_steps)
+    if not config.data.mix:
+        return {"": item * (read + config.eval.tokens)}
+    counts = Mixture(levels_of_mix(*config.data.planned_mix, length)).consumed(read // length).tolist()
+    validated = max(1, config.eval.tokens // length // len(counts))
+    return {
+        source.name: item * length * (count + validated) for source, count in zip(config.data.mix, counts, strict=True)
+    }
 
 
 def _kept_bytes(config: Config, whole: int, weights: int) -> int:

@@ -154,6 +154,12 @@ class DataConfig:
                 raise ValueError(f"data.mix: the weights {weights} must not be negative, and one must be above 0")
 
     @property
+    def planned_mix(self) -> tuple[dict[str, float], list[tuple[dict[str, float], int | None, int]]]:
+        """The weights of all sources, and of each stage with where it ends and its ramp, in tokens."""
+        stages = [(stage.weights, stage.until_tokens, stage.ramp_tokens) for stage in self.stages]
+        return {source.name: source.weight for source in self.mix}, stages
+
+    @property
     def masks_documents(self) -> bool:
         """Whether attention stays inside documents."""
         return self.is_packed if self.document_mask == "auto" else self.document_mask

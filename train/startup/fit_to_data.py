@@ -9,8 +9,8 @@ from common.errors import UserError
 from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.token_mix import Source, TokenMix, sources_of
 from data_prep.token_sets.token_set import TokenSet, find_token_set
-from train.batches.mixture import Level, Mixture, levels_of
-from train.settings.sections import Config, DataConfig
+from train.batches.mixture import Level, Mixture, levels_of_mix
+from train.settings.sections import Config
 
 MANY_EPOCHS = 4.0  # up to which repeated text is nearly as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
 
@@ -94,19 +94,8 @@ def open_data(config: Config) -> TokenSet:
         Source(source.name, TokenSet.open(find_token_set(source.path)), source.weight / total, source.max_epochs)
         for source in data.mix
     ]
-    return TokenMix(sources, [[level.start, list(level.shares)] for level in _levels(data, config.model.block_size)])
-
-
-def _levels(data: DataConfig, block_size: int) -> list[Level]:
-    """The order of the mix in positions of sequences; a stage starts with the first sequence after its tokens."""
-    names = [source.name for source in data.mix]
-    if not data.stages:
-        return levels_of([(0, {source.name: source.weight for source in data.mix}, 0)], names)
-    stages, start = [], 0
-    for stage in data.stages:
-        stages.append((start, stage.weights, -(-stage.ramp_tokens // block_size)))
-        start = -(-(stage.until_tokens or 0) // block_size)
-    return levels_of(stages, names)
+    levels = levels_of_mix(*data.planned_mix, config.model.block_size)
+    return TokenMix(sources, [[level.start, list(level.shares)] for level in levels])
 
 
 def mixture_of(tokens: TokenSet, first: Mapping[str, int]) -> Mixture | None:
