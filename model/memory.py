@@ -19,10 +19,10 @@ from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stre
 # kernels for matrix products in 16 bits.
 FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU = 264 << 20, 76 << 20, 112 << 20, 22 << 20
 # Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
-# tensors above 32 MiB back to the system. It was 12 to 51 % in the runs that were measured (about 15 or about 50, by
-# the order of what a block makes and drops), so that this part is a bound. With MALLOC_MMAP_THRESHOLD_ in the
-# environment glibc gives all tensors of that size back, and there are no gaps.
-HEAP_SHARE, LARGEST_IN_HEAP = 0.55, 32 << 20
+# tensors above 32 MiB back to the system. Seen in eleven runs, not derived: 15 to 27 % in the simplest case, 49 to 61 %
+# where several micro-batches are accumulated, blocks are recomputed, or SwiGLU runs in 16 bits. With
+# MALLOC_MMAP_THRESHOLD_ in the environment glibc gives all tensors of that size back, and there are no gaps.
+HEAP_SHARE, CROWDED_HEAP_SHARE, LARGEST_IN_HEAP = 0.3, 0.65, 32 << 20
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def memory_estimate(
     sizes = _Sizes(config, matmul, stream_bytes(stream), device_type, compiled)
     one_pass = tokens * sizes.working(forward=True)
     kept, hidden = tokens * sizes.kept(recompute_every, recompute_norms), tokens * config.n_embd * matmul
+    crowded = gradients_stay or bool(recompute_every) or compiled or (config.mlp == "swiglu" and matmul < FLOAT32)
     in_heap = device_type == "cpu" and heap_gaps and hidden < LARGEST_IN_HEAP
     framework = FRAMEWORK_CPU + COMPILER_CPU * compiled + NARROW_CPU * (dtype != "fp32")
     framework += DYNAMO_CPU * (several_ranks or bool(recompute_every) or recompute_norms or compiled)
@@ -171,7 +172,7 @@ def memory_estimate(
         validation=max(one_pass, logits + tokens * config.n_embd * FLOAT32 + _head_cast(config, matmul)),
         statistics=trained * FLOAT32 // statistics_ranks if statistics_ranks else 0,
         snapshot=snapshot_bytes,
-        allocator=round(HEAP_SHARE * kept) if in_heap else 0,
+        allocator=round((CROWDED_HEAP_SHARE if crowded else HEAP_SHARE) * kept) if in_heap else 0,
         framework=framework if device_type == "cpu" else 0,
         gradients_stay=gradients_stay,
         snapshot_stays=snapshot_stays,
