@@ -116,7 +116,7 @@ def row_of(name: str, heap: str, peak: int) -> dict[str, Any]:
 def table_of(rows: list[dict[str, Any]]) -> list[str]:
     """As it stands in README.md and docs/planning.md."""
     lines = [
-        "| case | peak, GiB | estimated | | by default, GiB | bound | | largest phase |",
+        "| case | peak, GiB | estimated | | by default, GiB | estimated | | largest phase |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name in CASES:
