@@ -15,9 +15,9 @@ from model.kernel_sizes import BLOCK_ROWS_CPU, SMALLEST_BLOCK, chunk_rows
 from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stream_bytes
 
 # A CPU process's peak after two steps of a model of 5,000 parameters (torch 2.13, one thread; 219 MiB of it after
-# `import torch`); what torch._dynamo adds, which DDP and recomputation import; what its compiler adds to that; and the
-# kernels for matrix products in 16 bits.
-FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU = 264 << 20, 76 << 20, 112 << 20, 32 << 20
+# `import torch`); what torch._dynamo adds, which DDP and recomputation import; what its compiler adds to that; kernels
+# for matrix products in 16 bits; and gloo's buffers.
+FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU, GLOO_CPU = 264 << 20, 76 << 20, 112 << 20, 32 << 20, 16 << 20
 # Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
 # tensors above 32 MiB back to the system. Seen in eleven runs, not derived: 15 to 27 % in the simplest case, 49 to 61 %
 # where several micro-batches are accumulated, blocks are recomputed, or SwiGLU runs in 16 bits. With
@@ -154,7 +154,7 @@ def memory_estimate(
     kept, hidden = tokens * sizes.kept(recompute_every, recompute_norms), tokens * config.n_embd * matmul
     crowded = gradients_stay or bool(recompute_every) or compiled or (config.mlp == "swiglu" and matmul < FLOAT32)
     in_heap = device_type == "cpu" and heap_gaps and hidden < LARGEST_IN_HEAP
-    framework = FRAMEWORK_CPU + COMPILER_CPU * compiled + NARROW_CPU * (dtype != "fp32")
+    framework = FRAMEWORK_CPU + COMPILER_CPU * compiled + NARROW_CPU * (dtype != "fp32") + GLOO_CPU * several_ranks
     framework += DYNAMO_CPU * (several_ranks or bool(recompute_every) or recompute_norms or compiled)
     capped = config.logit_softcap is not None
     logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
