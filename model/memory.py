@@ -41,7 +41,7 @@ class MemoryEstimate:
         allocator: what the C library keeps of freed memory. framework: what the process takes without a model; on a GPU
             nothing, whose memory holds none of it.
         gradients_stay: gradients are there in the forward, too: of micro-batches before, or as DDP's buckets.
-        snapshot_stays: training goes on after a save, beside its copy, which the next one reuses.
+        snapshot_stays: training continues after a save, beside its copy, which the next one reuses.
     """
 
     weights: int
