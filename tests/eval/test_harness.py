@@ -9,13 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.errors import UserError
+from data_prep.chat.chat_tokenizer import ChatTokenizer
+from data_prep.chat.messages import USER, Message
 from eval import import_hf
 from eval.harness import main
+from eval.shared.loading import load_checkpoint
 from tests.eval.checkpoints import write_checkpoint
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.eval.hf_folders import call, two_id_folder
+from tests.eval.test_chat import chat_spec
 from tests.helpers.training import PROJECT
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
@@ -120,3 +125,29 @@ def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(UserError, match=message) as error:
             main()
         assert "\n" not in str(error.value)
+
+
+def test_questions_are_messages_by_the_chat_template(tmp_path: Path) -> None:
+    """lm-eval's log-probabilities of the endings are ours after the prompt that eval/chat.py gives the model.
+
+    lm-eval counts white space at a context's end to the ending: here the line break before an answer, of all endings.
+    """
+    checkpoint = write_checkpoint(tmp_path / "run", tokenizer=chat_spec(), noise=0.3, block_size=600)
+    rows = [{**row, "label": int(row["label"])} for row in official_rows(2, seed=5)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = write_task(tmp_path / "tasks", tmp_path / "rows.jsonl")
+    options = ("--tasks", "hellaswag_here", "--include-path", tasks, "--chat", "--json", tmp_path / "found.json")
+    run(PROJECT / "eval" / "harness.py", checkpoint, *options, home=tmp_path / "home")
+    samples = json.loads((tmp_path / "found.json").read_text())["samples"]["hellaswag_here"]
+    loaded = load_checkpoint(checkpoint)
+    tokenizer = loaded.tokenizer
+    assert isinstance(tokenizer, ChatTokenizer)
+    for row, sample in zip(rows, samples, strict=True):
+        question = lm_eval_text(f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}")
+        *prompt, line_break = tokenizer.prompt_of([Message(USER, question)])
+        for ending, found in zip(row["endings"], sample["answers"], strict=True):
+            answer = [line_break, *tokenizer.encode(lm_eval_text(ending)).tolist()]
+            with torch.no_grad():
+                logs = loaded.model(torch.tensor([prompt + answer])).log_softmax(-1)[0, len(prompt) - 1 : -1]
+            expected = logs.gather(1, torch.tensor(answer)[:, None]).sum()
+            assert found == pytest.approx(float(expected), rel=1e-4)
