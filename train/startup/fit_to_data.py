@@ -10,7 +10,7 @@ from data_prep.token_sets.manifest import document_start
 from data_prep.token_sets.token_mix import Source, TokenMix, sources_of
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from train.batches.mixture import Level, Mixture, levels_of_mix
-from train.settings.sections import Config
+from train.settings.sections import Config, DataConfig
 
 MANY_EPOCHS = 4.0  # up to which repeated text is nearly as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
 
