@@ -17,7 +17,7 @@ from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stre
 # A CPU process's peak after two steps of a model of 5,000 parameters (torch 2.13, one thread; 219 MiB of it after
 # `import torch`); what torch._dynamo adds, which DDP and recomputation import; what its compiler adds to that; kernels
 # for matrix products in 16 bits; and gloo's buffers.
-FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU, GLOO_CPU = 264 << 20, 76 << 20, 112 << 20, 32 << 20, 16 << 20
+FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU, GLOO_CPU = 276 << 20, 76 << 20, 112 << 20, 32 << 20, 16 << 20
 # Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
 # tensors above 32 MiB back to the system. Seen in eleven runs, not derived: 15 to 27 % in the simplest case, 49 to 61 %
 # where several micro-batches are accumulated, blocks are recomputed, or SwiGLU runs in 16 bits. With
@@ -41,6 +41,7 @@ class MemoryEstimate:
         allocator: what the C library keeps of freed memory. framework: what the process takes without a model; on a GPU
             nothing, whose memory holds none of it.
         gradients_stay: gradients are there in the forward, too: of micro-batches before, or as DDP's buckets.
+        buckets_stay: they are there between steps as well, as DDP's buckets; one rank drops them after the update.
         snapshot_stays: training continues after a save, beside its copy, which the next one reuses.
     """
 
@@ -60,6 +61,7 @@ class MemoryEstimate:
     allocator: int
     framework: int
     gradients_stay: bool = field(default=True, metadata={"part": False})
+    buckets_stay: bool = field(default=True, metadata={"part": False})
     snapshot_stays: bool = field(default=False, metadata={"part": False})
 
     @property
@@ -73,14 +75,15 @@ class MemoryEstimate:
         copied = self.snapshot if self.snapshot_stays else 0
         kept = self.weights + self.optimizer + self.average + copied
         before = self.gradients if self.gradients_stay else 0
+        between = self.gradients if self.buckets_stay else 0
         return {
             "forward and loss": kept + self.copies + before + self.activations + self.head,
             "backward": kept + self.copies + before + self.activations + self.working,
             "end of the backward": kept + self.copies + self.gradients + self.working,
             "update": kept + self.gradients + self.temporaries + self.communication,
-            "validation": kept + self.copies + before + self.validation,
+            "validation": kept + self.copies + between + self.validation,
             "layer statistics": kept + self.gradients + self.statistics,
-            "saving": kept - copied + before + self.snapshot,
+            "saving": kept - copied + between + self.snapshot,
         }
 
     @property
@@ -175,6 +178,7 @@ def memory_estimate(
         allocator=round((CROWDED_HEAP_SHARE if crowded else HEAP_SHARE) * kept) if in_heap else 0,
         framework=framework if device_type == "cpu" else 0,
         gradients_stay=gradients_stay,
+        buckets_stay=several_ranks,
         snapshot_stays=snapshot_stays,
     )
 

@@ -33,6 +33,7 @@ from train.objectives.answers import Answers
 from train.optimization.ddp import Parallel
 from train.optimization.step import Stepper
 from train.settings.command_line import read_config
+from train.startup.announce import describe_packing
 
 LENGTH, SEQUENCES = 64, 8
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -173,7 +174,21 @@ def test_only_answers_and_their_ends_are_targets(data: Path) -> None:
     assert texts.pop() == ""
     assert all(text.isdigit() for text in texts)
     assert len(texts) == np.count_nonzero(rows.inputs == tokenizer.special_spellings["<|bot|>"])
-    assert packed.facts.left_out == 0
+    assert packed.facts.left_out == 0 and "left out" not in describe_packing(packed)[0]
+
+
+def test_the_log_counts_conversations_longer_than_a_sequence(data: Path) -> None:
+    tokens = TokenSet.open(data)
+    marks = tokens.marks("train")
+    assert marks is not None
+    targets = [len(ids) - 1 for ids in conversations_of(tokens.split("train"), marks)]
+    length = int(np.median(targets))
+    prepare_packing(tokens, length, ALONE)
+    packed = training_sequences(tokens, length, stride=None, packed=True, mask_documents=True)
+    assert isinstance(packed, PackedSequences)
+    longer = sum(count > length for count in targets)
+    assert 0 < longer < len(targets)
+    assert f"{longer:,} conversations longer than one left out" in describe_packing(packed)[0]
 
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:

@@ -192,11 +192,11 @@ class Validation(Evaluation):
         results: list[LossResult] = []
         before, ranks = 0, self._tools.ranks.world_size
 
-        def tell(before: int, count: int) -> None:
-            done(before + count * ranks)
+        def tell(before: int, here: int, count: int) -> None:
+            done(before + min(count * ranks, here))  # the last micro-batches are not full on all ranks
 
         for part in self._parts:
-            results.append(self._evaluate(part, split_documents_at, partial(tell, before)))
+            results.append(self._evaluate(part, split_documents_at, partial(tell, before, part.count)))
             before += part.count
         return results
 

@@ -153,6 +153,8 @@ def describe_packing(packed: PackedSequences) -> list[str]:
         f"packing: {facts.pieces:,} pieces of documents in {facts.sequences:,} sequences, {facts.cut_documents:,} "
         f"documents longer than one cut; {facts.targets:,} targets and {facts.padding:,} of padding ({share:.2%})"
     )
+    if facts.left_out:
+        line += f"; {facts.left_out:,} conversations longer than one left out"
     return [line if share <= MUCH_PADDING else f"WARNING: {line}: a smaller model.block_size wastes less"]
 
 
