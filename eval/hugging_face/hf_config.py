@@ -70,6 +70,7 @@ GPT2_OTHER_NAMES = {  # under which its configuration class takes the same field
 }  # fmt: skip
 OWN_FACTS = "longhaul"  # key of config.json for what their classes have no word for
 MOST_PADDING = 1 << 16  # rows of a table: what models are trained with, below what a damaged file may hold
+WRITTEN_PLAIN = ("norm_weights", "embedding", "tie_weights")  # what `plain_config` changes
 OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
 
 
@@ -89,9 +90,11 @@ def home_of(config: ModelConfig) -> str:
 
     Raises UserError naming the option that none of them has.
     """
+    for option in fields(config):  # before another is made of it, which accepts the model's own kinds only
+        if option.name not in WRITTEN_PLAIN:
+            _accept(_is_known(config, option), f"model.{option.name} {getattr(config, option.name)}")
     config = plain_config(config)
-    for option in fields(config):
-        _accept(_is_known(config, option), f"model.{option.name} {getattr(config, option.name)}")
+    _accept(config.embedding == "plain", f"model.embedding {config.embedding}")
     several, window = len(set(config.windows)) > 1, config.windows[0]
     # Qwen2 has such windows, but transformers splits its texts as Qwen does, whatever tokenizer.json has
     _accept(not several or config.qk_norm, "windows that differ between layers (model.window_pattern) without QK-norm")
