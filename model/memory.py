@@ -16,8 +16,9 @@ from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stre
 
 # A CPU process's peak after two steps of a model of 5,000 parameters (torch 2.13, one thread; 219 MiB of it after
 # `import torch`); what torch._dynamo adds, which DDP and recomputation import; what its compiler adds to that; kernels
-# for matrix products in 16 bits; and gloo's buffers.
+# for matrix products in 16 bits; gloo's buffers; and what products of Muon's matrices leave (67 MiB in three runs).
 FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU, GLOO_CPU = 276 << 20, 76 << 20, 112 << 20, 32 << 20, 16 << 20
+MUON_CPU = 72 << 20
 # Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
 # tensors above 32 MiB back to the system. Seen in eleven runs, not derived: 15 to 27 % in the simplest case, 49 to 61 %
 # where several micro-batches are accumulated, blocks are recomputed, or SwiGLU runs in 16 bits. With
@@ -121,6 +122,7 @@ def memory_estimate(
     snapshot_stays: bool = False,
     statistics_ranks: int = 0,
     several_ranks: bool = False,
+    muon: bool = False,
     heap_gaps: bool = True,
 ) -> MemoryEstimate:
     """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
@@ -144,8 +146,8 @@ def memory_estimate(
         gradients_stay, snapshot_stays: as in `MemoryEstimate`.
         statistics_ranks: ranks that share the copy of what is trained that layer statistics take for an update, when no
             activations are there; 0: none is taken.
-        several_ranks: DDP is there. heap_gaps: the C library keeps gaps between tensors on a CPU, as glibc does unless
-            it is told otherwise.
+        several_ranks: DDP is there. muon: it trains matrices.
+        heap_gaps: the C library keeps gaps between tensors on a CPU, as glibc does unless it is told otherwise.
     """
     tables = 1 if config.tie_weights else 2
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd * tables
@@ -158,7 +160,7 @@ def memory_estimate(
     crowded = gradients_stay or bool(recompute_every) or compiled or (config.mlp == "swiglu" and matmul < FLOAT32)
     in_heap = device_type == "cpu" and heap_gaps and hidden < LARGEST_IN_HEAP
     framework = FRAMEWORK_CPU + COMPILER_CPU * compiled + NARROW_CPU * (dtype != "fp32") + GLOO_CPU * several_ranks
-    framework += DYNAMO_CPU * (several_ranks or bool(recompute_every) or recompute_norms or compiled)
+    framework += MUON_CPU * muon + DYNAMO_CPU * (several_ranks or bool(recompute_every) or recompute_norms or compiled)
     capped = config.logit_softcap is not None
     logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
     return MemoryEstimate(
@@ -244,7 +246,8 @@ class _Sizes:
         first = (config.n_embd + 2 * values) * self.matmul if config.value_residual and 0 in recomputed else 0
         inputs += config.value_embeddings * values * self.matmul + first
         inputs += config.n_embd * FLOAT32 if config.embedding == "normed" else 0
-        return max(kept, most) + inputs + config.n_embd * FLOAT32 + (config.n_embd * FLOAT32 if config.dropout else 0)
+        last_norm = config.n_embd * FLOAT32  # gone when a block is recomputed
+        return max(kept + last_norm, most) + inputs + (config.n_embd * FLOAT32 if config.dropout else 0)
 
     def working(self, *, forward: bool) -> int:
         """What a block's MLP, its widest part, holds beside what is kept: gradients of its hidden states.

@@ -109,7 +109,8 @@ class Server:
             return
         value = self.files[path]
         if "recursive=true" in query.lower():
-            value = self.files.get(f"{path}?recursive", value)
+            inside = [found for name, found in self.files.items() if f"{name}/".startswith(f"{path}/")]
+            value = [entry for entries in inside if isinstance(entries, list) for entry in entries]
         data = value if isinstance(value, bytes) else json.dumps(value).encode()
         start = 0
         if asked_range and self.ranges:
@@ -167,8 +168,6 @@ def hub_files(repo: str, revision: str, files: dict[str, bytes], configs: list[d
             folder = parent
     tree = f"/api/datasets/{repo}/tree/{revision}"
     for folder, entries in folders.items():
-        where = f"{tree}/{folder}".rstrip("/")
-        inside = [found for name, found in folders.items() if not folder or f"{name}/".startswith(f"{folder}/")]
-        served |= {where: entries, f"{where}?recursive": [entry for found in inside for entry in found]}
+        served[f"{tree}/{folder}".rstrip("/")] = entries
     served.setdefault(tree, [])
     return served

@@ -140,6 +140,7 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         snapshot_stays=any(0 < every < config.run.max_steps for every in saves),
         statistics_ranks=world_size if config.log.statistics_every else 0,
         several_ranks=world_size > 1,
+        muon=bool(_muons(config)),
         heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
 

@@ -35,14 +35,8 @@ class LanguageModelling:
     def loss(self, model: Callable[..., Any], batch: MicroBatch, scale: Tensor) -> tuple[Tensor, Tensor]:
         """The summed cross-entropy of a micro-batch in nats, (), float32, with the z-loss; each of them detached."""
         z_loss, by_source = self._z_loss or None, bool(self.sources)
-        found = model(
-            batch.tokens,
-            batch.targets,
-            document_ids=batch.document_ids,
-            scale=scale,
-            z_loss=z_loss,
-            by_sequence=by_source,
-        )
+        more = {"by_sequence": True} if by_source else {}  # a model of one's own need not know it
+        found = model(batch.tokens, batch.targets, document_ids=batch.document_ids, scale=scale, z_loss=z_loss, **more)
         loss, *parts = found if isinstance(found, tuple) else (found,)
         terms = parts[: len(self.terms)]
         own = loss.detach()

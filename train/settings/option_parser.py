@@ -24,11 +24,11 @@ _IN_WORDS = {
 
 COMMON = (
     "config", "model.preset", "data.path", "objective.kind", "run.name", "run.max_steps", "optim.lr",
-    "batch.tokens_per_step",
-    "batch.micro_batch", "eval.every_steps", "eval.tokens", "checkpoint.every_steps", "log.wandb", "log.tensorboard",
-    "lora.rank", "run.device", "run.dtype", "run.compile", "run.seed", "run.root", "resume", "print_config", "version",
-    "help", "help_all",
+    "batch.tokens_per_step", "batch.micro_batch", "eval.every_steps", "eval.tokens", "checkpoint.every_steps",
+    "log.wandb", "log.tensorboard", "lora.rank", "run.device", "run.dtype", "run.compile", "run.seed", "run.root",
+    "resume", "print_config", "version", "help", "help_all",
 )  # fmt: skip
+OF_FINE_TUNING = "objective.kind"  # pre-training has it, too, where few set it
 
 
 class HelpAll(argparse.Action):
@@ -49,7 +49,10 @@ class OptionParser(ArgumentParser):
 
     def print_help(self, file: Any = None) -> None:
         """The options that are set in most runs; `print_all_help` has the others."""
-        shown = [action for action in self._actions if action.dest in COMMON]
+        common = set(COMMON)
+        if not any(action.dest == "lora.rank" for action in self._actions):
+            common.remove(OF_FINE_TUNING)
+        shown = [action for action in self._actions if action.dest in common]
         formatter = self._get_formatter()
         formatter.add_usage("%(prog)s --config NAME_OR_FILE [--SECTION.KEY VALUE …]", self._actions, [])
         formatter.add_text(self.description)
