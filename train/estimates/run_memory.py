@@ -99,6 +99,13 @@ def temporary_bytes(config: Config) -> int:
     return max(3 * largest, 6 * matrix) * FLOAT32
 
 
+def _largest_runs_muon(config: Config, world_size: int) -> bool:
+    """Whether the rank whose memory is estimated updates matrices by Muon: sharded, the largest part may be a table."""
+    if not _muons(config) or not config.optim.is_sharded(world_size):
+        return bool(_muons(config))
+    return max(shares_of(config, world_size), key=lambda share: share.state).flops > 0
+
+
 def _muons(config: Config) -> Mapping[str, Shape]:
     if config.optim.kind != "muon" or config.adapters() is not None:
         return {}
@@ -140,7 +147,7 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         snapshot_stays=any(0 < every < config.run.max_steps for every in saves),
         statistics_ranks=world_size if config.log.statistics_every else 0,
         several_ranks=world_size > 1,
-        muon=bool(_muons(config)),
+        muon=_largest_runs_muon(config, world_size),
         heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
 
