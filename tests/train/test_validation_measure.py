@@ -122,6 +122,6 @@ def test_runs_on_different_numbers_of_tokens_are_not_compared(tmp_path: Path, da
     few, many = run_of(tmp_path, "few"), run_of(tmp_path, "many")
     for runs, same in (((few, many), False), ((few, few), True)):
         script("report.py", *(run.path for run in runs), "--out", tmp_path / "report")
-        page = (tmp_path / "report" / "report.html").read_text()
+        page = html.unescape((tmp_path / "report" / "report.html").read_text(encoding="utf-8"))
         assert ("these validation losses can't be compared" in page) != same
         assert ("few: 32 tokens, SHA-256" in page) != same
