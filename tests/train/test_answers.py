@@ -195,12 +195,17 @@ def steps(run: RunFolder) -> list[dict[str, Any]]:
     return [record for record in read_metrics(run.metrics) if "grad_norm" in record]
 
 
-@pytest.mark.parametrize("more", [(), ("--optim.kind=muon", "--optim.shard=true")])
-def test_a_run_is_the_same_for_any_ranks_and_interruptions(more: tuple[str, ...], tmp_path: Path, data: Path) -> None:
+SHARDED, MUON = "--optim.shard=true", "--optim.kind=muon"
+
+
+@pytest.mark.parametrize(("ranks", "more"), [(2, ()), (2, (SHARDED,)), (2, (MUON, SHARDED)), (1, (MUON,))], ids=str)
+def test_a_run_is_the_same_for_any_ranks_and_interruptions(
+    ranks: int, more: tuple[str, ...], tmp_path: Path, data: Path
+) -> None:
     options = (*SFT, *more, "--schedule.kind=constant", "--run.max_steps=8")
-    train(2, tmp_path, tiny_arguments(tmp_path, data, "two", *options))
-    train(2, tmp_path, tiny_arguments(tmp_path, data, "cut", *options, "--run.max_steps=3"))
-    train(2, tmp_path, tiny_arguments(tmp_path, data, "cut", *options))
+    train(ranks, tmp_path, tiny_arguments(tmp_path, data, "two", *options))
+    train(ranks, tmp_path, tiny_arguments(tmp_path, data, "cut", *options, "--run.max_steps=3"))
+    train(ranks, tmp_path, tiny_arguments(tmp_path, data, "cut", *options))
     two = run_of(tmp_path, "two")
     assert [row for row in curve(run_of(tmp_path, "cut")) if row[-1] != "None"] == [
         row for row in curve(two) if row[-1] != "None"
