@@ -98,7 +98,7 @@ class Starts:
         more: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
     ) -> Trainer:
-        """Start a run, or go on with it: the same command every time, but for `more`. One rank has no launcher."""
+        """Start or resume a run: the same command every time, but for `more`. One rank has no launcher."""
         self.count += 1
         launcher = [LAUNCH, "--standalone", f"--nproc_per_node={world_size}"]
         options = [

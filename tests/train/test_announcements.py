@@ -1,5 +1,6 @@
 """What takes long says so: its size beforehand, how long it still takes while it runs."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -34,3 +35,18 @@ def test_work_between_steps_is_announced_and_shows_how_long_it_takes(tmp_path: P
     assert "validating at step 0: 4 of 16 sequences, " in terminal and " left\n" in terminal
     assert "validating at step 5: 16 of 16 sequences, " in terminal
     assert "4 of 16" not in log
+
+
+def test_a_mix_on_two_ranks_is_validated_to_its_last_sequence_and_no_further(tmp_path: Path) -> None:
+    for name, seed in (("web", 1), ("code", 2)):
+        make_token_set(tmp_path / name, train_tokens=2_001, val_tokens=80, seed=seed)
+    mix = [{"name": name, "path": str(tmp_path / name), "weight": 1} for name in ("web", "code")]
+    few = ["--run.max_steps=1", f"--data.mix={json.dumps(mix)}"]
+    arguments, output = tiny_arguments(tmp_path, Path("unused"), "mixed", *few), tmp_path / "output"
+    arguments.remove("--data.path=unused")
+
+    assert RankGroup(2, tmp_path / "store", train_as_if_slow, arguments, output).join() == [0, 0]
+
+    told = re.findall(r"validating at step 0: (\d+) of (\d+) sequences", output.read_text())
+    done, (total, *_) = [int(count) for count, _ in told], {int(total) for _, total in told}
+    assert done == sorted(set(done)) and done[-1] == total

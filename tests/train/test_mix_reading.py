@@ -159,7 +159,7 @@ def test_kills_ranks_and_branches_read_what_one_undisturbed_rank_does(
         assert found == undisturbed
         for name, number in (sequence for step in found for sequence in step):
             read_of[name].append(number)
-    # over all branches, each source's order goes on where it was: nothing comes again before its epoch ends
+    # over all branches, each source's order continues where it was: nothing comes again before its epoch ends
     for name, numbers in read_of.items():
         tokens = open_data(Config(data=DataConfig(path=str(sets / name))))
         part = training_sequences(

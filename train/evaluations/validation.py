@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -189,16 +188,18 @@ class Validation(Evaluation):
 
     def _evaluate_all(self, split_documents_at: int | None, done: Callable[[int], object]) -> list[LossResult]:
         """Of each source, in order."""
-        results: list[LossResult] = []
-        before, ranks = 0, self._tools.ranks.world_size
+        ranks = self._tools.ranks.world_size
 
-        def tell(before: int, here: int, count: int) -> None:
-            done(before + min(count * ranks, here))  # the last micro-batches are not full on all ranks
+        def counting(left: int) -> Callable[[int], None]:
+            def tell(count: int) -> None:
+                nonlocal left
+                of_all = min(left, count * ranks)  # the last micro-batches are not full on all ranks
+                left -= of_all
+                done(of_all)
 
-        for part in self._parts:
-            results.append(self._evaluate(part, split_documents_at, partial(tell, before, part.count)))
-            before += part.count
-        return results
+            return tell
+
+        return [self._evaluate(part, split_documents_at, counting(part.count)) for part in self._parts]
 
     def _causality(self, step: int) -> dict[str, Any]:
         """At the first validation and the last: whether predictions come from earlier tokens only."""
