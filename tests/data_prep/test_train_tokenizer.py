@@ -178,6 +178,9 @@ def test_tiktoken_gives_the_same_ids(monkeypatch: pytest.MonkeyPatch) -> None:
         package = tokenizers.Tokenizer.from_str(text)
         theirs = package.encode_batch_fast([row.encode("utf-8", "replace").decode() for row in rows])
         assert [tokenizer.encode(row).tolist() for row in rows] == [found.ids for found in theirs]
+        # a mark of ours, or a character that only one of both packages may know: left to `tokenizers`
+        fast = faster_encoding.FasterEncoding(json.loads(text))
+        assert [fast.encode(row) for row in ("a \x10", "a \U000e0fff")] == [None, None]
 
 
 @pytest.mark.parametrize("pattern", list(PATTERNS))

@@ -1,5 +1,6 @@
 """A study's queue: killed at every point it does nothing twice, loses nothing, and leaves the same results."""
 
+import argparse
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from tests.helpers.source_code import PROJECT
 from tests.helpers.study_runs import law, write_study_run
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import TINY_YAML
+from train.studies.command import train_study
 from train.studies.cost import describe_plan
 from train.studies.planning import PlannedRun, Planner, plan
 from train.studies.reading import read_results, read_study
@@ -188,9 +190,13 @@ def test_what_was_fixed_before_may_not_change(tmp_path: Path, changes: dict[str,
     folder.results.mkdir()
     (folder.results / "any.json").write_text("{}", encoding="utf-8")
     changed = write_study(tmp_path, **changes)
-    for act in (folder.check, folder.fix, lambda _: read_study(changed, tmp_path)):  # --dry-run, a queue, --report
-        with pytest.raises(UserError, match=words):
-            act(read_study_file(changed))
+    with pytest.raises(UserError, match=words):
+        folder.fix(read_study_file(changed))
+    with pytest.raises(UserError, match=words):
+        read_study(changed, tmp_path)  # as --report does
+    plan_only = argparse.Namespace(study=changed, out=tmp_path, slurm=None, jobs=1, threads=1, dry_run=True)
+    with pytest.raises(UserError, match=words):
+        train_study(plan_only)
 
 
 @pytest.mark.parametrize(
