@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from common.metric_fields import VALIDATED
 from common.metrics_table import Values
 from eval.reporting import drawing
+from eval.reporting.curves import smooth
 from eval.reporting.drawing import TOKENS, Picture, draw, short, style_of
 from eval.reporting.figures import CUT_FRACTION, cut_top
 from eval.reporting.run_data import RunData
@@ -33,16 +34,6 @@ def sources_of(run: RunData) -> list[str]:
     return list(dict.fromkeys([*validated, *run.table.losses_by_source()]))
 
 
-def running_mean(values: Values, window: int) -> Values:
-    """Of the steps of the last `window` that have a value; NaN where none has."""
-    known = np.isfinite(values)
-    sums, counts = (np.cumsum(np.append(0.0, part)) for part in (np.where(known, values, 0.0), known))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(0, ends - window)
-    count = counts[ends] - counts[starts]
-    return np.divide(sums[ends] - sums[starts], count, out=np.full(len(values), np.nan), where=count > 0)
-
-
 def _panel(axes: Axes, run: RunData) -> None:
     """Training losses as lines, those of validation as points on dotted ones."""
     trained, x = run.table.losses_by_source(), run.table.column("tokens")
@@ -51,7 +42,7 @@ def _panel(axes: Axes, run: RunData) -> None:
         color = style_of(index)["color"]
         shown: list[Values] = []
         if name in trained:
-            shown.append(running_mean(trained[name], max(1, len(x) // 60)))
+            shown.append(smooth(trained[name], max(1, len(x) // 60)))
             axes.plot(*drawing.thinned(x, shown[0], TOKENS), color=color, linewidth=1.4, label=name)
         figure = f"{VALIDATED}.{name}"
         tokens, losses = run.event_column(figure, "tokens"), run.event_column(figure, figure)
