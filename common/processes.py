@@ -2,7 +2,9 @@
 
 import os
 import socket
+import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,18 @@ def wall_time_of_start(pid: int) -> float | None:
 def resident_bytes() -> int:
     """Memory that this process holds in RAM."""
     return int(psutil.Process().memory_info().rss)
+
+
+def peak_resident_bytes() -> int:
+    """The most memory that this process has held in RAM; on Windows, what it holds now."""
+    with suppress(OSError, StopIteration):  # not ru_maxrss: on Linux it begins with what the starting process holds
+        lines = (PROC / "self" / "status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        return resident_bytes()
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def node_name() -> str:

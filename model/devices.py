@@ -7,12 +7,12 @@ import sys
 from collections.abc import Mapping
 from typing import Literal
 
-import psutil
 import torch
 
 from common.environment import whole_number
 from common.errors import UserError
 from common.host_limits import allowed_cores, available_memory_bytes
+from common.processes import peak_resident_bytes
 from model.rank_environment import given_gpus
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
@@ -128,12 +128,7 @@ def peak_memory_gib(device: torch.device) -> float:
     """GiB: the most this process has had allocated on its GPU, or on a CPU resident."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().rss / 2**30
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20  # macOS counts bytes, Linux KiB
+    return peak_resident_bytes() / 2**30
 
 
 def free_memory_bytes(device: torch.device, local_world_size: int) -> int:

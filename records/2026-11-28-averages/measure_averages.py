@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-SCHEDULES = {
+SCHEDULES: dict[str, dict[str, Any]] = {
     "constant": {"schedule.kind": "constant"},
     "decayed": {"schedule.kind": "wsd", "schedule.decay": 0.4, "schedule.final_lr_fraction": 0.0},
 }

@@ -214,3 +214,11 @@ def test_a_heart_that_beats_makes_no_progress(tmp_path: Path, monkeypatch: pytes
         acts.enter("training", step=1)
         changed = time.time()
         assert beat_after(changed + 0.05)["progressed"] >= changed - 0.05
+
+
+def test_peak_memory_is_the_process_s_own_whoever_started_it() -> None:
+    """On Linux ru_maxrss of a process begins with what its parent holds (execve keeps it)."""
+    held = b"1" * (400 << 20)
+    command = [sys.executable, "-c", "from common.processes import peak_resident_bytes; print(peak_resident_bytes())"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, check=True)
+    assert 5 << 20 < int(done.stdout) < len(held) / 2

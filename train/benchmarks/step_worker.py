@@ -1,6 +1,5 @@
 """A contestant's own process: it builds the contestant, then does as many steps as it is asked for, and waits."""
 
-import os
 import platform
 import time
 from contextlib import suppress
@@ -9,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from common.errors import UserError
 from common.memory_errors import is_out_of_memory
-from model.devices import choose_device, peak_memory_gib
+from common.processes import peak_resident_bytes, resident_bytes
+from model.devices import choose_device
 from model.precision import resolve_dtype
 from train.batches.loader import StepBatch
 from train.benchmarks.contestants import Contestant, build
@@ -122,7 +121,7 @@ class Process:
 
     def _peaks(self) -> dict[str, int | None]:
         if self._device.type != "cuda":
-            return {"peak_bytes": peak_bytes(self._device), "peak_reserved_bytes": None}
+            return {"peak_bytes": peak_resident_bytes(), "peak_reserved_bytes": None}
         reserved = torch.cuda.max_memory_reserved(self._device)
         return {"peak_bytes": torch.cuda.max_memory_allocated(self._device), "peak_reserved_bytes": reserved}
 
@@ -154,13 +153,4 @@ def reset_peak_bytes(device: torch.device) -> int:
         return torch.cuda.memory_allocated(device)
     with suppress(OSError):  # no Linux, or not allowed: the peak of building counts, too
         Path("/proc/self/clear_refs").write_text(RESET_PEAK, encoding="utf-8")
-    return int(psutil.Process(os.getpid()).memory_info().rss)
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most that this process has had resident (VmHWM)."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return round(peak_memory_gib(device) * 2**30)
+    return resident_bytes()
