@@ -3,7 +3,7 @@
     python train/study.py STUDY.yaml --dry-run
     python train/study.py STUDY.yaml
     python train/study.py STUDY.yaml --slurm "--gpus-per-node 1 --cpus-per-node 12 --time 4:00:00"
-    python train/study.py STUDY.yaml --report
+    python train/study.py STUDY.yaml --report [--baseline NAME]
     python train/study.py --compare A=runs/a1,runs/a2,runs/a3 B=runs/b1,runs/b2,runs/b3
 
 A study is one file: a base configuration, variants, seeds, budgets and sizes. Each run is an ordinary one. The command
@@ -27,7 +27,7 @@ from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_output
 from eval.shared.arguments import add_json
 
-COMPARING = ("baseline", "metric", "paired", "json")
+COMPARING = ("metric", "paired", "json")
 STUDYING = ("out", "report", "dry_run", "jobs", "threads", "keep_checkpoints", "slurm", "again")
 
 
@@ -55,7 +55,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="NAME=RUN,RUN,…",
         help="the groups, each with its runs' folders or files",
     )
-    compare.add_argument("--baseline", metavar="NAME", help="default: baseline or base, else the first in the alphabet")
+    compare.add_argument(
+        "--baseline",
+        metavar="NAME",
+        help="default: baseline or base, else the first in the alphabet; with --report another variant of the study",
+    )
     compare.add_argument(
         "--metric",
         help="final (default) or best validation loss, or a figure that the runs record, such as hellaswag_acc_norm",
@@ -69,6 +73,8 @@ def parse_arguments() -> argparse.Namespace:
         if getattr(arguments, name) not in (None, False):
             owner = "--compare" if arguments.compare is None else "a STUDY.yaml"
             raise UserError(f"--{name.replace('_', '-')} is for {owner}: leave it out, or see --help")
+    if arguments.study is not None and arguments.baseline is not None and not arguments.report:
+        raise UserError("--baseline is for --compare and --report: name the study's own in its file")
     if arguments.slurm is not None and (arguments.jobs or arguments.threads):
         raise UserError('--jobs and --threads are for this machine: use --slurm "--at-once N --cpus-per-node N"')
     if arguments.again and arguments.slurm is None:
@@ -111,7 +117,11 @@ def report(arguments: argparse.Namespace) -> int:
     from train.studies.reading import folder_of, read_study
 
     folder = folder_of(arguments.study, arguments.out)
-    print(as_text(write_report(read_study(arguments.study, arguments.out), folder)))
+    study = read_study(arguments.study, arguments.out)
+    if arguments.baseline not in (None, study.baseline):
+        study = study.against(arguments.baseline)
+        folder /= f"against-{study.baseline}"
+    print(as_text(write_report(study, folder)))
     return 0
 
 

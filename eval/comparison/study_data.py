@@ -1,8 +1,9 @@
 """A study as its report reads it: what is asked, what differs, and every run that it is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from common.errors import UserError
 from eval.comparison.measured_runs import MeasuredRun
 
 Seed = tuple[int, int | None]  # `run.seed`, and `data.seed` where the study sets it
@@ -57,3 +58,9 @@ class Study:
     budgets: dict[str, list[str]]
     tune: dict[str, dict[str, list[Any]]]
     runs: list[StudyRun]
+
+    def against(self, baseline: str) -> "Study":
+        """The same results, compared with another variant. Raises UserError where there is none of that name."""
+        if baseline not in self.changes:
+            raise UserError(f"--baseline: there is no variant {baseline}: use one of {', '.join(self.changes)}")
+        return replace(self, baseline=baseline)

@@ -129,6 +129,15 @@ def test_runs_that_do_not_compare_leave_the_rest_of_the_report(study: Study, tmp
     assert "exponent" in report.as_json()["ladder"]["base"]
 
 
+def test_another_baseline_turns_a_study_s_differences_around(study: Study) -> None:
+    (own,) = report_study(study).as_json()["comparisons"]
+    (other,) = report_study(study.against("gain")).as_json()["comparisons"]
+    there, back = own["variants"]["gain"]["difference"], other["variants"]["base"]["difference"]
+    assert there == -back != 0
+    with pytest.raises(UserError, match="--baseline: there is no variant no: use one of base, "):
+        study.against("no")
+
+
 def test_an_unknown_metric_or_a_folder_in_the_way_is_one_line(study: Study, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run records hellaswag_acc_norm: --metric is one of final, best"):
         report_study(replace(study, metric="hellaswag_acc_norm"))

@@ -19,6 +19,7 @@ from model.config import ModelConfig
 from model.counts import flops_per_token
 from tests.helpers.source_code import PROJECT
 from tests.helpers.study_runs import MODEL, RANKS, law, write_group, write_study_run
+from train import study as study_command
 from train.studies.older_runs import option_defaults
 
 OLD = PROJECT / "records" / "2026-11-22-tiny-shakespeare" / "runs"
@@ -316,3 +317,21 @@ def test_a_baseline_that_is_not_there_is_refused(tmp_path: Path) -> None:
     groups = [write_group(tmp_path, name, NOISE[:2]) for name in "AB"]
     with pytest.raises(UserError, match="--baseline is C: use one of A, B"):
         compared(*groups, baseline="C")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give a STUDY.yaml, or --compare"),
+        (["a.yaml", "--compare", "A=a", "B=b"], "give a STUDY.yaml, or --compare"),
+        (["a.yaml", "--paired"], "--paired is for --compare"),
+        (["a.yaml", "--baseline", "A"], "--baseline is for --compare and --report"),
+        (["--compare", "A=a", "B=b", "--jobs", "2"], "--jobs is for a STUDY.yaml"),
+    ],
+)
+def test_options_of_the_one_use_are_refused_in_the_other(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", *arguments])
+    with pytest.raises(UserError, match=words):
+        study_command.parse_arguments()
