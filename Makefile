@@ -22,7 +22,7 @@ UV ?= uv
 # nproc takes OMP_NUM_THREADS for the number of cores
 CORES := $(shell unset OMP_NUM_THREADS OMP_THREAD_LIMIT; \
 	nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
-# auto:8: of the demo's 8 sequences a step each process must get as many as the others
+# auto:8: of the demo's 16 sequences a step each process must get as many as the others
 # without GPUs one: its threads share all that two processes would have twice
 RANKS ?= $(shell [ -e /dev/nvidia0 ] || [ -e /dev/kfd ] && echo auto:8 || echo 1)
 # one more than cores: many tests wait for processes, files and clocks

@@ -119,7 +119,7 @@ def load(run_or_checkpoint: str | Path, *, device: str = "cpu", dtype: Literal["
     """The model of a run's newest good checkpoint, or of this checkpoint.
 
     Args:
-        run_or_checkpoint: a folder such as "runs/demo" or "runs/demo/checkpoints/step-00002150".
+        run_or_checkpoint: a folder such as "runs/demo" or "runs/demo/checkpoints/step-00001000".
         device: such as "cuda". dtype: of the weights.
 
     Raises UserError, in one line, where there is none, or it is damaged.
