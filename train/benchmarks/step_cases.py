@@ -18,8 +18,8 @@ CONTESTANTS = ("longhaul", "textbook", "nanogpt", "transformers", "ceiling")
 CONFIGS = PROJECT / "train" / "configs"
 # What `--cases record` measures, as command lines: one contestant after the other takes its turn in each of them.
 RECORD = (
-    f"--config {CONFIGS / 'demo.yaml'} --model.n_embd 192 --block-size 256 --dtype fp32 --micro-batch 8 1 --steps 3"
-    " --turns 3",
+    f"--config {CONFIGS / 'demo.yaml'} --model.n_embd 192 --optim.kind adamw --block-size 256 --dtype fp32"
+    " --micro-batch 8 1 --steps 3 --turns 3",
     "--preset gpt2-124m --dtype fp32 --micro-batch 1 --steps 1 --turns 3",
     "--preset llama-124m --dtype fp32 --micro-batch 1 --steps 1 --turns 2",
     "--preset gpt2-124m --block-size 256 --dtype fp32 --micro-batch 8 --steps 1 --turns 2",
