@@ -1,7 +1,7 @@
 """Measure an optimizer step: Longhaul's beside others of the same model, on a CPU or a GPU.
 
     python train/benchmarks/bench_step.py --preset gpt2-124m --micro-batch 1 --json step.json
-    python train/benchmarks/bench_step.py --config train/configs/demo.yaml --optim.kind adamw --micro-batch 8 1 --dtype fp32
+    python train/benchmarks/bench_step.py --config train/configs/demo.yaml --optim.kind adamw --micro-batch 8 1
     python train/benchmarks/bench_step.py --cases record --json record.json
 
 Contestants take turns, each in a process of its own, on the same random ids, from the same weights: Longhaul's step as
