@@ -118,7 +118,8 @@ class GPT(nn.Module):
         Args:
             tokens: (B, T) int64 ids.
             targets: (B, T) int64, the id that follows each token; `loss.IGNORE_INDEX` counts for nothing.
-            reduction: sum: a float32 scalar, the summed cross-entropy; none: (B, T) float32 per token.
+            reduction: sum: a float32 scalar, the summed cross-entropy; none: (B, T) float32 per token,
+                the targets' negative log-probabilities.
             positions: (T,) or (B, T) int64; None: from 0, restarting with every document.
             document_ids: (B, T) integers; attention stays inside runs of equal ids. None: one document.
             cache: the tokens continue what it holds, and are added to it.

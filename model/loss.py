@@ -2,8 +2,10 @@
 
 At 50,304 ids the logits of one micro-batch outweigh everything else in memory. The rows are therefore taken a chunk at
 a time: logits, loss, and at once the gradients of the hidden states and of the head's weight, so that a chunk's logits
-are gone before the next (the idea of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989; here in plain torch). Where a
-whole model is compiled the plain formula is used. `model.loss_chunks` has what happens inside a chunk.
+are gone before the next (the idea of Liger Kernel, Hsu et al. 2024, arXiv:2410.10989; here in plain torch). Where each
+token's loss is wanted, and only a backward tells what weight it has (preferences, rewards), that backward computes a
+chunk's logits again. Where a whole model is compiled the plain formula is used. `model.loss_chunks` has what happens
+inside a chunk.
 
 N rows (tokens), n rows of a chunk, C width, V padded vocabulary.
 """
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from model.chunk_kernel import IGNORE_INDEX, ChunkKernel
-from model.loss_chunks import Head, Rules, cross_entropies, plain_logits, soft_capped, wide_dtype
+from model.loss_chunks import Gradient, Head, Rules, cross_entropies, plain_logits, soft_capped, wide_dtype
 from model.precision import matmul_dtype
 
 __all__ = ["IGNORE_INDEX", "Reduction", "head_loss", "head_losses", "soft_capped"]
@@ -44,7 +46,8 @@ def head_loss(
         weight: (V, C).
         targets: (...) int64; `IGNORE_INDEX` counts for nothing.
         vocab_size: real ids, at most V.
-        reduction: sum: a scalar; none: one loss per target, 0 where ignored.
+        reduction: sum: a scalar; none: one loss per target, its negative log-probability, 0 where ignored; their
+            backward computes the logits again.
         scale: (): the gradient that the loss is going to get, as in `loss.backward(scale)`. The result is the same
             without it, and with another one that is got then; but float16's logits are kept where it isn't known.
         kernel: what works on a chunk's logits, where there is a compiled one.
@@ -56,8 +59,10 @@ def head_loss(
     rows, flat, rules = hidden.flatten(0, -2), targets.flatten(), Rules(vocab_size, softcap, kernel=kernel)
     dtype = matmul_dtype(hidden)
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    if torch.compiler.is_compiling() or (needs_grad and (reduction == "none" or _is_unscaled(dtype, scale))):
+    if torch.compiler.is_compiling() or (needs_grad and reduction == "sum" and _is_unscaled(dtype, scale)):
         losses = cross_entropies(plain_logits(rows, weight, rules), flat)
+    elif needs_grad and reduction == "none":
+        losses = _RecomputedLosses.apply(rows, weight, flat, dtype, rules)
     elif needs_grad:
         return _ChunkedLoss.apply(rows, weight, flat, dtype, scale, rules)[0]
     else:
@@ -139,25 +144,18 @@ class _ChunkedLoss(torch.autograd.Function):
             cast_rows, cast_weight = rows.to(dtype), weight.to(dtype)
             head = Head(cast_rows, cast_weight, targets, rules)
             parts = head.parts()
-            rows_grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-            weight_grad = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-            if weight_grad is not None and not parts:
-                weight_grad.zero_()
+            rows_grad, weight_grad = _gradients_for(ctx, rows, weight, parts)
             losses = torch.empty(len(rows), dtype=wide_dtype(dtype), device=rows.device)
             z_sum = losses.new_zeros(())
             factor = (targets != IGNORE_INDEX).to(losses.dtype).unsqueeze(1)  # (N, 1)
             if scale is not None:
                 factor = factor * scale
             for part in parts:
-                losses[part], z_losses, grad, left = head.gradient(part, factor[part])
-                if z_losses is not None:
-                    z_sum += z_losses.sum()
-                if rows_grad is not None:
-                    product = grad @ cast_weight  # (n, C)
-                    rows_grad[part] = product if left is None else product * left
-                if weight_grad is not None:
-                    narrow = cast_rows[part] if left is None else (cast_rows[part] * left).to(dtype)  # (n, C)
-                    _add_product(weight_grad, grad, narrow, first=part.start == 0)
+                found = head.gradient(part, factor[part])
+                losses[part] = found.losses
+                if found.z_losses is not None:
+                    z_sum += found.z_losses.sum()
+                _add_gradients(found, part, cast_rows, cast_weight, rows_grad, weight_grad)
         ctx.save_for_backward(rows_grad, weight_grad)
         ctx.scale = scale
         ctx.mark_non_differentiable(z_sum, losses)
@@ -172,6 +170,63 @@ class _ChunkedLoss(torch.autograd.Function):
             # In place: the copies would be as large as the embedding. A second backward is refused by autograd.
             grads = tuple(None if grad is None else grad.mul_(factor) for grad in grads)
         return *grads, None, None, None, None
+
+
+class _RecomputedLosses(torch.autograd.Function):
+    """Cross-entropies (N), each with a gradient of its own: the backward computes a chunk's logits again.
+
+    That is a fourth matrix product, where `_ChunkedLoss` has three, and no more memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rules: Rules) -> Tensor:
+        ctx.save_for_backward(rows, weight, targets)
+        ctx.dtype, ctx.rules = dtype, rules
+        return _chunked_losses(rows, weight, targets, dtype, rules)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, targets = ctx.saved_tensors
+        with torch.autocast(rows.device.type, enabled=False):
+            cast_rows, cast_weight = rows.to(ctx.dtype), weight.to(ctx.dtype)
+            head = Head(cast_rows, cast_weight, targets, ctx.rules)
+            rows_grad, weight_grad = _gradients_for(ctx, rows, weight, head.parts())
+            factor = grad_losses.masked_fill(targets == IGNORE_INDEX, 0.0).unsqueeze(1)  # (N, 1)
+            for part in head.parts():
+                found = head.gradient(part, factor[part])
+                _add_gradients(found, part, cast_rows, cast_weight, rows_grad, weight_grad)
+        return rows_grad, weight_grad, None, None, None
+
+
+def _gradients_for(ctx: Any, rows: Tensor, weight: Tensor, parts: list[slice]) -> tuple[Tensor | None, Tensor | None]:
+    """Room for the gradients of rows (N, C) and weight (V, C), where they are wanted."""
+    rows_grad = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+    weight_grad = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+    if weight_grad is not None and not parts:
+        weight_grad.zero_()
+    return rows_grad, weight_grad
+
+
+def _add_gradients(
+    found: Gradient,
+    part: slice,
+    rows: Tensor,
+    weight: Tensor,
+    rows_grad: Tensor | None,
+    weight_grad: Tensor | None,
+) -> None:
+    """Turn a chunk's gradient for its logits into those of its rows and of the weight.
+
+    Args: rows, weight: in the dtype of the matrix products.
+    """
+    grad, left = found.logits, found.left
+    if rows_grad is not None:
+        product = grad @ weight  # (n, C)
+        rows_grad[part] = product if left is None else product * left
+    if weight_grad is not None:
+        narrow = rows[part] if left is None else (rows[part] * left).to(rows.dtype)  # (n, C)
+        _add_product(weight_grad, grad, narrow, first=part.start == 0)
 
 
 def _add_product(total: Tensor, grad: Tensor, rows: Tensor, *, first: bool) -> None:

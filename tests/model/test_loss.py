@@ -128,15 +128,39 @@ def test_large_logits_do_not_overflow():
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
-@pytest.mark.parametrize("grad", [False, True])
-def test_per_token_losses(grad, softcap):
+@pytest.mark.parametrize("way", ["quiet", "chunks", "kernel", "compiled"])
+def test_per_token_losses_and_their_gradients(way, softcap):
+    """Each token has a weight of its own, which only the backward tells."""
     hidden, weight, targets = problem()
-    with torch.set_grad_enabled(grad):
-        losses = head_loss(hidden, weight, targets, VOCAB, "none", softcap=softcap)
+    ours = torch.compile(head_loss, backend="aot_eager") if way == "compiled" else head_loss
+    kernel = losses_and_gradient if way == "kernel" else None
+    with torch.set_grad_enabled(way != "quiet"):
+        losses = ours(hidden, weight, targets, VOCAB, "none", kernel=kernel, softcap=softcap)
     assert losses.shape == targets.shape
-    assert losses.requires_grad == grad
-    torch.testing.assert_close(losses, reference(hidden, weight, targets, "none", softcap))
+    assert losses.requires_grad == (way != "quiet")
+    expected = reference(hidden, weight, targets, "none", softcap)
+    torch.testing.assert_close(losses, expected)
     assert (losses[targets == IGNORE_INDEX] == 0).all()
+    if way != "quiet":
+        weights = torch.randn(targets.shape, generator=torch.Generator().manual_seed(1), dtype=hidden.dtype)
+        grads = torch.autograd.grad(losses, (hidden, weight), weights)
+        for got, want in zip(grads, torch.autograd.grad(expected, (hidden, weight), weights), strict=True):
+            torch.testing.assert_close(got, want)
+        frozen = head_loss(hidden, weight.detach(), targets, VOCAB, "none", kernel=kernel, softcap=softcap)
+        torch.testing.assert_close(torch.autograd.grad(frozen, hidden, weights)[0], grads[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_per_token_losses_in_half_precision(dtype):
+    hidden, weight, targets = problem(torch.float32)
+    weights = torch.randn(targets.shape, generator=torch.Generator().manual_seed(1)) * 64
+    expected = torch.autograd.grad(reference(hidden, weight, targets, "none"), (hidden, weight), weights)
+    with torch.autocast("cpu", dtype=dtype):
+        losses = head_loss(hidden, weight, targets, VOCAB, "none")
+    assert losses.dtype == torch.float32
+    for got, want in zip(torch.autograd.grad(losses, (hidden, weight), weights), expected, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - want).norm() < 0.02 * want.norm()
 
 
 def test_without_gradients_the_sum_is_the_same():
@@ -190,7 +214,8 @@ def test_an_unknown_target_is_an_error_and_no_number():
         head_loss(hidden, weight, targets, VOCAB)
 
 
-def test_no_tensor_of_all_logits_is_kept_for_backward():
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_no_tensor_of_all_logits_is_kept_for_backward(reduction):
     hidden, weight, targets = problem()
     kept = []
 
@@ -199,7 +224,7 @@ def test_no_tensor_of_all_logits_is_kept_for_backward():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        head_loss(hidden, weight, targets, VOCAB)
+        head_loss(hidden, weight, targets, VOCAB, reduction)
     assert max(kept) <= max(hidden.numel(), weight.numel()) < ROWS * PADDED
 
 

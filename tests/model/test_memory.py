@@ -150,7 +150,7 @@ def test_the_loss_holds_a_chunk_of_logits_and_a_compiled_one_none_wide():
     assert sizes[True, 32] - sizes[False, 32] == 16_384 * 50304 * 2 - 4096 * 50304 * (2 + 4)
 
 
-def head_peak_bytes(dtype, tokens, config):
+def head_peak_bytes(dtype, tokens, config, reduction="sum"):
     """The most that forward and backward of the real head have allocated at once."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, config.n_embd, generator=generator, requires_grad=True)
@@ -159,7 +159,7 @@ def head_peak_bytes(dtype, tokens, config):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         with torch.autocast("cpu", getattr(torch, dtype), enabled=dtype != "float32"):
             scale, cap = torch.tensor(1024.0), config.logit_softcap
-            loss = head_loss(hidden, weight, targets, config.vocab_size, scale=scale, softcap=cap)
+            loss = head_loss(hidden, weight, targets, config.vocab_size, reduction, scale=scale, softcap=cap).sum()
         loss.backward(torch.tensor(1024.0))
     allocated = [event.nbytes() for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     return max(itertools.accumulate(allocated))
@@ -176,6 +176,7 @@ def test_the_head_takes_what_is_estimated(dtype, name, softcap):
     # the weight's gradient that stays is counted with the other parameters'
     weight = config.padded_vocab_size * config.n_embd * 4
     assert estimate + weight == pytest.approx(head_peak_bytes(name, 512, config), rel=0.2)
+    assert head_peak_bytes(name, 512, config, "none") < 1.1 * head_peak_bytes(name, 512, config)
 
 
 ONE_STEP = """
