@@ -7,6 +7,8 @@
 Each target token counts once. Without a stride, sequences of the model's length follow each other and the first tokens
 of each see little; with --stride S a sequence starts at every S-th token and only its new targets are counted, so that
 every token but the first ones sees at least T - S others. Both count the same targets.
+
+Of a set of conversations the targets are the answers' tokens, as in training's validation, conversations packed whole.
 """
 
 import argparse
@@ -32,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     add_run(parser)
     parser.add_argument("--data", type=Path, metavar="DIR", help="a token set (default: the run's own)")
     parser.add_argument("--split", choices=["val", "train"], default="val", help="of the token set (default val)")
-    parser.add_argument("--tokens", type=int, metavar="N", help="targets from the split's start (default: all)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="of the split, from its start (default: all)")
     parser.add_argument("--stride", type=int, metavar="S", help="let sequences overlap: S new targets in each")
     parser.add_argument("--micro-batch", type=int, default=8, metavar="N", help="sequences at a time (default 8)")
     add_device(parser)

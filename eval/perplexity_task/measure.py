@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from data_prep.token_sets.sequences import Tokens, document_ids
-from model.gpt import GPT
+from data_prep.token_sets.sequences import Sequences, Tokens, document_ids
+from model.gpt import GPT, IGNORE_INDEX
 from model.number_formats import Dtype
 from model.precision import autocast
 from model.ranks import Ranks
@@ -28,7 +28,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Sums over blocks of T neighbouring targets each, in float64: losses in nats, targets, bytes of their text."""
+    """Sums over blocks of neighbouring targets, in float64: losses in nats, targets, bytes of their text.
+
+    A block has T targets, of conversations those of one sequence's answers.
+    """
 
     losses: Sums
     targets: Sums
@@ -94,7 +97,9 @@ def measure(
     for first in range(ranks.rank * micro_batch, len(starts), ranks.world_size * micro_batch):
         chosen = starts[first : first + micro_batch]
         rows = np.stack([stream.read(int(start), int(start) + length + 1) for start in chosen]).astype(np.int64)
-        losses = _losses(model, rows, ranks.device, dtype, split_documents_at)  # (≤M, T)
+        inputs = rows[:, :-1]
+        documents = None if split_documents_at is None else document_ids(inputs, split_documents_at)
+        losses = _losses(model, inputs, rows[:, 1:], documents, ranks.device, dtype)  # (≤M, T)
         place = chosen[:, None] + np.arange(length)  # (≤M, T): which target, counted from 0
         new = place >= first_new[first : first + micro_batch, None]
         blocks = place[new] // length
@@ -111,14 +116,52 @@ def window_starts(targets: int, length: int, stride: int) -> npt.NDArray[np.int6
     return np.append(np.arange(0, targets - length, stride), targets - length)
 
 
+@torch.no_grad()
+def measure_answers(
+    model: GPT,
+    sequences: Sequences,
+    piece_bytes: npt.NDArray[np.int32],
+    ranks: Ranks,
+    *,
+    count: int,
+    micro_batch: int,
+    dtype: Dtype = "fp32",
+    done: Callable[[int], object] = lambda count: None,
+) -> Blocks:
+    """Measure the targets that count of the first `count` sequences of conversations, shared out over all ranks.
+
+    Args: as `measure`. All ranks call.
+    """
+    sums = np.zeros((3, count))
+    was_training = model.training
+    model.eval()
+    for first in range(ranks.rank * micro_batch, count, ranks.world_size * micro_batch):
+        chosen = np.arange(first, min(first + micro_batch, count))
+        rows = sequences.rows(chosen)
+        counted = rows.targets != IGNORE_INDEX  # (≤M, T)
+        sums[0, chosen] = _losses(model, rows.inputs, rows.targets, rows.document_ids, ranks.device, dtype).sum(axis=1)
+        sums[1, chosen] = counted.sum(axis=1)
+        sums[2, chosen] = np.where(counted, piece_bytes[np.where(counted, rows.targets, 0)], 0).sum(axis=1)
+        done(len(chosen))
+    model.train(was_training)
+    return Blocks(*np.sum(ranks.gather_array(sums), axis=0))
+
+
 def _losses(
-    model: GPT, rows: npt.NDArray[np.int64], device: torch.device, dtype: Dtype, split_documents_at: int | None
+    model: GPT,
+    inputs: npt.NDArray[np.int64],
+    targets: npt.NDArray[np.int64],
+    documents: npt.NDArray[np.int64] | None,
+    device: torch.device,
+    dtype: Dtype,
 ) -> Sums:
-    """Cross-entropy of each target in nats, (M, T), of sequences with their targets (M, T+1)."""
-    inputs, documents = rows[:, :-1], None
-    if split_documents_at is not None:
-        documents = torch.from_numpy(document_ids(inputs, split_documents_at)).to(device)
-    tokens = torch.from_numpy(rows).to(device)
+    """Cross-entropy of each target in nats, (M, T), 0 where it does not count; inputs, targets, documents: (M, T)."""
+    ids = None if documents is None else torch.from_numpy(documents).to(device)
     with autocast(dtype, device):
-        losses = model(tokens[:, :-1], tokens[:, 1:], reduction="none", document_ids=documents)
+        losses = model(
+            torch.from_numpy(inputs).to(device),
+            torch.from_numpy(targets).to(device),
+            reduction="none",
+            document_ids=ids,
+        )
     return np.asarray(losses.cpu().double().numpy())  # Apple GPUs have no float64

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,16 @@ import torch
 
 from common.errors import UserError
 from common.metrics_file import read_metrics
+from data_prep.token_sets.documents import conversations_of
+from data_prep.token_sets.manifest import COUNTED
 from data_prep.token_sets.token_set import TokenSet
+from eval.hugging_face.export import export
 from eval.perplexity import main
 from eval.perplexity_task.measure import measure, ratio
 from eval.shared.loading import evaluation_dtype, load_checkpoint
 from model.ranks import start_ranks
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.conversation_sets import make_conversation_set
 from tests.helpers.ranks import run_ranks
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
@@ -231,3 +236,59 @@ def test_the_report_names_the_dtype_that_was_taken(folder: Path, tmp_path: Path,
     monkeypatch.setattr(sys, "argv", [*command, f"--json={tmp_path / 'figures.json'}"])
     main()
     assert json.loads((tmp_path / "figures.json").read_text())["dtype"] == "fp32"
+
+
+def padded_rows(tokens: TokenSet, longest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Held-back conversations as transformers takes them: ids, attention mask, labels, each a row of its own."""
+    stream, marks = tokens.split("val"), tokens.marks("val")
+    assert marks is not None
+    rows, place = [], 0
+    for ids in conversations_of(stream, marks):
+        counted = marks.read(place, place + len(ids)) == COUNTED
+        place += len(ids)
+        if len(ids) - 1 <= longest:
+            rows.append((torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(counted)))
+    assert 0 < len(rows) < tokens.manifest.conversations["val"]["conversations"]  # type: ignore[index]
+    pad = torch.nn.utils.rnn.pad_sequence
+    ids = pad([row for row, _ in rows], batch_first=True)
+    mask = pad([torch.ones_like(row) for row, _ in rows], batch_first=True)
+    labels = pad([row.where(counted, -100) for row, counted in rows], batch_first=True, padding_value=-100)
+    return ids, mask, labels
+
+
+def test_of_conversations_the_answers_count_as_in_validation_and_in_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokens = make_conversation_set(tmp_path / "data", val_count=60)
+    more = ("--objective=sft", "--run.max_steps=5", "--model.block_size=16", "--batch.tokens_per_step=64")
+    train(1, tmp_path, tiny_arguments(tmp_path, tokens.folder, "a", *more))
+    run = run_of(tmp_path, "a")
+    (recorded,) = [r for r in read_metrics(run.metrics) if r["step"] == 5 and "val_loss" in r]
+
+    def report(*options: str) -> dict[str, Any]:
+        out = tmp_path / "out.json"
+        monkeypatch.setattr(sys, "argv", ["perplexity.py", str(run.path), "--device=cpu", f"--json={out}", *options])
+        assert main() == 0
+        return json.loads(out.read_text())
+
+    same = report("--tokens=256", "--micro-batch=3")
+    assert same["loss"]["value"] == pytest.approx(recorded["val_loss"], abs=1e-6)
+    assert same["bits_per_byte"]["value"] == pytest.approx(recorded["val_bits_per_byte"], abs=1e-6)
+    assert (same["targets"], same["bytes"]) == (recorded["val_tokens"], recorded["val_bytes"])
+    assert same["targets_are"] == "answers" and not same["all_targets"]
+
+    every, ids, mask, labels = report(), *padded_rows(tokens, 16)
+    loaded = load_checkpoint(run.path)
+    export(loaded.checkpoint, tmp_path / "exported")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    with torch.no_grad():
+        after = labels[:, 1:].contiguous()  # a conversation's last token is only a target
+        loss = theirs(ids[:, :-1], attention_mask=mask[:, :-1], labels=after, shift_labels=after).loss.item()
+    assert every["loss"]["value"] == pytest.approx(loss, abs=1e-5)
+    assert every["targets"] == int((labels != -100).sum()) and every["all_targets"]
+    assert every["left_out_conversations"] == 60 - len(ids)
+    with pytest.raises(UserError, match="--stride doesn't go with conversations"):
+        report("--stride=4")
+    with pytest.raises(UserError, match=r"no conversation of .* fits into the model's 16 tokens, or --tokens is less"):
+        report("--tokens=15")
