@@ -6,7 +6,7 @@
 
 Each line is a message; the answer is shown while it is generated, and the conversation so far is what the model sees.
 Lines that start with / are commands: /help lists them. When the context is full, the oldest turns are forgotten, and a
-note tells it. Ctrl-C ends an answer, end of input (Ctrl-D) the conversation.
+note tells it. Ctrl-C ends an answer or drops the line, end of input (Ctrl-D) ends the conversation.
 """
 
 import argparse

@@ -25,6 +25,7 @@ HELP = """\
 /save FILE     write the conversation as a line of JSON, as data_prep/conversations.py reads it
 /help          this list
 /quit          end, as Ctrl-D does"""
+HOW_TO_END = "Ctrl-D ends"
 
 
 def chat_tokenizer_of(loaded: Loaded) -> ChatTokenizer:
@@ -96,7 +97,8 @@ class Chat:
         if answer.strip():
             self.messages = [*messages, Message(ASSISTANT, answer)]
         else:
-            self.notes.append("the model has nothing to answer: the message is left out of the conversation")
+            why = "the answer was ended before it began" if ended is None else "the model has nothing to answer"
+            self.notes.append(f"{why}: the message is left out of the conversation")
 
     @property
     def _context(self) -> int:
@@ -127,21 +129,24 @@ class Chat:
 
 def talk(chat: Chat) -> int:
     """Read messages and commands from standard input until it ends; return the exit status."""
-    asks = sys.stdin.isatty()
+    asks = sys.stdin.isatty() and sys.stdout.isatty()
     if asks:
         with contextlib.suppress(ImportError):  # Windows has none
             import readline  # noqa: F401 (arrow keys and history)
-        print("/help lists commands, Ctrl-D ends")
+        print(f"/help lists commands, {HOW_TO_END}")
     while True:
         try:
             line = as_typed(input("> " if asks else ""))
-        except (EOFError, KeyboardInterrupt):
-            print(end="\n" if asks else "")
-            return 0
-        try:
             if line.strip() == "/quit":
                 return 0
             _respond(chat, line)
+        except EOFError:
+            print(end="\n" if asks else "")
+            return 0
+        except KeyboardInterrupt:  # a line that was begun is dropped; it may also have come as an answer just ended
+            if not asks:
+                return 0
+            print(f"\n{HOW_TO_END}")
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
 

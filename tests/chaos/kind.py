@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from data_prep.token_sets.token_set import TokenSet
-from tests.helpers.conversation_sets import make_conversation_set
+from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.conversation_sets import make_conversation_set, short_tokenizer
 from tests.helpers.token_sets import make_token_set
 
 BLOCK_SIZE = 16
@@ -27,6 +28,7 @@ BRANCHED_AT = 6  # steps of the trunk, which reads web only
 @dataclass(frozen=True)
 class Kind:
     """spiked: with loss spikes. mixed: over a staged mix of packed sets. branched: from a run on one set of the mix.
+    adapted: fine-tunings on conversations, with adapters and the rows of the tokens around turns.
 
     ranks: numbers of which a start has one. Several are compared within a tolerance, with a run of one rank.
     """
@@ -34,6 +36,7 @@ class Kind:
     spiked: bool = False
     mixed: bool = False
     branched: bool = False
+    adapted: bool = False
     ranks: tuple[int, ...] = (2,)
 
     @property
@@ -57,6 +60,12 @@ def make_sets(folder: Path, kind: Kind, *, conversations: bool = False) -> list[
         make_token_set(folder / name, train_tokens=tokens, val_tokens=300 + 50 * seed, shard_tokens=200, seed=seed)
         for seed, (name, tokens) in enumerate(MIXED_TOKENS.items())
     ]
+
+
+def make_base(folder: Path) -> Path:
+    """A checkpoint without the ids of the tokens around turns, which fine-tunings on conversations start from."""
+    tokenizer, shape = short_tokenizer().base.spec, {"n_layer": 2, "n_head": 2, "n_embd": 32}
+    return write_checkpoint(folder, tokenizer=tokenizer, block_size=64, dropout=0.1, **shape)
 
 
 def write_mix(path: Path, sets: Path) -> None:

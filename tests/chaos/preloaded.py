@@ -36,9 +36,10 @@ def preload() -> None:
     import torch._dynamo
     import torch.distributed.run
 
+    import train.finetune
     import train.pretrain
 
-    assert train.pretrain is not None and torch._dynamo is not None
+    assert train.finetune is not None and train.pretrain is not None and torch._dynamo is not None
     assert len(os.listdir("/proc/self/task")) == 1, "a thread is running: a fork would lose it"
     original = subprocess.Popen
     for module in (subprocess, importlib.import_module(SUBPROCESS_HANDLER)):

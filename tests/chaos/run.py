@@ -41,7 +41,7 @@ def main() -> int:
     if os.environ.get(MARK_VARIABLE) != NO_MARK:  # forks write their mark over this one: it must be there from exec on
         environment = {**os.environ, MARK_VARIABLE: NO_MARK, "OMP_NUM_THREADS": "1"}
         os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-    kind = Kind(arguments.spikes, arguments.mix, arguments.branches, tuple(arguments.ranks))
+    kind = Kind(arguments.spikes, arguments.mix, arguments.branches, arguments.adapters, tuple(arguments.ranks))
     without = set(arguments.without)
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="chaos-")).resolve()
     (folder / "runs").mkdir(parents=True, exist_ok=True)
@@ -82,6 +82,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--mix", action="store_true", help="every run reads a staged mix of three sets, packed whole")
     parser.add_argument("--branches", action="store_true", help="with --mix: every run is a branch of one on one set")
     parser.add_argument(
+        "--adapters", action="store_true", help="every run tunes adapters and the rows of new ids on conversations"
+    )
+    parser.add_argument(
         "--ranks",
         type=int,
         nargs="+",
@@ -100,6 +103,8 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.branches and not arguments.mix:
         raise UserError("--branches needs --mix")
+    if arguments.adapters and (arguments.mix or arguments.spikes):
+        raise UserError("--adapters is for runs on one set of conversations: leave out --mix and --spikes")
     if arguments.spikes and len(arguments.ranks) > 1:
         raise UserError("--spikes is compared to the bit: use one number of --ranks")
     return arguments

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.run_folder import RunFolder
 from tests.chaos import spikes
-from tests.chaos.kind import BLOCK_SIZE, Kind, make_sets, write_mix
+from tests.chaos.kind import BLOCK_SIZE, Kind, make_base, make_sets, write_mix
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.trainer import Trainer
@@ -18,8 +18,8 @@ VICTIM = str(Path(__file__).with_name("victim.py"))
 MAX_STEPS = 48
 SAVE_EVERY = 2
 KEEP_LAST = 3
+MODEL = f"model: {{block_size: {BLOCK_SIZE}, n_layer: 2, n_head: 2, n_embd: 32, dropout: 0.1}}\n"
 CONFIG = f"""
-model: {{block_size: {BLOCK_SIZE}, n_layer: 2, n_head: 2, n_embd: 32, dropout: 0.1}}
 data: {{verify: full}}
 optim: {{lr: 1.0e-2}}
 schedule: {{warmup: 5}}
@@ -50,8 +50,12 @@ class Starts:
         self._runs = runs
         self.count = 0
         self._config = folder / "config.yaml"
-        self._config.write_text(CONFIG)
-        self._sets = make_sets(folder / "data", kind, conversations=CONVERSATIONS in options)
+        self._config.write_text(CONFIG if kind.adapted else MODEL + CONFIG)
+        self._base: list[str] = []  # what a fine-tuning is given before its options
+        if kind.adapted:
+            self._base = [str(make_base(folder / "base"))]
+            self._options += [f"--{CONVERSATIONS}", "--lora.rank=4", "--batch.tokens_per_step=256", "--eval.tokens=320"]
+        self._sets = make_sets(folder / "data", kind, conversations=kind.adapted or CONVERSATIONS in options)
         self._files = [self._config]
         if kind.mixed:
             self._options += [f"--batch.tokens_per_step={BLOCK_SIZE * kind.sequences}", "--batch.micro_batch=1"]
@@ -111,7 +115,7 @@ class Starts:
             *more,
         ]
         return Trainer(
-            [*(launcher if world_size > 1 else []), VICTIM, *options],
+            [*(launcher if world_size > 1 else []), VICTIM, *self._base, *options],
             mark=f"{os.getpid():08x}{self.count:08x}",  # no other campaign's, which may run beside this one
             output=self._folder / f"{run.path.name}-{self.count:03d}.log",
             trap=trap,

@@ -1,5 +1,7 @@
 """What the launcher starts in place of `train/pretrain.py`: the same `main`, with traps laid around named functions.
 
+Where a checkpoint comes before the options, it is that of `train/finetune.py`.
+
 Nothing of the product knows of this. A wrapped function that is no longer there ends the process with a status of its
 own, so that a harness that hits nothing can't pass.
 """
@@ -156,9 +158,10 @@ def main() -> None:
             print(f"a trap can't be laid any more: {error}", file=sys.stderr, flush=True)
             sys.exit(BROKEN_HOOK_STATUS)
     from common.errors import exit_on_user_error
-    from train.pretrain import main as pretrain
+    from train import finetune, pretrain
 
-    exit_on_user_error(pretrain)
+    tunes = len(sys.argv) > 1 and not sys.argv[1].startswith("-")
+    exit_on_user_error(finetune.main if tunes else pretrain.main)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 from common.checkpoint_files import CHECKPOINT_MANIFEST, read_checkpoint_manifest
 from common.publish import sha256_file
 from data_prep.tokenization.loading import load_tokenizer
+from model.gpt import GPT
 from model.lora import add_lora, lora_tensors
 from model.lora_config import LoraConfig
 from model.ranks import start_ranks
@@ -17,12 +18,25 @@ from train.checkpoints.writer import CheckpointWriter
 from train.progress import Progress
 
 
-def write_checkpoint(folder: Path, *, tokenizer="byte", step=7, noise=0.1, seed=0, **options) -> Path:
-    """A checkpoint below `folder` of a model with the tokenizer's vocabulary; its folder."""
+def write_checkpoint(folder: Path, *, tokenizer="byte", step=7, noise=0.1, seed=0, always=None, **options) -> Path:
+    """A checkpoint below `folder` of a model with the tokenizer's vocabulary; its folder.
+
+    Args: always: the id that the model generates, whatever it sees.
+    """
     spec = load_tokenizer(tokenizer).spec
     model = small_model(seed, noise=noise, **{"vocab_size": spec["vocab_size"], **options})
+    if always is not None:
+        generate_always(model, always)
     facts = {"model": asdict(model.config), "tokenizer": spec, "data_identity": "d" * 64}
     return _save(folder, model, facts, step)
+
+
+@torch.no_grad()
+def generate_always(model: GPT, token: int) -> None:
+    """Make a model with a tied head and biases generate this id, whatever it sees."""
+    model.wte.weight.zero_()
+    model.get_parameter("ln_f.bias").fill_(1.0)
+    model.wte.weight[token] = 1.0
 
 
 def write_adapters(run: Path, lora: LoraConfig, *, noise=0.1, step=7, **options) -> Path:

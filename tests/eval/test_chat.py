@@ -22,8 +22,9 @@ from eval.generation.options import Sampling
 from eval.hugging_face.export import export
 from eval.hugging_face.import_model import import_model
 from eval.shared.loading import Loaded, load_checkpoint
-from tests.eval.checkpoints import write_checkpoint
+from tests.eval.checkpoints import generate_always, write_checkpoint
 from tests.helpers.hf_tokenizers import CORPUS
+from tests.helpers.terminal_session import CTRL_C, CTRL_D, UP, TerminalSession
 from tests.model.small import random_tokens
 
 EVAL = Path(__file__).resolve().parents[2] / "eval"
@@ -77,11 +78,7 @@ def test_a_conversation_from_a_pipe(run: Path, tmp_path: Path) -> None:
 
 
 def always(loaded: Loaded, token: int) -> Loaded:
-    """The model, which generates this token whatever it sees."""
-    with torch.no_grad():
-        loaded.model.wte.weight.zero_()
-        loaded.model.get_parameter("ln_f.bias").fill_(1.0)
-        loaded.model.wte.weight[token] = 1.0
+    generate_always(loaded.model, token)
     return loaded
 
 
@@ -117,6 +114,68 @@ def test_a_model_that_always_ends_its_turn_has_nothing_to_answer(run: Path) -> N
 
     assert "".join(chat.answer("Hello")) == "" and chat.messages == []
     assert chat.notes == ["the model has nothing to answer: the message is left out of the conversation"]
+
+
+def test_a_chat_in_a_terminal(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "run" / "checkpoints", tokenizer=chat_spec(), always=ord("A"), block_size=128)
+    options = ["--system", "Brief.", "--preset", "greedy", "--max-tokens", "10"]
+    with TerminalSession(["eval/chat.py", "run", *options], tmp_path) as chat:
+        chat.until("/help lists commands, Ctrl-D ends")
+        for text in ("1" * 20, "2" * 20, "3" * 20):
+            chat.until("> ")
+            chat.type(f"{text}\r")
+            shown = chat.until("the answer ends after 10 tokens (--max-tokens)")
+            assert f"\n{'A' * 10}\r\n" in shown
+        assert "the context of 128 tokens is full: the model no longer sees the 2 oldest turns" in shown
+        chat.until("> ")
+        for line, said in (
+            ("/save kept.jsonl", "kept.jsonl: 5 messages"),
+            ("/reset", "a new conversation"),
+            ("/save reset.jsonl", "reset.jsonl: 1 messages"),
+            ("/system Be kind.", "a new conversation"),
+            ("x" * 200, "error: the message takes "),
+            ("/nothing", "error: there is no command /nothing: /help lists them"),
+        ):
+            chat.type(f"{line}\r")
+            chat.until(said)
+            chat.until("> ")
+        chat.type(UP + UP + UP)  # what was typed before, to be sent again
+        chat.until("/system Be kind.")
+        chat.type("er\r")
+        chat.until("a new conversation")
+        chat.until("> ")
+        chat.type("/save again.jsonl\r")
+        chat.until("again.jsonl: 1 messages")
+        chat.type(CTRL_D)
+        assert chat.status() == 0
+
+    def saved(name: str) -> list[str]:
+        return [message["content"] for message in json.loads((tmp_path / name).read_text())["messages"]]
+
+    assert saved("kept.jsonl") == ["Brief.", "2" * 20, "A" * 10, "3" * 20, "A" * 10]
+    assert (saved("reset.jsonl"), saved("again.jsonl")) == (["Brief."], ["Be kind.er"])
+
+
+def test_ctrl_c_ends_an_answer_and_not_the_chat(tmp_path: Path) -> None:
+    endless = {"position": "rope", "window": 64, "block_size": 64}
+    write_checkpoint(tmp_path / "run" / "checkpoints", tokenizer=chat_spec(), always=ord("A"), **endless)
+    with TerminalSession(["eval/chat.py", "run", "--max-tokens", "1000000000"], tmp_path) as chat:
+        for message in ("Hello", "Again"):
+            chat.until("> ")
+            chat.type(f"{message}\r")
+            chat.until("A" * 20)  # while it is generated
+            chat.type(CTRL_C)
+        chat.until("> ")
+        chat.type(b"half a line" + CTRL_C)
+        chat.until("Ctrl-D ends")
+        chat.until("> ")
+        chat.type("/save talk.jsonl\r")
+        chat.until("4 messages")
+        chat.type("/quit\r")
+        assert chat.status() == 0
+    turns = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
+    assert [turn["content"] for turn in turns[::2]] == ["Hello", "Again"]
+    assert all(set(turn["content"]) == {"A"} and len(turn["content"]) >= 20 for turn in turns[1::2])
 
 
 def test_generate_answers_messages(run: Path, tmp_path: Path) -> None:

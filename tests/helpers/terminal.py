@@ -44,7 +44,7 @@ def run_on_terminal(arguments: list[str], folder: Path, *, out_file: Path | None
         fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     names = [os.ttyname(inner) for _, inner in terminals]
     names[0] = names[0] if out_file is None else str(out_file)
-    process = _CONTEXT.Process(target=_be_the_entry, args=(arguments, folder, names))
+    process = _CONTEXT.Process(target=_without_input, args=(arguments, folder, names))
     process.start()
     received = {outer: b"" for outer, _ in terminals}
     try:
@@ -75,7 +75,13 @@ def _read_until_the_end(process: multiprocessing.process.BaseProcess, received: 
             raise TimeoutError(f"still running: {received}")
 
 
-def _be_the_entry(arguments: list[str], folder: Path, terminals: list[str]) -> None:
+def _without_input(arguments: list[str], folder: Path, terminals: list[str]) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    be_the_entry(arguments, folder, terminals)
+
+
+def be_the_entry(arguments: list[str], folder: Path, terminals: list[str]) -> None:
+    """Be `python ARGUMENTS` in this process. Args: terminals: of standard output and error; input is there already."""
     import runpy
 
     import torch
@@ -83,7 +89,6 @@ def _be_the_entry(arguments: list[str], folder: Path, terminals: list[str]) -> N
     torch.set_num_threads(1)
     os.environ |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), "TERM": "xterm", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"LONGHAUL_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, name in enumerate(terminals, 1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOCTTY), number)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
