@@ -143,7 +143,7 @@ def talk(chat: Chat) -> int:
         except EOFError:
             print(end="\n" if asks else "")
             return 0
-        except KeyboardInterrupt:  # a line that was begun is dropped; it may also have come as an answer just ended
+        except KeyboardInterrupt:  # the unfinished line is dropped; it may also have come as an answer just ended
             if not asks:
                 return 0
             print(f"\n{HOW_TO_END}")
