@@ -113,6 +113,7 @@ def memory_estimate(
     device_type: str = "cuda",
     compiled: bool = False,
     adapters: int | None = None,
+    new_rows: bool = False,
     optimizer_bytes: int,
     average_bytes: int = 0,
     temporary_bytes: int = 0,
@@ -139,6 +140,7 @@ def memory_estimate(
             what they need for the backward again (`_Sizes.compiled`).
         adapters: parameters of adapters, where only they are trained; None: all weights are. What a frozen model's
             blocks keep is taken to be the same.
+        new_rows: rows of new ids are trained beside adapters: the head computes with a copy of its matrix.
         optimizer_bytes: what the optimizer keeps of all that is trained.
         average_bytes: what is kept of an average of the weights.
         temporary_bytes, communication_bytes: what its update takes beside that.
@@ -163,6 +165,7 @@ def memory_estimate(
     framework += MUON_CPU * muon + DYNAMO_CPU * (several_ranks or bool(recompute_every) or recompute_norms or compiled)
     capped = config.logit_softcap is not None
     logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
+    head_copies = _head_cast(config, matmul) + new_rows * config.padded_vocab_size * config.n_embd * FLOAT32
     return MemoryEstimate(
         weights=(parameters + (adapters or 0)) * FLOAT32,
         copies=_cast_bytes(config, matmul),
@@ -173,8 +176,8 @@ def memory_estimate(
         communication=communication_bytes,
         activations=kept,
         working=tokens * sizes.working(forward=False) + _largest_matrix(config) * (FLOAT32 + matmul),
-        head=logits + (2 * tokens + config.padded_vocab_size) * config.n_embd * FLOAT32 + _head_cast(config, matmul),
-        validation=max(one_pass, logits + tokens * config.n_embd * FLOAT32 + _head_cast(config, matmul)),
+        head=logits + (2 * tokens + config.padded_vocab_size) * config.n_embd * FLOAT32 + head_copies,
+        validation=max(one_pass, logits + tokens * config.n_embd * FLOAT32 + head_copies),
         statistics=trained * FLOAT32 // statistics_ranks if statistics_ranks else 0,
         snapshot=snapshot_bytes,
         allocator=round((CROWDED_HEAP_SHARE if crowded else HEAP_SHARE) * kept) if in_heap else 0,

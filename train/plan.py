@@ -3,9 +3,11 @@
     python train/plan.py --config train/configs/gpt2-1p3b.yaml --gpu h100 --nodes 4
     python train/plan.py --config train/configs/gpt2-124m.yaml --gpu 4090 --gpus-per-node 1 --json plan.json
     python train/plan.py --config train/configs/demo.yaml --measure
+    python train/plan.py runs/demo --objective sft --data.path data/talks --gpu a100
 
-All options of train/pretrain.py may follow. Neither data nor a GPU nor torch is needed, except by --measure, which runs
-a few real steps on this machine. The exit status is 1 where the run does not fit. docs/planning.md derives the figures.
+All options of train/pretrain.py may follow; after a base (a run or checkpoint) those of train/finetune.py, which needs
+its data. Else neither data nor a GPU nor torch is needed, except by --measure, which runs a few real steps on this
+machine. The exit status is 1 where the run does not fit. docs/planning.md derives the figures.
 """
 
 import argparse
@@ -21,6 +23,7 @@ if __package__ in (None, ""):  # run by path: put the project, not this folder, 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_output
+from common.run_folder import RunFolder
 from data_prep.corpora.preparation import positive_count
 from eval.shared.arguments import add_json
 from model.device_table import GPUS
@@ -28,8 +31,12 @@ from train.estimates.machines import Machine, machine_at_hand, machine_of
 from train.estimates.plan_text import as_json, as_text
 from train.estimates.run_plan import make_plan
 from train.estimates.time_limit import seconds_of_limit
-from train.settings.command_line import read_config
+from train.finetune import finetune_command, split_base
+from train.settings.command_line import Options, read_command, read_config
+from train.settings.finetune import check_targets, fit_to_base
 from train.settings.sections import Config
+from train.startup.fit_to_data import fit_to_data, open_data
+from train.startup.from_checkpoint import find_base
 
 STEPS = 20  # that --measure runs unless it is told how many
 
@@ -58,7 +65,12 @@ def main() -> int:
     limit_seconds = seconds_of_limit(arguments.time)
     if arguments.measure and arguments.gpu:
         raise UserError("--measure is for the machine at hand: leave --gpu out")
-    config, asked = read_config(options)
+    if options and not options[0].startswith("-"):
+        if arguments.measure:
+            raise UserError("--measure runs train/pretrain.py, which no fine-tuning is: leave it out")
+        config, asked = read_finetuning(options)
+    else:
+        config, asked = read_config(options)
     if asked.resume != "auto" or asked.allow_change or asked.print_config:
         raise UserError("--resume, --allow-change and --print_config are options of train/pretrain.py only")
     machine = machine_for(arguments, config)
@@ -73,6 +85,21 @@ def main() -> int:
     if arguments.json:
         write_json_output(arguments.json, as_json(plan, arguments.price_per_gpu_hour))
     return 0 if plan.fits else 1
+
+
+def read_finetuning(options: list[str]) -> tuple[Config, Options]:
+    """What train/finetune.py would train with these arguments, its base before the options, fitted to its data.
+
+    Raises UserError as that does.
+    """
+    given, others = split_base(options)
+    config, asked = read_command(finetune_command(given), others)
+    base = find_base(given, RunFolder.find(config.run.root, str(config.run.name)))
+    fit_to_base(config.model, base.model)
+    check_targets(config.lora, base.model)
+    tokens = open_data(config)
+    fitted = fit_to_data(config, tokens, base.fitted(tokens, config).vocab_size)
+    return fitted.for_tokenizer(tokens.tokenizer_spec), asked
 
 
 def machine_for(arguments: argparse.Namespace, config: Config) -> Machine:

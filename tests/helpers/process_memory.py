@@ -21,12 +21,17 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
-def peak_bytes(ranks: int, options: Sequence[str], log: Path, environment: dict[str, str] = RETURNED) -> int:
-    """The largest resident set (VmHWM) among the processes of `train/pretrain.py`, compilers and launcher among them.
+def peak_bytes(
+    ranks: int, options: Sequence[str], log: Path, environment: dict[str, str] = RETURNED, entry: str = "pretrain.py"
+) -> int:
+    """The largest resident set (VmHWM) among the processes of an entry of train/, compilers and launcher among them.
 
-    Args: log: where their output goes. environment: beside this process's, in which glibc is as it is by default.
+    Args:
+        options: of the entry, before them the base of a fine-tuning.
+        log: where their output goes.
+        environment: beside this process's, in which glibc is as it is by default.
     """
-    command = [str(PROJECT / "train" / "pretrain.py")]
+    command = [str(PROJECT / "train" / entry)]
     if ranks > 1:
         command = [str(PROJECT / "train" / "launch.py"), "--standalone", f"--nproc_per_node={ranks}", *command]
     mine = {key: value for key, value in os.environ.items() if key != MMAP_THRESHOLD} | {"OMP_NUM_THREADS": "1"}

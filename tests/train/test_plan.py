@@ -106,6 +106,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ("--gpu", "h100", "--gpus-per-node", "7"): "don't divide among 7 ranks",
         ("--nodes", "2"): "--nodes is for a cluster",
         ("--gpu", "h100", "--measure"): "--measure is for the machine at hand",
+        ("runs/none", "--measure"): "--measure runs train/pretrain.py, which no fine-tuning is",
+        ("runs/none", "--data.path=x"): "none",
         ("--gpu", "h100", "--time", "soon"): "--time soon: give minutes",
     }.items():
         status, _, complained = run_plan(*options)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.conversation_sets import make_conversation_set, short_tokenizer
 from tests.helpers.process_memory import RETURNED, peak_bytes
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT
@@ -44,3 +46,22 @@ def test_real_processes_take_what_is_estimated(name: str, tmp_path: Path, monkey
     peak = peak_bytes(ranks, options, tmp_path / "log")
     assert 0.97 * peak <= planned["memory_gib"]["total"] * 2**30 <= 1.1 * peak, (peak / 2**30, planned)
     assert planned["largest_phase"] == {"activations": "backward", "weights": "saving"}[name]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.version.cuda is not None, reason="measured with a CPU build")
+def test_a_fine_tuning_with_rows_of_new_ids_takes_what_is_estimated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MMAP_THRESHOLD, RETURNED[MMAP_THRESHOLD])
+    data = make_conversation_set(tmp_path / "data", count=60, val_count=10).folder
+    tokenizer, shape = short_tokenizer().base.spec, {"n_embd": 512, "n_layer": 2, "n_head": 2}
+    base = write_checkpoint(tmp_path / "base", tokenizer=tokenizer, block_size=64, vocab_multiple=1 << 16, **shape)
+    options = [str(base), "--objective=sft", *COMMON, f"--data.path={data}", f"--run.root={tmp_path}", "--run.name=it"]
+    options += ["--batch.micro_batch=2", "--batch.tokens_per_step=128", "--run.dtype=fp32"]
+    file = tmp_path / "plan.json"
+    command = [sys.executable, str(PROJECT / "train" / "plan.py"), *options, "--json", str(file)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    planned = json.loads(file.read_text(encoding="utf-8"))["memory_gib"]["total"] * 2**30
+    peak = peak_bytes(1, options, tmp_path / "log", entry="finetune.py")
+    assert "the rows of 3 ids whole" in (tmp_path / "log").read_text()
+    assert 0.97 * peak <= planned <= 1.1 * peak, (peak / 2**20, planned / 2**20)

@@ -127,6 +127,7 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
     saved_here = device_type == "cpu" and config.checkpoint.asynchronous
     sequences = config.batch.tokens_per_step // config.model.block_size
     saves = config.checkpoint.every_steps, config.checkpoint.weights_every_steps
+    adapters = config.adapters()
     threshold = whole_number(MMAP_THRESHOLD, 0, advice="it is glibc's: unset it")
     return memory_estimate(
         config.model.architecture(),
@@ -138,6 +139,7 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         device_type=device_type,
         compiled=config.run.compile is True,
         adapters=config.adapter_count(),
+        new_rows=adapters is not None and adapters.new_rows > 0,
         optimizer_bytes=state,
         average_bytes=average_bytes(config, world_size),
         temporary_bytes=temporary_bytes(config),
