@@ -35,7 +35,7 @@ BESIDE = {
     "sync_wandb": {"run"},
     "studies": {"settings"},
     "study": {"studies"},
-    "plan": {"settings", "estimates"},
+    "plan": {"settings", "estimates", "startup", "finetune"},
     "benchmarks": {
         "settings",
         "batches",
