@@ -250,10 +250,10 @@ def padded_rows(tokens: TokenSet, longest: int) -> tuple[torch.Tensor, torch.Ten
             rows.append((torch.from_numpy(ids.astype(np.int64)), torch.from_numpy(counted)))
     assert 0 < len(rows) < tokens.manifest.conversations["val"]["conversations"]  # type: ignore[index]
     pad = torch.nn.utils.rnn.pad_sequence
-    ids = pad([row for row, _ in rows], batch_first=True)
+    padded = pad([row for row, _ in rows], batch_first=True)
     mask = pad([torch.ones_like(row) for row, _ in rows], batch_first=True)
     labels = pad([row.where(counted, -100) for row, counted in rows], batch_first=True, padding_value=-100)
-    return ids, mask, labels
+    return padded, mask, labels
 
 
 def test_of_conversations_the_answers_count_as_in_validation_and_in_transformers(
