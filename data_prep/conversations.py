@@ -39,12 +39,13 @@ TOKENIZERS = ("gpt2", "byte")
 SHARD_TOKENS = 10_000_000  # 20 MB of tokens, as much of marks
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(__doc__)
+def parse_arguments(description: str, name: str) -> argparse.Namespace:
+    """Args: name: of what the set holds, in the plural."""
+    parser = CommandParser(description)
     parser.add_argument("paths", type=Path, nargs="+", metavar="FILE", help="files, or folders to search")
     add_splits_option(parser)
-    add_output_options(parser, "conversations", SHARD_TOKENS)
-    group = parser.add_argument_group("conversations")
+    add_output_options(parser, name, SHARD_TOKENS)
+    group = parser.add_argument_group(name)
     add_tokenizer_option(group, TOKENIZERS)
     group.add_argument(
         "--template",
@@ -63,7 +64,7 @@ def parse_arguments() -> argparse.Namespace:
         type=two_or_more,
         default=VALIDATION_ONE_IN,
         metavar="N",
-        help=f"hold back one conversation in N, chosen by hash (default: {VALIDATION_ONE_IN})",
+        help=f"hold back one of the {name} in N, chosen by hash (default: {VALIDATION_ONE_IN})",
     )
     add_work_options(parser)
     return parser.parse_args()
@@ -77,8 +78,8 @@ def chat_tokenizer(choice: TokenizerChoice, template: str | None) -> ChatTokeniz
     return ChatTokenizer.of(base, read_template(template or "chatml"))
 
 
-def main() -> int:
-    arguments = parse_arguments()
+def prepare(arguments: argparse.Namespace, name: str, *, pairs: bool = False) -> int:
+    """The command; returns its exit status. Args: name: of the source. pairs: its records are preferences."""
     suffixes = [suffix for suffix, kind in KINDS.items() if kind.content != "text"]
     found = find_files(arguments.paths, WHOLE_RECORD, all_splits=arguments.all_splits, suffixes=suffixes)
     choice = choose_tokenizer(arguments.tokenizer, TOKENIZERS)
@@ -88,7 +89,7 @@ def main() -> int:
     rate *= sum(map(text_bytes, listed)) / max(1, sum(file.bytes for file in listed))
     asked: dict[str, Any] = {"files": [asdict(file) for file in listed], "longest": arguments.longest}
     command = Command(
-        "conversations",
+        name,
         asked,
         Settings(
             shard_tokens=arguments.shard_tokens,
@@ -112,8 +113,13 @@ def main() -> int:
         count_absent=True,
         conversations=True,
         longest=arguments.longest,
+        pairs=pairs,
     )
     return run(arguments, command)
+
+
+def main() -> int:
+    return prepare(parse_arguments(__doc__, "conversations"), "conversations")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Conversations: who said what, checked turn by turn.
 
 A record is what data sets on the hub have: `messages` (each with `role` and `content`), or `prompt` and `completion`,
-which are texts or lists of messages.
+which are texts or lists of messages. One of a preference has `prompt`, `chosen` and `rejected`, of the same kinds.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import UserError
 from common.plain_text import one_line
@@ -38,6 +38,9 @@ class Problem(StrEnum):
     ASSISTANT_FIRST = "an assistant's turn before any user's"
     REPEATED_ROLE = "two turns of the same role in a row"
     NO_ANSWER = "no answer to learn from"
+    NO_PAIR = "no chosen and rejected answer"
+    OTHER_PROMPT = "chosen and rejected answer different prompts"
+    EQUAL = "chosen and rejected are the same answer"
     TEMPLATE = "the template can't express it"
 
 
@@ -64,6 +67,45 @@ def conversation_of(record: object) -> Conversation:
         raise BadConversation(Problem.NO_MESSAGES, "the record has neither messages nor prompt and completion")
     check_turns(turns)
     return turns
+
+
+class Preference(NamedTuple):
+    """Two conversations that differ in their last answer only: the one that was preferred, and the other."""
+
+    chosen: Conversation
+    rejected: Conversation
+
+
+def preference_of(record: object) -> Preference:
+    """The two conversations of a JSON record, checked as `check_turns` does.
+
+    `chosen` and `rejected` are answers to `prompt`, as texts or as lists of messages; or lists of messages that start
+    with the prompt themselves, as many sets on the hub have them beside a `prompt` that repeats it.
+
+    Raises BadConversation where they are missing, can't be used, answer different prompts, or are equal.
+    """
+    if not isinstance(record, Mapping) or record.get("chosen") is None or record.get("rejected") is None:
+        raise BadConversation(Problem.NO_PAIR)
+    found = Preference(_answered(record, "chosen"), _answered(record, "rejected"))
+    for turns in found:
+        check_turns(turns)
+        if turns[-1].role != ASSISTANT:
+            raise BadConversation(Problem.NO_ANSWER)
+    if found.chosen[:-1] != found.rejected[:-1]:
+        raise BadConversation(Problem.OTHER_PROMPT)
+    if found.chosen[-1] == found.rejected[-1]:
+        raise BadConversation(Problem.EQUAL)
+    return found
+
+
+def _answered(record: Mapping[str, Any], name: str) -> Conversation:
+    """The prompt with one of its answers."""
+    answer = _messages(record[name], ASSISTANT)
+    if answer and answer[0].role != ASSISTANT:
+        return answer
+    if record.get("prompt") is None:
+        raise BadConversation(Problem.NO_MESSAGES, f"the record has no prompt, and {name} does not start with it")
+    return _messages(record["prompt"], USER) + answer
 
 
 def check_turns(turns: Sequence[Message]) -> None:

@@ -70,7 +70,7 @@ class Corpus:
     """What to prepare: `name` and `origin` for the manifest, the files, the settings.
 
     `count_absent`: records without text, or without its field, are counted in the manifest (`without_text`).
-    `conversations`: records hold conversations, of at most `longest` tokens.
+    `conversations`: records hold conversations, of at most `longest` tokens; `pairs`: preferences between two.
     """
 
     name: str
@@ -81,6 +81,7 @@ class Corpus:
     count_absent: bool = False
     conversations: bool = False
     longest: int | None = None
+    pairs: bool = False
 
     def source(self) -> dict[str, Any]:
         return {
@@ -244,7 +245,7 @@ def _works(
                 settings = corpus.settings
                 reading = (index, str(path), listed.name, number, row, stop)
                 how = (settings.field, selection, reached, skip_bad, corpus.count_absent, corpus.conversations)
-                yield Work(*reading, *how, corpus.longest)
+                yield Work(*reading, *how, corpus.longest, corpus.pairs)
         before += listed.bytes
 
 

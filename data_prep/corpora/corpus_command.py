@@ -61,6 +61,7 @@ class Command:
     count_absent: bool = False  # these as Corpus has them
     conversations: bool = False
     longest: int | None = None
+    pairs: bool = False
 
 
 def add_amount_options(parser: argparse.ArgumentParser, tokenizers: Sequence[str]) -> None:
@@ -200,7 +201,7 @@ def _make_set(arguments: argparse.Namespace, command: Command) -> Manifest:
         tokenizer = command.load_tokenizer(opened.files)
         if arguments.force:  # only now: a missing source must not cost anybody a set
             remove_file(arguments.out / JOURNAL_FILE)
-        how = (command.count_absent, command.conversations, command.longest)
+        how = (command.count_absent, command.conversations, command.longest, command.pairs)
         corpus = Corpus(command.name, opened.origin, opened.files, command.settings, tokenizer, *how)
         manifest = prepare(corpus, arguments.out, workers, arguments.start_method, arguments.skip_bad)
         opened.close(True)

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from data_prep.chat.chat_tokenizer import ChatTokenizer
-from data_prep.chat.messages import ASSISTANT, SYSTEM, BadConversation, Conversation, Problem, conversation_of
+from data_prep.chat.messages import (
+    ASSISTANT,
+    SYSTEM,
+    BadConversation,
+    Conversation,
+    Preference,
+    Problem,
+    conversation_of,
+    preference_of,
+)
 from data_prep.corpora.preparation import document_key
 from data_prep.corpora.readers import Fragment
 from data_prep.token_sets.marked_writer import MARKED_DTYPE, with_marks
@@ -73,9 +82,7 @@ class ConversationEncoder:
 
     def key(self, fragment: Fragment) -> int:
         """That of what was asked first, whatever the system's message: equal questions stay on one side."""
-        messages = self._conversation(fragment)
-        asked = next(message.content for message in messages if message.role != SYSTEM)
-        return int.from_bytes(hashlib.blake2b(_bytes(asked), digest_size=8).digest(), "little")
+        return _key_of(self._conversation(fragment))
 
     def encode(self, fragment: Fragment) -> Encoded:
         try:
@@ -101,12 +108,59 @@ class ConversationEncoder:
         return messages
 
 
-def document_encoder(tokenizer: Tokenizer, *, conversations: bool, longest: int | None = None) -> DocumentEncoder:
-    """What encodes a corpus's documents."""
+class PreferenceEncoder:
+    """Of records with preferences. Each becomes two conversations, the chosen one first, of which only the last answer
+    counts: what was said before is the prompt of both.
+    """
+
+    dtype = MARKED_DTYPE
+
+    def __init__(self, tokenizer: ChatTokenizer, longest: int | None) -> None:
+        """Args: longest: tokens that each conversation may have; None: any number."""
+        self._tokenizer, self._longest = tokenizer, longest
+        self._last: tuple[str, Preference] = ("", Preference((), ()))
+
+    def key(self, fragment: Fragment) -> int:
+        """That of what was asked first, as for conversations."""
+        return _key_of(self._preference(fragment).chosen)
+
+    def encode(self, fragment: Fragment) -> Encoded:
+        parts, spellings = [], 0
+        for turns in self._preference(fragment):
+            try:
+                rendered, prompt = self._tokenizer.render(turns), self._tokenizer.prompt_of(turns[:-1])
+            except BadConversation as error:
+                raise LeftOut(str(error.problem)) from None
+            counted = rendered.counted & (np.arange(len(rendered.ids)) >= len(prompt))
+            if self._longest is not None and len(rendered.ids) > self._longest:
+                raise LeftOut(f"more than {self._longest:,} tokens (--longest)")
+            parts.append(with_marks(rendered.ids, counted))
+            spellings += rendered.spellings
+        return Encoded(np.concatenate(parts), (SPELLINGS,) * bool(spellings))
+
+    def _preference(self, fragment: Fragment) -> Preference:
+        if self._last[0] != fragment.text:
+            try:
+                self._last = (fragment.text, preference_of(json.loads(fragment.text)))
+            except BadConversation as error:
+                raise LeftOut(str(error.problem)) from None
+        return self._last[1]
+
+
+def document_encoder(
+    tokenizer: Tokenizer, *, conversations: bool, longest: int | None = None, pairs: bool = False
+) -> DocumentEncoder:
+    """What encodes a corpus's documents. Args: pairs: of conversations, those of preferences."""
     if not conversations:
         return TextEncoder(tokenizer)
     assert isinstance(tokenizer, ChatTokenizer), tokenizer.spec["kind"]
-    return ConversationEncoder(tokenizer, longest)
+    return PreferenceEncoder(tokenizer, longest) if pairs else ConversationEncoder(tokenizer, longest)
+
+
+def _key_of(messages: Conversation) -> int:
+    """64 bits that equal first questions share, whatever the system's message."""
+    asked = next(message.content for message in messages if message.role != SYSTEM)
+    return int.from_bytes(hashlib.blake2b(_bytes(asked), digest_size=8).digest(), "little")
 
 
 def _bytes(text: str) -> bytes:

@@ -65,7 +65,8 @@ class Work:
 
     `skip_bad`: how many unreadable rows are skipped; one more ends the work, and with 0 it is an error. `tell_absent`:
     records without text are told, and those without the field are among them. `conversations`: documents are records
-    of conversations, of at most `longest` tokens; those that can't be used are told like records without text.
+    of conversations, of at most `longest` tokens; those that can't be used are told like records without text. `pairs`:
+    they are of preferences.
     """
 
     file: int
@@ -81,6 +82,7 @@ class Work:
     tell_absent: bool = False
     conversations: bool = False
     longest: int | None = None
+    pairs: bool = False
 
 
 class Skip(NamedTuple):
@@ -135,7 +137,7 @@ def encode(
 
     `progress[slot]` is the row being encoded; `held_out` as of `Selection.takes`.
     """
-    encoder = document_encoder(tokenizer, conversations=work.conversations, longest=work.longest)
+    encoder = document_encoder(tokenizer, conversations=work.conversations, longest=work.longest, pairs=work.pairs)
     nothing = np.zeros(0, dtype=encoder.dtype)
     keys: list[int] = []
     absent: list[Absent] = []

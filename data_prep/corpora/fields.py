@@ -20,7 +20,7 @@ def record_of(line: bytes) -> Any:
 
 
 WHOLE_RECORD = ""  # in place of a field: the record, as JSON
-CONVERSATION_COLUMNS = ("messages", "prompt", "completion")  # of parquet files that are read so
+CONVERSATION_COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")  # of parquet files that are read so
 
 
 class MissingFieldError(ValueError):

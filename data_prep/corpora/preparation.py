@@ -193,8 +193,9 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
             f"{format_bytes(disk):>12}{len(shards):>8}"
         )
     for split, found in (manifest.conversations or {}).items():
+        pairs = f"{found['conversations'] // 2:,} pairs, " if manifest.has_pairs else ""
         print(
-            f"{split}: {found['conversations']:,} conversations, {found['answer_tokens']:,} tokens of answers, the "
+            f"{split}: {pairs}{found['conversations']:,} conversations, {found['answer_tokens']:,} tokens of answers, the "
             f"longest has {found['longest']:,} tokens"
         )
     if seconds:

@@ -2,7 +2,8 @@
 
 A token set is a folder of headerless little-endian shards (`train-00000.bin`, …) and a `manifest.json`, written last.
 One of conversations has marks beside its tokens (`train-marks-00000.bin`, …), one of the same size for each of them:
-where a conversation starts, and which tokens are learned from. In a set without marks all are.
+where a conversation starts, and which tokens are learned from. In a set without marks all are. One of preferences has
+pairs of conversations, the chosen one first and the rejected one after it.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from common.regular_file import open_regular, read_at_most
 FORMAT_VERSION = 1
 MARKED_VERSION = 2  # of a set with marks: those that don't know them would learn from users' turns
 MANIFEST_FILE = "manifest.json"
+PREFERENCES = "preferences"  # the name of a source of pairs
 SPLITS = ("train", "val")
 NO_MARK, COUNTED, STARTS = 0, 1, 2  # a token's mark: a target that counts; a conversation's first, which is no target
 MARK_COUNT = 3
@@ -189,6 +191,11 @@ class Manifest:
         shards = {name: [[s.tokens, s.sha256] for s in self.splits[name]] for name in sorted(self.splits)}
         defining = [self.format_version, self.dtype, self.tokenizer["sha256"], shards]
         return hashlib.sha256(canonical_json(defining).encode()).hexdigest()
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its conversations are pairs of a chosen and a rejected one."""
+        return self.conversations is not None and self.source.get("name") == PREFERENCES
 
     def total(self, split: str, field: str) -> int:
         """Sum of `tokens`, `documents` or `bytes` over a split's shards."""

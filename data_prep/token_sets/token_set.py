@@ -145,6 +145,11 @@ class TokenSet:
         """Whether it is of conversations, whose tokens have marks."""
         return self.manifest.conversations is not None
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether its conversations are pairs of a chosen and a rejected one."""
+        return self.manifest.has_pairs
+
     def marks(self, name: str) -> TokenStream | None:
         """The marks of a split's tokens, one for each; None in a set of texts, in which all tokens are learned from."""
         if not self.has_conversations:
