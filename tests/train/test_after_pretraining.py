@@ -15,6 +15,7 @@ from tests.helpers.training import PROJECT
 
 SMALLER = {
     "data_prep/conversations.py": ["--workers=0", "--val-one-in=4"],
+    "data_prep/preferences.py": ["--workers=0", "--val-one-in=4"],
     "train/finetune.py": [
         "--batch.tokens_per_step=256", "--batch.micro_batch=2", "--eval.tokens=128", "--run.max_steps=2",
         "--eval.sample_every_steps=2", "--eval.sample_tokens=4", '--eval.prompts=["2+2?"]', "--run.device=cpu",
@@ -29,6 +30,10 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     with (tmp_path / "talks.jsonl").open("w") as file:
         for number in range(60):
             file.write(json.dumps({"prompt": f"{number}+1?", "completion": str(number + 1)}) + "\n")
+    with (tmp_path / "preferences.jsonl").open("w") as file:
+        for number in range(60):
+            answers = {"chosen": str(number + 1), "rejected": str(number)}
+            file.write(json.dumps({"prompt": f"{number}+1?"} | answers) + "\n")
     for line in lines:
         python, script, *options = shlex.split(line)
         assert python == "python"

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: the loss of answers only, the same however the batch is cut up and as transformers has it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from common.errors import UserError
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from data_prep.token_sets.documents import conversations_of
-from data_prep.token_sets.manifest import COUNTED
+from data_prep.token_sets.manifest import COUNTED, MANIFEST_FILE, PREFERENCES
 from data_prep.token_sets.packing import IGNORE, PackedSequences
 from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
@@ -257,4 +258,9 @@ def test_the_objective_is_fixed_and_fits_the_data(tmp_path: Path, data: Path) ->
 
     assert "does not mark answers" in refused(f"--data.path={texts}")
     assert "add --objective sft" in refused("--objective.kind=language_modelling")
+    with_pairs = tmp_path / "pairs"
+    shutil.copytree(data, with_pairs)
+    manifest = json.loads((with_pairs / MANIFEST_FILE).read_text())
+    (with_pairs / MANIFEST_FILE).write_text(json.dumps(manifest | {"source": {"name": PREFERENCES}}))
+    assert "would learn the rejected answers" in refused(f"--data.path={with_pairs}")
     assert "data.stride doesn't go with --objective sft" in refused("--data.stride=8")

@@ -76,6 +76,11 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
                 if kind == "sft"
                 else f"{source.tokens.folder} holds conversations: add --objective sft, which learns their answers only"
             )
+        if source.tokens.has_pairs:
+            raise UserError(
+                f"{source.tokens.folder} holds preferences: --objective sft would learn the rejected answers, too: make a "
+                "set of conversations with data_prep/conversations.py"
+            )
     if kind != "sft":
         return config
     if data.stride is not None or data.document_mask is False:
