@@ -195,8 +195,8 @@ def report(folder: Path, manifest: Manifest, *, seconds: float | None, json_file
     for split, found in (manifest.conversations or {}).items():
         pairs = f"{found['conversations'] // 2:,} pairs, " if manifest.has_pairs else ""
         print(
-            f"{split}: {pairs}{found['conversations']:,} conversations, {found['answer_tokens']:,} tokens of answers, the "
-            f"longest has {found['longest']:,} tokens"
+            f"{split}: {pairs}{found['conversations']:,} conversations, {found['answer_tokens']:,} tokens of answers, "
+            f"the longest has {found['longest']:,} tokens"
         )
     if seconds:
         tokens = sum(row["tokens"] for row in figures["splits"].values())

@@ -78,8 +78,8 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
             )
         if source.tokens.has_pairs:
             raise UserError(
-                f"{source.tokens.folder} holds preferences: --objective sft would learn the rejected answers, too: make a "
-                "set of conversations with data_prep/conversations.py"
+                f"{source.tokens.folder} holds preferences: --objective sft would learn the rejected answers, too: "
+                "make a set of conversations with data_prep/conversations.py"
             )
     if kind != "sft":
         return config
