@@ -39,11 +39,13 @@ from data_prep.token_sets.manifest import (
     Manifest,
     Shard,
     document_start,
+    fields_of,
     validation_sha256,
 )
 from data_prep.token_sets.marked_writer import count_conversations
+from data_prep.token_sets.prompt_fields import NEWLINE
 from data_prep.token_sets.shared_documents import shared_documents
-from data_prep.token_sets.token_set import TokenSet
+from data_prep.token_sets.token_set import BYTES, TokenSet
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.text_hash import split_text_sha256
 from data_prep.tokenization.tokenizer import Tokenizer
@@ -59,6 +61,13 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def starts_of(manifest: Manifest, split: str) -> int | None:
+    """What a document starts with in a split's shards, a conversation in its marks, and a line of fields ends with."""
+    if split in map(fields_of, SPLITS):
+        return NEWLINE
+    return document_start(manifest.tokenizer) if split in SPLITS else STARTS
+
+
 @dataclass
 class ShardReading:
     """What a shard really holds. `text_bytes` is None where the tokenizer can't be loaded here."""
@@ -71,16 +80,16 @@ class ShardReading:
 
 
 def read_shard(
-    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: Bar, shard: Shard, *, marks: bool = False
+    folder: Path, manifest: Manifest, tokenizer: Tokenizer | None, bar: Bar, shard: Shard, *, split: str = "train"
 ) -> ShardReading | OSError:
     """A shard's `ShardReading`, read once, block by block; or the OSError that kept it from being read.
 
     A file longer than its tokens is read no further: it may be endless, and its size is enough.
 
-    Args: marks: it holds marks, which start documents, too, and stand for no text.
+    Args: split: as the manifest names it. Marks start documents, too, and stand for no text.
     """
-    dtype, begin = manifest.numpy_dtype, STARTS if marks else document_start(manifest.tokenizer)
-    tokenizer = None if marks else tokenizer
+    dtype, begin = manifest.numpy_dtype, starts_of(manifest, split)
+    tokenizer = tokenizer if split in SPLITS else None
     found = ShardReading(text_bytes=None if tokenizer is None else 0)
     digest = hashlib.sha256()
     try:
@@ -105,17 +114,17 @@ def read_shard(
 
 def shard_problems(manifest: Manifest, split: str, index: int, found: ShardReading) -> Iterator[str]:
     """How a shard differs from its entry in the manifest, in words."""
-    shard, marks = manifest.splits[split][index], split not in SPLITS
-    vocab_size, begin = manifest.tokenizer["vocab_size"], document_start(manifest.tokenizer)
+    shard, tokens = manifest.splits[split][index], split in SPLITS
+    vocab_size, begin = manifest.tokenizer["vocab_size"], starts_of(manifest, split)
     if found.size != (size := shard.tokens * manifest.numpy_dtype.itemsize):
         yield f"{found.size:,} bytes, not {size:,}"
     if found.size > size:  # not read to its end
         return
-    if marks and found.largest >= MARK_COUNT:
-        yield f"{found.largest:,} is no mark"
-    elif found.largest >= vocab_size:
+    if not tokens and found.largest >= (BYTES if begin == NEWLINE else MARK_COUNT):
+        yield f"{found.largest:,} is no {'byte' if begin == NEWLINE else 'mark'}"
+    elif tokens and found.largest >= vocab_size:
         yield f"token id {found.largest:,} is outside the vocabulary of {vocab_size:,}"
-    if begin is None and not marks:  # then a split is one document
+    if begin is None:  # then a split is one document
         found.documents = int(index == 0 and found.size > 0)
     if found.documents != shard.documents:
         yield f"{found.documents:,} documents start in it, not {shard.documents:,}"
@@ -148,7 +157,7 @@ def set_problems(folder: Path, manifest: Manifest, workers: int) -> list[str]:
     total = sum(manifest.total(split, "tokens") for split in manifest.splits) * manifest.numpy_dtype.itemsize
     with progress_bar(total, "B", "verifying", scale=True) as bar, ThreadPoolExecutor(workers) as pool:
         read = partial(read_shard, folder, manifest, tokenizer, bar)
-        readings = list(pool.map(lambda shard, split: read(shard, marks=split not in SPLITS), shards, splits))
+        readings = list(pool.map(lambda shard, split: read(shard, split=split), shards, splits))
     all_read = True
     for (split, index), shard, found in zip(places, shards, readings, strict=True):
         if isinstance(found, OSError):

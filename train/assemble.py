@@ -8,13 +8,13 @@ from model.counts import flops_per_token, peak_flops
 from train.batches.training_sequences import open_loader
 from train.evaluations.evaluation import Tools
 from train.layer_statistics.layer_statistics import build_layer_statistics
-from train.objectives.build import build_objective
+from train.objectives.build import build_objective, open_rollouts
 from train.optimization.ddp import Parallel
 from train.optimization.optimizer import build_optimizer
 from train.optimization.step import Stepper, UpdateWatcher
 from train.startup.announce import describe_measure, planned_facts
 from train.startup.build_keeper import build_keeper, manifest_facts
-from train.startup.build_model import build_model
+from train.startup.build_model import build_model, build_reference
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
 from train.startup.recording import Recording
@@ -34,17 +34,22 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     stepper = _build_stepper(run, plan, recording, Parallel(model, ranks), optimizer, statistics)
 
     # Batches, and what happens between steps
-    loader = open_loader(
-        request.tokens,
-        plan.batches,
-        ranks,
-        length=config.model.block_size,
-        stride=config.data.stride,
-        packed=config.data.is_packed,
-        mask_documents=config.data.masks_documents,
-        seed=config.order_seed(),
-        mixture=plan.mixture(request.tokens),
-    )
+    if config.objective.rolls_out:
+        reference = build_reference(run, plan) if config.needs_reference else None
+        pieces = (config, request.tokens, model, reference, ranks, plan.batch, plan.dtype)
+        loader = open_rollouts(stepper.objective, *pieces, on_act=recording.acts.start)
+    else:
+        loader = open_loader(
+            request.tokens,
+            plan.batches,
+            ranks,
+            length=config.model.block_size,
+            stride=config.data.stride,
+            packed=config.data.is_packed,
+            mask_documents=config.data.masks_documents,
+            seed=config.order_seed(),
+            mixture=plan.mixture(request.tokens),
+        )
     untrained = request.weights.untrained and plan.checkpoint is None
     tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained)
     for evaluation in request.evaluations:
@@ -95,12 +100,13 @@ def _build_stepper(
     watcher: UpdateWatcher | None,
 ) -> Stepper:
     config = plan.config
+    sources = [source.name for source in config.data.mix]
     return Stepper(
         parallel,
         optimizer,
         run.ranks,
         plan.batch,
-        build_objective(config.objective.kind, config.optim.z_loss, [source.name for source in config.data.mix]),
+        build_objective(config.objective.kind, config.optim.z_loss, sources, config.of_rollouts),
         dtype=plan.dtype,
         grad_clip=config.optim.grad_clip,
         seed=config.run.seed,

@@ -24,7 +24,7 @@ from train.errors import LockLost, NonFiniteLoss, NonFiniteWeights, ReplicasDiff
 from train.evaluations.evaluation import WHOLE, Due, Evaluation, described, due_after, is_due
 from train.optimization.optimizer import set_learning_rate, set_momentum, set_weight_decay
 from train.optimization.schedule import Course
-from train.optimization.step import Stepper, Verdict
+from train.optimization.step import Stepper, StepResult, Verdict, of_all
 from train.progress import Progress
 from train.run.acts import Acts
 from train.run.lock import why_lost
@@ -167,11 +167,16 @@ class Trainer:
         set_weight_decay(self.optimizer, self.course.decay_factor(step))
         set_momentum(self.optimizer, self.config.optim, step)
         self.stepper.limits = self.spikes.limits
+        results: list[StepResult] = []
         try:
-            result = self.stepper(batch, step)
+            for part in self.stepper.objective.updates(batch, step):
+                results.append(self.stepper(part, step, len(results) * len(part.tokens)))
+                if results[-1].verdict is not Verdict.LEARNED:
+                    break
         except NonFiniteLoss:
             self._bad_steps.examine(batch, step, "the loss or the gradient norm is not finite")
             raise
+        result = of_all(results)
         self._verdict, self._batch = result.verdict, batch
 
         sequences = self.loader.plan_at(progress.tokens).sequences
@@ -215,6 +220,7 @@ class Trainer:
             record["sequences"] = [*map(self.loader.order.named, sorted(itertools.chain.from_iterable(shares)))]
         logging_started = time.monotonic()
         self.recorder.step(record)
+        self._note_objective(progress, result)
         if self.layer_statistics is not None:
             self.layer_statistics.record(step)
         self._bad_steps.judge(step, result, position, sequences)
@@ -224,6 +230,19 @@ class Trainer:
         if time.monotonic() - self._state_written > STATE_SECONDS:
             self._write_state(progress, "training")
         return progress
+
+    def _note_objective(self, progress: Progress, result: StepResult) -> None:
+        """Record what the objective reports of a step beside its training record."""
+        report = self.stepper.objective.report(result.terms)
+        if report is None:
+            return
+        common = {"step": progress.step, "tokens": progress.tokens, "updates": result.updates, "time": time.time()}
+        self.recorder.note(report.note | common)
+        if is_due(progress.step, self.config.log.every_steps):
+            self.recorder.log(f"step {progress.step}/{self.config.run.max_steps} | {report.line}")
+        if is_due(progress.step, self.config.eval.sample_every_steps):
+            for sample in report.samples:
+                self.recorder.sample(progress.step, *sample)
 
     def _batches(self, progress: Progress, profiler: "StepProfiler | None") -> Generator[StepBatch]:
         """What the following steps learn from."""

@@ -108,6 +108,22 @@ def _answered(record: Mapping[str, Any], name: str) -> Conversation:
     return _messages(record["prompt"], USER) + answer
 
 
+def prompt_and_answer(record: object) -> tuple[Conversation, str | None]:
+    """The turns of a JSON record before its last answer, checked; and that answer, where it has one.
+
+    Raises BadConversation where there are none, or they can't be used.
+    """
+    if isinstance(record, Mapping) and record.get("messages") is None and record.get("prompt") is not None:
+        turns = _messages(record["prompt"], USER)
+        if record.get("completion") is not None:
+            turns += _messages(record["completion"], ASSISTANT)
+        check_turns(turns)
+    else:
+        turns = conversation_of(record)
+    answer = turns[-1].content if turns[-1].role == ASSISTANT else None
+    return (turns if answer is None else turns[:-1]), answer
+
+
 def check_turns(turns: Sequence[Message]) -> None:
     """A system message first if any, then a user's turn and an assistant's by turns; none is empty.
 

@@ -3,7 +3,8 @@
 A token set is a folder of headerless little-endian shards (`train-00000.bin`, …) and a `manifest.json`, written last.
 One of conversations has marks beside its tokens (`train-marks-00000.bin`, …), one of the same size for each of them:
 where a conversation starts, and which tokens are learned from. In a set without marks all are. One of preferences has
-pairs of conversations, the chosen one first and the rejected one after it.
+pairs of conversations, the chosen one first and the rejected one after it. One of prompts has their further fields
+beside them (`train-fields-00000.bin`, …), lines of JSON of which every byte is stored as a token is.
 """
 
 import hashlib
@@ -62,6 +63,11 @@ def marks_of(split: str) -> str:
     return f"{split}-marks"
 
 
+def fields_of(split: str) -> str:
+    """The name under which the manifest lists the further fields of a split's prompts."""
+    return f"{split}-fields"
+
+
 def split_sha256(folder: Path, shards: "Sequence[Shard]") -> str:
     """SHA-256 of a split's bytes, whatever its shards; read in blocks, as a shard may be larger than the memory."""
     digest = hashlib.sha256()
@@ -73,8 +79,8 @@ def split_sha256(folder: Path, shards: "Sequence[Shard]") -> str:
 
 
 def validation_sha256(folder: Path, splits: "Mapping[str, Sequence[Shard]]") -> str:
-    """That of the validation split, with its marks where it has them."""
-    return split_sha256(folder, [*splits["val"], *splits.get(marks_of("val"), ())])
+    """That of the validation split, with its marks and fields where it has them."""
+    return split_sha256(folder, [*splits["val"], *splits.get(marks_of("val"), ()), *splits.get(fields_of("val"), ())])
 
 
 @dataclass(frozen=True)

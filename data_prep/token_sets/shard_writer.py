@@ -20,12 +20,12 @@ from common.errors import UserError
 from common.os_errors import refusal
 from common.progress import format_bytes
 from common.publish import TEMPORARY_SUFFIX, fsync_folder
-from data_prep.token_sets.manifest import MANIFEST_FILE, SPLITS, Shard, marks_of, shard_name
+from data_prep.token_sets.manifest import MANIFEST_FILE, SPLITS, Shard, fields_of, marks_of, shard_name
 from data_prep.tokenization.tokenizer import Ids
 
 SHARD_TOKENS = 100_000_000  # 200 MB of uint16
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NAMES = (*SPLITS, *map(marks_of, SPLITS))
+_NAMES = (*SPLITS, *map(marks_of, SPLITS), *map(fields_of, SPLITS))
 _OWN_FILES = re.compile(rf"({'|'.join(_NAMES)})-\d{{5,}}\.bin({re.escape(TEMPORARY_SUFFIX)})?")
 
 

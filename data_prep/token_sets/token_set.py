@@ -19,9 +19,10 @@ from common.paths import find_path
 from common.progress import progress_bar
 from common.publish import sha256_file
 from common.regular_file import open_regular, size_of_file
-from data_prep.token_sets.manifest import AGAIN, MARK_COUNT, Manifest, Shard, marks_of, validation_sha256
+from data_prep.token_sets.manifest import AGAIN, MARK_COUNT, Manifest, Shard, fields_of, marks_of, validation_sha256
 from data_prep.tokenization.tokenizer import Ids
 
+BYTES = 256  # values of a byte
 HUGE_PAGE_BYTES = 2 << 20  # a read of a few bytes can make this much resident: kernels map a cached folio as a whole
 
 
@@ -156,6 +157,11 @@ class TokenSet:
             return None
         shards = self.manifest.splits.get(marks_of(name), ())
         return TokenStream(self.folder, shards, self.manifest.numpy_dtype, MARK_COUNT)
+
+    def fields(self, name: str) -> TokenStream | None:
+        """The further fields of a split's prompts, a line of JSON each, by bytes; None in a set without."""
+        shards = self.manifest.splits.get(fields_of(name))
+        return None if shards is None else TokenStream(self.folder, shards, self.manifest.numpy_dtype, BYTES)
 
 
 def _check_size(folder: Path, shard: Shard, dtype: np.dtype[Any]) -> None:

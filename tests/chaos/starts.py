@@ -11,11 +11,14 @@ from tests.chaos.kind import BLOCK_SIZE, Kind, make_base, make_sets, write_mix
 from tests.chaos.marks import OwnMark
 from tests.chaos.phases import Trap
 from tests.chaos.trainer import Trainer
+from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.conversation_sets import short_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[2]
 LAUNCH = str(PROJECT / "train" / "launch.py")
 VICTIM = str(Path(__file__).with_name("victim.py"))
 MAX_STEPS = 48
+ROLLOUT_LENGTH = 48  # tokens of a sequence, of runs that sample answers
 SAVE_EVERY = 2
 KEEP_LAST = 3
 MODEL = f"model: {{block_size: {BLOCK_SIZE}, n_layer: 2, n_head: 2, n_embd: 32, dropout: 0.1}}\n"
@@ -31,6 +34,11 @@ run: {{max_steps: {MAX_STEPS}, dtype: fp32, device: cpu}}
 """
 DEFAULT = Kind()
 CONVERSATIONS = "objective.kind=sft"  # the option of runs that learn from conversations
+ROLLOUTS = "objective.kind=grpo"  # the option of runs that sample answers, which start from a base
+REWARDS = """
+def digits(prompts, completions, fields):
+    return [sum(c.isdigit() for c in text) / 4 for text in completions]
+"""
 EVENT_SECONDS = 300.0  # without any event for so long, a start hangs
 
 
@@ -50,13 +58,20 @@ class Starts:
         self._runs = runs
         self.count = 0
         self._config = folder / "config.yaml"
-        self._config.write_text(CONFIG if kind.adapted else MODEL + CONFIG)
+        rolls_out = ROLLOUTS in options
+        self._config.write_text(CONFIG if kind.adapted or rolls_out else MODEL + CONFIG)
         self._base: list[str] = []  # what a fine-tuning is given before its options
         if kind.adapted:
             self._base = [str(make_base(folder / "base"))]
             self._options += [f"--{CONVERSATIONS}", "--lora.rank=4", "--batch.tokens_per_step=256", "--eval.tokens=320"]
-        self._sets = make_sets(folder / "data", kind, conversations=kind.adapted or CONVERSATIONS in options)
+        conversations = kind.adapted or rolls_out or CONVERSATIONS in options
+        self._sets = make_sets(folder / "data", kind, conversations=conversations)
         self._files = [self._config]
+        if rolls_out:
+            (folder / "rewards.py").write_text(REWARDS)
+            spec = short_tokenizer().spec
+            self._base = [str(write_checkpoint(folder / "base", tokenizer=spec, block_size=ROLLOUT_LENGTH, noise=0.3))]
+            self._options += [f"--reward={folder / 'rewards.py'}:digits"]
         if kind.mixed:
             self._options += [f"--batch.tokens_per_step={BLOCK_SIZE * kind.sequences}", "--batch.micro_batch=1"]
             self._options += ["--data.packing=whole_documents", "--eval.tokens=96", "--eval.masked_loss=false"]

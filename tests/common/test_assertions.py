@@ -32,6 +32,7 @@ INVARIANTS = {
     "train/batches/mixture.py: levels and levels[0].start == 0": "train/startup/fit_to_data.py",
     "train/batches/mixture.py: min(counts.values()) > 0": "train/startup/fit_to_data.py",
     "train/batches/shuffle.py: count > 0": "train/startup/fit_to_data.py",
+    "train/batches/prompts.py: first % self._samples == count % self._samples == 0": "train/startup/fit_to_data.py",
     "train/optimization/optimizer.py: len(owned) == len(set(owned)) and set(owned) == trainable": "arithmetic",
     "train/batches/shuffle.py: 0 < size < 1 << 62": "train/startup/fit_to_data.py",
     "train/optimization/schedule.py: 1 <= done": "arithmetic",

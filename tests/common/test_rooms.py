@@ -51,7 +51,7 @@ BESIDE = {
 ENTRIES = [
     "data_prep/conversations.py", "data_prep/docstrings.py", "data_prep/fineweb.py", "data_prep/inspect_shards.py",
     "data_prep/train_tokenizer.py", "data_prep/contamination.py", "data_prep/hub_dataset.py",
-    "data_prep/preferences.py", "data_prep/prepare_offline.py", "data_prep/shakespeare.py",
+    "data_prep/preferences.py", "data_prep/prepare_offline.py", "data_prep/prompts.py", "data_prep/shakespeare.py",
     "data_prep/text_files.py", "data_prep/verify.py",
     "data_prep/benchmarks/bench_prepare.py", "eval/average.py", "eval/chat.py", "eval/compare.py",
     "eval/export_gguf.py", "eval/export_hf.py",

@@ -16,11 +16,16 @@ from tests.helpers.training import PROJECT
 SMALLER = {
     "data_prep/conversations.py": ["--workers=0", "--val-one-in=4"],
     "data_prep/preferences.py": ["--workers=0", "--val-one-in=4"],
+    "data_prep/prompts.py": ["--val-one-in=4"],
     "train/finetune.py": [
         "--batch.tokens_per_step=256", "--batch.micro_batch=2", "--eval.tokens=128", "--run.max_steps=2",
         "--eval.sample_every_steps=2", "--eval.sample_tokens=4", '--eval.prompts=["2+2?"]', "--run.device=cpu",
     ],
 }  # fmt: skip
+FEW_ANSWERS = [
+    "--rollout.prompts_per_step=2", "--rollout.samples=2", "--rollout.max_tokens=6", "--rollout.held_out_prompts=2",
+    "--rollout.prompts_per_block=2",
+]  # fmt: skip
 
 
 def test_every_command_of_the_page_works(tmp_path: Path) -> None:
@@ -34,11 +39,16 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
         for number in range(60):
             answers = {"chosen": str(number + 1), "rejected": str(number)}
             file.write(json.dumps({"prompt": f"{number}+1?"} | answers) + "\n")
+    with (tmp_path / "questions.jsonl").open("w") as file:
+        for number in range(60):
+            file.write(json.dumps({"prompt": f"{number}+1?", "answer": str(number + 1)}) + "\n")
+    (tmp_path / "rewards.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
     for line in lines:
         python, script, *options = shlex.split(line)
+        grpo = FEW_ANSWERS if "grpo" in options else []
         assert python == "python"
         done = subprocess.run(
-            [sys.executable, str(PROJECT / script), *options, *SMALLER.get(script, [])],
+            [sys.executable, str(PROJECT / script), *options, *SMALLER.get(script, []), *grpo],
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             input="Hello\n",
@@ -47,7 +57,7 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
             timeout=120,
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)
-    for name in ("demo-talks", "demo-whole"):
+    for name in ("demo-talks", "demo-whole", "demo-grpo"):
         loaded = load_checkpoint(tmp_path / "runs" / name)
         assert isinstance(loaded.tokenizer, ChatTokenizer)
         assert loaded.model.config.vocab_size == 259

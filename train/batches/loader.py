@@ -5,8 +5,8 @@ A batch is a pure function of (data, seed, sequences consumed); that one integer
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -43,6 +43,7 @@ class MicroBatch:
     targets: Tensor  # (M, T) int64, the tokens that follow; -100 counts for nothing
     document_ids: Tensor | None  # (M, T) int64, where attention is to stay inside documents
     sources: Tensor | None = None  # (M,) int64, the number of each sequence's source, of several
+    more: Mapping[str, Tensor] = field(default_factory=dict)  # (M, …) each, what an objective has added
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class StepBatch:
     total_target_count: int | None = None  # of all ranks, where it is known without asking them
     sources: Tensor | None = None  # (A, M) int64, the number of each sequence's source, of several
     source_target_counts: tuple[int, ...] = ()  # of all ranks, by source
+    numbers: npt.NDArray[np.int64] | None = None  # (sequences,) of all ranks, in the order of the step
+    more: Mapping[str, Tensor] = field(default_factory=dict)  # (A, M, …) each, what an objective has added
 
     def micro_batches(self, device: torch.device) -> Iterator[MicroBatch]:
         """Each micro-batch on a device, copied there while it computes the one before."""
@@ -68,6 +71,7 @@ class StepBatch:
                 self.targets[index].to(device, non_blocking=True),  # (M, T)
                 None if documents is None else documents.to(device, non_blocking=True),  # (M, T)
                 None if sources is None else sources.to(device, non_blocking=True),  # (M,)
+                {name: values[index].to(device, non_blocking=True) for name, values in self.more.items()},
             )
 
 
@@ -121,6 +125,7 @@ class StepLoader:
             total_target_count=sum(counts) if counts else self.sequences.target_count(everyone),
             sources=sources,
             source_target_counts=counts,
+            numbers=everyone,
         )
 
     def numbers_at(self, sequences_consumed: int, count: int) -> list[int | tuple[str, int]]:

@@ -19,7 +19,10 @@ from train.settings.sections import Config
 
 # A change of these sections and fields makes it another run: it must not go unnoticed.
 FIXED_SECTIONS = ("model", "lora", "objective")
-FIXED_FIELDS = ("run.seed", "batch.tokens_per_step", "batch.warmup", "data.stride", "data.packing")
+FIXED_FIELDS = (
+    "run.seed", "batch.tokens_per_step", "batch.warmup", "data.stride", "data.packing", "rollout.samples",
+    "rollout.prompts_per_block", "rollout.max_tokens",
+)  # fmt: skip
 # These may change from one start to the next, though they give another model.
 TRAINING_SECTIONS = ("optim.", "schedule.", "data.document_mask:", "run.dtype:", "run.stream_dtype:")
 AS_BEFORE: dict[str, Any] = {

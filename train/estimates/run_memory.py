@@ -150,6 +150,8 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         statistics_ranks=world_size if config.log.statistics_every else 0,
         several_ranks=world_size > 1,
         muon=_largest_runs_muon(config, world_size),
+        reference=config.needs_reference,
+        whole_logits=config.objective.rolls_out,
         heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
 
@@ -177,11 +179,25 @@ def describe_model(config: Config, plan: BatchPlan, device_type: str) -> list[st
     return [
         f"model: {parameter_count(architecture):,} parameters, {architecture.n_layer} layers of width "
         f"{architecture.n_embd}, {format_count(flops)}FLOPs per token",
-        *(["objective: sft, the answers of conversations"] if config.objective.kind == "sft" else []),
+        *_describe_objective(config),
         f"batch: {config.batch.tokens_per_step:,} tokens a step = {plan.world_size} ranks x {plan.accumulation} "
         f"micro-batches x {plan.micro_batch} sequences x {architecture.block_size} tokens",
         *_describe_stages(config),
         f"estimated memory per rank: {format_bytes(memory.total)}, most in phase {memory.largest_phase!r}",
+    ]
+
+
+def _describe_objective(config: Config) -> list[str]:
+    """Nothing of language modelling."""
+    if config.objective.kind == "sft":
+        return ["objective: sft, the answers of conversations"]
+    if not config.objective.rolls_out:
+        return []
+    rollout = config.rollout
+    return [
+        f"objective: {config.objective.kind}, {rollout.prompts_per_step:,} prompts a step x {rollout.samples} answers "
+        f"of at most {rollout.max_tokens:,} tokens, {rollout.epochs * rollout.minibatches:,} updates, reward "
+        f"{', '.join(rollout.reward)}"
     ]
 
 

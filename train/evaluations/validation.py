@@ -45,10 +45,18 @@ class Validation(Evaluation):
 
     name, phase, curves = VALIDATION.kind, "validating", (VALIDATION,)
     before_save = at_start = True
+    _has_targets = True
     latest: float | None = None  # nats per token
     latest_step: int | None = None
 
+    def check(self, tokens: TokenSet) -> None:
+        counts = tokens.manifest.conversations if tokens.has_conversations else None
+        if counts is not None and not counts["val"]["answer_tokens"]:  # a set of prompts
+            self._has_targets = self.at_start = False
+
     def due(self, step: int, *, last: bool) -> Parts:
+        if not self._has_targets:
+            return ()
         return WHOLE if last or is_due(step, self.config.eval.every_steps) else ()
 
     def missing(self, parts: Parts, written: Written) -> Parts:
@@ -106,6 +114,8 @@ class Validation(Evaluation):
         return {"val_loss": self.latest, "val_step": self.latest_step, **self.measured_on}
 
     def warm_up(self) -> None:
+        if not self._has_targets:
+            return
         a_micro_batch_each = (self._tools.ranks.world_size - 1) * self._tools.plan.micro_batch + 1
         part = self._parts[0]
         part = replace(part, count=min(part.count, a_micro_batch_each))

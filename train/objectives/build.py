@@ -1,12 +1,73 @@
-"""The objective that a configuration names."""
+"""The objective that a configuration names, and what one that samples answers needs for it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from data_prep.token_sets.token_set import TokenSet
+from model.gpt import GPT
+from model.number_formats import Dtype
+from model.ranks import Ranks
+from train.batches.loader import StepLoader
+from train.batches.plan import BatchPlan
+from train.batches.prompts import PromptOrder, Prompts, prompt_sequences
 from train.objectives.answers import Answers
+from train.objectives.grpo import Grpo
 from train.objectives.language_modelling import LanguageModelling
 from train.objectives.objective import Objective
+from train.objectives.rewards import load_rewards
+from train.objectives.rollout import Sampler
+from train.settings.sections import Config, RolloutConfig
 
 
-def build_objective(kind: str, z_loss: float, sources: Sequence[str] = ()) -> Objective:
-    """Args: as options `objective.kind` and `optim.z_loss` have them; sources: names of those of a mix."""
+def build_objective(
+    kind: str, z_loss: float, sources: Sequence[str] = (), rollout: RolloutConfig | None = None
+) -> Objective:
+    """Args: as options `objective.kind` and `optim.z_loss` have them; sources: names of those of a mix.
+    rollout: of an objective that samples answers, of which only the loss works before its `prepare`.
+    """
+    if rollout is not None:
+        return Grpo(rollout)
     return {"language_modelling": LanguageModelling, "sft": Answers}[kind](z_loss, sources)
+
+
+def build_sampler(config: Config, model: GPT, prompts: Prompts, ranks: Ranks, dtype: Dtype) -> Sampler:
+    """What answers a split's prompts and judges the answers. Raises UserError where a reward can't be loaded."""
+    return Sampler(
+        model,
+        prompts,
+        load_rewards(config.rollout.reward),
+        ranks,
+        max_tokens=config.rollout.max_tokens,
+        prompts_per_block=config.rollout.prompts_per_block,
+        seed=config.run.seed,
+        dtype=dtype,
+    )
+
+
+def open_rollouts(
+    objective: Objective,
+    config: Config,
+    tokens: TokenSet,
+    model: GPT,
+    reference: GPT | None,
+    ranks: Ranks,
+    plan: BatchPlan,
+    dtype: Dtype,
+    *,
+    on_act: Callable[[str], None],
+) -> StepLoader:
+    """A loader of the prompts, and the objective prepared to answer them.
+
+    Args: reference: the policy that the run started from. on_act: as `Grpo.prepare` takes it.
+
+    Raises UserError where no prompt leaves room for an answer, and as `Grpo.prepare` does.
+    """
+    assert isinstance(objective, Grpo), objective
+    rollout, seed = config.rollout, config.order_seed()
+    sequences = prompt_sequences(
+        tokens, config.model.block_size, samples=rollout.samples, max_tokens=rollout.max_tokens
+    )
+    sampler = build_sampler(config, model, sequences.prompts, ranks, dtype)
+    trims = not config.run.compile
+    objective.prepare(sampler, model, reference, ranks, plan, dtype, trims=trims, on_act=on_act)
+    order = PromptOrder(sequences.prompts.count, rollout.samples, seed)
+    return StepLoader(sequences, plan, rank=ranks.rank, seed=seed, order=order)

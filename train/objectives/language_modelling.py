@@ -1,6 +1,6 @@
 """Language modelling: predict every token from those before it. The loss is the cross-entropy in nats."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ class LanguageModelling:
     def __init__(self, z_loss: float = 0.0, sources: Sequence[str] = ()) -> None:
         self._z_loss, self.sources = z_loss, tuple(sources)
         self.terms: tuple[str, ...] = ("z_loss",) if z_loss else ()
+
+    def updates(self, batch: StepBatch, step: int) -> Iterable[StepBatch]:
+        """One, from the batch."""
+        return (batch,)
 
     def target_count(self, batch: StepBatch) -> int:
         """Each token but a sequence's first is a target once."""
@@ -55,3 +59,6 @@ class LanguageModelling:
     def record(self, loss: float) -> dict[str, float]:
         """Nats per token."""
         return {"loss": loss}
+
+    def report(self, terms: Mapping[str, float]) -> None:
+        """Nothing more."""

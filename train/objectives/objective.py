@@ -1,11 +1,30 @@
 """What a model is trained for: the loss of a batch, and what a step records. The rest of a step is the same for all."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from train.batches.loader import MicroBatch, StepBatch
+
+
+class Sample(NamedTuple):
+    """An answer of a step's, and the reward that it got."""
+
+    prompt: str
+    text: str
+    reward: float
+
+
+class StepReport(NamedTuple):
+    """What a step of an objective records beside its training record.
+
+    note: a record of its own kind, without step, tokens and time. line: of the log. samples: a few of the answers.
+    """
+
+    note: dict[str, Any]
+    line: str
+    samples: tuple[Sample, ...] = ()
 
 
 class Objective(Protocol):
@@ -20,6 +39,12 @@ class Objective(Protocol):
     unit: str
     terms: tuple[str, ...]
     sources: tuple[str, ...]
+
+    def updates(self, batch: StepBatch, step: int) -> Iterable[StepBatch]:
+        """What each update of the optimizer in a step learns from: the batch itself, or what is made of it.
+
+        All ranks take them together, each after the update before.
+        """
 
     def target_count(self, batch: StepBatch) -> int:
         """How many of its units this rank's share of a step has: the loss of a step is the mean over all ranks'."""
@@ -41,3 +66,6 @@ class Objective(Protocol):
 
     def record(self, loss: float) -> dict[str, float]:
         """The entries of metrics.jsonl for a step, by key. Args: loss: the mean over the targets of all ranks."""
+
+    def report(self, terms: Mapping[str, float]) -> StepReport | None:
+        """What the step that is done records beside that, if anything. Args: terms: their means over its updates."""

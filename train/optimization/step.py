@@ -1,7 +1,7 @@
 """One optimizer step, from a batch to changed weights. docs/one-step.md reads it line by line."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -53,7 +53,8 @@ class StepResult:
     """What a step reports.
 
     loss: mean over the targets of all ranks, before the update. grad_norm: global L2 norm before clipping.
-    targets: their number, in the objective's unit.
+    targets: their number, in the objective's unit. Of a step with several updates of the optimizer these figures are
+    means over its updates, the gradient norm is the largest, and the targets are those of all.
     terms: means of what the objective learns from beside the loss, by their keys in metrics.jsonl.
     by_source: the loss of each source of a mix that has targets in the step, by name.
     """
@@ -64,6 +65,7 @@ class StepResult:
     terms: Mapping[str, float] = field(default_factory=dict)
     by_source: Mapping[str, float] = field(default_factory=dict)
     targets: float = 0.0
+    updates: int = 1  # of the optimizer
 
 
 class UpdateWatcher(Protocol):
@@ -123,8 +125,10 @@ class Stepper:
         # Fused optimizers read on the device whether to update: the host need not wait for loss and norm first.
         self._on_device = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
-    def __call__(self, batch: StepBatch, step: int) -> StepResult:
-        """Learn from one step's batch.
+    def __call__(self, batch: StepBatch, step: int, done: int = 0) -> StepResult:
+        """Learn from one step's batch, or of a step with several updates from that of the next.
+
+        Args: done: micro-batches of the step's updates before this one.
 
         Raises NonFiniteLoss on all ranks, with the parameters untouched, unless such steps are skipped. An fp16
         overflow counts too once the loss scale has been halved down to 1.
@@ -139,7 +143,7 @@ class Stepper:
         self.compute_timer.start()
         with autocast(self.dtype, self._ranks.device):  # around all of them: weights are cast once a step
             for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
-                self._seed_dropout(step, index)
+                self._seed_dropout(step, done + index)
                 loss_sum += self._backward(micro_batch, weight, last=index == len(batch.tokens) - 1)
 
         # Take the loss scale of fp16 off again, and clip: the norm is that of the true gradient.
@@ -281,3 +285,18 @@ class Stepper:
         culprits = [(rank, windows) for rank, (share, windows) in enumerate(shares) if not math.isfinite(share)]
         where = "; ".join(f"rank {rank}, sequences {windows}" for rank, windows in culprits) or "every loss was finite"
         return f"step {step}: loss {loss}, gradient norm {norm}, before the update ({where})"
+
+
+def of_all(results: Sequence[StepResult]) -> StepResult:
+    """A step's result from those of its updates, as `StepResult` says."""
+    if len(results) == 1:
+        return results[0]
+    names = results[0].terms
+    return replace(
+        results[-1],
+        loss=math.fsum(result.loss for result in results) / len(results),
+        grad_norm=max(result.grad_norm for result in results),
+        terms={name: math.fsum(result.terms[name] for result in results) / len(results) for name in names},
+        targets=math.fsum(result.targets for result in results),
+        updates=len(results),
+    )

@@ -227,14 +227,16 @@ class Recorder:
             self._logged_trouble = trouble
             self.log(f"WARNING: {trouble}: records wait in memory" if trouble else "all records are written again")
 
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Record what the model generated after a prompt, and log it on one line."""
+    def sample(self, step: int, prompt: str, text: str, reward: float | None = None) -> None:
+        """Record what the model generated after a prompt, perhaps with its reward, and log it on one line."""
         if self._active:
-            sample = {"step": step, "prompt": prompt, "text": text, "time": time.time()}
+            rewarded = {} if reward is None else {"reward": reward}
+            sample = {"step": step, "prompt": prompt, "text": text, **rewarded, "time": time.time()}
             self._append(self._samples, sample)
             for mirror in self._mirrors:
                 mirror.put(as_sample(sample))
-            self.log(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}")
+            worth = "" if reward is None else f" (reward {reward:.3g})"
+            self.log(f"  sample: {prompt}│{json.dumps(text, ensure_ascii=False)[1:-1]}{worth}")
 
     def close(self) -> None:
         if self._active:

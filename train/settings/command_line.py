@@ -6,6 +6,7 @@ Precedence, lowest first: defaults, `model.preset`, the YAML file, the command l
 import argparse
 import difflib
 import itertools
+import json
 import math
 import os
 import sys
@@ -161,9 +162,20 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
 
 
 def _in_full(arguments: Sequence[str]) -> list[str]:
-    """`--objective sft` is short for `--objective.kind sft`."""
+    """`--objective sft` is short for `--objective.kind sft`; each `--reward FILE.py:FUNCTION` is one of the list
+    `rollout.reward`.
+    """
     short, full = "--objective", "--objective.kind"
-    return [full + item.removeprefix(short) if item.split("=")[0] == short else item for item in arguments]
+    arguments = [full + item.removeprefix(short) if item.split("=")[0] == short else item for item in arguments]
+    found, rewards, rest = [], [], iter(arguments)
+    for item in rest:
+        if item.split("=")[0] != "--reward":
+            found.append(item)
+        elif (reward := item.removeprefix("--reward=") if "=" in item else next(rest, "")) and reward[0] != "-":
+            rewards.append(reward)
+        else:
+            raise UserError("--reward has no function: give FILE.py:FUNCTION")
+    return [*found, *([f"--rollout.reward={json.dumps(rewards)}"] if rewards else [])]
 
 
 def find_config(named: str) -> str:

@@ -4,8 +4,9 @@
     data        what the run reads                    checkpoint  when to save, what to keep
     batch       tokens of a step, micro-batch         eval        validation, HellaSwag, samples
     objective   what is learned from the data         log         log lines, wandb
-    optim       the optimizer                         profile     which steps to profile
-    schedule    learning rate over the run            run         name, seed, length, device, deadline
+    rollout     answers that are sampled, and judged  profile     which steps to profile
+    optim       the optimizer                         run         name, seed, length, device, deadline
+    schedule    learning rate over the run
     lora        adapters: train/finetune.py only
 
 Each section checks itself; what needs two sections is checked by `Config`, what needs the data or the machine in
@@ -177,10 +178,83 @@ class ObjectiveConfig:
     Args:
         kind: language_modelling, every token from those before it; or sft (`--objective sft`), supervised fine-tuning
             (Ouyang et al. 2022, arXiv:2203.02155): the answers of conversations, which data_prep/conversations.py
-            prepares. Conversations are packed whole, and attention stays inside them.
+            prepares. Conversations are packed whole, and attention stays inside them; or grpo (Shao et al. 2024,
+            arXiv:2402.03300): answers that the model samples to the conversations' prompts, by their rewards
+            (section rollout; train/finetune.py only).
     """
 
-    kind: Literal["language_modelling", "sft"] = "language_modelling"
+    kind: Literal["language_modelling", "sft", "grpo"] = "language_modelling"
+
+    @property
+    def rolls_out(self) -> bool:
+        """Whether it learns from answers that the model samples in every step."""
+        return self.kind == "grpo"
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Answers that the model samples in every step, and what they are worth; of --objective grpo.
+
+    Args:
+        prompts_per_step: prompts of one step, over all ranks.
+        samples: answers to each of them, the group that they are compared in.
+        max_tokens: of an answer, its end token included; one that is longer is cut.
+        temperature: what logits are divided by, for sampling and for log-probabilities alike.
+        prompts_per_block: prompts that a rank answers side by side, with all their samples. It is part of what is
+            sampled: other blocks may round otherwise. More are faster and take more memory.
+        reward: functions in Python that judge answers, each as FILE.py:FUNCTION or WEIGHT*FILE.py:FUNCTION; their
+            weighted sum is learned from (`--reward rewards.py:exact_answer`).
+        epochs: how often a step goes through its answers.
+        minibatches: updates of the optimizer in each epoch, all of one size.
+        clip: how far the ratio of new and old probability may move from 1 to be learned from.
+        kl: weight of the KL from the policy that the run started from, in the loss; 0 keeps no such policy.
+        deviation_term: divide advantages by their group's standard deviation (Shao et al.); without it, Liu et al.
+            2025, arXiv:2503.20783.
+        length_term: what the losses of an answer's tokens are divided by: answers, by their number, and the answers
+            count alike (Shao et al.); tokens, by that of all answers, and tokens count alike (Yu et al. 2025,
+            arXiv:2503.14476); constant, by max_tokens (Liu et al. 2025).
+        mask_cut: learn nothing from answers that were cut; their rewards count in their groups all the same.
+        held_out_prompts: how many prompts of the validation split are answered, with the likeliest tokens, at each
+            validation, for the held-out reward; 0 none.
+    """
+
+    prompts_per_step: int = 32
+    samples: int = 8
+    max_tokens: int = 128
+    temperature: float = 1.0
+    prompts_per_block: int = 8
+    reward: list[str] = field(default_factory=list)
+    epochs: int = 1
+    minibatches: int = 1
+    clip: float = 0.2
+    kl: float = 0.04
+    deviation_term: bool = True
+    length_term: Literal["answers", "tokens", "constant"] = "answers"
+    mask_cut: bool = False
+    held_out_prompts: int = 256
+
+    def __post_init__(self) -> None:
+        counts = ("prompts_per_step", "max_tokens", "prompts_per_block", "epochs", "minibatches")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollout.{name} is {getattr(self, name)}: use 1 or more")
+        if self.samples < 2:
+            raise ValueError(f"rollout.samples is {self.samples}: use 2 or more, as answers are compared in groups")
+        if self.prompts_per_step % self.minibatches:
+            raise ValueError(
+                f"rollout.minibatches is {self.minibatches}, which doesn't divide rollout.prompts_per_step "
+                f"{self.prompts_per_step}: use a divisor of it"
+            )
+        for name in ("temperature", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"rollout.{name} is {getattr(self, name)}: use more than 0")
+        if not 0 <= self.kl < math.inf or self.held_out_prompts < 0:
+            raise ValueError("rollout.kl and rollout.held_out_prompts must not be negative")
+
+    @property
+    def sequences(self) -> int:
+        """Answers of a step."""
+        return self.prompts_per_step * self.samples
 
 
 @dataclass(frozen=True)
@@ -615,6 +689,7 @@ class Config:
     model: ModelSection = field(default_factory=ModelSection)
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -646,6 +721,16 @@ class Config:
     def adapters(self) -> LoraConfig | None:
         """What is trained beside a frozen model; None where all weights are trained, as in pre-training."""
         return None
+
+    @property
+    def of_rollouts(self) -> RolloutConfig | None:
+        """Section rollout, where the objective samples answers."""
+        return self.rollout if self.objective.rolls_out else None
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the run compares itself with the policy that it started from."""
+        return self.objective.rolls_out and self.rollout.kl > 0
 
     def order_seed(self) -> int:
         """The seed of the order in which training sequences are read."""

@@ -17,6 +17,7 @@ from model.device_table import gpu_of_driver
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
 from train.batches.plan import BatchPlan
+from train.batches.prompts import Prompts
 from train.batches.training_sequences import MUCH_PADDING, training_sequences
 from train.estimates.run_memory import average_bytes, estimated_memory, shares_of
 from train.optimization.schedule import Course
@@ -118,6 +119,8 @@ def describe_optimizer(config: Config, world_size: int) -> list[str]:
 def describe_data(config: Config, tokens: TokenSet, begin: Progress) -> list[str]:
     """How much text there is and how often the run reads it, earlier reading of these data included."""
     length = config.model.block_size
+    if config.objective.rolls_out:
+        return _describe_prompts(config, Prompts(tokens, "train", length - config.rollout.max_tokens), tokens, begin)
     found = training_sequences(
         tokens,
         length,
@@ -144,6 +147,17 @@ def describe_data(config: Config, tokens: TokenSet, begin: Progress) -> list[str
         f"{sequences * length:,}, {times}",
     ]
     return lines + (describe_packing(found) if isinstance(found, PackedSequences) else [])
+
+
+def _describe_prompts(config: Config, prompts: Prompts, tokens: TokenSet, begin: Progress) -> list[str]:
+    samples = config.rollout.samples
+    asked = begin.sequences // samples + max(0, config.run.max_steps - begin.step) * config.rollout.prompts_per_step
+    line = (
+        f"data: {tokens.folder}, {prompts.count:,} prompts; the run asks {asked:,}, {asked / prompts.count:.2f} epochs"
+    )
+    if prompts.left_out:
+        line += f"; {prompts.left_out:,} that leave no room for an answer left out"
+    return [line]
 
 
 def describe_packing(packed: PackedSequences) -> list[str]:

@@ -34,3 +34,12 @@ def build_model(run: OpenRun, plan: StartPlan, recording: Recording) -> tuple[GP
     if run.ranks.device.type in TRIED_ON and run.request.config.batch.micro_batch == "auto":
         plan = settle_micro_batch(run, plan, recording, model)
     return model, plan
+
+
+def build_reference(run: OpenRun, plan: StartPlan) -> GPT:
+    """The policy that the run started from, in evaluation mode, with nothing to be trained. All ranks call."""
+    config, request = plan.config, run.request
+    model = empty_gpt(config.model.architecture(), run.ranks.device)
+    request.weights.fill(model, request.folder.checkpoints, config.run.seed, resumed=False)
+    model.stream_dtype = stream_dtype(config.run.stream_dtype)
+    return model.requires_grad_(requires_grad=False).eval()

@@ -38,7 +38,7 @@ def fit_to_data(config: Config, tokens: TokenSet, known: int | None = None) -> C
     alone = not config.data.mix
     whole = config.objective.kind != "language_modelling"  # padded, however short
     wanted = (
-        ("train", (config.batch.tokens_per_step if alone else length) + 1),
+        ("train", 1 if config.objective.rolls_out else (config.batch.tokens_per_step if alone else length) + 1),
         ("val", 1 if whole else length + 1),
     )
     for source, (split, needed) in itertools.product(sources_of(tokens), wanted):
@@ -68,25 +68,81 @@ def fit_to_data(config: Config, tokens: TokenSet, known: int | None = None) -> C
 def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
     """Raises UserError where the data are not what it learns from, or it is asked for another packing."""
     kind, data = config.objective.kind, config.data
+    answers = kind == "sft" or config.objective.rolls_out
     for source in sources_of(tokens):
-        if source.tokens.has_conversations != (kind == "sft"):
+        if source.tokens.has_conversations != answers:
+            what = "prompts" if config.objective.rolls_out else "answers"
             raise UserError(
-                f"{source.tokens.folder} does not mark answers, which --objective sft learns from: make a set of "
+                f"{source.tokens.folder} does not mark {what}, which --objective {kind} learns from: make a set of "
                 "conversations with data_prep/conversations.py"
-                if kind == "sft"
+                if answers
                 else f"{source.tokens.folder} holds conversations: add --objective sft, which learns their answers only"
+            )
+        if source.tokens.has_pairs and config.objective.rolls_out:
+            raise UserError(
+                f"{source.tokens.folder} holds preferences: make a set of prompts with data_prep/prompts.py"
             )
         if source.tokens.has_pairs:
             raise UserError(
                 f"{source.tokens.folder} holds preferences: --objective sft would learn the rejected answers, too: "
                 "make a set of conversations with data_prep/conversations.py"
             )
+        counts = source.tokens.manifest.conversations
+        if kind == "sft" and counts is not None and not counts["train"]["answer_tokens"]:
+            raise UserError(
+                f"{source.tokens.folder} holds prompts without answers: --objective grpo answers them, --objective sft "
+                "needs conversations"
+            )
+    if config.objective.rolls_out:
+        return _fit_to_rollouts(config)
     if kind != "sft":
         return config
     if data.stride is not None or data.document_mask is False:
         option = "data.stride" if data.stride is not None else "data.document_mask false"
         raise UserError(f"{option} doesn't go with --objective sft, which keeps conversations whole: leave it out")
     return replace(config, data=replace(data, packing="whole_documents", document_mask=True))
+
+
+def _fit_to_rollouts(config: Config) -> Config:
+    """With the batch that section rollout states: every answer is a sequence of `model.block_size` tokens.
+
+    Raises UserError for a mistake in that section, and for options that rollouts have no use for.
+    """
+    from train.objectives.rewards import load_rewards  # which needs no torch
+
+    kind, rollout, data = config.objective.kind, config.rollout, config.data
+    unused = {
+        "data.mix": bool(data.mix),
+        "data.stride": data.stride is not None,
+        "data.packing": data.is_packed,
+        "data.document_mask": data.document_mask is True,
+        "batch.warmup": bool(config.batch.warmup),
+        "optim.z_loss": config.optim.z_loss > 0,
+        "run.on_spike": config.run.on_spike != "record",
+    }
+    if found := next((name for name, is_set in unused.items() if is_set), None):
+        raise UserError(f"{found} doesn't go with --objective {kind}: leave it out")
+    adapters = config.adapters()
+    for name, dropout in (("model", config.model.dropout), ("lora", adapters.dropout if adapters else 0.0)):
+        if dropout:
+            raise UserError(
+                f"{name}.dropout is {dropout}, but with --objective {kind} the policy that learns must be the one that "
+                f"answers: use --{name}.dropout 0"
+            )
+    if rollout.max_tokens >= config.model.block_size:
+        raise UserError(
+            f"rollout.max_tokens is {rollout.max_tokens}, which leaves no room for prompts in model.block_size "
+            f"{config.model.block_size}: use less"
+        )
+    load_rewards(rollout.reward)
+    size = rollout.sequences // rollout.minibatches
+    if isinstance(config.batch.micro_batch, int) and size % config.batch.micro_batch:
+        raise UserError(
+            f"batch.micro_batch is {config.batch.micro_batch}, which doesn't divide the {size} answers of an update "
+            "(rollout.prompts_per_step times rollout.samples, by rollout.minibatches): use a divisor"
+        )
+    tokens = rollout.sequences * config.model.block_size
+    return replace(config, batch=replace(config.batch, tokens_per_step=tokens), data=replace(data, document_mask=False))
 
 
 def open_data(config: Config) -> TokenSet:

@@ -56,6 +56,7 @@ class FromCheckpoint:
         tokenizer: the spec of the data's tokenizer, which may append ids to the base's.
         given: as the command line names it: a checkpoint, or a run, whose newest one it was at the first start.
         note: what has changed about `given` since.
+        is_reference: the run compares itself with these weights, so that it keeps a copy also without adapters.
     """
 
     source: Path
@@ -65,6 +66,7 @@ class FromCheckpoint:
     given: str = ""
     note: str = ""
     tokenizer: dict[str, Any] | None = None
+    is_reference: bool = False
     untrained = False
 
     def __str__(self) -> str:
@@ -92,7 +94,7 @@ class FromCheckpoint:
                 f"--tokenizer {self.source}"
             )
         adapters = config.for_tokenizer(theirs).adapters()
-        return replace(self, tokenizer=theirs, adapters=adapters)
+        return replace(self, tokenizer=theirs, adapters=adapters, is_reference=config.needs_reference)
 
     def check_checkpoint(self, checkpoint: Path, manifest: CheckpointManifest) -> None:
         """Raises UserError where a checkpoint to resume from is not of a fine-tuning, or of another base's."""
@@ -125,19 +127,20 @@ class FromCheckpoint:
             return self
         if begun is not None and begun.source == self.source:
             return self
-        return replace(find_base(self.given, folder), adapters=self.adapters, tokenizer=self.tokenizer)
+        found = find_base(self.given, folder)
+        return replace(found, adapters=self.adapters, tokenizer=self.tokenizer, is_reference=self.is_reference)
 
     def recorded(self) -> dict[str, Any]:
         given, source = Path(self.given).resolve(), self.source.resolve()
         return {"base": {"given": str(given), "checkpoint": str(source), "identity": self.identity}}
 
     def keep(self, checkpoints: Path, model: ModelConfig) -> None:
-        """Copy the weights to where the adapters' checkpoints look for them, whole or not at all. One rank calls.
+        """Copy the weights to where the run looks for them, whole or not at all. One rank calls.
 
         Raises OSError where they can't be written.
         """
         final = checkpoints / BASE_FOLDER
-        if self.adapters is None or final.exists():
+        if (self.adapters is None and not self.is_reference) or final.exists():
             return
         from model.weights import save_tensors
 

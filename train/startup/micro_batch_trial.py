@@ -72,7 +72,8 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
         batch = MicroBatch(tokens, tokens, tokens if config.data.masks_documents else None)
         scale = torch.ones((), device=ranks.device)
         with autocast(plan.dtype, ranks.device):
-            loss, _ = build_objective(config.objective.kind, config.optim.z_loss).loss(model, batch, scale)  # ()
+            objective = build_objective(config.objective.kind, config.optim.z_loss, (), config.of_rollouts)
+            loss, _ = objective.loss(model, batch, scale)  # ()
         loss.backward(scale)
         del room
     except Exception as error:

@@ -12,7 +12,7 @@ from model.rank_environment import find_place
 from train.batches.plan import plan_batches
 from train.checkpoints.resume import check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Evaluation, missing_after
-from train.evaluations.registry import EVALUATIONS
+from train.evaluations.registry import EVALUATIONS, OF_ROLLOUTS
 from train.optimization.optimizer_name import optimizer_name
 from train.settings.command_line import Options, as_dict, to_yaml
 from train.settings.sections import Config
@@ -49,9 +49,15 @@ def check_request(config: Config, options: Options, weights: InitialWeights) -> 
         print(to_yaml(config), end="")
         return None
     tokens = open_data(config)
+    if config.objective.rolls_out and weights.untrained:
+        raise UserError(
+            f"--objective {config.objective.kind} learns from what a trained model answers: use train/finetune.py "
+            "RUN_OR_CHECKPOINT"
+        )
     weights = weights.fitted(tokens, config)
     config = fit_to_data(config, tokens, weights.vocab_size)
-    evaluations = tuple(kind(config) for kind in EVALUATIONS)
+    kinds = OF_ROLLOUTS if config.objective.rolls_out else EVALUATIONS
+    evaluations = tuple(kind(config) for kind in kinds)
     for evaluation in evaluations:
         evaluation.check(tokens)
     folder = RunFolder.find(config.run.root, str(config.run.name))
