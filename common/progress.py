@@ -107,15 +107,22 @@ class ProgressLines:
 
 
 class WaitingLines:
-    """How long work has taken whose end can't be foreseen, in a line after 5 s and then every 10 s.
+    """How long work has taken whose end can't be seen from inside, in a line after 5 s and then every 10 s.
 
     A context manager: a thread shows the lines meanwhile.
     """
 
-    def __init__(self, description: str, so_far: Callable[[], str], show: Callable[[str], object]) -> None:
-        """Args: so_far: says what is done by now. show: gets the lines."""
+    def __init__(
+        self,
+        description: str,
+        so_far: Callable[[], str],
+        show: Callable[[str], object],
+        last_seconds: float | None = None,
+    ) -> None:
+        """Args: so_far: says what is done by now. show: gets the lines. last_seconds: what it took the last time."""
         self.shown = False  # whether any line was
         self._description, self._so_far, self._show = description, so_far, show
+        self._last_seconds = last_seconds
         self._started = time.monotonic()
         self._next = self._started + FIRST_SECONDS
 
@@ -130,8 +137,18 @@ class WaitingLines:
         now = time.monotonic()
         if now >= self._next:
             self._next, self.shown = now + LINE_SECONDS, True
-            words = (f"{format_duration(now - self._started)} so far", self._so_far())
-            self._show(f"{self._description}: {', '.join(filter(None, words))}")
+            self._show(self.line(now))
+
+    def line(self, now: float) -> str:
+        """Args: now: by time.monotonic()."""
+        seconds, last = now - self._started, self._last_seconds
+        parts = [f"{format_duration(seconds)} so far", self._so_far()]
+        if last is not None:
+            took = f"{format_duration(last)} the last time"
+            parts.append(
+                f"{format_duration(last - seconds)} left ({took})" if seconds < last else f"longer than {took}"
+            )
+        return f"{self._description}: {', '.join(filter(None, parts))}"
 
 
 class LineBar(ProgressLines):

@@ -27,6 +27,7 @@ from train.optimization.schedule import Course
 from train.optimization.step import Stepper, StepResult, Verdict, of_all
 from train.progress import Progress
 from train.run.acts import Acts
+from train.run.compile_seconds import keep_seconds, last_seconds
 from train.run.lock import why_lost
 from train.run.recorder import Recorder
 from train.run.slow_ranks import SlowRanks
@@ -347,15 +348,18 @@ class Trainer:
         """Go through every shape once, and wait until all ranks have: compilation takes some longer than others."""
         self.acts.enter("warming up", step=progress.step)
         started, batch, length = time.monotonic(), self.loader.plan.micro_batch, self.config.model.block_size
-        size = f"one micro-batch of {batch} x {length:,} tokens"
+        size, last = f"one micro-batch of {batch} x {length:,} tokens", None
         if compiles := self.config.run.compile:
+            last = last_seconds(work := self._what_is_compiled())
             blocks = f"one graph for all {self.config.model.n_layer} blocks, forward and backward, and the head's loss"
-            self.recorder.log(f"compiling {blocks} (up to some minutes the first time), then warming up: {size}")
+            took = "up to some minutes the first time" if last is None else f"{format_duration(last)} the last time"
+            self.recorder.log(f"compiling {blocks} ({took}), then warming up: {size}")
         else:
             self.recorder.log(f"warming up: {size}")
         with self.recorder.waiting(
             "compiling and warming up" if compiles else "warming up",
             lambda: f"{self.acts.compilations} compilations done" if compiles else "",
+            last,
         ):
             self.stepper.warm_up(self.config.model.block_size, document_mask=self.config.data.masks_documents)
             for evaluation in self.evaluations:
@@ -363,6 +367,15 @@ class Trainer:
             self.ranks.barrier()
         if (seconds := time.monotonic() - started) > FIRST_SECONDS:
             self.recorder.log(f"warmed up in {format_duration(seconds)}")
+        if compiles and self.ranks.is_first:
+            keep_seconds(work, seconds)
+
+    def _what_is_compiled(self) -> str:
+        """What decides how long that takes, on one machine."""
+        own = (self.config.model, self.config.recompute, self.config.data.masks_documents, self.stepper.dtype)
+        measured = [evaluation.name for evaluation in self.evaluations]
+        where = (self.ranks.device.type, self.ranks.world_size, torch.__version__)
+        return repr((*own, self.loader.plan.micro_batch, measured, *where))
 
     def finish(self, outcome: Outcome) -> None:
         """Record how the run ended.

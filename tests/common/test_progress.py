@@ -6,7 +6,7 @@ import time
 import pytest
 
 from common import progress
-from common.progress import LineBar, ProgressLines, progress_bar
+from common.progress import LineBar, ProgressLines, WaitingLines, progress_bar
 
 
 def test_in_a_log_file_progress_is_lines_that_end(
@@ -39,6 +39,20 @@ def test_in_a_log_file_progress_is_lines_that_end(
 def test_a_line_has_the_rate_and_the_time_left(unit: str, total: int | None, scale: bool, line: str) -> None:
     lines = ProgressLines(total, unit, "work", print, scale=scale)
     lines.n = total // 4 if total else 250
+
+    assert lines.line(lines._started + 10.0) == line
+
+
+@pytest.mark.parametrize(
+    ("last", "line"),
+    [
+        (None, "work: 10.0 s so far, 3 done"),
+        (70.0, "work: 10.0 s so far, 3 done, 1 min 00 s left (1 min 10 s the last time)"),
+        (9.0, "work: 10.0 s so far, 3 done, longer than 9.0 s the last time"),
+    ],
+)
+def test_work_without_a_count_is_foreseen_by_the_last_time(last: float | None, line: str) -> None:
+    lines = WaitingLines("work", lambda: "3 done", print, last)
 
     assert lines.line(lines._started + 10.0) == line
 

@@ -119,12 +119,16 @@ class Recorder:
                 self._show("")
 
     @contextmanager
-    def waiting(self, what: str, so_far: Callable[[], str] = str) -> Iterator[None]:
-        """Show on the terminal how long this takes, whose end can't be foreseen. Args: so_far: what is done by now."""
+    def waiting(self, what: str, so_far: Callable[[], str] = str, last_seconds: float | None = None) -> Iterator[None]:
+        """Show on the terminal how long this takes, whose end can't be seen from inside.
+
+        Args:
+            so_far: what is done by now. last_seconds: what it took the last time, if that is known.
+        """
         if not self._active:
             yield
             return
-        with WaitingLines(what, so_far, self._show) as lines:
+        with WaitingLines(what, so_far, self._show, last_seconds) as lines:
             yield
         if lines.shown and self._bar is not None:
             self._show("")
