@@ -44,7 +44,9 @@ def main() -> int:
         raise UserError(refusal("written", error, folder.tensorboard, otherwise="move it away")) from None
     except UserError as error:
         raise UserError(f"TensorBoard: {error}") from None
-    print(f"{format_count(len(records))} records in {where}: tensorboard --logdir {folder.path.parent}")
+    program = Path(sys.executable).with_name("tensorboard")  # PATH may lack it, or have another one
+    shown_by = program if program.is_file() else "tensorboard"
+    print(f"{format_count(len(records))} records in {where}: {shown_by} --logdir {folder.path.parent}")
     return 0
 
 

@@ -152,8 +152,8 @@ def run(arguments: argparse.Namespace, command: Command) -> int:
         print(
             "warning: no validation split, which training needs: none of the documents is the one in "
             f"{command.settings.validation_one_in} that a hash chooses; give more documents or, to "
-            "data_prep/text_files.py or conversations.py, a smaller --val-one-in; one long text goes to "
-            "data_prep/shakespeare.py --file"
+            "data_prep/text_files.py or conversations.py, a smaller --val-one-in (with --force, as the set is there); "
+            "one long text goes to data_prep/shakespeare.py --file"
         )
     return 0
 

@@ -98,7 +98,7 @@ def require_hellaswag(path: Path | None) -> Path:
         if not path.is_file():
             raise UserError(
                 f"there is no HellaSwag at {path}: run 'python data_prep/prepare_offline.py' where there is a network, "
-                "or name a file of your own"
+                "or name a file of your own (--data; in training eval.hellaswag_data)"
             )
     elif not path.is_file():
         raise UserError(

@@ -59,9 +59,9 @@ def find_model(name: str, revision: str | None = None) -> Path:
             f"{name} is neither a folder nor a model on the hub: check it, or set HF_TOKEN if it needs a token"
         ) from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:120]
+        cause = error.__cause__ or error  # what huggingface_hub says about it is on its cache
         raise UserError(
-            f"{name} is not a folder, and the hub can't be reached ({type(error).__name__}: {reason}): run "
+            f"{name} is not a folder, and the hub can't be reached ({type(cause).__name__}): run "
             f"'hf download {name} --local-dir DIR' where there is a network, and give DIR"
         ) from None
     return folder

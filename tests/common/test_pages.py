@@ -87,6 +87,32 @@ def test_files_and_modules_that_a_page_names_are_there(path: Path) -> None:
     assert sorted(name for name in dotted_names(page) if not is_module_or_option(name)) == []
 
 
+def test_the_readme_says_what_it_is_on_its_first_screen_and_has_words_for_the_tools_that_people_have() -> None:
+    """Shorter than it was (418 lines); for whom, measured at what, one picture; details are on pages."""
+    page = (PROJECT / "README.md").read_text(encoding="utf-8")
+    screen, *_ = page.split("\n## ")
+    assert len(page.splitlines()) <= 220 and len(screen.splitlines()) <= 24
+    assert all(word in screen for word in ("students", "researchers", "tokens per second", "](records/"))
+    assert screen.count("![") == 1
+    words = [
+        "inference",
+        "library",
+        "TensorBoard",
+        "notebook",
+        "container",
+        "uv",
+        "conda",
+        "GGUF",
+        "vLLM",
+        "cite",
+        "contribute",
+    ]
+    assert [word for word in words if not re.search(rf"\b{word}", page, flags=re.IGNORECASE)] == []
+    questions = ("on my own text?", "change the architecture?", "on my cluster?", "compare two ideas?", "serve it?")
+    assert [question for question in questions if question not in page] == []
+    assert all((PROJECT / name).is_file() for name in ("CITATION.cff", "CONTRIBUTING.md"))
+
+
 def quoted_messages(page: str) -> list[str]:
     """Messages at the start of a row or a bullet under "When something is wrong"."""
     section = "".join(

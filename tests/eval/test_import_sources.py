@@ -204,6 +204,8 @@ def test_a_name_is_fetched_from_the_hub_once_and_then_needs_no_network(tmp_path:
     assert offline.returncode == 2
     assert offline.stderr.count("\n") == 1
     assert "hf download o/never --local-dir DIR" in offline.stderr
+    down = run_by_path("eval/import_hf.py", "o/never", tmp_path / "x", HF_ENDPOINT=server.url, **home)  # it has ended
+    assert down.stderr.startswith("error: o/never is not a folder, and the hub can't be reached (ConnectError): run")
     nowhere = run_by_path("eval/import_hf.py", tmp_path / "no" / "such" / "dir", tmp_path / "x", **home)
     assert "neither a folder nor" in nowhere.stderr
 

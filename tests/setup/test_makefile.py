@@ -40,7 +40,11 @@ def find_python(path: Path, named: str = "") -> "subprocess.CompletedProcess[str
 
 
 def make(*arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))}
+    """As in a terminal, also where these tests are run by `make test JOBS=1`, which hands its variables on."""
+    mine = re.findall(r"^(\w+) \?=", (PROJECT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS")) and key not in mine
+    }
     return subprocess.run(
         ["make", "-C", str(PROJECT), *arguments], capture_output=True, text=True, env=environment | variables
     )
@@ -109,8 +113,9 @@ def test_help_names_every_target_and_variable() -> None:
     assert make().stdout == result.stdout, "make alone shows the help"
 
 
-def test_the_number_of_test_processes_follows_the_cores_and_not_the_threads() -> None:
+def test_the_number_of_test_processes_follows_the_cores_and_not_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """nproc takes OMP_NUM_THREADS, which many shells set to 1, for the number of cores."""
+    monkeypatch.setenv("JOBS", "77")  # of an outer `make test JOBS=77`
     planned = make("--dry-run", "test", OMP_NUM_THREADS="1", OMP_THREAD_LIMIT="1").stdout
     assert f"pytest -n {min(8, allowed_cores() + 1)} " in planned
 

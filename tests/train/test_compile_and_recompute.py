@@ -180,7 +180,7 @@ def test_nothing_is_compiled_after_the_warm_up(tmp_path: Path, data: Path) -> No
     assert compiled == pytest.approx(losses(run_of(tmp_path, "eager")), abs=1e-4)
     said = run_of(tmp_path, "compiled-9").log.read_text()
     what = "compiling one graph for all 2 blocks, forward and backward, and the head's loss"
-    assert re.search(rf"{what} \([\d.]+ s the last time\)", said), "the other run was of the same model"
+    assert re.search(rf"{what} \([^()]+ the last time\)", said), "the other run was of the same model"
 
 
 def validating_shapes(data: Path) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

@@ -160,7 +160,7 @@ def test_missing_data_name_the_command_that_makes_them(tmp_path: Path) -> None:
         ("--resume=nowhere", "nowhere is not a folder"),
         (
             "--data.path={folder}/without",
-            "without has no val split: make the set from more documents, or from one long",
+            "without has no val split: make the set from more documents or with a smaller --val-one-in, or from one",
         ),
     ],
 )

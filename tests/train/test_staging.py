@@ -53,10 +53,11 @@ def flip(path: Path) -> None:
 
 
 def test_a_staged_set_is_the_same_and_is_used_again_without_reading_it(
-    tmp_path: Path, made: TokenSet, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, made: TokenSet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     local = tmp_path / "local"
     folder = staged_in(made, local)
+    assert f"staging to {folder}: 6.8 KiB\n" in capsys.readouterr().err, "announced with its size"
     assert folder.parent == local
     assert contents(folder) == contents(made.folder)
     assert TokenSet.open(folder).identity == made.identity

@@ -56,6 +56,7 @@ def test_an_old_run_is_written_whole_however_often(run: RunFolder) -> None:
     for _ in range(2):
         done = sync(run)
         assert done.returncode == 0, done.stderr
+        assert f"{Path(sys.executable).with_name('tensorboard')} --logdir " in done.stdout, "PATH may lack it"
         assert (scalars(run, "tokens", "train/loss"), scalars(run, "steps", "val/bits_per_byte")) == before
     events = EventAccumulator(str(run.tensorboard / "steps"))
     events.Reload()

@@ -45,8 +45,8 @@ def fit_to_data(config: Config, tokens: TokenSet, known: int | None = None) -> C
         found, folder = len(source.tokens.split(split)), source.tokens.folder
         if not found:
             raise UserError(
-                f"{folder} has no {split} split: make the set from more documents, or from one long text with "
-                "data_prep/shakespeare.py --file"
+                f"{folder} has no {split} split: make the set from more documents or with a smaller --val-one-in, or "
+                "from one long text with data_prep/shakespeare.py --file"
             )
         if found < needed:
             raise UserError(
