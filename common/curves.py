@@ -102,7 +102,13 @@ HELLASWAG = Curve(
     measured_on=(("hellaswag_sha256",), ("hellaswag_examples",), ("hellaswag_official",)),
     higher_is_better=True,
 )
-BUILT_IN = (VALIDATION, HELLASWAG)
+MASKED = Curve(  # beside a validation's own loss, where eval.masked_loss asks for it
+    kind=VALIDATION.kind,
+    figure="val_loss_masked",
+    label="validation, attention inside documents",
+    measured_on=VALIDATION.measured_on,
+)
+BUILT_IN = (VALIDATION, HELLASWAG, MASKED)
 
 
 def read_curve(value: Any) -> Curve:

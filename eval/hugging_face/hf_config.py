@@ -77,12 +77,12 @@ OWN_FIELDS = ("bias", "dropout", "vocab_multiple")
 def plain_config(config: ModelConfig) -> ModelConfig:
     """The model that computes the same with options that their classes have (`hf_tensors.plain_model` has its weights).
 
-    Norms without weights are norms whose weights are ones. A scaled embedding is one of larger numbers; a head that was
-    tied to it becomes a table of its own.
+    Norms without weights are norms whose weights are ones. A scaled or normed embedding is one of other numbers; a head
+    that was tied to it becomes a table of its own.
     """
-    scaled = config.embedding == "scaled"
-    embedding = "plain" if scaled else config.embedding
-    return replace(config, norm_weights=True, embedding=embedding, tie_weights=config.tie_weights and not scaled)
+    rewritten = config.embedding in ("scaled", "normed")
+    embedding = "plain" if rewritten else config.embedding
+    return replace(config, norm_weights=True, embedding=embedding, tie_weights=config.tie_weights and not rewritten)
 
 
 def home_of(config: ModelConfig) -> str:

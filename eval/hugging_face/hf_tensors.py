@@ -82,6 +82,8 @@ def plain_model(model: GPT) -> GPT:
             parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
     if model.config.embedding == "scaled":
         plain.wte.weight.mul_(config.n_embd**0.5)
+    elif model.config.embedding == "normed":
+        plain.wte.weight.copy_(model.embedding_norm(plain.wte.weight))
     return plain
 
 

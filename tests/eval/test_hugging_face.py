@@ -139,11 +139,11 @@ SHARED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("home", CLASSES)
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_norms_without_weights_and_a_scaled_embedding_are_exported_as_what_equals_them(
-    home, tied, tmp_path, monkeypatch
+@pytest.mark.parametrize(("embedding", "tied"), [("scaled", True), ("normed", True), ("scaled", False)])
+def test_norms_without_weights_and_other_embeddings_are_exported_as_what_equals_them(
+    home, embedding, tied, tmp_path, monkeypatch
 ):
-    options = random_options(home, 3) | {"norm_weights": False, "embedding": "scaled", "tie_weights": tied}
+    options = random_options(home, 3) | {"norm_weights": False, "embedding": embedding, "tie_weights": tied}
     checkpoint = write_checkpoint(tmp_path, noise=0.3, **options)
     call(export_hf, monkeypatch, checkpoint, tmp_path / "hf")
     call(import_hf, monkeypatch, tmp_path / "hf", tmp_path / "back")
@@ -220,7 +220,8 @@ LLAMA_LIKE = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}
         ({**LLAMA_LIKE, "qk_norm": True}, "biases with QK-norm"),
         ({"position": "rope", "window": 4, "window_pattern": "SL"}, "window_pattern"),
         ({"n_kv_head": 2}, "n_kv_head"),
-        ({"embedding": "normed"}, "model.embedding normed"),
+        ({"value_residual": True}, "model.value_residual True"),
+        ({"value_embeddings": 1}, "model.value_embeddings 1"),
         ({"logit_softcap": 30.0}, "model.logit_softcap 30.0"),
         ({"window": 4}, "window"),
         ({"norm": "rmsnorm"}, "RMSNorm"),

@@ -16,6 +16,7 @@ MODEL: dict[str, Any] = {
     "position": "rope",
 }
 TOKENS_PER_STEP = 1_000
+KEPT = ("flops", "val_bits_per_byte", "val_bytes", "causal")
 RANKS = [{"rank": 0, "host": "node7", "device": "cpu", "threads": 1, "cpu": "Fast CPU"}]
 
 
@@ -35,7 +36,7 @@ def write_study_run(
     step_seconds: float = 0.5,
     ranks: Sequence[dict[str, Any]] = RANKS,
     record: dict[str, Any] | None = None,
-    kept: Sequence[str] = ("flops", "val_bits_per_byte", "val_bytes", "causal"),
+    kept: Sequence[str] = KEPT,
     more: Sequence[dict[str, Any]] = (),
     **options: Any,
 ) -> Path:
@@ -69,6 +70,7 @@ def write_study_run(
         if step % every == 0:
             value = loss(tokens) if step else 5.5
             new = {"flops": 100_000.0 * tokens, "val_bits_per_byte": value * 1.25, "val_bytes": 3_000, "causal": True}
+            new["val_loss_masked"] = 0.99 * value
             validation = {"step": step, "tokens": tokens, "val_loss": value, "val_sha256": "ab" * 32}
             validation |= {"val_tokens": 2_048, "val_block_size": 16, "val_document_mask": False}
             records.append({**validation, **{key: new[key] for key in kept}, **(record or {}), "time": 1.7e9 + step})

@@ -119,6 +119,9 @@ def test_whatever_gives_another_order_begins_it(changed: dict[str, Any]) -> None
     progress, lines = begin_progress(manifest, reading(**changed))
     assert progress == Progress(3, 96, 0)
     assert len(lines) == 1
+    # of a mix that held this set, whose position in it is known
+    (line,) = begin_progress(manifest | {"mix": {"sets": [["web", "b"], ["code", "c"]]}}, reading(**changed))[1]
+    assert ("as the only source of data.mix" in line) == (changed == {"data_identity": "b"})
 
 
 def test_a_stride_of_a_whole_sequence_is_none() -> None:

@@ -18,7 +18,7 @@ from eval.comparison.run_groups import parse_groups
 from model.config import ModelConfig
 from model.counts import flops_per_token
 from tests.helpers.source_code import PROJECT
-from tests.helpers.study_runs import MODEL, RANKS, law, write_group, write_study_run
+from tests.helpers.study_runs import KEPT, MODEL, RANKS, law, write_group, write_study_run
 from train import study as study_command
 from train.studies.older_runs import option_defaults
 
@@ -79,8 +79,9 @@ def test_result_files_give_the_same_to_the_byte(tmp_path: Path) -> None:
     own = Curve("arc", "arc_accuracy", "ARC", higher_is_better=True)
     start = {"kind": "start", "step": 900, "time": 1.7e9, "world_size": 1, "curves": [own.as_json()]}
     arc = [{"kind": "arc", "step": step, "tokens": step, "arc_accuracy": step / 1000} for step in range(0, 901, 3)]
-    base = write_group(tmp_path, "base", NOISE, steps=900, every=1, more=[start, *arc])
-    gain = write_group(tmp_path, "gain", NOISE, gain=1.3, steps=900, more=[start, *arc], optim__lr=3e-3)
+    both: dict[str, Any] = {"steps": 900, "more": [start, *arc], "kept": (*KEPT, "val_loss_masked")}
+    base = write_group(tmp_path, "base", NOISE, every=1, **both)
+    gain = write_group(tmp_path, "gain", NOISE, gain=1.3, **both, optim__lr=3e-3)
     leak = write_group(tmp_path, "leak", NOISE, record={"causal": False}, optim__lr=2e-3)
     old = write_group(tmp_path, "old", NOISE, kept=(), optim__lr=4e-3)
     write_study_run(tmp_path / "cut", seed=9, steps=900, reached=60, optim__lr=3e-3)
@@ -88,7 +89,7 @@ def test_result_files_give_the_same_to_the_byte(tmp_path: Path) -> None:
 
     def found() -> list[object]:
         results = [compare(parse_groups(groups), metric=metric) for metric in ("final", "best")]
-        results += [compare(parse_groups(groups[:2]), metric="arc_accuracy")]
+        results += [compare(parse_groups(groups[:2]), metric=name) for name in ("arc_accuracy", "val_loss_masked")]
         return [[json.dumps(result.as_json()), as_text(result)] for result in results]
 
     before = found()

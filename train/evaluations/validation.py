@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.curves import VALIDATION
+from common.curves import MASKED, VALIDATION
 from common.errors import UserError
 from common.publish import canonical_json
 from data_prep.token_sets.manifest import document_start
@@ -43,7 +43,7 @@ class Part:
 class Validation(Evaluation):
     """The validation loss. The last step is always validated; a checkpoint records the latest one."""
 
-    name, phase, curves = VALIDATION.kind, "validating", (VALIDATION,)
+    name, phase, curves = VALIDATION.kind, "validating", (VALIDATION, MASKED)
     before_save = at_start = True
     _has_targets = True
     latest: float | None = None  # nats per token

@@ -84,6 +84,9 @@ def begin_progress(manifest: Mapping[str, Any] | None, reading: Reading) -> tupl
         f"the {consumed:,} sequences that were read up to the checkpoint were of another order (other "
         f"{', '.join(changed)}): this one starts with its first sequence, and text may be read again"
     )
+    sets = dict((manifest.get("mix") or {}).get("sets", ()))
+    if reading.data_identity in sets.values() and reading.cuts_alike(before):
+        line += "; as the only source of data.mix instead of data.path it would continue where the mix was"
     return Progress(manifest["step"], manifest["tokens"]), [line]
 
 
