@@ -56,16 +56,16 @@ def _svg(runs: Sequence[RunData], axis: AxisKind) -> str:
     parts = [_grid(frame, axis)]
     for number, ((x, y), (val_x, val_y)) in enumerate(curves):
         color = _color(number)
-        own = [_line(x, y, frame, color, 2.2 if len(runs) == 1 else 1.8)]
+        own = [_line(x, y, frame, color, axis, 2.2 if len(runs) == 1 else 1.8)]
         own.append(_dots(x, y, frame, color, axis, runs[number].name, "training", radius=5, seen=False))
         color = _color(1) if len(runs) == 1 else color
-        own += [_line(val_x, val_y, frame, color, 1.4)] if len(runs) == 1 else []
+        own += [_line(val_x, val_y, frame, color, axis, 1.4)] if len(runs) == 1 else []
         own.append(_dots(val_x, val_y, frame, color, axis, runs[number].name, "validation", radius=4, seen=True))
         parts.append(f'<g class="run-{number}">{"".join(own)}</g>')
     label = f"Loss against {axis.label}"
     return (
         f'<svg class="of-{axis.key}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(label)}">'
-        f'{"".join(parts)}<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f'{_plot_area(axis)}{"".join(parts)}<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{text(axis.label)}</text></svg>"
     )
 
@@ -101,23 +101,33 @@ def _loss_range(curves: Sequence[tuple[Curve, Curve]]) -> tuple[float, float]:
 
 
 def _place(x: Values, y: Values, frame: tuple[float, float, float, float]) -> Curve:
-    """Where points are in the picture; those above its top edge at it."""
+    """Where points are in the picture, or above it."""
     low_x, high_x, low_y, high_y = frame
     across = LEFT + (x - low_x) / (high_x - low_x) * (WIDTH - LEFT - RIGHT)
-    down = TOP + (high_y - np.minimum(y, high_y)) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
+    down = TOP + (high_y - y) / (high_y - low_y) * (HEIGHT - TOP - BOTTOM)
     return across, down
 
 
-def _line(x: Values, y: Values, frame: tuple[float, float, float, float], color: str, width: float) -> str:
+def _plot_area(axis: AxisKind) -> str:
+    """What lines are cut off by, as they come from above: a line along the top edge would be of losses that none had."""
+    size = f'y="{TOP}" width="{WIDTH}" height="{HEIGHT - TOP}"'
+    return f'<clipPath id="plot-{axis.key}"><rect {size}/></clipPath>'
+
+
+def _line(
+    x: Values, y: Values, frame: tuple[float, float, float, float], color: str, axis: AxisKind, width: float
+) -> str:
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(*_place(x, y, frame), strict=True))
-    return f'<polyline points="{points}" fill="none" style="stroke: {color}" stroke-width="{width}"/>' if points else ""
+    look = f'fill="none" style="stroke: {color}" stroke-width="{width}" clip-path="url(#plot-{axis.key})"'
+    return f'<polyline points="{points}" {look}/>' if points else ""
 
 
 def _dots(
     x: Values, y: Values, frame: tuple[float, float, float, float], color: str, axis: AxisKind, name: str, what: str,
     *, radius: int, seen: bool,
 ) -> str:  # fmt: skip
-    """Points that show their values under the pointer; unseen ones appear there."""
+    """Points that show their values under the pointer; unseen ones appear there. None lies above the picture."""
+    x, y = x[y <= frame[3]], y[y <= frame[3]]
     chosen = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).astype(int)) if len(x) else np.empty(0, int)
     dots = []
     for value, loss, a, b in zip(x[chosen], y[chosen], *_place(x[chosen], y[chosen], frame), strict=True):

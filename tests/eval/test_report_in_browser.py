@@ -1,12 +1,15 @@
 """Pages of reports and studies in a browser, at a telephone's, a laptop's and a wide screen's width, light and dark."""
 
+import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from eval.comparison.study_output import write_report
+from eval.reporting.svg_chart import TOP
 from tests.eval.test_rank_pictures import write_times
 from tests.eval.test_report import run_script
 from tests.helpers.browser import CHROMIUM, Browser
@@ -16,6 +19,7 @@ from tests.helpers.whole_study import whole_study
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 WIDTHS = (390, 1280, 1920)
 CONTRAST = 4.5  # WCAG 2.1, level AA
+SMALLEST = 7.0  # pixels that a line of a picture is high
 SLACK = 2.0  # pixels by which boxes of letters may touch
 
 # Each visible line of text: its words, box, colour and the colours painted below its middle, the uppermost first.
@@ -83,6 +87,7 @@ def test_every_line_can_be_read(pages: dict[str, Path], browser: Browser, name: 
         lines = browser.evaluate(LINES)
         assert len(lines) > 150
         assert overlapping(lines) == []
+        assert [line["words"] for line in lines if line["drawn"] and line["box"][3] - line["box"][1] < SMALLEST] == []
         assert [line["words"] for line in lines if line["drawn"] and not is_inside(line["box"], line["frame"])] == []
         assert faint(lines) == []
 
@@ -173,3 +178,10 @@ def test_a_picture_is_small_however_long_its_run(pages: dict[str, Path]) -> None
     figures = pages["both"].read_text(encoding="utf-8").split('<svg class="figure"')[1:]
     assert len(figures) > 8
     assert all(len(figure) < 70_000 for figure in figures)
+
+
+def test_a_loss_above_the_picture_is_not_drawn_along_its_edge(pages: dict[str, Path]) -> None:
+    lines = re.findall(r'<polyline points="([^"]*)"', pages["both"].read_text(encoding="utf-8"))
+    heights = [[float(point.split(",")[1]) for point in line.split()] for line in lines]
+    assert any(height < TOP for line in heights for height in line)
+    assert not any(a == b == TOP for line in heights for a, b in pairwise(line))
