@@ -2,13 +2,15 @@
 
 Three ways on every device, exact and equal: everything before a query (no mask, the fused causal kernel), a dense mask,
 and block-local attention for a sliding window, which skips what the window cannot reach. On CUDA a window or documents
-can go through FlexAttention instead, which skips the same blocks in one kernel.
+can go through FlexAttention instead, which skips the same blocks in one kernel; on a CPU long documents go through the
+causal kernel one by one.
 
 B batch, T queries, S keys, H heads, K key/value heads, D head size, W window, N blocks, P block size.
 """
 
 import contextlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask
 
 from model.flex import flex_attend, flex_mask
-from model.kernel_sizes import LARGEST_WIDENED, SMALLEST_BLOCK
+from model.kernel_sizes import LARGEST_WIDENED, SHORTEST_APART, SMALLEST_BLOCK
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,15 @@ class Visibility:
         mask: boolean, True where visible: (1 or B, 1, T, S); or, with `block`, (N or B·N, 1, P, 2P).
         block: block size P of block-local attention.
         flex: the same in FlexAttention's form; then nothing else counts.
+        apart: lengths of the documents that lie one after another in the rows, each of which is attended by itself;
+            then nothing else counts.
     """
 
     causal: bool = True
     mask: Tensor | None = None
     block: int | None = None
     flex: BlockMask | None = None
+    apart: tuple[int, ...] = ()
 
 
 def see_before(
@@ -60,6 +65,8 @@ def see_before(
         return Visibility()
     if flex:
         return Visibility(causal=False, flex=flex_mask(length, window, document_ids, device))
+    if window is None and document_ids is not None and (lengths := _lengths_apart(document_ids)):
+        return Visibility(apart=lengths)
     block = None if window is None else max(window, SMALLEST_BLOCK)
     if block is not None and 2 * block < length:
         return Visibility(causal=False, mask=_block_mask(length, block, window, document_ids, device), block=block)
@@ -68,6 +75,18 @@ def see_before(
     if document_ids is not None:
         visible = visible & (document_ids[:, :, None] == document_ids[:, None, :])  # (B, T, T)
     return Visibility(causal=False, mask=visible.unsqueeze(1))
+
+
+def _lengths_apart(document_ids: Tensor) -> tuple[int, ...]:
+    """Lengths of the documents in (B, T) rows, where a CPU attends them faster one by one; else ()."""
+    if document_ids.device.type != "cpu" or torch.compiler.is_compiling():  # lengths are shapes of the graph
+        return ()
+    starts = torch.ones_like(document_ids, dtype=torch.bool)  # (B, T)
+    starts[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    borders = starts.flatten().nonzero().flatten().tolist()
+    if len(borders) * SHORTEST_APART > document_ids.numel():
+        return ()
+    return tuple(end - start for start, end in pairwise([*borders, document_ids.numel()]))
 
 
 def in_reach(query: Tensor, key: Tensor, window: int | None) -> Tensor:
@@ -130,6 +149,8 @@ def attend(
     if visibility.flex is not None:
         assert dropout == 0, "FlexAttention has no dropout"
         return flex_attend(q, k, v, visibility.flex, scale)
+    if visibility.apart:
+        return _attend_apart(q, k, v, visibility.apart, dropout, scale)
     grouped = q.shape[1] != k.shape[1]
     if visibility.block is not None:
         return _attend_in_blocks(q, k, v, visibility, dropout, scale)
@@ -146,6 +167,19 @@ def _wider_is_faster(q: Tensor) -> bool:
     """Whether (B, H, T, D) queries are short enough that the CPU's bf16 kernel is slow in its backward."""
     short = q.shape[2] * q.shape[3] <= LARGEST_WIDENED
     return short and q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+
+
+def _attend_apart(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], dropout: float, scale: float | None
+) -> Tensor:
+    """(B, H, T, D) and twice (B, K, T, D) to (B, H, T, D), each document by itself, whose work is its T²."""
+    rows = [x.transpose(1, 2).flatten(0, 1).split(lengths) for x in (q, k, v)]  # (L, H or K, D) each
+    found = []
+    for document in zip(*rows, strict=True):
+        its_q, its_k, its_v = (x.transpose(0, 1).unsqueeze(0) for x in document)  # (1, H or K, L, D)
+        out = attend(its_q, its_k, its_v, Visibility(), dropout=dropout, scale=scale)  # (1, H, L, D)
+        found.append(out.squeeze(0).transpose(0, 1))  # (L, H, D)
+    return torch.cat(found).unflatten(0, (len(q), -1)).transpose(1, 2)
 
 
 def _attend_in_blocks(

@@ -6,6 +6,9 @@ SMALLEST_BLOCK = 64
 # 2 to 7 times as fast there (forward and backward, torch 2.13, AVX-512 with bf16: 5.6 instead of 40 ms for 64 sequences
 # of 32 tokens, 8 heads of 16); at four times this the two are level, beyond it bf16 wins.
 LARGEST_WIDENED = 4096
+# Mean length of documents from which a CPU attends them one by one, not all together under a mask (at 20 that is faster
+# still; see records/2026-11-28-mix-loader).
+SHORTEST_APART = 16
 
 # Rows (tokens) of a chunk of logits
 CHUNK_ROWS_CPU = 512

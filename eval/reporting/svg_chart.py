@@ -65,7 +65,8 @@ def _svg(runs: Sequence[RunData], axis: AxisKind) -> str:
     label = f"Loss against {axis.label}"
     return (
         f'<svg class="of-{axis.key}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{text(label)}">'
-        f'{_plot_area(axis)}{"".join(parts)}<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
+        f"{_plot_area(axis)}{''.join(parts)}"
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{text(axis.label)}</text></svg>"
     )
 
@@ -109,7 +110,7 @@ def _place(x: Values, y: Values, frame: tuple[float, float, float, float]) -> Cu
 
 
 def _plot_area(axis: AxisKind) -> str:
-    """What lines are cut off by, as they come from above: a line along the top edge would be of losses that none had."""
+    """What cuts lines off that come from above: along the top edge they would show losses that no step had."""
     size = f'y="{TOP}" width="{WIDTH}" height="{HEIGHT - TOP}"'
     return f'<clipPath id="plot-{axis.key}"><rect {size}/></clipPath>'
 

@@ -29,14 +29,20 @@ def dense(length, window, document_ids):
     kv_heads=st.sampled_from([1, 2, 4]),
     cuts=st.one_of(st.none(), st.lists(st.integers(0, 70), max_size=5)),
     smallest_block=st.sampled_from([1, 8, 64]),
+    shortest_apart=st.sampled_from([1, 8, 1000]),
 )
-@settings(deadline=None, max_examples=80)
-def test_blocks_equal_a_dense_mask_values_and_gradients(length, window, kv_heads, cuts, smallest_block):
+@settings(deadline=None, max_examples=100)
+def test_blocks_and_documents_apart_equal_a_dense_mask_values_and_gradients(
+    length, window, kv_heads, cuts, smallest_block, shortest_apart
+):
     q, k, v = (heads(n, length, seed).requires_grad_() for seed, n in enumerate((4, kv_heads, kv_heads)))
     ids = None if cuts is None else sum((torch.arange(length) >= cut).long() for cut in [0, *cuts]).expand(2, -1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention_masks, "SMALLEST_BLOCK", smallest_block)
+        patch.setattr(attention_masks, "SHORTEST_APART", shortest_apart)
         visibility = see_before(length, window, ids)
+        if window is None and ids is not None:
+            assert bool(visibility.apart) == (len(ids[0].unique()) * shortest_apart <= length)
     out = attend(q, k, v, visibility)
     groups = 4 // kv_heads
     scores = q @ k.repeat_interleave(groups, 1).transpose(-1, -2) / 4
