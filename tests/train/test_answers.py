@@ -264,3 +264,39 @@ def test_the_objective_is_fixed_and_fits_the_data(tmp_path: Path, data: Path) ->
     (with_pairs / MANIFEST_FILE).write_text(json.dumps(manifest | {"source": {"name": PREFERENCES}}))
     assert "would learn the rejected answers" in refused(f"--data.path={with_pairs}")
     assert "data.stride doesn't go with --objective sft" in refused("--data.stride=8")
+
+
+def test_sets_of_conversations_are_mixed_and_staged(tmp_path: Path) -> None:
+    """Each on the node's disk, to the bit over an interruption and the same for two ranks; a set of texts is refused."""
+    mix = []
+    for seed, name in enumerate(("sums", "more")):
+        make_conversation_set(tmp_path / name, count=150 - 50 * seed, val_count=20 + 10 * seed, seed=seed)
+        mix.append({"name": name, "path": str(tmp_path / name), "weight": 3.0 - 2 * seed})
+    file = tmp_path / "mix.yaml"
+    file.write_text(yaml.safe_dump({"data": {"mix": mix}}), encoding="utf-8")
+    staged, options = f"--data.stage_to={tmp_path / 'disk'}", (*SFT, "--schedule.kind=constant", "--model.dropout=0")
+
+    def arguments(name: str, *more: str) -> list[str]:
+        config, _, *others = tiny_arguments(tmp_path, tmp_path, name, *options, "--run.max_steps=6", *more)
+        return [config, f"--config={file}", *others]
+
+    train(1, tmp_path, arguments("calm"))
+    train(1, tmp_path, arguments("cut", staged, "--run.max_steps=2"))
+    train(1, tmp_path, arguments("cut", staged))
+    train(2, tmp_path, arguments("two", staged))
+    calm, cut, two = (run_of(tmp_path, name) for name in ("calm", "cut", "two"))
+    of_mix = [[(s["loss"], s["sequences"], s["answer_tokens"]) for s in steps(run)] for run in (calm, cut)]
+    assert of_mix[0] == of_mix[1]
+    for one, other in zip(steps(calm), steps(two), strict=True):
+        assert (one["sequences"], one["answer_tokens"]) == (other["sequences"], other["answer_tokens"])
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+    assert {name for step in steps(calm) for name, _ in step["sequences"]} == {"sums", "more"}
+    assert len([path for path in (tmp_path / "disk").iterdir() if list(path.glob("train-marks-*.bin"))]) == 2
+    last = [record for record in read_metrics(calm.metrics) if "val_loss" in record][-1]
+    by_source = last["val_loss_by_source"]
+    assert last["val_loss"] == pytest.approx(0.75 * by_source["sums"] + 0.25 * by_source["more"])
+
+    mix[1]["path"] = str(make_token_set(tmp_path / "texts").folder)
+    file.write_text(yaml.safe_dump({"data": {"mix": mix}}), encoding="utf-8")
+    done = train_by_path(*arguments("refused"))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
