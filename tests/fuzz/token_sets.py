@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,6 +23,7 @@ from tests.fuzz.bases import make_base
 from tests.fuzz.cases import Case
 from tests.fuzz.judge import PROJECT
 from tests.fuzz.mutations import json_bytes, mutate_bytes, mutate_json, remove, replace_by
+from tests.helpers.conversation_sets import make_conversation_set
 
 Damage = Callable[[random.Random, Path], str]  # does it to a case's folder, and says what it did
 RUN, MANIFEST = "runs/one", "manifest.json"
@@ -37,6 +39,17 @@ READERS = [
     [*TRAIN, "--data.verify", "full"],
     STAGED,
 ]
+TALKS_RUN = "runs/talks"
+TUNE = ["train/pretrain.py", "--config", "tiny.yaml", "--data.path", "talks", "--objective.kind", "sft",
+        "--model.block_size", "32", "--run.root", "runs"]  # fmt: skip
+TALKS_READERS = [
+    ["data_prep/verify.py", "talks", "--workers", "1"],
+    ["data_prep/inspect_shards.py", "talks", "--split", "val"],
+    ["data_prep/inspect_shards.py", "talks", "--document", "0"],
+    ["eval/perplexity.py", TALKS_RUN, "--data", "talks", "--device", "cpu"],
+    [*TUNE, "--run.name", "new", "--run.max_steps", "2"],
+    [*TUNE, "--run.name", "new", "--run.max_steps", "2", "--data.verify", "full"],
+]
 PREPARE = ["data_prep/text_files.py", "texts", "--tokenizer", "byte", "--workers", "0", "--shard-tokens", "400",
            "--val-one-in", "2", "--val-tokens", "300"]  # fmt: skip
 FINEWEB = ["data_prep/fineweb.py", "--source", "hub", "--out", "made", "--tokenizer", "byte", "--workers", "0",
@@ -44,7 +57,7 @@ FINEWEB = ["data_prep/fineweb.py", "--source", "hub", "--out", "made", "--tokeni
 HELLASWAG = ["eval/hellaswag.py", RUN, "--device", "cpu", "--data"]
 PARTS = {  # what of the originals a case's folder holds
     "data": ["data"], "disk": ["data", "disk"], "begun": ["begun", "texts"], "made": ["made", "texts"],
-    "texts": ["texts"], "hub": ["hub"], "examples": ["examples"],
+    "texts": ["texts"], "talks": ["talks", "other-talks"], "hub": ["hub"], "examples": ["examples"],
 }  # fmt: skip
 CARD = "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/*.parquet\n---\n"
 EXTRA_NAMES = ["extra.bin", "train-00002.bin", "val-00001.bin", "train-00000.bin.tmp", "manifest.json.12345678.tmp",
@@ -65,6 +78,11 @@ def prepare(bases: Path) -> None:
     _run(bases, [*PREPARE, "--out", "begun"], 2)
     damaged.write_bytes(whole)
     assert (bases / "begun" / "preparing.json").exists()
+    make_conversation_set(bases / "talks", count=40, val_count=12, shard_tokens=300)
+    make_conversation_set(bases / "other-talks", count=40, val_count=12, seed=1, shard_tokens=300)
+    _run(bases, [*TUNE, "--run.name", "talks", "--run.max_steps", "2"], 0)
+    for plan in (bases / "talks").glob("packing-*"):
+        shutil.rmtree(plan)
     _run(bases, [*STAGED, "--run.name", "staged"], 0)
     shutil.rmtree(bases / "runs" / "staged")
 
@@ -83,7 +101,7 @@ def cases(rng: random.Random, count: int, bases: Path) -> Iterator[Case]:
             stopped=arguments[0] == TRAIN[0],
             also=(1,) if arguments[0].endswith("verify.py") else (),
             # a preparation and a run that were begun are gone on with; a copy serves the next run
-            keeps=("begun", "made", "disk", *(["runs/new"] if act in BEGINS_RUNS else [])),
+            keeps=("begun", "made", "disk", "talks", *(["runs/new"] if act in BEGINS_RUNS else [])),
         )
 
 
@@ -146,18 +164,58 @@ def damage_shard(rng: random.Random, folder: Path) -> str:
     path = rng.choice(sorted((folder / "data").glob("*.bin")))
     label = _damage_bytes(rng, path)
     if rng.random() < 0.6:
-        content = path.read_bytes()
-        manifest = _read(folder / "data" / MANIFEST)
-        for shards in manifest["splits"].values():
-            for shard in shards:
-                if shard["file"] == path.name:
-                    shard["tokens"] = len(content) // 2
-                    shard["sha256"] = hashlib.sha256(content).hexdigest()
-        whole = b"".join((folder / "data" / shard["file"]).read_bytes() for shard in manifest["splits"]["val"])
-        manifest["val_sha256"] = hashlib.sha256(whole).hexdigest()
-        _write(folder / "data" / MANIFEST, manifest)
+        _list_as_it_is(folder / "data", path)
         label += ", manifest re-made"
     return label
+
+
+def damage_marks(rng: random.Random, folder: Path) -> str:
+    """A shard of marks: its bytes, its bits, its size, another set's; mostly with a manifest that fits them."""
+    talks = folder / "talks"
+    path = rng.choice(sorted(talks.glob("*-marks-*.bin")))
+    marks = np.fromfile(path, dtype=np.uint16)
+    act = rng.choice(["bytes", "shorter", "longer", "none", "starts", "counted", "bits", "other", "tokens"])
+    if act == "bytes":
+        act = _damage_bytes(rng, path)
+    elif act == "shorter":
+        marks[: rng.randrange(len(marks))].tofile(path)
+    elif act == "longer":
+        np.append(marks, rng.choices([0, 1, 2], k=rng.randrange(1, 40))).astype(np.uint16).tofile(path)
+    elif act in ("none", "starts", "counted"):
+        np.full_like(marks, ["none", "counted", "starts"].index(act)).tofile(path)
+    elif act == "bits":
+        for _ in range(rng.randrange(1, 30)):
+            marks[rng.randrange(len(marks))] ^= 1 << rng.choice([0, 1, 1, 2, 15])
+        marks.tofile(path)
+    else:
+        source = folder / "other-talks" / path.name if act == "other" else talks / path.name.replace("-marks", "")
+        if source.is_file():
+            shutil.copy(source, path)
+    if rng.random() < 0.75:
+        _list_as_it_is(talks, path)
+        act += ", manifest re-made"
+    return f"{path.name}: {act}"
+
+
+def damage_talks_manifest(rng: random.Random, folder: Path) -> str:
+    path = folder / "talks" / MANIFEST
+    value, label = mutate_json(rng, _read(path))
+    path.write_bytes(json_bytes(value))
+    return label
+
+
+def _list_as_it_is(folder: Path, path: Path) -> None:
+    """Make a set's manifest fit what a shard of it has become."""
+    content, manifest = path.read_bytes(), _read(folder / MANIFEST)
+    for shards in manifest["splits"].values():
+        for shard in shards:
+            if shard["file"] == path.name:
+                shard["tokens"] = len(content) // 2
+                shard["sha256"] = hashlib.sha256(content).hexdigest()
+    of_validation = [*manifest["splits"]["val"], *manifest["splits"].get("val-marks", ())]
+    whole = b"".join((folder / shard["file"]).read_bytes() for shard in of_validation)
+    manifest["val_sha256"] = hashlib.sha256(whole).hexdigest()
+    _write(folder / MANIFEST, manifest)
 
 
 def replace_file(rng: random.Random, folder: Path) -> str:
@@ -263,6 +321,8 @@ ACTS: dict[str, tuple[int, str, Damage, list[list[str]]]] = {
     "huge": (2, "data", claim_much, READERS),
     "tokenizer": (2, "data", damage_tokenizer, READERS),
     "shard": (3, "data", damage_shard, READERS),
+    "marks": (4, "talks", damage_marks, TALKS_READERS),
+    "manifest with marks": (1, "talks", damage_talks_manifest, TALKS_READERS),
     "replaced": (3, "data", replace_file, READERS),
     "added": (2, "data", add_file, READERS),
     "added beside a copy": (1, "disk", add_file, [STAGED]),
@@ -273,7 +333,7 @@ ACTS: dict[str, tuple[int, str, Damage, list[list[str]]]] = {
     "hub": (2, "hub", damage_hub, [FINEWEB, [*FINEWEB, "--dry-run"]]),
     "examples": (2, "examples", damage_examples, EXAMPLES),
 }
-BEGINS_RUNS = ("shard",)  # an id outside the vocabulary is met while training
+BEGINS_RUNS = ("shard", "marks")  # an id outside the vocabulary, or a mark that is none, is met while training
 
 
 def _make(bases: Path, parts: list[str], damage: Damage, seed: int, folder: Path) -> None:

@@ -267,7 +267,7 @@ def test_the_objective_is_fixed_and_fits_the_data(tmp_path: Path, data: Path) ->
 
 
 def test_sets_of_conversations_are_mixed_and_staged(tmp_path: Path) -> None:
-    """Each on the node's disk, to the bit over an interruption and the same for two ranks; a set of texts is refused."""
+    """Each on the node's disk, to the bit when interrupted, the same for two ranks; a set of texts is refused."""
     mix = []
     for seed, name in enumerate(("sums", "more")):
         make_conversation_set(tmp_path / name, count=150 - 50 * seed, val_count=20 + 10 * seed, seed=seed)
