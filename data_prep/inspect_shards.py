@@ -23,6 +23,7 @@ from common.plain_text import print_text
 from common.progress import format_count, progress_bar
 from common.publish import file_to_write, write_json_output
 from data_prep.corpora.preparation import positive_count
+from data_prep.token_sets.manifest import STARTS
 from data_prep.token_sets.token_set import TokenSet, TokenStream
 from data_prep.tokenization.loading import load_tokenizer
 from data_prep.tokenization.tokenizer import Ids, Tokenizer
@@ -80,7 +81,8 @@ def print_statistics(figures: dict[str, Any]) -> None:
 def read_document(stream: TokenStream, starts: Ids, number: int, stop: int, tokenizer: Tokenizer) -> tuple[str, int]:
     """Text and length in tokens of a document. Raises UserError where there is none. Args: starts: (n,) of all."""
     if not 0 <= number < len(starts):
-        raise UserError(f"there is no document {number}: use a number from 0 to {len(starts) - 1}")
+        numbers = f"use a number from 0 to {len(starts) - 1}" if len(starts) else "the split has none"
+        raise UserError(f"there is no document {number}: {numbers}")
     begin = int(starts[number])
     end = int(starts[number + 1]) if number + 1 < len(starts) else stop
     ids = stream.read(begin, end)
@@ -109,7 +111,11 @@ def main() -> int:
     tokenizer = load_tokenizer(opened.tokenizer_spec)
     stream = opened.split(arguments.split)
     stop = min(len(stream), arguments.max_tokens or len(stream))
-    starts = document_starts(stream, tokenizer.begin_of_text_id, stop)
+    marks = opened.marks(arguments.split)
+    if marks is not None:  # of conversations, which no id need start
+        starts = document_starts(marks, STARTS, stop)
+    else:
+        starts = document_starts(stream, tokenizer.begin_of_text_id, stop)
     if arguments.document is not None:
         text, count = read_document(stream, starts, arguments.document, stop, tokenizer)
         print(f"document {arguments.document} of {arguments.split}: {count:,} tokens")

@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from common.errors import UserError
 from data_prep.token_sets.manifest import COUNTED, MARK_COUNT, NO_MARK, STARTS, ConversationCounts, Shard, marks_of
 from data_prep.token_sets.sequences import Tokens
 from data_prep.token_sets.shard_writer import ShardWriter, Stored
+from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.tokenizer import Ids
 
 MARKED_DTYPE = np.dtype("<u4")
@@ -93,3 +95,13 @@ def count_conversations(marks: Tokens) -> ConversationCounts:
         "answer_tokens": counted,
         "longest": max(longest, len(marks) - begun),
     }
+
+
+def check_marks(tokens: TokenSet, split: str) -> None:
+    """Raises UserError where a split's marks are of other conversations or answers than its manifest counts."""
+    marks, recorded = tokens.marks(split), (tokens.manifest.conversations or {}).get(split)
+    if marks is not None and count_conversations(marks) != recorded:
+        raise UserError(
+            f"the marks of the {split} split of {tokens.folder} are not those that were prepared: copy it again, or "
+            "prepare the set again with --force"
+        )

@@ -65,9 +65,10 @@ class TokenStream:
             taken[:] = self._tokens(index)[part]
             self._hand_back_pages(index, part)
             if (largest := int(taken.max())) >= self._vocab_size:  # a model would fail on it without saying where
+                what = f"token id {largest:,}, outside the vocabulary of {self._vocab_size:,}"
+                what = f"mark {largest:,}, which none is" if self._vocab_size == MARK_COUNT else what
                 raise UserError(
-                    f"{self._paths[index]} holds the token id {largest:,}, outside the vocabulary of "
-                    f"{self._vocab_size:,}, so it is damaged: run data_prep/verify.py on its folder"
+                    f"{self._paths[index]} holds the {what}, so it is damaged: run data_prep/verify.py on its folder"
                 )
             position, index = end, index + 1
         return out

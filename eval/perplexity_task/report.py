@@ -12,6 +12,7 @@ from common.errors import UserError
 from common.progress import format_duration, progress_bar
 from common.publish import write_json_output
 from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.marked_writer import check_marks
 from data_prep.token_sets.packing import plan_in_memory
 from data_prep.token_sets.token_set import TokenSet, find_token_set
 from eval.perplexity_task.measure import Blocks, measure, measure_answers, window_starts
@@ -86,6 +87,7 @@ def _answers(
     assert marks is not None
     if arguments.stride is not None:
         raise UserError("--stride doesn't go with conversations, which are packed whole into sequences: leave it out")
+    check_marks(tokens, arguments.split)
     packed = plan_in_memory(tokens.split(arguments.split), marks, length)
     count = min(packed.count, (arguments.tokens or packed.count * length) // length)
     if not count:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from common.errors import UserError
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
 from data_prep.token_sets.documents import conversations_of
-from data_prep.token_sets.manifest import COUNTED, MANIFEST_FILE, PREFERENCES
+from data_prep.token_sets.manifest import COUNTED, MANIFEST_FILE, NO_MARK, PREFERENCES, STARTS
 from data_prep.token_sets.packing import IGNORE, PackedSequences
 from data_prep.token_sets.token_set import TokenSet
 from model.config import ModelConfig
@@ -158,6 +159,30 @@ def test_gradients_are_transformers_for_any_ranks_and_micro_batches(with_silence
             for name, value in expected.items():
                 np.testing.assert_allclose(mapped[name].numpy(), value, atol=1e-5, err_msg=name)
     assert silent, "some micro-batches have no answer"
+
+
+def test_a_step_without_an_answer_has_no_gradient(with_silence: Path) -> None:
+    tokens, ranks = TokenSet.open(with_silence), start_ranks("cpu")
+    model, plan = small_gpt(tokens), plan_batch(2 * LENGTH, LENGTH, 1, 1)
+    optimizer, batch = Kept(model), batch_of(tokens, plan, 0)
+    silent = replace(batch, targets=torch.full_like(batch.targets, IGNORE), total_target_count=0)
+    result = Stepper(Parallel(model, ranks), optimizer, ranks, plan, Answers(), dtype="fp32", grad_clip=0.0, seed=1)(
+        silent, 1
+    )
+    assert (result.loss, result.targets, result.grad_norm) == (0.0, 0.0, 0.0)
+    assert not any(gradient.any() for gradient in optimizer.gradients.values())
+
+
+@pytest.mark.parametrize(("split", "fill"), [("train", NO_MARK), ("val", NO_MARK), ("train", STARTS)])
+def test_marks_that_were_not_prepared_are_refused(tmp_path: Path, split: str, fill: int) -> None:
+    """Though hashes and sizes fit: they would teach the model to talk as the user, or nothing."""
+    folder = make_conversation_set(tmp_path / "data", count=40, val_count=9).folder
+    for path in folder.glob(f"{split}-marks-*.bin"):
+        marks = np.fromfile(path, dtype=np.uint16)
+        np.where(marks == COUNTED, fill, marks).astype(np.uint16).tofile(path)
+    done = train_by_path(*tiny_arguments(tmp_path, folder, "it", *SFT))
+    assert done.returncode == 2, done.stderr
+    assert f"the marks of the {split} split of {folder} are not those that were prepared: copy" in done.stderr
 
 
 def test_only_answers_and_their_ends_are_targets(data: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from common.cache_folder import cache_folder
 from common.errors import UserError
 from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.marked_writer import check_marks
 from data_prep.token_sets.packing import BY_MARKS, FORMAT_VERSION, PackedSequences, framing_of, make_plan
 from data_prep.token_sets.sequences import JoinedSequences, Sequences, Windows
 from data_prep.token_sets.token_mix import TokenMix
@@ -106,6 +107,7 @@ def _make(tokens: TokenSet, length: int) -> None:
     for place in _places(tokens, length):
         if (place / "plan.json").is_file():
             return
+    check_marks(tokens, "train")
     for place in _places(tokens, length):
         try:
             make_plan(stream, framing, length, place, data_identity=tokens.identity, whole=whole)

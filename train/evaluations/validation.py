@@ -14,6 +14,7 @@ from common.curves import MASKED, VALIDATION
 from common.errors import UserError
 from common.publish import canonical_json
 from data_prep.token_sets.manifest import document_start
+from data_prep.token_sets.marked_writer import check_marks
 from data_prep.token_sets.packing import plan_in_memory
 from data_prep.token_sets.sequences import Sequences, Windows
 from data_prep.token_sets.token_mix import sources_of
@@ -88,6 +89,7 @@ class Validation(Evaluation):
         length, marks = self.config.model.block_size, tokens.marks("val")
         if marks is None:
             return Windows(tokens.split("val"), length)
+        check_marks(tokens, "val")
         packed = plan_in_memory(tokens.split("val"), marks, length)
         if not packed.count:
             raise UserError(

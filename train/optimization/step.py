@@ -135,9 +135,10 @@ class Stepper:
         """
         # Count the targets of all ranks, before the first backward: their number weighs every loss.
         target_count = self._count_targets(batch)
+        divisor = max(1.0, target_count)  # a step without any target has the loss 0
 
         # Accumulate the gradient of the mean over all targets. (DDP averages over ranks, hence their number.)
-        weight = self.scaler.scale(torch.tensor(1.0 / target_count, device=self._ranks.device)) * self._ranks.world_size
+        weight = self.scaler.scale(torch.tensor(1.0 / divisor, device=self._ranks.device)) * self._ranks.world_size
         parts, sources = 1 + len(self.objective.terms), len(self.objective.sources)
         loss_sum = torch.zeros(parts + sources, device=self._ranks.device)  # (P + S): the loss, its terms; by source
         self.compute_timer.start()
@@ -155,7 +156,7 @@ class Stepper:
 
         # Judge loss and norm on the device; both are the same on all ranks.
         summed = self._ranks.sum_tensor(loss_sum.to(self._summed))  # (P + S)
-        loss = summed[:parts] / target_count  # (P)
+        loss = summed[:parts] / divisor  # (P)
         within = (loss[0] <= self.limits.loss) & (norm.to(self._summed) <= self.limits.grad_norm)
         self._refused = 1.0 - (within & torch.isfinite(loss).all() & torch.isfinite(norm)).float()  # ()
         report = torch.cat([torch.stack([norm, self._refused]).to(self._summed), loss, summed[parts:]])  # (2 + P + S)
