@@ -109,11 +109,14 @@ class Summary:
     evaluations: dict[str, Outcome]  # by figure, what else was measured between steps
     planned: list[Beside]  # what the newest start planned, beside what came of it
     left_out: str  # of the record, and why; empty where nothing was
+    of_answers: bool  # of conversations only the answers' tokens are learned from and validated
 
     def as_json(self) -> dict[str, Any]:
         """The figures by name; of other evaluations only where there are some."""
         found = asdict(self)
         del found["left_out"]
+        if not self.of_answers:
+            del found["of_answers"]
         if not self.evaluations:
             del found["evaluations"]
         return found
@@ -211,6 +214,7 @@ def summarise(folder: RunFolder) -> Summary:
         evaluations=outcomes(known, records),
         planned=_planned(folder, records, done=train[-1]["step"] == config["run"]["max_steps"]),
         left_out=known.complaint_about(folder.metrics),
+        of_answers=any(found.has_conversations for found, _ in sources),
     )
 
 
@@ -276,7 +280,8 @@ def print_figures(summary: Summary) -> None:
     )
     if summary.causal is False:
         print(f"  {NOT_CAUSAL}")
-    first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} tokens of "
+    what = "tokens of answers" if summary.of_answers else "tokens"
+    first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} {what} of "
     print(f"  validation set    {first}sha256 {summary.val_sha256}")
     print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
     print(f"  margin            {summary.margin:.3f} nats")
@@ -337,6 +342,8 @@ def print_next(folder: RunFolder, summary: Summary) -> None:
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
     if "lora" not in config:  # a fine-tuning's model is its base's
         print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")
+    if summary.of_answers:
+        print(f"  .venv/bin/python eval/chat.py {path}      # talk to it")
     print(f"  .venv/bin/python eval/report.py {path}   # a page for the browser, also while a run is going")
     print(f"  .venv/bin/python eval/watch.py {path}    # the same in the terminal, live")
 

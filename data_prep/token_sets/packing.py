@@ -109,6 +109,11 @@ class PackedSequences:
         return cls(stream, (starts, lengths, rows), facts, masked=masked, marks=marks)
 
     @property
+    def has_marks(self) -> bool:
+        """Whether they are of conversations, whose targets don't all count."""
+        return self._marks is not None
+
+    @property
     def padding_share(self) -> float:
         return self.facts.padding / max(1, self.count * self.block_size)
 

@@ -19,6 +19,7 @@ from data_prep.token_sets.documents import conversations_of
 from data_prep.token_sets.manifest import COUNTED, MANIFEST_FILE, NO_MARK, PREFERENCES, STARTS
 from data_prep.token_sets.packing import IGNORE, PackedSequences
 from data_prep.token_sets.token_set import TokenSet
+from eval.summary import print_figures, print_next, summarise
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -214,7 +215,9 @@ def test_the_log_counts_conversations_longer_than_a_sequence(data: Path) -> None
     assert isinstance(packed, PackedSequences)
     longer = sum(count > length for count in targets)
     assert 0 < longer < len(targets)
-    assert f"{longer:,} conversations longer than one left out" in describe_packing(packed)[0]
+    (line,) = describe_packing(packed)
+    assert f"packing: {len(targets) - longer:,} conversations in " in line
+    assert f"{longer:,} conversations longer than one left out" in line
 
 
 def steps(run: RunFolder) -> list[dict[str, Any]]:
@@ -226,7 +229,7 @@ SHARDED, MUON = "--optim.shard=true", "--optim.kind=muon"
 
 @pytest.mark.parametrize(("ranks", "more"), [(2, ()), (2, (SHARDED,)), (2, (MUON, SHARDED)), (1, (MUON,))], ids=str)
 def test_a_run_is_the_same_for_any_ranks_and_interruptions(
-    ranks: int, more: tuple[str, ...], tmp_path: Path, data: Path
+    ranks: int, more: tuple[str, ...], tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = (*SFT, *more, "--schedule.kind=constant", "--run.max_steps=8")
     train(ranks, tmp_path, tiny_arguments(tmp_path, data, "two", *options))
@@ -243,6 +246,10 @@ def test_a_run_is_the_same_for_any_ranks_and_interruptions(
     train(1, tmp_path, tiny_arguments(tmp_path, data, "one", *options, *samples))
     assert '"prompt": "1+1"' in run_of(tmp_path, "one").samples.read_text()
     assert "objective: sft, the answers of conversations" in two.log.read_text()
+    print_figures(summarise(two))
+    print_next(two, summarise(two))
+    shown = capsys.readouterr().out
+    assert "tokens of answers of sha256" in shown and f"eval/chat.py {two.path} " in shown
     train(2, tmp_path, tiny_arguments(tmp_path, data, "dry", *options))
     one, dry = steps(run_of(tmp_path, "one")), steps(run_of(tmp_path, "dry"))
     np.testing.assert_allclose([s["loss"] for s in one], [s["loss"] for s in dry], atol=1e-5)

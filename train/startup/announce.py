@@ -163,10 +163,15 @@ def _describe_prompts(config: Config, prompts: Prompts, tokens: TokenSet, begin:
 def describe_packing(packed: PackedSequences) -> list[str]:
     """What became of the documents: tokens to learn from and padding make up all sequences."""
     facts, share = packed.facts, packed.padding_share
-    line = (
-        f"packing: {facts.pieces:,} pieces of documents in {facts.sequences:,} sequences, {facts.cut_documents:,} "
-        f"documents longer than one cut; {facts.targets:,} targets and {facts.padding:,} of padding ({share:.2%})"
-    )
+    padding = f"{facts.padding:,} of padding ({share:.2%})"
+    if packed.has_marks:  # not all of their tokens are learned from
+        line = f"packing: {facts.pieces:,} conversations in {facts.sequences:,} sequences; {facts.targets:,} tokens"
+        line += f" and {padding}"
+    else:
+        line = (
+            f"packing: {facts.pieces:,} pieces of documents in {facts.sequences:,} sequences, {facts.cut_documents:,} "
+            f"documents longer than one cut; {facts.targets:,} targets and {padding}"
+        )
     if facts.left_out:
         line += f"; {facts.left_out:,} conversations longer than one left out"
     return [line if share <= MUCH_PADDING else f"WARNING: {line}: a smaller model.block_size wastes less"]
