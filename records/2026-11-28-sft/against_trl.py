@@ -84,14 +84,14 @@ def our_step(model: Any, tokens: TokenSet) -> tuple[float, int, dict[str, torch.
     stepper = Stepper(Parallel(model, ranks), optimizer, ranks, plan, Answers(), dtype="fp32", grad_clip=0.0, seed=1)
     stepper.warm_up(LENGTH, document_mask=True)
     result = stepper(StepLoader(packed, plan, rank=0, seed=1).step_at(0), 1)
-    return result.loss, result.targets, optimizer.gradients
+    return result.loss, int(result.targets), optimizer.gradients
 
 
 def trl_step(folder: Path, talks: Path, used: int) -> tuple[float, int, dict[str, torch.Tensor]]:
     """The same of trl, on the first `used` conversations."""
     import datasets
     import transformers
-    import trl
+    import trl  # type: ignore[import-not-found]  # no requirement of the project
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = MARKED
@@ -142,7 +142,7 @@ def main() -> None:
 
     figures = {
         "trl": trl.__version__, "transformers": transformers.__version__, "torch": torch.__version__,
-        "conversations": len(kept.read_text().splitlines()), "targets": int(count), "targets_of_trl": their_count,
+        "conversations": len(kept.read_text().splitlines()), "targets": count, "targets_of_trl": their_count,
         "loss": loss, "loss_of_trl": theirs, "largest_gradient": largest, "tensors": len(differences),
         "largest_difference_of_gradients": max(differences.values()),
     }  # fmt: skip
