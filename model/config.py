@@ -73,6 +73,8 @@ class ModelConfig:
             (Jordan et al. 2024, https://github.com/KellerJordan/modded-nanogpt, with 3); 0: none.
         logit_softcap: bound on the output layer's logits, which become cap·tanh(logit/cap), in training as in all
             evaluation (Gemma 2, Gemma Team 2024, arXiv:2408.00118, with 30); null: none.
+        scalar_head: a second head that gives every token one number: the score of a reward model (Ouyang et al. 2022,
+            arXiv:2203.02155, section 3.5), or a value function. It starts at 0.
     """
 
     vocab_size: int = 50257
@@ -105,6 +107,7 @@ class ModelConfig:
     value_residual: bool = False
     value_embeddings: int = 0
     logit_softcap: float | None = None
+    scalar_head: bool = False
 
     def __post_init__(self) -> None:
         self._check_sizes()

@@ -35,7 +35,8 @@ def parameter_count(config: ModelConfig) -> int:
     if config.position == "learned":
         tables += config.block_size * config.n_embd
     values = _value_table_parameters(config) + _mixing_parameters(config)
-    return tables + values + config.n_layer * _block_parameters(config) + _norm_parameters(config)
+    scalar = config.n_embd if config.scalar_head else 0
+    return tables + values + config.n_layer * _block_parameters(config) + _norm_parameters(config) + scalar
 
 
 def check_parameters(model: "GPT", *, adapters: int | None = None) -> None:
@@ -136,7 +137,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
         if others := config.other_values(layer):
             shapes[f"h.{layer}.attn.value_mix"] = (1 + others,)
     shapes |= {f"ln_f.{name}": shape for name, shape in norm.items()}
-    return shapes if config.tie_weights else shapes | {"lm_head.weight": table}
+    if not config.tie_weights:
+        shapes["lm_head.weight"] = table
+    return shapes | ({"scalar_head.weight": (1, config.n_embd)} if config.scalar_head else {})
 
 
 def matrix_rows(config: ModelConfig) -> dict[str, Shape]:
@@ -157,6 +160,8 @@ def trained_shapes(config: ModelConfig, adapters: LoraConfig | None = None) -> d
     if adapters.new_rows:
         tables = ("wte",) if config.tie_weights else ("wte", "lm_head")
         trained = {f"{table}.lora_rows": (adapters.new_rows, config.n_embd) for table in tables}
+    if config.scalar_head:
+        trained["scalar_head.lora_rows"] = (1, config.n_embd)
     for name, shape in shapes.items():
         layer, _, last = name.rpartition(".")
         if last == "weight":

@@ -87,10 +87,13 @@ class GPT(nn.Module):
         self.ln_f = build_norm(config)
         if not config.tie_weights:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        if config.scalar_head:
+            self.scalar_head = nn.Linear(config.n_embd, 1, bias=False)
 
     def roles(self) -> dict[str, Role]:
         """What `model.roles` asks for: of its own parameters, the blocks' and norms' being theirs."""
         tables = {"wte.weight": Role("embedding"), "wpe.weight": Role("embedding"), "lm_head.weight": Role("head")}
+        tables |= {"scalar_head.weight": Role("head")}
         tables |= {f"wve.{index}.weight": Role("embedding") for index in range(self.config.value_embeddings)}
         return {name: role for name, role in tables.items() if hasattr(self, name.split(".")[0])}
 
@@ -112,8 +115,9 @@ class GPT(nn.Module):
         scale: Tensor | None = None,
         z_loss: float | None = None,
         by_sequence: bool = False,
+        values: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Logits, or the loss where targets are given.
+        """Logits, or the loss where targets are given, or the scalar head's values.
 
         Args:
             tokens: (B, T) int64 ids.
@@ -127,16 +131,18 @@ class GPT(nn.Module):
             scale: with targets, as `loss.head_loss` takes it.
             z_loss: with targets, as `loss.head_losses` takes it.
             by_sequence: with targets, tell also each sequence's part of the summed cross-entropy.
+            values: of a model with a scalar head: without targets return its values instead of logits; with targets
+                and no z_loss or by_sequence return them beside the loss.
 
         Returns:
             Without targets (B, T, V) logits, the padding ids at -inf; else the loss, with z_loss also its part (), and
-            with by_sequence (B,) float32, both detached.
+            with by_sequence (B,) float32, both detached. Values are (B, T) float32.
 
         Raises UserError where the learned positions end before the last token, ValueError where the cache has no room.
         """
         if targets is None:
             hidden = self.hidden(tokens, positions=positions, document_ids=document_ids, cache=cache, lengths=lengths)
-            return self.logits(hidden)
+            return self.values(hidden, alone=True) if values else self.logits(hidden)
         if self.config.tie_weights and not isinstance(self.wte, TableWithNewRows):
             embedded, head = embed_with_shared_table(tokens, self.wte.weight)  # (B, T, C), (V, C)
         else:
@@ -148,7 +154,21 @@ class GPT(nn.Module):
             total, z, each = head_losses(hidden, head, targets, size, z_loss, scale=scale, kernel=kernel, softcap=cap)
             parts = () if z_loss is None else (z,)
             return (total, *parts, each.sum(dim=-1)) if by_sequence else (total, *parts)
-        return head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel, softcap=cap)
+        loss = head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel, softcap=cap)
+        return (loss, self.values(hidden)) if values else loss
+
+    def values(self, hidden: Tensor, *, alone: bool = False) -> Tensor:
+        """The scalar head's values, (..., C) to (...) float32, whatever autocast multiplies in.
+
+        Args: alone: no loss is computed beside them. DDP waits for a gradient of every trained parameter: an output
+            layer of its own gets one of 0.
+        """
+        weight = matrix_of(self.scalar_head)[0]  # (C)
+        with torch.autocast(hidden.device.type, enabled=False):
+            found = hidden.float() @ weight.float()  # (...)
+            if alone and self._keeps_activations() and not self.config.tie_weights:
+                found = found + 0.0 * self.head_weight[0, 0]
+        return found
 
     def hidden(
         self,

@@ -42,7 +42,8 @@ def initialise(model: GPT, seed: int) -> None:
     """Fill a GPT's parameters in place, GPT-2's way.
 
     Matrices and embeddings are normal with deviation 0.02, the two projections that end in the residual stream
-    0.02/sqrt(2L), so that its variance does not grow with depth; biases 0, norms 1, padding rows of the vocabulary 0.
+    0.02/sqrt(2L), so that its variance does not grow with depth; biases 0, norms 1, padding rows of the vocabulary 0. A
+    scalar head is 0, so that its first values are.
     Value embeddings have 0.02·sqrt(C), as large as the values that are projected from a normalised stream; the values
     that a layer mixes have equal weights whose sum is 1 (Zhou et al. 2024: 0.5 and 0.5).
 
@@ -56,7 +57,7 @@ def initialise(model: GPT, seed: int) -> None:
 
 
 def _fill(values: Tensor, name: str, generator: torch.Generator, config: ModelConfig) -> None:
-    if name.endswith(".bias") or ".lora_b" in name:
+    if name.endswith(".bias") or ".lora_b" in name or name == "scalar_head.weight":
         values.zero_()
     elif (deviation := ATTENTION_KINDS[config.attention].deviations.get(name.rpartition(".")[2])) is not None:
         values.normal_(0.0, deviation, generator=generator)

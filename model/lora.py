@@ -70,6 +70,8 @@ class LoraLinear(nn.Linear):
 def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
     """Freeze the model and put an adapter beside every target, in place, and the rows of new ids beside the others.
 
+    A scalar head is trained whole, as those rows are.
+
     Its outputs do not change.
 
     A is normal with deviation 1/R, depends only on (seed, name), and is the same on every rank.
@@ -102,6 +104,8 @@ def add_lora(model: GPT, config: LoraConfig, seed: int) -> None:
         model.wte = TableWithNewRows(model.wte, first, config.new_rows)
         if not model.config.tie_weights:
             model.lm_head = HeadWithNewRows(model.lm_head, first, config.new_rows)
+    if model.config.scalar_head:
+        model.scalar_head = HeadWithNewRows(model.scalar_head, 0, 1)
 
 
 def lora_layers(model: GPT) -> Iterator[tuple[str, LoraLinear]]:
@@ -136,7 +140,7 @@ def drop_lora(model: GPT) -> None:
         rows.set_merged(True)
         count, width = rows.weight.shape
         whole: nn.Embedding | nn.Linear = nn.Embedding(count, width, device="meta")
-        if name == "lm_head":
+        if name != "wte":
             whole = nn.Linear(width, count, bias=False, device="meta")
         whole.weight = rows.weight
         setattr(model, name, whole)
@@ -145,7 +149,7 @@ def drop_lora(model: GPT) -> None:
 
 def _new_rows(model: GPT) -> Iterator[tuple[str, TableWithNewRows | HeadWithNewRows]]:
     """The layers with rows that are trained whole, by name."""
-    for name in ("wte", "lm_head"):
+    for name in ("wte", "lm_head", "scalar_head"):
         layer = getattr(model, name, None)
         if isinstance(layer, TableWithNewRows | HeadWithNewRows):
             yield name, layer

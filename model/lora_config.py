@@ -69,7 +69,7 @@ def part_rows(model: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def adapter_count(model: ModelConfig, config: LoraConfig) -> int:
-    """Parameters of the adapters that `add_lora` would make, new ids' rows among them."""
+    """Parameters of the adapters that `add_lora` would make, new ids' rows and a scalar head among them."""
     width, hidden = model.n_embd, model.hidden_size
     rows = {part: count for part, (_, count) in part_rows(model).items()}
     outputs = {"attn.c_attn": sum(rows.values()), "attn.c_proj": width, "mlp.c_fc": hidden, "mlp.c_proj": width}
@@ -83,7 +83,7 @@ def adapter_count(model: ModelConfig, config: LoraConfig) -> int:
         for part in parts
     ]
     rows_of_ids = config.new_rows * width * (1 if model.tie_weights else 2)
-    return config.rank * model.n_layer * sum(sides) + rows_of_ids
+    return config.rank * model.n_layer * sum(sides) + rows_of_ids + (width if model.scalar_head else 0)
 
 
 def missing_targets(model: ModelConfig, targets: Sequence[str]) -> list[str]:

@@ -56,6 +56,7 @@ ENTRIES = [
     "data_prep/benchmarks/bench_prepare.py", "eval/average.py", "eval/chat.py", "eval/compare.py",
     "eval/export_gguf.py", "eval/export_hf.py",
     "eval/generate.py", "eval/harness.py", "eval/hellaswag.py", "eval/import_hf.py", "eval/perplexity.py",
+    "eval/reward.py",
     "eval/plot_loss.py", "eval/report.py", "eval/summary.py", "eval/watch.py", "eval/benchmarks/bench_generate.py",
     "train/pretrain.py", "train/finetune.py", "train/launch.py", "train/plan.py", "train/study.py",
     "train/sync_tensorboard.py", "train/sync_wandb.py",

@@ -223,6 +223,7 @@ LLAMA_LIKE = {"position": "rope", "norm": "rmsnorm", "mlp": "swiglu"}
         ({"value_residual": True}, "model.value_residual True"),
         ({"value_embeddings": 1}, "model.value_embeddings 1"),
         ({"logit_softcap": 30.0}, "model.logit_softcap 30.0"),
+        ({"scalar_head": True}, "model.scalar_head True"),
         ({"window": 4}, "window"),
         ({"norm": "rmsnorm"}, "RMSNorm"),
         ({"mlp": "swiglu"}, "SwiGLU"),

@@ -7,7 +7,7 @@ from model.config import ModelConfig
 from model.lora_config import missing_targets
 from train.settings.sections import LoraSection, ModelSection
 
-ADJUSTABLE = ("dropout", "block_size")  # the options of a trained model that another training may change
+ADJUSTABLE = ("dropout", "block_size", "scalar_head")  # the options of a trained model that another training may change
 
 
 def fit_to_base(model: ModelSection, base: ModelConfig) -> None:

@@ -706,6 +706,11 @@ class Config:
                 f"data.stride is {self.data.stride}, which leaves out tokens between sequences of model.block_size "
                 f"{self.model.block_size}: use at most that"
             )
+        if self.model.scalar_head:
+            raise ValueError(
+                f"model.scalar_head is true, a reward model's, but --objective {self.objective.kind} would not train "
+                "it: add --model.scalar_head false"
+            )
         if self.eval.weights == "ema" and self.optim.ema_half_life_tokens is None:
             raise ValueError("eval.weights is ema, but no average is kept: set optim.ema_half_life_tokens")
         if self.profile.first > self.run.max_steps:

@@ -206,14 +206,20 @@ class FromCheckpoint:
 
     def _weights(self, model: ModelConfig) -> dict[str, torch.Tensor]:
         """The base's weights as `model` takes them: learned positions beyond its block size are dropped, ids that it
-        has beyond the base's get rows.
+        has beyond the base's get rows. A scalar head that the base lacks is 0, one that `model` lacks is dropped.
         """
+        import torch
+
         from model.vocabulary import with_ids
         from model.weights import load_model
 
         weights = {name: value.detach() for name, value in load_model(self.source).named_parameters()}
         if "wpe.weight" in weights:
             weights["wpe.weight"] = weights["wpe.weight"][: model.block_size]
+        if not model.scalar_head:
+            weights.pop("scalar_head.weight", None)
+        elif not self.model.scalar_head:
+            weights["scalar_head.weight"] = torch.zeros(1, model.n_embd)
         return with_ids(weights, self.model.vocab_size, model)
 
 
