@@ -1,4 +1,4 @@
-"""The scalar head: a number a token, 0 at first, wherever a text stands, trained with all weights or beside adapters."""
+"""The scalar head: a number a token, 0 at first, wherever a text stands, trained with or beside all other weights."""
 
 import pytest
 import torch
