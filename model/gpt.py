@@ -142,7 +142,7 @@ class GPT(nn.Module):
         """
         if targets is None:
             hidden = self.hidden(tokens, positions=positions, document_ids=document_ids, cache=cache, lengths=lengths)
-            return self.values(hidden, alone=True) if values else self.logits(hidden)
+            return self.values(hidden, without_loss=True) if values else self.logits(hidden)
         if self.config.tie_weights and not isinstance(self.wte, TableWithNewRows):
             embedded, head = embed_with_shared_table(tokens, self.wte.weight)  # (B, T, C), (V, C)
         else:
@@ -157,16 +157,16 @@ class GPT(nn.Module):
         loss = head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel, softcap=cap)
         return (loss, self.values(hidden)) if values else loss
 
-    def values(self, hidden: Tensor, *, alone: bool = False) -> Tensor:
+    def values(self, hidden: Tensor, *, without_loss: bool = False) -> Tensor:
         """The scalar head's values, (..., C) to (...) float32, whatever autocast multiplies in.
 
-        Args: alone: no loss is computed beside them. DDP waits for a gradient of every trained parameter: an output
+        Args: without_loss: no loss is computed beside them. DDP waits for a gradient of every trained parameter: an output
             layer of its own gets one of 0.
         """
         weight = matrix_of(self.scalar_head)[0]  # (C)
         with torch.autocast(hidden.device.type, enabled=False):
             found = hidden.float() @ weight.float()  # (...)
-            if alone and self._keeps_activations() and not self.config.tie_weights:
+            if without_loss and self._keeps_activations() and not self.config.tie_weights:
                 found = found + 0.0 * self.head_weight[0, 0]
         return found
 
