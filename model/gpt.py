@@ -160,8 +160,9 @@ class GPT(nn.Module):
     def values(self, hidden: Tensor, *, without_loss: bool = False) -> Tensor:
         """The scalar head's values, (..., C) to (...) float32, whatever autocast multiplies in.
 
-        Args: without_loss: no loss is computed beside them. DDP waits for a gradient of every trained parameter: an output
-            layer of its own gets one of 0.
+        Args:
+            without_loss: no loss is computed beside them. DDP waits for a gradient of every trained parameter: an
+                output layer of its own gets one of 0.
         """
         weight = matrix_of(self.scalar_head)[0]  # (C)
         with torch.autocast(hidden.device.type, enabled=False):
