@@ -26,7 +26,7 @@ def judged_ids(tokenizer: ChatTokenizer, turns: Sequence[Message]) -> list[int]:
 def scores_of(
     model: GPT, sequences: Sequence[Sequence[int]], *, micro_batch: int, dtype: Dtype
 ) -> npt.NDArray[np.float64]:
-    """(n,) of sequences of ids, each alone in its row.
+    """(n,) of sequences of ids, each in a row of its own.
 
     The last token is found by a sequence's length, never by the id of padding or of an end, which texts may contain;
     padding stands at the right, where no token before it sees it. Sequences of about one length are put together.
