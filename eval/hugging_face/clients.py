@@ -86,7 +86,10 @@ ONNX = Client("onnxruntime", "1.32.0", "torch.onnx.export of the loaded folder")
 TRANSFORMERS_JS = Client("transformers.js", "4.3.2", "the folder with such a file as onnx/model.onnx")
 MISTRAL_RS = Client(
     "mistral.rs", "0.9.5 (greedy texts compared)", "the folder", refuses=(GPT2,),
-    losses=(Loss("ignores windows that differ between layers", lambda config: len(set(config.windows)) > 1),),
+    losses=(
+        Loss("ignores windows that differ between layers", lambda config: len(set(config.windows)) > 1),
+        Loss("gives other texts for a Llama with biases", lambda config: config.bias and home_of(config) == LLAMA),
+    ),
 )  # fmt: skip
 CLIENTS = (TRANSFORMERS, ONNX, TRANSFORMERS_JS, LLAMA_CPP, MLX, CTRANSLATE2, MISTRAL_RS)
 
