@@ -15,6 +15,7 @@ from train.optimization.step import Stepper, UpdateWatcher
 from train.startup.announce import describe_measure, planned_facts
 from train.startup.build_keeper import build_keeper, manifest_facts
 from train.startup.build_model import build_model, build_reference
+from train.startup.open_pairs import open_pairs
 from train.startup.open_run import OpenRun
 from train.startup.plan_start import StartPlan
 from train.startup.recording import Recording
@@ -34,7 +35,10 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     stepper = _build_stepper(run, plan, recording, Parallel(model, ranks), optimizer, statistics)
 
     # Batches, and what happens between steps
-    if config.objective.rolls_out:
+    held_back = None
+    if config.objective.compares:
+        loader, held_back = open_pairs(run, plan, recording, stepper.objective, model)
+    elif config.objective.rolls_out:
         reference = build_reference(run, plan) if config.needs_reference else None
         pieces = (config, request.tokens, model, reference, ranks, plan.batch, plan.dtype)
         loader = open_rollouts(stepper.objective, *pieces, on_act=recording.acts.start)
@@ -51,7 +55,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
             mixture=plan.mixture(request.tokens),
         )
     untrained = request.weights.untrained and plan.checkpoint is None
-    tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained)
+    tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained, held_back)
     for evaluation in request.evaluations:
         evaluation.build(tools)
 
@@ -106,7 +110,7 @@ def _build_stepper(
         optimizer,
         run.ranks,
         plan.batch,
-        build_objective(config.objective.kind, config.optim.z_loss, sources, config.of_rollouts),
+        build_objective(config.objective.kind, config.optim.z_loss, sources, config.of_answers),
         dtype=plan.dtype,
         grad_clip=config.optim.grad_clip,
         seed=config.run.seed,

@@ -7,7 +7,7 @@ import yaml
 
 from data_prep.token_sets.token_set import TokenSet
 from tests.eval.checkpoints import write_checkpoint
-from tests.helpers.conversation_sets import make_conversation_set, short_tokenizer
+from tests.helpers.conversation_sets import make_conversation_set, make_pairs, short_tokenizer
 from tests.helpers.token_sets import make_token_set
 
 BLOCK_SIZE = 16
@@ -50,8 +50,10 @@ class Kind:
         return BRANCHED_AT if self.branched else 0
 
 
-def make_sets(folder: Path, kind: Kind, *, conversations: bool = False) -> list[TokenSet]:
+def make_sets(folder: Path, kind: Kind, *, conversations: bool = False, pairs: bool = False) -> list[TokenSet]:
     """The token sets that its runs read; a trunk reads the first."""
+    if pairs:
+        return [make_pairs(folder, count=60)]
     if conversations:
         return [make_conversation_set(folder, count=60, val_count=10, shard_tokens=300)]
     if not kind.mixed:

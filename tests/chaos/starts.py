@@ -18,7 +18,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 LAUNCH = str(PROJECT / "train" / "launch.py")
 VICTIM = str(Path(__file__).with_name("victim.py"))
 MAX_STEPS = 48
-ROLLOUT_LENGTH = 48  # tokens of a sequence, of runs that sample answers
+ROLLOUT_LENGTH = 48  # tokens of a sequence, of runs that sample answers or compare them
 SAVE_EVERY = 2
 KEEP_LAST = 3
 MODEL = f"model: {{block_size: {BLOCK_SIZE}, n_layer: 2, n_head: 2, n_embd: 32, dropout: 0.1}}\n"
@@ -35,6 +35,7 @@ run: {{max_steps: {MAX_STEPS}, dtype: fp32, device: cpu}}
 DEFAULT = Kind()
 CONVERSATIONS = "objective.kind=sft"  # the option of runs that learn from conversations
 ROLLOUTS = "objective.kind=grpo"  # the option of runs that sample answers, which start from a base
+PAIRS = "objective.kind=dpo"  # the option of runs that compare answers, which start from a base, too
 REWARDS = """
 def digits(prompts, completions, fields):
     return [sum(c.isdigit() for c in text) / 4 for text in completions]
@@ -58,19 +59,22 @@ class Starts:
         self._runs = runs
         self.count = 0
         self._config = folder / "config.yaml"
-        rolls_out = ROLLOUTS in options
-        self._config.write_text(CONFIG if kind.adapted or rolls_out else MODEL + CONFIG)
+        rolls_out, compares = ROLLOUTS in options, PAIRS in options
+        self._config.write_text(CONFIG if kind.adapted or rolls_out or compares else MODEL + CONFIG)
         self._base: list[str] = []  # what a fine-tuning is given before its options
         if kind.adapted:
             self._base = [str(make_base(folder / "base"))]
             self._options += [f"--{CONVERSATIONS}", "--lora.rank=4", "--batch.tokens_per_step=256", "--eval.tokens=320"]
         conversations = kind.adapted or rolls_out or CONVERSATIONS in options
-        self._sets = make_sets(folder / "data", kind, conversations=conversations)
+        self._sets = make_sets(folder / "data", kind, conversations=conversations, pairs=compares)
         self._files = [self._config]
-        if rolls_out:
-            (folder / "rewards.py").write_text(REWARDS)
+        if rolls_out or compares:
             spec = short_tokenizer().spec
             self._base = [str(write_checkpoint(folder / "base", tokenizer=spec, block_size=ROLLOUT_LENGTH, noise=0.3))]
+        if compares:
+            self._options += ["--batch.pairs_per_step=8", "--eval.tokens=480"]
+        if rolls_out:
+            (folder / "rewards.py").write_text(REWARDS)
             self._options += [f"--reward={folder / 'rewards.py'}:digits"]
         if kind.mixed:
             self._options += [f"--batch.tokens_per_step={BLOCK_SIZE * kind.sequences}", "--batch.micro_batch=1"]

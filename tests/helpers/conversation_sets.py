@@ -8,7 +8,7 @@ from data_prep.chat.chat_tokenizer import ChatTokenizer
 from data_prep.chat.messages import ASSISTANT, USER, Message
 from data_prep.chat.template import Template
 from data_prep.corpora.preparation import finish_set
-from data_prep.token_sets.manifest import marks_of
+from data_prep.token_sets.manifest import PREFERENCES, marks_of
 from data_prep.token_sets.marked_writer import MarkedWriter, with_marks
 from data_prep.token_sets.token_set import TokenSet
 from data_prep.tokenization.tokenizer import CharTokenizer
@@ -53,4 +53,21 @@ def make_conversation_set(
                 writer.write(with_marks(rendered.ids, rendered.counted))
         splits |= {split: tuple(writer.shards), marks_of(split): tuple(writer.marks)}
     finish_set(folder, tokenizer, {"name": "test", "seed": seed}, [], splits, marked=True)
+    return TokenSet.open(folder)
+
+
+def make_pairs(folder: Path, *, count: int = 40, seed: int = 0) -> TokenSet:
+    """Sums, of which the chosen answer is right, and the rejected one is not and often longer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, generator, splits = short_tokenizer(), np.random.default_rng(seed), {}
+    for split, number in (("train", count), ("val", 9)):
+        with MarkedWriter(folder, split, tokenizer, 2_000) as writer:
+            for _ in range(number):
+                a, b = generator.integers(0, 20, 2).tolist()
+                asked = Message(USER, f"{a}+{b}" + "?" * int(generator.integers(0, 9)))
+                for answer in (str(a + b), f"{a * b}" + "!" * int(generator.integers(0, 4))):
+                    rendered = tokenizer.render([asked, Message(ASSISTANT, answer)])
+                    writer.write(with_marks(rendered.ids, rendered.counted))
+        splits |= {split: tuple(writer.shards), marks_of(split): tuple(writer.marks)}
+    finish_set(folder, tokenizer, {"name": PREFERENCES, "seed": seed}, [], splits, marked=True)
     return TokenSet.open(folder)

@@ -45,10 +45,10 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
     for line in lines:
         python, script, *options = shlex.split(line)
-        grpo = FEW_ANSWERS if "grpo" in options else []
+        few = FEW_ANSWERS if "grpo" in options else ["--batch.pairs_per_step=4"] if "dpo" in options else []
         assert python == "python"
         done = subprocess.run(
-            [sys.executable, str(PROJECT / script), *options, *SMALLER.get(script, []), *grpo],
+            [sys.executable, str(PROJECT / script), *options, *SMALLER.get(script, []), *few],
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             input="Hello\n",
@@ -57,7 +57,7 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
             timeout=120,
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)
-    for name in ("demo-talks", "demo-whole", "demo-grpo"):
+    for name in ("demo-talks", "demo-whole", "demo-dpo", "demo-grpo"):
         loaded = load_checkpoint(tmp_path / "runs" / name)
         assert isinstance(loaded.tokenizer, ChatTokenizer)
         assert loaded.model.config.vocab_size == 259

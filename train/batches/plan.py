@@ -84,14 +84,17 @@ def plan_batch(
     return BatchPlan(sequences, micro_batch, world_size, sequences // round_of_ranks)
 
 
-def largest_micro_batch(tokens_per_step: int, block_size: int, world_size: int, at_most: int) -> int:
-    """The largest micro-batch up to `at_most` that divides the step.
+def largest_micro_batch(tokens_per_step: int, block_size: int, world_size: int, at_most: int, multiple: int = 1) -> int:
+    """The largest micro-batch up to `at_most`, or `multiple` where that is more, that divides the step.
 
-    Raises UserError where not even a micro-batch of one sequence does.
+    Args: multiple: sequences that it holds whole numbers of.
+
+    Raises UserError where not even a micro-batch of so many sequences does.
     """
-    plan_batch(tokens_per_step, block_size, 1, world_size)
+    plan_batch(tokens_per_step, block_size, multiple, world_size)
     per_rank = tokens_per_step // block_size // world_size
-    return max(size for size in range(1, max(1, min(at_most, per_rank)) + 1) if per_rank % size == 0)
+    sizes = range(multiple, max(multiple, min(at_most, per_rank)) + 1, multiple)
+    return max(size for size in sizes if per_rank % size == 0)
 
 
 def _either(below: int, above: int) -> str:

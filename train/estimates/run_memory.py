@@ -150,7 +150,7 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         statistics_ranks=world_size if config.log.statistics_every else 0,
         several_ranks=world_size > 1,
         muon=_largest_runs_muon(config, world_size),
-        reference=config.needs_reference,
+        reference=config.needs_reference and config.objective.rolls_out,
         whole_logits=config.objective.rolls_out,
         heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
@@ -191,6 +191,13 @@ def _describe_objective(config: Config) -> list[str]:
     """Nothing of language modelling."""
     if config.objective.kind == "sft":
         return ["objective: sft, the answers of conversations"]
+    if config.objective.compares:
+        preference = config.preference
+        extra = f", likelihood of the chosen {preference.likelihood:g}" if preference.likelihood else ""
+        return [
+            f"objective: {config.objective.kind}, {config.batch.pairs_per_step:,} pairs a step, loss "
+            f"{preference.loss}, beta {preference.beta:g}{extra}"
+        ]
     if not config.objective.rolls_out:
         return []
     rollout = config.rollout
@@ -215,8 +222,9 @@ def memory_advice(config: Config, plan: BatchPlan, device_type: str) -> str:
     """The options of a resolved configuration that take less memory, in the order in which to try them."""
     length, size = config.model.block_size, plan.micro_batch
     less = []
-    if size > 1:
-        half = largest_micro_batch(config.batch.stages.common_size, length, plan.world_size, size // 2)
+    if size > config.unit_sequences:
+        tokens = config.batch.stages.common_size
+        half = largest_micro_batch(tokens, length, plan.world_size, size // 2, config.unit_sequences)
         less.append(f"halve batch.micro_batch ({size}: --batch.micro_batch {half}; the batch stays the same)")
     if config.recompute.mode != "full":
         less.append(f"use --recompute.mode full ({config.recompute.mode} now)")
@@ -296,7 +304,7 @@ def _forget_what_does_not_fit(config: Config, asked: Config, room: Room) -> tupl
 
 
 def _least_micro_batch(config: Config) -> int:
-    return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else 1
+    return config.batch.micro_batch if isinstance(config.batch.micro_batch, int) else config.unit_sequences
 
 
 def fits(config: Config, micro_batch: int, every: int, room: Room, *, share: float = MEMORY_SHARE) -> bool:
@@ -311,8 +319,8 @@ def largest_that_fits(config: Config, every: int, room: Room) -> int | None:
     """
     tokens, length = config.batch.stages.common_size, config.model.block_size
     size = CPU_MICRO_BATCH if room.device_type == "cpu" else tokens // length
-    while size:
-        size = largest_micro_batch(tokens, length, room.world_size, size)
+    while size >= config.unit_sequences:
+        size = largest_micro_batch(tokens, length, room.world_size, size, config.unit_sequences)
         if fits(config, size, every, room):
             return size
         size -= 1

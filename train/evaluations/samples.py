@@ -40,7 +40,7 @@ class Samples(Evaluation):
 
     def _ids(self, tokenizer: Tokenizer, prompt: str) -> list[int]:
         """What the model continues: the prompt, or where it learns to answer the start of an answer to it."""
-        answers = self.config.objective.kind == "sft" or self.config.objective.rolls_out
+        answers = self.config.objective.kind != "language_modelling"
         if answers and isinstance(tokenizer, ChatTokenizer):
             return tokenizer.prompt_of([Message(USER, prompt)])
         return tokenizer.prompt(prompt)

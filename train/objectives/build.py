@@ -10,22 +10,25 @@ from train.batches.loader import StepLoader
 from train.batches.plan import BatchPlan
 from train.batches.prompts import PromptOrder, Prompts, prompt_sequences
 from train.objectives.answers import Answers
+from train.objectives.dpo import Dpo
 from train.objectives.grpo import Grpo
 from train.objectives.language_modelling import LanguageModelling
 from train.objectives.objective import Objective
 from train.objectives.rewards import load_rewards
 from train.objectives.rollout import Sampler
-from train.settings.sections import Config, RolloutConfig
+from train.settings.sections import Config, PreferenceConfig, RolloutConfig
 
 
 def build_objective(
-    kind: str, z_loss: float, sources: Sequence[str] = (), rollout: RolloutConfig | None = None
+    kind: str, z_loss: float, sources: Sequence[str] = (), section: RolloutConfig | PreferenceConfig | None = None
 ) -> Objective:
     """Args: as options `objective.kind` and `optim.z_loss` have them; sources: names of those of a mix.
-    rollout: of an objective that samples answers, of which only the loss works before its `prepare`.
+    section: of an objective that samples answers or compares them, of which only the loss works before its `prepare`.
     """
-    if rollout is not None:
-        return Grpo(rollout)
+    if isinstance(section, RolloutConfig):
+        return Grpo(section)
+    if section is not None:
+        return Dpo(section)
     return {"language_modelling": LanguageModelling, "sft": Answers}[kind](z_loss, sources)
 
 

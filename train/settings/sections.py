@@ -5,8 +5,8 @@
     batch       tokens of a step, micro-batch         eval        validation, HellaSwag, samples
     objective   what is learned from the data         log         log lines, wandb
     rollout     answers that are sampled, and judged  profile     which steps to profile
-    optim       the optimizer                         run         name, seed, length, device, deadline
-    schedule    learning rate over the run
+    preference  pairs of answers that are compared    run         name, seed, length, device, deadline
+    optim       the optimizer                         schedule    learning rate over the run
     lora        adapters: train/finetune.py only
 
 Each section checks itself; what needs two sections is checked by `Config`, what needs the data or the machine in
@@ -180,15 +180,50 @@ class ObjectiveConfig:
             (Ouyang et al. 2022, arXiv:2203.02155): the answers of conversations, which data_prep/conversations.py
             prepares. Conversations are packed whole, and attention stays inside them; or grpo (Shao et al. 2024,
             arXiv:2402.03300): answers that the model samples to the conversations' prompts, by their rewards
-            (section rollout; train/finetune.py only).
+            (section rollout; train/finetune.py only); or dpo (Rafailov et al. 2023, arXiv:2305.18290): which of two
+            answers was preferred (section preference; data of data_prep/preferences.py, train/finetune.py only).
     """
 
-    kind: Literal["language_modelling", "sft", "grpo"] = "language_modelling"
+    kind: Literal["language_modelling", "sft", "grpo", "dpo"] = "language_modelling"
 
     @property
     def rolls_out(self) -> bool:
         """Whether it learns from answers that the model samples in every step."""
         return self.kind == "grpo"
+
+    @property
+    def compares(self) -> bool:
+        """Whether it learns from pairs of answers."""
+        return self.kind == "dpo"
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """How pairs of a chosen and a rejected answer are learned from; of --objective dpo.
+
+    Args:
+        loss: sigmoid (Rafailov et al. 2023, equation 7), or ipo (Azar et al. 2023, arXiv:2310.12036), whose margin has
+            a goal, so that pairs that are told apart well enough are not driven further.
+        beta: how dear it is to move away from the policy that the run started from: smaller moves further.
+        label_smoothing: share of pairs that are taken to be labelled the wrong way round; of the sigmoid loss.
+        likelihood: weight of the chosen answer's mean negative log-probability, added to the loss (Pang et al. 2024,
+            arXiv:2404.19733): against chosen answers that become less likely, too.
+    """
+
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    likelihood: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta < math.inf:
+            raise ValueError(f"preference.beta is {self.beta}: use more than 0")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise ValueError(f"preference.label_smoothing is {self.label_smoothing}: use 0 or more, and less than 0.5")
+        if self.label_smoothing and self.loss == "ipo":
+            raise ValueError("preference.label_smoothing doesn't go with preference.loss ipo: leave it out")
+        if not 0 <= self.likelihood < math.inf:
+            raise ValueError(f"preference.likelihood is {self.likelihood}: use 0 or more")
 
 
 @dataclass(frozen=True)
@@ -267,11 +302,14 @@ class BatchConfig:
             The first stage starts at 0, the last has tokens_per_step: [[0, 131072], [104857600, 524288]]. Empty: the
             same batch in every step.
         micro_batch: sequences of one forward and backward on one rank; `auto` takes the most that fit in memory.
+        pairs_per_step: with --objective dpo the batch, in pairs over all ranks, each of two sequences; tokens_per_step
+            follows from it.
     """
 
     tokens_per_step: int = 524_288
     warmup: list[list[int]] = field(default_factory=list)
     micro_batch: int | Literal["auto"] = "auto"
+    pairs_per_step: int = 64
 
     def __post_init__(self) -> None:
         if self.tokens_per_step < 1:
@@ -281,6 +319,8 @@ class BatchConfig:
             raise ValueError(f"batch.micro_batch is {self.micro_batch!r}: use a number of sequences, or auto")
         if isinstance(self.micro_batch, int) and self.micro_batch < 1:
             raise ValueError(f"batch.micro_batch is {self.micro_batch}: use 1 or more sequences, or auto")
+        if self.pairs_per_step < 1:
+            raise ValueError(f"batch.pairs_per_step is {self.pairs_per_step}: use 1 or more")
 
     @property
     def stages(self) -> BatchStages:
@@ -690,6 +730,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    preference: PreferenceConfig = field(default_factory=PreferenceConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -728,14 +769,21 @@ class Config:
         return None
 
     @property
-    def of_rollouts(self) -> RolloutConfig | None:
-        """Section rollout, where the objective samples answers."""
+    def of_answers(self) -> RolloutConfig | PreferenceConfig | None:
+        """The section of an objective that samples answers, or compares them."""
+        if self.objective.compares:
+            return self.preference
         return self.rollout if self.objective.rolls_out else None
 
     @property
     def needs_reference(self) -> bool:
         """Whether the run compares itself with the policy that it started from."""
-        return self.objective.rolls_out and self.rollout.kl > 0
+        return self.objective.compares or (self.objective.rolls_out and self.rollout.kl > 0)
+
+    @property
+    def unit_sequences(self) -> int:
+        """Sequences that a micro-batch can't take apart: a pair's two."""
+        return 2 if self.objective.compares else 1
 
     def order_seed(self) -> int:
         """The seed of the order in which training sequences are read."""

@@ -16,6 +16,7 @@ from data_prep.token_sets.token_set import TokenSet
 from model.device_table import gpu_of_driver
 from model.rank_environment import given_gpus
 from model.ranks import Ranks
+from train.batches.pairs import PairSequences
 from train.batches.plan import BatchPlan
 from train.batches.prompts import Prompts
 from train.batches.training_sequences import MUCH_PADDING, training_sequences
@@ -119,6 +120,8 @@ def describe_optimizer(config: Config, world_size: int) -> list[str]:
 def describe_data(config: Config, tokens: TokenSet, begin: Progress) -> list[str]:
     """How much text there is and how often the run reads it, earlier reading of these data included."""
     length = config.model.block_size
+    if config.objective.compares:
+        return _describe_pairs(config, PairSequences(tokens, "train", length), tokens, begin)
     if config.objective.rolls_out:
         return _describe_prompts(config, Prompts(tokens, "train", length - config.rollout.max_tokens), tokens, begin)
     found = training_sequences(
@@ -157,6 +160,14 @@ def _describe_prompts(config: Config, prompts: Prompts, tokens: TokenSet, begin:
     )
     if prompts.left_out:
         line += f"; {prompts.left_out:,} that leave no room for an answer left out"
+    return [line]
+
+
+def _describe_pairs(config: Config, found: PairSequences, tokens: TokenSet, begin: Progress) -> list[str]:
+    seen = begin.sequences // 2 + max(0, config.run.max_steps - begin.step) * config.batch.pairs_per_step
+    line = f"data: {tokens.folder}, {found.pairs:,} pairs; the run sees {seen:,}, {seen / found.pairs:.2f} epochs"
+    if found.left_out:
+        line += f"; {found.left_out:,} with a side longer than a sequence left out"
     return [line]
 
 

@@ -38,7 +38,10 @@ def fit_to_data(config: Config, tokens: TokenSet, known: int | None = None) -> C
     alone = not config.data.mix
     whole = config.objective.kind != "language_modelling"  # padded, however short
     wanted = (
-        ("train", 1 if config.objective.rolls_out else (config.batch.tokens_per_step if alone else length) + 1),
+        (
+            "train",
+            1 if whole and config.objective.kind != "sft" else (config.batch.tokens_per_step if alone else length) + 1,
+        ),
         ("val", 1 if whole else length + 1),
     )
     for source, (split, needed) in itertools.product(sources_of(tokens), wanted):
@@ -68,13 +71,14 @@ def fit_to_data(config: Config, tokens: TokenSet, known: int | None = None) -> C
 def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
     """Raises UserError where the data are not what it learns from, or it is asked for another packing."""
     kind, data = config.objective.kind, config.data
-    answers = kind == "sft" or config.objective.rolls_out
+    answers = kind != "language_modelling"
     for source in sources_of(tokens):
         if source.tokens.has_conversations != answers:
             what = "prompts" if config.objective.rolls_out else "answers"
+            makes = "preferences" if config.objective.compares else "conversations"
             raise UserError(
                 f"{source.tokens.folder} does not mark {what}, which --objective {kind} learns from: make a set of "
-                "conversations with data_prep/conversations.py"
+                f"{makes} with data_prep/{makes}.py"
                 if answers
                 else f"{source.tokens.folder} holds conversations: add --objective sft, which learns their answers only"
             )
@@ -82,7 +86,7 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
             raise UserError(
                 f"{source.tokens.folder} holds preferences: make a set of prompts with data_prep/prompts.py"
             )
-        if source.tokens.has_pairs:
+        if source.tokens.has_pairs and kind == "sft":
             raise UserError(
                 f"{source.tokens.folder} holds preferences: --objective sft would learn the rejected answers, too: "
                 "make a set of conversations with data_prep/conversations.py"
@@ -93,6 +97,13 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
                 f"{source.tokens.folder} holds prompts without answers: --objective grpo answers them, --objective sft "
                 "needs conversations"
             )
+        if config.objective.compares and not source.tokens.has_pairs:
+            raise UserError(
+                f"{source.tokens.folder} holds no preferences, which --objective {kind} learns from: make a set of "
+                "them with data_prep/preferences.py"
+            )
+    if config.objective.compares:
+        return _fit_to_pairs(config)
     if config.objective.rolls_out:
         return _fit_to_rollouts(config)
     if kind != "sft":
@@ -103,14 +114,9 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
     return replace(config, data=replace(data, packing="whole_documents", document_mask=True))
 
 
-def _fit_to_rollouts(config: Config) -> Config:
-    """With the batch that section rollout states: every answer is a sequence of `model.block_size` tokens.
-
-    Raises UserError for a mistake in that section, and for options that rollouts have no use for.
-    """
-    from train.objectives.rewards import load_rewards  # which needs no torch
-
-    kind, rollout, data = config.objective.kind, config.rollout, config.data
+def _refuse_unused(config: Config, why_exact: str) -> None:
+    """Raises UserError for options that rollouts and pairs can't have. Args: why_exact: dropout is one of them."""
+    kind, data = config.objective.kind, config.data
     unused = {
         "data.mix": bool(data.mix),
         "data.stride": data.stride is not None,
@@ -126,9 +132,34 @@ def _fit_to_rollouts(config: Config) -> Config:
     for name, dropout in (("model", config.model.dropout), ("lora", adapters.dropout if adapters else 0.0)):
         if dropout:
             raise UserError(
-                f"{name}.dropout is {dropout}, but with --objective {kind} the policy that learns must be the one that "
-                f"answers: use --{name}.dropout 0"
+                f"{name}.dropout is {dropout}, but with --objective {kind} {why_exact}: use --{name}.dropout 0"
             )
+
+
+def _fit_to_pairs(config: Config) -> Config:
+    """With the batch of so many pairs: either answer is a sequence of `model.block_size` tokens.
+
+    Raises UserError for options that pairs have no use for.
+    """
+    _refuse_unused(config, "what the start policy thought of the answers must be exact")
+    batch = config.batch
+    if isinstance(batch.micro_batch, int) and batch.micro_batch % 2:
+        raise UserError(
+            f"batch.micro_batch is {batch.micro_batch}, but pairs of two sequences stay together: use an even number"
+        )
+    tokens = 2 * batch.pairs_per_step * config.model.block_size
+    return replace(config, batch=replace(batch, tokens_per_step=tokens), data=replace(config.data, document_mask=False))
+
+
+def _fit_to_rollouts(config: Config) -> Config:
+    """With the batch that section rollout states: every answer is a sequence of `model.block_size` tokens.
+
+    Raises UserError for a mistake in that section, and for options that rollouts have no use for.
+    """
+    from train.objectives.rewards import load_rewards  # which needs no torch
+
+    rollout, data = config.rollout, config.data
+    _refuse_unused(config, "the policy that learns must be the one that answers")
     if rollout.max_tokens >= config.model.block_size:
         raise UserError(
             f"rollout.max_tokens is {rollout.max_tokens}, which leaves no room for prompts in model.block_size "

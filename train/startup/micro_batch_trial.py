@@ -72,7 +72,7 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
         batch = MicroBatch(tokens, tokens, tokens if config.data.masks_documents else None)
         scale = torch.ones((), device=ranks.device)
         with autocast(plan.dtype, ranks.device):
-            objective = build_objective(config.objective.kind, config.optim.z_loss, (), config.of_rollouts)
+            objective = build_objective(config.objective.kind, config.optim.z_loss, (), config.of_answers)
             loss, _ = objective.loss(model, batch, scale)  # ()
         loss.backward(scale)
         del room
@@ -88,9 +88,9 @@ def _try(plan: StartPlan, ranks: Ranks, model: GPT) -> str | None:
 def _smaller(run: OpenRun, plan: StartPlan, ranks: Ranks, model: GPT, problem: str) -> StartPlan:
     """The next smaller micro-batch that divides the step; below one sequence, recomputed blocks where that is open."""
     config, size = plan.config, plan.batch.micro_batch
-    if size > 1:
+    if size > config.unit_sequences:
         tokens, length = config.batch.stages.common_size, config.model.block_size
-        size = largest_micro_batch(tokens, length, ranks.world_size, size - 1)
+        size = largest_micro_batch(tokens, length, ranks.world_size, size - 1, config.unit_sequences)
     elif run.request.config.recompute.mode == "auto" and config.recompute.mode != "full":
         config = replace(config, recompute=replace(config.recompute, mode="full"))
         model.recompute_every = 1

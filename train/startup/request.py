@@ -12,7 +12,7 @@ from model.rank_environment import find_place
 from train.batches.plan import plan_batches
 from train.checkpoints.resume import check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Evaluation, missing_after
-from train.evaluations.registry import EVALUATIONS, OF_ROLLOUTS
+from train.evaluations.registry import EVALUATIONS, OF_PAIRS, OF_ROLLOUTS
 from train.optimization.optimizer_name import optimizer_name
 from train.settings.command_line import Options, as_dict, to_yaml
 from train.settings.sections import Config
@@ -49,14 +49,15 @@ def check_request(config: Config, options: Options, weights: InitialWeights) -> 
         print(to_yaml(config), end="")
         return None
     tokens = open_data(config)
-    if config.objective.rolls_out and weights.untrained:
-        raise UserError(
-            f"--objective {config.objective.kind} learns from what a trained model answers: use train/finetune.py "
-            "RUN_OR_CHECKPOINT"
+    if (config.objective.rolls_out or config.objective.compares) and weights.untrained:
+        why = (
+            "learns from what a trained model answers" if config.objective.rolls_out else "starts from a trained model"
         )
+        raise UserError(f"--objective {config.objective.kind} {why}: use train/finetune.py RUN_OR_CHECKPOINT")
     weights = weights.fitted(tokens, config)
     config = fit_to_data(config, tokens, weights.vocab_size)
-    kinds = OF_ROLLOUTS if config.objective.rolls_out else EVALUATIONS
+    objective = config.objective
+    kinds = OF_ROLLOUTS if objective.rolls_out else OF_PAIRS if objective.compares else EVALUATIONS
     evaluations = tuple(kind(config) for kind in kinds)
     for evaluation in evaluations:
         evaluation.check(tokens)

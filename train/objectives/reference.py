@@ -1,0 +1,163 @@
+"""Log-probabilities of all answers by the policy that a run started from: computed once, and kept in the run's folder.
+
+They don't change over a run, so that no second model has to be held beside the one that learns.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from common.publish import canonical_json, write_whole
+from model.gpt import GPT
+from model.number_formats import Dtype
+from model.precision import autocast
+from model.ranks import Ranks, agreed
+from train.batches.loader import StepBatch, StepLoader
+from train.objectives.dpo import trimmed
+from train.objectives.preference_loss import FIGURES, log_probs_of_answers, preference_figures
+from train.settings.sections import PreferenceConfig
+
+FILE = "reference_log_probs.bin"  # in a run's folder: a line of JSON, then all numbers as little-endian float32
+FORMAT_VERSION = 1
+STORED = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class HeldBack:
+    """Pairs to validate on: a loader of this rank's share, and (sequences,) log-probabilities by the start policy."""
+
+    loader: StepLoader
+    reference: npt.NDArray[np.float32]
+    config: PreferenceConfig
+    trims: bool
+    names: ClassVar[tuple[str, ...]] = ("loss", *FIGURES)
+
+    def figures(self, model: GPT, ranks: Ranks, dtype: Dtype) -> npt.NDArray[np.float64]:
+        """(P, 1 + F): each pair's loss and FIGURES by a model, on all ranks. All ranks call."""
+        device = ranks.device
+        mine: list[npt.NDArray[np.float64]] = []
+        for batch in _epoch(self.loader):
+            rows = trimmed(batch) if self.trims else batch
+            reference = torch.from_numpy(self.reference[batch.windows]).to(device)  # (A, M)
+            with torch.no_grad(), autocast(dtype, device):
+                for part, its_reference in zip(rows.micro_batches(device), reference, strict=True):
+                    answers = log_probs_of_answers(model, part.tokens, part.targets)
+                    found = preference_figures(answers, its_reference, self.config)
+                    mine.append(torch.stack(list(found), dim=1).double().cpu().numpy())  # (M / 2, 1 + F)
+        shares = ranks.gather_array(np.stack(mine))  # (steps, M / 2, 1 + F) each
+        in_order = np.concatenate([share[step] for step in range(len(mine)) for share in shares])
+        return in_order[: self.loader.sequences.count // 2]  # the last ones are the first again
+
+
+LogProbs = dict[str, npt.NDArray[np.float32]]  # (sequences,) by split
+
+
+def reference_key(facts: Mapping[str, Any]) -> str:
+    """SHA-256 of all that decides the numbers: weights, data with their template, and how they are computed."""
+    return hashlib.sha256(canonical_json({"format_version": FORMAT_VERSION, **facts}).encode()).hexdigest()
+
+
+def stored_reference(path: Path, key: str, counts: Mapping[str, int]) -> LogProbs | None:
+    """Those of a file, where it is whole and has this key; else None.
+
+    Args: counts: sequences by split, in the order of the file.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        line, _, content = path.read_bytes().partition(b"\n")
+        header = json.loads(line)
+        if header["key"] == key and header["sha256"] == hashlib.sha256(content).hexdigest():
+            values = np.frombuffer(content, dtype=STORED).astype(np.float32)
+            if len(values) == sum(counts.values()):
+                ends = np.cumsum(list(counts.values()))
+                return dict(zip(counts, np.split(values, ends[:-1]), strict=True))
+    return None
+
+
+def write_reference(path: Path, key: str, found: LogProbs) -> None:
+    """Publish them, whole or not at all. Raises OSError."""
+    content = b"".join(values.astype(STORED).tobytes() for values in found.values())
+    header = {"key": key, "sha256": hashlib.sha256(content).hexdigest()}
+    write_whole(path, json.dumps(header).encode() + b"\n" + content)
+
+
+def reference_log_probs(
+    path: Path,
+    key: str,
+    loaders: Mapping[str, StepLoader],
+    start: Callable[[], GPT],
+    ranks: Ranks,
+    dtype: Dtype,
+    *,
+    trims: bool,
+    on_act: Callable[[str], None] = lambda act: None,
+    log: Callable[[str], None] = lambda line: None,
+) -> LogProbs:
+    """Those of every sequence by split, from the run's file or computed and kept there. All ranks call.
+
+    They are computed in the batches in which a run goes through its first epoch, so that on a CPU the first step finds
+    the very same numbers.
+
+    Args:
+        loaders: by split, of this rank's share. start: gives the policy that the run started from.
+        trims: as `Dpo.prepare`. on_act: called before every batch, by which a rank that hangs is named.
+
+    Raises OSError as `agreed` does where they can't be written.
+    """
+    counts = {split: loader.sequences.count for split, loader in loaders.items()}
+    kept = stored_reference(path, key, counts) if ranks.is_first else None
+    if ranks.agree([int(ranks.is_first and kept is None)])[0]:
+        model, found = start(), LogProbs()
+        for split, loader in loaders.items():
+            log(f"log-probabilities of {counts[split]:,} answers of the {split} split by the start policy")
+            found[split] = _computed(model, loader, ranks, dtype, trims=trims, on_act=on_act)
+        agreed(ranks, lambda: write_reference(path, key, found))
+        return found
+    values = None if kept is None else np.concatenate(list(kept.values())).astype(np.float64)
+    size = sum(counts.values())
+    mine = np.zeros(size) if values is None else values
+    first = ranks.gather_array(mine)[0].astype(np.float32)
+    return dict(zip(counts, np.split(first, np.cumsum(list(counts.values()))[:-1]), strict=True))
+
+
+def _computed(
+    model: GPT, loader: StepLoader, ranks: Ranks, dtype: Dtype, *, trims: bool, on_act: Callable[[str], None]
+) -> npt.NDArray[np.float32]:
+    """(sequences,) of all ranks."""
+    mine: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    for batch in _epoch(loader):
+        on_act("log-probabilities of the start policy")
+        rows = trimmed(batch) if trims else batch
+        mine.append((batch.windows.ravel(), score(model, rows, ranks.device, dtype).ravel()))
+    numbers = np.stack([numbers for numbers, _ in mine])  # (steps, A·M)
+    values = np.stack([values for _, values in mine])
+    everyone = list(
+        zip(ranks.gather_array(numbers.astype(np.float64)), ranks.gather_array(values), strict=True)
+    )  # (steps, A·M) each
+    found = np.zeros(loader.sequences.count, dtype=np.float32)
+    for step in reversed(range(len(mine))):  # the last step may begin another epoch: the first to come counts
+        for its_numbers, its_values in everyone:
+            found[its_numbers[step].astype(np.int64)] = its_values[step]
+    return found
+
+
+def _epoch(loader: StepLoader) -> Iterator[StepBatch]:
+    """The steps in which every sequence occurs."""
+    for position in range(0, loader.sequences.count, loader.plan.sequences):
+        yield loader.step_at(position)
+
+
+def score(model: GPT, rows: StepBatch, device: torch.device, dtype: Dtype) -> npt.NDArray[np.float64]:
+    """Log-probabilities (A, M) of this rank's rows, by the very forward that a step learns with."""
+    with torch.no_grad(), autocast(dtype, device):
+        found = [
+            log_probs_of_answers(model, part.tokens, part.targets).log_probs for part in rows.micro_batches(device)
+        ]
+    return torch.stack(found).double().cpu().numpy()
