@@ -24,14 +24,20 @@ class PairSequences:
         pairs: how many. left_out: how many are too long.
     """
 
-    def __init__(self, tokens: TokenSet, split: str, block_size: int, *, at_most: int | None = None) -> None:
-        """Args: at_most: only so many pairs, the first ones. Raises UserError where no pair fits."""
+    def __init__(
+        self, tokens: TokenSet, split: str, block_size: int, *, at_most: int | None = None, whole: bool = False
+    ) -> None:
+        """Args: at_most: only so many pairs, the first ones. whole: a conversation's last token is an input, too.
+
+        Raises UserError where no pair fits.
+        """
+        self._inputs_less = 0 if whole else 1  # tokens that are targets only
         marks = tokens.marks(split)
         assert marks is not None, "fit_to_data has refused it"
         self._stream, self._marks, self.block_size = tokens.split(split), marks, block_size
         lengths = np.array([len(marked) for marked in documents_of(marks, STARTS)], dtype=np.int64).reshape(-1, 2)
         starts = np.cumsum(lengths.ravel()).reshape(-1, 2) - lengths  # (p, 2)
-        fits = (lengths <= block_size + 1).all(axis=1)  # a conversation's last token is only a target
+        fits = (lengths - self._inputs_less <= block_size).all(axis=1)
         self._starts, self._lengths = starts[fits][:at_most].ravel(), lengths[fits][:at_most].ravel()
         self.pairs, self.left_out = len(self._starts) // 2, int((~fits).sum())
         self.count = 2 * self.pairs
@@ -49,7 +55,7 @@ class PairSequences:
             start, length = int(self._starts[number]), int(self._lengths[number])
             ids = self._stream.read(start, start + length).astype(np.int64)
             counted = self._marks.read(start + 1, start + length) == COUNTED
-            inputs[row, : length - 1] = ids[:-1]
+            inputs[row, : length - self._inputs_less] = ids[: length - self._inputs_less]
             targets[row, : length - 1] = np.where(counted, ids[1:], IGNORE)
         return Rows(inputs, targets, None)
 

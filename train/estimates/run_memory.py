@@ -191,6 +191,8 @@ def _describe_objective(config: Config) -> list[str]:
     """Nothing of language modelling."""
     if config.objective.kind == "sft":
         return ["objective: sft, the answers of conversations"]
+    if config.objective.scores:
+        return [f"objective: reward, {config.batch.pairs_per_step:,} pairs a step, a score at each answer's end"]
     if config.objective.compares:
         preference = config.preference
         extra = f", likelihood of the chosen {preference.likelihood:g}" if preference.likelihood else ""

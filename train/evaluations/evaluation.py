@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # a finished run is recognised without torch
     from model.ranks import Ranks
     from train.batches.plan import BatchPlan
     from train.objectives.reference import HeldBack
+    from train.objectives.reward_model import HeldBackScores
     from train.run.recorder import Recorder
 
 Parts = tuple[int, ...]  # which parts of an evaluation are due, by number: () is nothing
@@ -46,7 +47,7 @@ class Tools:
     dtype: Dtype
     recorder: Recorder
     untrained: bool  # the model has neither been trained nor read from a checkpoint
-    pairs: HeldBack | None = None  # of a run that learns from pairs of answers
+    pairs: HeldBack | HeldBackScores | None = None  # of a run that learns from pairs of answers
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

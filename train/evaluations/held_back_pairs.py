@@ -19,6 +19,8 @@ SHOWN = {  # figures of steps and their labels
     "preference_accuracy": ("share of pairs told apart", True),
     "chosen_log_prob": ("log-probability of chosen answers", True),
     "rejected_log_prob": ("log-probability of rejected answers", False),
+    "chosen_score": ("score of chosen answers", True),
+    "rejected_score": ("score of rejected answers", False),
     "chosen_log_prob_change": ("change of chosen log-probability", True),
     "chosen_tokens": ("tokens of a chosen answer", True),
     "rejected_tokens": ("tokens of a rejected answer", False),
@@ -82,8 +84,8 @@ class HeldBackPairs(Evaluation):
             f"{means['preference_accuracy']:.1%} told apart ({means['length_accuracy']:.1%} by length alone), margin "
             f"{means['margin']:.4f} ({seconds:.1f} s)"
         )
-        change = means["chosen_log_prob_change"]
-        if not self._has_warned and change < -SURE * error["chosen_log_prob_change"] < 0:
+        change = means.get("chosen_log_prob_change", 0.0)  # a reward model has none
+        if not self._has_warned and change < -SURE * error.get("chosen_log_prob_change", 0.0) < 0:
             self._has_warned = True
             recorder.log(
                 f"WARNING: chosen answers have become less likely, by {-change:.2f} nats each, not only rejected ones: "

@@ -14,6 +14,7 @@ from train.objectives.dpo import Dpo
 from train.objectives.grpo import Grpo
 from train.objectives.language_modelling import LanguageModelling
 from train.objectives.objective import Objective
+from train.objectives.reward_model import RewardModel
 from train.objectives.rewards import load_rewards
 from train.objectives.rollout import Sampler
 from train.settings.sections import Config, PreferenceConfig, RolloutConfig
@@ -28,7 +29,7 @@ def build_objective(
     if isinstance(section, RolloutConfig):
         return Grpo(section)
     if section is not None:
-        return Dpo(section)
+        return RewardModel() if kind == "reward" else Dpo(section)
     return {"language_modelling": LanguageModelling, "sft": Answers}[kind](z_loss, sources)
 
 

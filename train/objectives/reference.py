@@ -5,22 +5,23 @@ They don't change over a run, so that no second model has to be held beside the 
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from common.publish import canonical_json, write_whole
 from model.gpt import GPT
 from model.number_formats import Dtype
 from model.precision import autocast
 from model.ranks import Ranks, agreed
-from train.batches.loader import StepBatch, StepLoader
+from train.batches.loader import MicroBatch, StepBatch, StepLoader
 from train.objectives.dpo import trimmed
 from train.objectives.preference_loss import FIGURES, log_probs_of_answers, preference_figures
 from train.settings.sections import PreferenceConfig
@@ -42,19 +43,37 @@ class HeldBack:
 
     def figures(self, model: GPT, ranks: Ranks, dtype: Dtype) -> npt.NDArray[np.float64]:
         """(P, 1 + F): each pair's loss and FIGURES by a model, on all ranks. All ranks call."""
-        device = ranks.device
-        mine: list[npt.NDArray[np.float64]] = []
-        for batch in _epoch(self.loader):
-            rows = trimmed(batch) if self.trims else batch
-            reference = torch.from_numpy(self.reference[batch.windows]).to(device)  # (A, M)
-            with torch.no_grad(), autocast(dtype, device):
-                for part, its_reference in zip(rows.micro_batches(device), reference, strict=True):
-                    answers = log_probs_of_answers(model, part.tokens, part.targets)
-                    found = preference_figures(answers, its_reference, self.config)
-                    mine.append(torch.stack(list(found), dim=1).double().cpu().numpy())  # (M / 2, 1 + F)
-        shares = ranks.gather_array(np.stack(mine))  # (steps, M / 2, 1 + F) each
-        in_order = np.concatenate([share[step] for step in range(len(mine)) for share in shares])
-        return in_order[: self.loader.sequences.count // 2]  # the last ones are the first again
+
+        def rows(batch: StepBatch) -> StepBatch:
+            own = torch.from_numpy(self.reference[batch.windows])  # (A, M)
+            return replace(trimmed(batch) if self.trims else batch, more={"reference": own})
+
+        def figures(part: MicroBatch) -> Sequence[Tensor]:
+            answers = log_probs_of_answers(model, part.tokens, part.targets)
+            return preference_figures(answers, part.more["reference"], self.config)
+
+        return figures_of_pairs(self.loader, ranks, dtype, rows, figures)
+
+
+def figures_of_pairs(
+    loader: StepLoader,
+    ranks: Ranks,
+    dtype: Dtype,
+    rows: Callable[[StepBatch], StepBatch],
+    figures: Callable[[MicroBatch], Sequence[Tensor]],
+) -> npt.NDArray[np.float64]:
+    """(P, F) of a loader's pairs in their order, on all ranks. All ranks call.
+
+    Args: rows: makes of a batch what is measured. figures: of a micro-batch, (M / 2,) each.
+    """
+    mine: list[npt.NDArray[np.float64]] = []
+    for batch in _epoch(loader):
+        with torch.no_grad(), autocast(dtype, ranks.device):
+            found = [figures(part) for part in rows(batch).micro_batches(ranks.device)]
+        mine += [torch.stack(list(each), dim=1).double().cpu().numpy() for each in found]  # (M / 2, F) each
+    shares = ranks.gather_array(np.stack(mine))  # (steps, M / 2, F) each
+    in_order = np.concatenate([share[step] for step in range(len(mine)) for share in shares])
+    return in_order[: loader.sequences.count // 2]  # the last ones are the first again
 
 
 LogProbs = dict[str, npt.NDArray[np.float32]]  # (sequences,) by split

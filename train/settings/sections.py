@@ -181,10 +181,11 @@ class ObjectiveConfig:
             prepares. Conversations are packed whole, and attention stays inside them; or grpo (Shao et al. 2024,
             arXiv:2402.03300): answers that the model samples to the conversations' prompts, by their rewards
             (section rollout; train/finetune.py only); or dpo (Rafailov et al. 2023, arXiv:2305.18290): which of two
-            answers was preferred (section preference; data of data_prep/preferences.py, train/finetune.py only).
+            answers was preferred (section preference; data of data_prep/preferences.py, train/finetune.py only); or
+            reward, a reward model that scores answers, learned from the same data (Ouyang et al. 2022, section 3.5).
     """
 
-    kind: Literal["language_modelling", "sft", "grpo", "dpo"] = "language_modelling"
+    kind: Literal["language_modelling", "sft", "grpo", "dpo", "reward"] = "language_modelling"
 
     @property
     def rolls_out(self) -> bool:
@@ -194,7 +195,12 @@ class ObjectiveConfig:
     @property
     def compares(self) -> bool:
         """Whether it learns from pairs of answers."""
-        return self.kind == "dpo"
+        return self.kind in ("dpo", "reward")
+
+    @property
+    def scores(self) -> bool:
+        """Whether the model's scalar head is what learns."""
+        return self.kind == "reward"
 
 
 @dataclass(frozen=True)
@@ -302,8 +308,8 @@ class BatchConfig:
             The first stage starts at 0, the last has tokens_per_step: [[0, 131072], [104857600, 524288]]. Empty: the
             same batch in every step.
         micro_batch: sequences of one forward and backward on one rank; `auto` takes the most that fit in memory.
-        pairs_per_step: with --objective dpo the batch, in pairs over all ranks, each of two sequences; tokens_per_step
-            follows from it.
+        pairs_per_step: with --objective dpo or reward the batch, in pairs over all ranks, each of two sequences;
+            tokens_per_step follows from it.
     """
 
     tokens_per_step: int = 524_288
@@ -747,7 +753,7 @@ class Config:
                 f"data.stride is {self.data.stride}, which leaves out tokens between sequences of model.block_size "
                 f"{self.model.block_size}: use at most that"
             )
-        if self.model.scalar_head:
+        if self.model.scalar_head and not self.objective.scores:
             raise ValueError(
                 f"model.scalar_head is true, a reward model's, but --objective {self.objective.kind} would not train "
                 "it: add --model.scalar_head false"
@@ -778,7 +784,7 @@ class Config:
     @property
     def needs_reference(self) -> bool:
         """Whether the run compares itself with the policy that it started from."""
-        return self.objective.compares or (self.objective.rolls_out and self.rollout.kl > 0)
+        return self.objective.kind == "dpo" or (self.objective.rolls_out and self.rollout.kl > 0)
 
     @property
     def unit_sequences(self) -> int:

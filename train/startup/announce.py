@@ -121,7 +121,8 @@ def describe_data(config: Config, tokens: TokenSet, begin: Progress) -> list[str
     """How much text there is and how often the run reads it, earlier reading of these data included."""
     length = config.model.block_size
     if config.objective.compares:
-        return _describe_pairs(config, PairSequences(tokens, "train", length), tokens, begin)
+        pairs = PairSequences(tokens, "train", length, whole=config.objective.scores)
+        return _describe_pairs(config, pairs, tokens, begin)
     if config.objective.rolls_out:
         return _describe_prompts(config, Prompts(tokens, "train", length - config.rollout.max_tokens), tokens, begin)
     found = training_sequences(

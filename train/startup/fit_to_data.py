@@ -114,8 +114,11 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
     return replace(config, data=replace(data, packing="whole_documents", document_mask=True))
 
 
-def _refuse_unused(config: Config, why_exact: str) -> None:
-    """Raises UserError for options that rollouts and pairs can't have. Args: why_exact: dropout is one of them."""
+def _refuse_unused(config: Config, why_exact: str | None) -> None:
+    """Raises UserError for options that rollouts and pairs can't have.
+
+    Args: why_exact: why dropout is one of them; None: it isn't.
+    """
     kind, data = config.objective.kind, config.data
     unused = {
         "data.mix": bool(data.mix),
@@ -130,7 +133,7 @@ def _refuse_unused(config: Config, why_exact: str) -> None:
         raise UserError(f"{found} doesn't go with --objective {kind}: leave it out")
     adapters = config.adapters()
     for name, dropout in (("model", config.model.dropout), ("lora", adapters.dropout if adapters else 0.0)):
-        if dropout:
+        if dropout and why_exact is not None:
             raise UserError(
                 f"{name}.dropout is {dropout}, but with --objective {kind} {why_exact}: use --{name}.dropout 0"
             )
@@ -141,14 +144,20 @@ def _fit_to_pairs(config: Config) -> Config:
 
     Raises UserError for options that pairs have no use for.
     """
-    _refuse_unused(config, "what the start policy thought of the answers must be exact")
+    scores = config.objective.scores
+    _refuse_unused(config, None if scores else "what the start policy thought of the answers must be exact")
     batch = config.batch
     if isinstance(batch.micro_batch, int) and batch.micro_batch % 2:
         raise UserError(
             f"batch.micro_batch is {batch.micro_batch}, but pairs of two sequences stay together: use an even number"
         )
     tokens = 2 * batch.pairs_per_step * config.model.block_size
-    return replace(config, batch=replace(batch, tokens_per_step=tokens), data=replace(config.data, document_mask=False))
+    return replace(
+        config,
+        batch=replace(batch, tokens_per_step=tokens),
+        data=replace(config.data, document_mask=False),
+        model=replace(config.model, scalar_head=scores),
+    )
 
 
 def _fit_to_rollouts(config: Config) -> Config:
