@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from model.counts import flops_per_token, peak_flops
-from train.batches.training_sequences import open_loader
 from train.evaluations.evaluation import Tools
 from train.layer_statistics.layer_statistics import build_layer_statistics
 from train.objectives.build import build_objective, open_rollouts
@@ -43,17 +42,7 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
         pieces = (config, request.tokens, model, reference, ranks, plan.batch, plan.dtype)
         loader = open_rollouts(stepper.objective, *pieces, on_act=recording.acts.start)
     else:
-        loader = open_loader(
-            request.tokens,
-            plan.batches,
-            ranks,
-            length=config.model.block_size,
-            stride=config.data.stride,
-            packed=config.data.is_packed,
-            mask_documents=config.data.masks_documents,
-            seed=config.order_seed(),
-            mixture=plan.mixture(request.tokens),
-        )
+        loader = plan.open_sequences(request.tokens, ranks)
     untrained = request.weights.untrained and plan.checkpoint is None
     tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained, held_back)
     for evaluation in request.evaluations:

@@ -233,7 +233,7 @@ def test_preferences_are_learned_and_shown(tmp_path: Path, data: Path) -> None:
     assert held[-1]["held_back_preference_accuracy"] > 0.8 and held[-1]["held_back_loss"] < 0.5
     assert "objective: dpo, 8 pairs a step, loss sigmoid, beta 0.1" in log
     assert "40 pairs; the run sees 240, 6.00 epochs" in log
-    assert "told apart (" in log and "by length alone" in log
+    assert "told apart (" in log and "by length only" in log
     assert held[-1]["held_back_chosen_log_prob_change"] < 0 and "WARNING: chosen answers have become less likely" in log
 
 

@@ -81,7 +81,7 @@ class HeldBackPairs(Evaluation):
         recorder.note(record)
         recorder.log(
             f"{count:,} held-back pairs at step {progress.step}: loss {means['loss']:.4f}, "
-            f"{means['preference_accuracy']:.1%} told apart ({means['length_accuracy']:.1%} by length alone), margin "
+            f"{means['preference_accuracy']:.1%} told apart ({means['length_accuracy']:.1%} by length only), margin "
             f"{means['margin']:.4f} ({seconds:.1f} s)"
         )
         change = means.get("chosen_log_prob_change", 0.0)  # a reward model has none

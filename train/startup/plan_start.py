@@ -11,9 +11,10 @@ from data_prep.token_sets.token_set import TokenSet
 from model.initialisation import empty_gpt
 from model.lora import add_lora
 from model.number_formats import Dtype
-from model.ranks import agreed
-from train.batches.mixture import Mixture
+from model.ranks import Ranks, agreed
+from train.batches.loader import StepLoader
 from train.batches.plan import BatchPlan, BatchPlans, plan_batches
+from train.batches.training_sequences import open_loader
 from train.checkpoints.reader import check_training_state
 from train.checkpoints.resume import changed_fields, check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Due, missing_after
@@ -72,9 +73,20 @@ class StartPlan:
         """Of matrix multiplications."""
         return cast(Dtype, self.config.run.dtype)  # auto has been replaced
 
-    def mixture(self, tokens: TokenSet) -> Mixture | None:
-        """The order of a mix's sources; None for a single set."""
-        return mixture_of(tokens, self.mix_start.first)
+    def open_sequences(self, tokens: TokenSet, ranks: Ranks) -> StepLoader:
+        """A loader of the sequences of a text or of conversations. Raises UserError as `open_loader` does."""
+        model, data = self.config.model, self.config.data
+        return open_loader(
+            tokens,
+            self.batches,
+            ranks,
+            length=model.block_size,
+            stride=data.stride,
+            packed=data.is_packed,
+            mask_documents=data.masks_documents,
+            seed=self.config.order_seed(),
+            mixture=mixture_of(tokens, self.mix_start.first),
+        )
 
 
 def plan_start(run: OpenRun) -> StartPlan | None:
