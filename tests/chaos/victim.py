@@ -37,7 +37,11 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
     "write": [("train.checkpoints.background_write", None, "save_tensors")],
     "hash": [("train.checkpoints.background_write", None, "sha256_file")],
     "rename": [("train.checkpoints.writer", None, "publish_folder")],
-    "validation": [("train.evaluations.validation", "Validation", "measure")],
+    "validation": [  # one of them in a run
+        ("train.evaluations.validation", "Validation", "measure"),
+        ("train.evaluations.held_back_pairs", "HeldBackPairs", "measure"),
+        ("train.evaluations.held_out_reward", "HeldOutReward", "measure"),
+    ],
     "data": [("train.batches.loader", "StepBatch", "micro_batches")],
     "agreement": [("train.trainer", "Trainer", "_agree")],
     "end": [("train.trainer", "Trainer", "finish")],
