@@ -35,6 +35,7 @@ from tests.chaos.verdict import broken_checkpoints, compare, compare_closely, la
 MOST_LOST = 2 * SAVE_EVERY  # the save that was under way, and the steps since it began
 FAILED_STARTS = 3  # in a row, without a fault, until a run is given up
 FIRST_POSTPONED = 3  # faults that come before one whose time has not come
+MOST_WITHOUT_IT = 12  # starts, until a fault whose phase no run has is given up
 
 
 @dataclass
@@ -114,8 +115,11 @@ class Campaign:
     # faults while it runs ----------------------------------------------------------------------------------------
 
     def _attempt(self, fault: Fault) -> None:
-        """Start until the fault has happened; a run that is done first makes room for a new one."""
-        while True:
+        """Start until the fault has happened; a run that is done first makes room for a new one.
+
+        Raises AssertionError where many starts come by without it.
+        """
+        for _ in range(MOST_WITHOUT_IT):
             run = self._current()
             outcome = self._try(fault, run)
             if outcome is not None:
@@ -124,6 +128,9 @@ class Campaign:
                     self._finish(run)  # there is nothing left in it to disturb
                 return
             self._after_plain_end(run)
+        raise AssertionError(
+            f"{MOST_WITHOUT_IT} starts ended without reaching {fault.trap}: is its phase part of them?"
+        )
 
     def _try(self, fault: Fault, run: Run) -> Outcome | None:
         """One start with a fault; None if the run ended before it."""
