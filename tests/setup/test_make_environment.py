@@ -372,3 +372,12 @@ def test_pips_settings_are_handed_to_uv() -> None:
         "UV_INSECURE_HOST": "mine",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
     }
+
+
+def test_uv_runs_a_command_by_its_path() -> None:
+    """`uv run` finds the project, its name and its Python by pyproject.toml; the environment here is that of the tests."""
+    environment = os.environ | {"UV_PROJECT_ENVIRONMENT": sys.prefix}
+    command = [find_uv_bin(), "run", "--no-sync", "--offline", "train/plan.py", "--help"]
+    done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: plan.py")
