@@ -375,7 +375,7 @@ def test_pips_settings_are_handed_to_uv() -> None:
 
 
 def test_uv_runs_a_command_by_its_path() -> None:
-    """`uv run` finds the project, its name and its Python by pyproject.toml; the environment here is that of the tests."""
+    """`uv run` finds project and Python by pyproject.toml; the environment here is that of the tests."""
     environment = os.environ | {"UV_PROJECT_ENVIRONMENT": sys.prefix}
     command = [find_uv_bin(), "run", "--no-sync", "--offline", "train/plan.py", "--help"]
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120)
