@@ -3,17 +3,21 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from common.run_folder import RunFolder
+from model.ranks import Ranks
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PRETRAIN, losses, run_of, tiny_arguments, train_by_path
+from train.run.recorder import Recorder
 from train.run.wandb_mirror import MIRROR_FILE, read_place
 
 FAKE = """
@@ -198,3 +202,22 @@ def test_a_place_that_is_none_is_made_anew(tmp_path: Path, content: str) -> None
     place = read_place(run)
     assert len(place["id"]) == 12
     assert read_place(run) == place
+
+
+def test_lines_of_several_threads_stay_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Mirrors say in their own threads what became of them."""
+    alone = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1, device=torch.device("cpu"))
+    recorder = Recorder(RunFolder(tmp_path), alone, 1, first_step=0, line_every=1)
+    recorder.open_files()
+    lines = [letter * 60 for letter in "abcdefgh"]
+
+    def say(line: str) -> None:
+        for _ in range(300):
+            recorder.log(line)
+
+    threads = [threading.Thread(target=say, args=(line,)) for line in lines]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(capfd.readouterr().out.splitlines()) == sorted(lines * 300)

@@ -90,7 +90,7 @@ class Recorder:
             if self._bar is not None:
                 self._bar.write(text, file=sys.stdout)
             else:
-                print(text, flush=True)
+                print(text + "\n", end="", flush=True)  # one write: mirrors say something from their own threads
         except OSError:  # the terminal or the pipe's reader is gone: the run continues without
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -137,7 +137,7 @@ class Recorder:
         """A line for whoever looks at the terminal, which the log does not need."""
         with contextlib.suppress(OSError):  # the terminal, or the pipe's reader, is gone
             if self._bar is None:
-                print(text, flush=True)
+                print(text + "\n", end="", flush=True)  # one write: mirrors say something from their own threads
             else:
                 self._bar.set_description_str(text)
 
