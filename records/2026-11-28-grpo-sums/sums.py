@@ -1,6 +1,6 @@
 """GRPO on sums of two numbers below 100, from a reward that is 1 for the right answer and 0 otherwise.
 
-    .venv/bin/python records/2026-11-28-grpo-sums/sums.py --out /tmp/sums --json /tmp/sums.json
+    .venv/bin/python records/2026-11-28-grpo-sums/sums.py --out /tmp/sums --json /tmp/sums.json --png /tmp/sums.png
 
 For each of three seeds a model learns sums by supervised fine-tuning from random weights, stopped early; then GRPO
 continues from there. One unordered pair of numbers in eight, by a hash, is in neither. Given again, the command
@@ -105,10 +105,32 @@ def curves(run: Path) -> dict[str, Any]:
     }
 
 
+def draw(result: dict[str, Any], file: Path) -> None:
+    """Exact shares over steps, of held-back sums answered greedily and of those sampled in training."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for number, (seed, found) in enumerate(result["seeds"].items()):
+        steps, shares = zip(*found["held_out"], strict=True)
+        axes.plot(steps, shares, f"C{number}-o", markersize=3, label=f"seed {seed}, held back, greedy")
+        rollouts = found["rollouts"]
+        axes.plot([r["step"] for r in rollouts], [r["reward"] for r in rollouts], f"C{number}:", alpha=0.6)
+    axes.set(xlabel="steps of GRPO", ylabel="exact answers", ylim=(0, 1), title="GRPO on sums of two numbers below 100")
+    axes.plot([], [], "k:", alpha=0.6, label="sampled in training")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--png", type=Path)
     parser.add_argument("--sft-steps", type=int, default=260)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
@@ -143,6 +165,8 @@ def main() -> None:
         result["seeds"][str(seed)] = found | curves(runs / f"grpo-{seed}")
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(seed, found, result["seeds"][str(seed)]["held_out"], flush=True)
+    if arguments.png:
+        draw(result, arguments.png)
 
 
 if __name__ == "__main__":
