@@ -8,7 +8,6 @@ context can reach there. With --require-margin the exit status is 1 unless the m
 
 import argparse
 import json
-import math
 import os
 import shlex
 import statistics
@@ -19,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NotRequired
 
-import numpy as np
-import numpy.typing as npt
 from typing_extensions import TypedDict
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
@@ -33,9 +30,9 @@ from common.checkpoint_files import list_checkpoints
 from common.command_line import CommandParser
 from common.curves import KnownCurves
 from common.errors import UserError, exit_on_user_error
-from common.json_file import Count, Finite
+from common.json_file import Count
 from common.liveness import Liveness, Verdict, look_at
-from common.measured import NOT_CAUSAL, causality
+from common.measured import NOT_CAUSAL
 from common.metrics_file import holding, read_records, record_kind
 from common.metrics_table import MetricsTable
 from common.plain_text import one_line
@@ -45,24 +42,16 @@ from common.publish import write_json_output
 from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
 from common.run_folder import RunFolder
 from common.time_spent import time_spent
-from data_prep.token_sets.manifest import COUNTED
-from data_prep.token_sets.token_set import TokenSet, TokenStream, find_token_set
 from eval.reporting.outcomes import Outcome, outcomes
 from eval.reporting.run_data import flops_per_token_of, training_script
+from eval.reporting.validated import DataPart, Validated, last_validation
 from eval.shared.arguments import add_json
 
-CHUNK_TOKENS = 1 << 24  # read at once while counting
 SHOWN_CHARACTERS = 300  # of a sample
 
 
-class MixPart(TypedDict):
-    path: str
-    weight: Finite
-
-
-class DataPart(TypedDict):
-    path: str
-    mix: NotRequired[list[MixPart]]
+class ObjectivePart(TypedDict):
+    kind: str
 
 
 class RunPart(TypedDict):
@@ -79,6 +68,7 @@ class ConfigPart(TypedDict):
     data: DataPart
     run: RunPart
     model: ModelPart
+    objective: NotRequired[ObjectivePart]
 
 
 @dataclass(frozen=True)
@@ -94,29 +84,22 @@ class Summary:
     n_embd: int
     tokens: int  # that the model has learned from
     run_tokens: int  # of these in this run: a branch starts with another run's
-    val_loss: float
-    val_step: int
-    perplexity: float
-    val_bits_per_byte: float | None  # of the validated targets' text; older runs record none
-    causal: bool | None  # whether no prediction depends on later tokens; older runs have not checked
     flops: float | None  # in training so far
-    unigram_entropy: float
-    margin: float  # unigram_entropy - val_loss
     tokens_per_second: float  # median over steps
-    val_sha256: str  # of the validation split
-    val_tokens: int | None  # of it, from its start: losses on equal ones compare
     training_seconds: float  # in steps; without validation, saving and pauses
     evaluations: dict[str, Outcome]  # by figure, what else was measured between steps
     planned: list[Beside]  # what the newest start planned, beside what came of it
     left_out: str  # of the record, and why; empty where nothing was
-    of_answers: bool  # of conversations only the answers' tokens are learned from and validated
+    objective: str
+    validated: Validated | None  # None where the objective has another measure, which is among the evaluations
 
     def as_json(self) -> dict[str, Any]:
         """The figures by name; of other evaluations only where there are some."""
         found = asdict(self)
+        found |= found.pop("validated") or {}
         del found["left_out"]
-        if not self.of_answers:
-            del found["of_answers"]
+        if not found.get("of_answers"):
+            found.pop("of_answers", None)
         if not self.evaluations:
             del found["evaluations"]
         return found
@@ -148,9 +131,14 @@ def main() -> int:
         write_json_output(arguments.json, summary.as_json() | {"required_margin": arguments.require_margin})
     if arguments.require_margin is not None and summary.status == "preempted":
         print(f"\nThe margin is not asked for: the run was stopped before its last step, {summary.max_steps:,}.")
-    elif arguments.require_margin is not None and summary.margin < arguments.require_margin:
-        print(f"\nThe margin of {summary.margin:.3f} nats is under the required {arguments.require_margin}.")
-        return 1
+    elif arguments.require_margin is not None:
+        if summary.validated is None:
+            raise UserError(
+                f"a run of --objective {summary.objective} has no validation loss: leave --require-margin out"
+            )
+        if (margin := summary.validated.margin) < arguments.require_margin:
+            print(f"\nThe margin of {margin:.3f} nats is under the required {arguments.require_margin}.")
+            return 1
     return 0
 
 
@@ -164,28 +152,13 @@ def summarise(folder: RunFolder) -> Summary:
         raise UserError(unreadable(folder.metrics, error)) from None
     records, known = holding(written), KnownCurves.of(written)
     train = [record for record in records if record_kind(record) == "train"]
-    validation = [record for record in records if record_kind(record) == "validation" and "val_loss" in record]
-    if not train or not validation:
+    config, others = read_configuration_as(folder, ConfigPart), outcomes(known, records)
+    validated = last_validation(folder, records, config["data"])
+    if not train or (validated is None and not others):
         raise UserError(
             f"{folder.metrics} holds no training step with a validation after it: try again when the run has reached "
             "one"
         )
-    val_loss = validation[-1]["val_loss"]
-    if val_loss is None:
-        raise UserError(f"the last validation loss in {folder.metrics} is not finite: lower optim.lr and train again")
-    config = read_configuration_as(folder, ConfigPart)
-    sources = [(TokenSet.open(find_token_set(s["path"])), s["weight"]) for s in config["data"].get("mix", [])]
-    measured_on = str(validation[-1].get("val_sha256", ""))
-    if not sources:
-        tokens = TokenSet.open(find_token_set(config["data"]["path"]))
-        measured_on = measured_on or tokens.manifest.val_sha256  # an old record has none
-        if measured_on != tokens.manifest.val_sha256:
-            raise UserError(
-                f"the last validation loss in {folder.metrics} was measured on a validation set of SHA-256 "
-                f"{measured_on[:12]}…, but {tokens.folder} has another one: put the data back, or train a step on these"
-            )
-        sources = [(tokens, 1.0)]
-    entropy = unigram_entropy([(found.split("val"), found.marks("val"), weight) for found, weight in sources])
     alive = look_at(folder, time.time())
     return Summary(
         run=str(folder.path),
@@ -199,22 +172,14 @@ def summarise(folder: RunFolder) -> Summary:
         run_tokens=round(
             sum((record.get("tokens_per_second") or 0) * (record.get("step_seconds") or 0) for record in train)
         ),
-        val_loss=val_loss,
-        val_step=validation[-1]["step"],
-        perplexity=math.exp(min(val_loss, 700.0)),  # beyond it a float overflows
-        val_bits_per_byte=validation[-1].get("val_bits_per_byte"),
-        causal=causality(validation),
         flops=_flops(folder, train),
-        unigram_entropy=entropy,
-        margin=entropy - val_loss,
         tokens_per_second=statistics.median(_numbers(train, "tokens_per_second") or [0.0]),
         training_seconds=sum(_numbers(train, "step_seconds")),
-        val_sha256=measured_on,
-        val_tokens=validation[-1].get("val_tokens"),
-        evaluations=outcomes(known, records),
+        evaluations=others,
         planned=_planned(folder, records, done=train[-1]["step"] == config["run"]["max_steps"]),
         left_out=known.complaint_about(folder.metrics),
-        of_answers=any(found.has_conversations for found, _ in sources),
+        objective=config.get("objective", {}).get("kind", "language_modelling"),
+        validated=validated,
     )
 
 
@@ -242,49 +207,12 @@ def _flops(folder: RunFolder, train: Sequence[dict[str, Any]]) -> float | None:
     return float(tokens[-1]) * per_token if per_token is not None and tokens else None
 
 
-def unigram_entropy(sources: Sequence[tuple[TokenStream, TokenStream | None, float]]) -> float:
-    """Entropy in nats of the distribution of targets in several streams, each with its marks and its weight."""
-    mean, total = np.zeros(0), sum(weight for *_, weight in sources)  # (V,)
-    for stream, marks, weight in sources:
-        counts = token_counts(stream, marks)
-        added = np.zeros(max(len(mean), len(counts)))
-        added[: len(mean)] = mean
-        added[: len(counts)] += counts / counts.sum() * (weight / total)
-        mean = added
-    frequencies = mean[mean > 0]
-    return float(-(frequencies * np.log(frequencies)).sum())
-
-
-def token_counts(stream: TokenStream, marks: TokenStream | None = None) -> npt.NDArray[np.int64]:
-    """How often each id is in a stream, of conversations among the targets: (V,), up to the largest."""
-    counts = np.zeros(0, dtype=np.int64)  # (V,)
-    for start in range(0, len(stream), CHUNK_TOKENS):
-        stop = min(start + CHUNK_TOKENS, len(stream))
-        ids = stream.read(start, stop)
-        if marks is not None:
-            ids = ids[marks.read(start, stop) == COUNTED]
-        chunk = np.bincount(ids, minlength=len(counts))
-        chunk[: len(counts)] += counts
-        counts = chunk
-    return counts
-
-
 def print_figures(summary: Summary) -> None:
-    latest = "" if summary.val_step == summary.step else f" (at step {summary.val_step:,})"
     alive = Liveness(summary.alive, summary.why, summary.status)
     standing = alive.word if alive.verdict == "ended" else str(alive)
     print(f"{one_line(summary.run)}: {one_line(standing)}, step {summary.step:,} of {summary.max_steps:,}")
-    bits = "" if summary.val_bits_per_byte is None else f", {summary.val_bits_per_byte:.3f} bits per byte of text"
-    print(
-        f"  validation loss   {summary.val_loss:.3f} nats per token, perplexity {summary.perplexity:,.1f}{bits}{latest}"
-    )
-    if summary.causal is False:
-        print(f"  {NOT_CAUSAL}")
-    what = "tokens of answers" if summary.of_answers else "tokens"
-    first = "" if summary.val_tokens is None else f"the first {summary.val_tokens:,} {what} of "
-    print(f"  validation set    {first}sha256 {summary.val_sha256}")
-    print(f"  unigram entropy   {summary.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
-    print(f"  margin            {summary.margin:.3f} nats")
+    if summary.validated is not None:
+        print_validation(summary.validated, summary.step)
     for end in summary.evaluations.values():
         print(one_line(f"  {end.label:16}  {end}{'' if end.step == summary.step else f' (at step {end.step:,})'}"))
     flops = "" if summary.flops is None else f", {summary.flops:.3g} FLOPs"
@@ -296,6 +224,19 @@ def print_figures(summary: Summary) -> None:
         print(f"  plan              {entry}")
     if summary.left_out:
         print(one_line(f"  left out          {summary.left_out}"))
+
+
+def print_validation(last: Validated, step: int) -> None:
+    latest = "" if last.val_step == step else f" (at step {last.val_step:,})"
+    bits = "" if last.val_bits_per_byte is None else f", {last.val_bits_per_byte:.3f} bits per byte of text"
+    print(f"  validation loss   {last.val_loss:.3f} nats per token, perplexity {last.perplexity:,.1f}{bits}{latest}")
+    if last.causal is False:
+        print(f"  {NOT_CAUSAL}")
+    what = "tokens of answers" if last.of_answers else "tokens"
+    first = "" if last.val_tokens is None else f"the first {last.val_tokens:,} {what} of "
+    print(f"  validation set    {first}sha256 {last.val_sha256}")
+    print(f"  unigram entropy   {last.unigram_entropy:.3f} nats per token: what token frequencies alone can reach")
+    print(f"  margin            {last.margin:.3f} nats")
 
 
 def print_samples(folder: RunFolder) -> None:
@@ -342,7 +283,9 @@ def print_next(folder: RunFolder, summary: Summary) -> None:
     print(f"  {train} --run.name longer --run.max_steps {2 * summary.max_steps}")
     if "lora" not in config:  # a fine-tuning's model is its base's
         print(f"  {train} --run.name wider --model.n_embd {2 * summary.n_embd}")
-    if summary.of_answers:
+    if summary.objective == "reward":
+        print(f"  .venv/bin/python eval/reward.py {path} FILE   # score conversations")
+    elif summary.objective != "language_modelling":
         print(f"  .venv/bin/python eval/chat.py {path}      # talk to it")
     print(f"  .venv/bin/python eval/report.py {path}   # a page for the browser, also while a run is going")
     print(f"  .venv/bin/python eval/watch.py {path}    # the same in the terminal, live")

@@ -17,7 +17,8 @@ from PIL import Image
 from common.metrics_file import MetricsFile
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
-from eval.summary import summarise, unigram_entropy
+from eval.reporting.validated import unigram_entropy
+from eval.summary import summarise
 from tests.helpers.token_sets import make_token_set
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -156,13 +157,13 @@ def test_summary_of_a_run_that_went_astray(run: RunFolder, tmp_path: Path, monke
     """A loss of thousands of nats, whose exponential no float holds."""
     monkeypatch.chdir(tmp_path)
     write_metrics(run, 4000.0)
-    assert summarise(run).perplexity == pytest.approx(math.exp(700))
+    assert (last := summarise(run).validated) is not None and last.perplexity == pytest.approx(math.exp(700))
 
 
 def test_unigram_entropy_of_known_distributions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = make_token_set(tmp_path / "tokens", val_tokens=5_000).split("val")
     whole = unigram_entropy([(stream, None, 1.0)])
-    monkeypatch.setattr("eval.summary.CHUNK_TOKENS", 700)  # later chunks bring tokens the first has not
+    monkeypatch.setattr("eval.reporting.validated.CHUNK_TOKENS", 700)  # later chunks bring tokens the first has not
 
     assert whole == pytest.approx(validation_entropy(tmp_path / "tokens"), abs=1e-9)
     assert unigram_entropy([(stream, None, 1.0)]) == pytest.approx(whole, abs=1e-12)

@@ -88,7 +88,8 @@ def check_views(runs: dict[str, RunFolder], capsys: pytest.CaptureFixture[str]) 
             "report": page([loaded], {}, 0.0).partition('id="provenance"')[0],  # which may show the sources
             "compare": as_text(rows_with([loaded])),
         }
-        found = [summary.causal, key_figures(loaded).causal, rows_with([loaded])[-1].causal]
+        assert summary.validated is not None
+        found = [summary.validated.causal, key_figures(loaded).causal, rows_with([loaded])[-1].causal]
         assert found == [name == "plain"] * 3
     overview = Overview(runs["plain"].path.parent)
     overview.refresh()

@@ -15,6 +15,7 @@ from common.run_folder import RunFolder
 from data_prep.token_sets.documents import conversations_of
 from data_prep.token_sets.manifest import COUNTED
 from data_prep.token_sets.token_set import TokenSet
+from eval.summary import print_figures, print_next, summarise
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -30,7 +31,7 @@ from train.batches.pairs import PairSequences
 from train.batches.plan import plan_batch
 from train.batches.prompts import PromptOrder
 from train.objectives.dpo import Dpo
-from train.objectives.reference import FILE
+from train.objectives.reference import FILE, stored_reference, write_reference
 from train.optimization.ddp import Parallel
 from train.optimization.step import Stepper
 from train.settings.sections import PreferenceConfig
@@ -99,7 +100,7 @@ def one_step(data: Path, world_size: int, micro_batch: int, given: dict[str, Any
     order = PromptOrder(sequences.pairs, 2, 5)
     batch = StepLoader(sequences, plan, rank=ranks.rank, seed=5, order=order).step_at(0)
     (part,) = objective.updates(batch, 1)
-    result = stepper(part, 1, 0)
+    result = stepper(part, 1)
     return {
         "loss": result.loss, "terms": dict(result.terms), "targets": result.targets, "numbers": batch.numbers,
         "gradients": {name: (before[name] - p.detach()).numpy() for name, p in model.named_parameters()},
@@ -136,9 +137,9 @@ def test_a_step_is_the_reference_for_any_ranks_and_micro_batches(
     expected = {
         "margin": config.beta * np.mean(h),
         "preference_accuracy": np.mean([value > 0 for value in h]),
-        "chosen_log_prob": np.mean([float(value) for value, _ in chosen]),
-        "rejected_log_prob": np.mean([float(value) for value, _ in rejected]),
-        "chosen_log_prob_change": np.mean([float(answers[2 * p][0]) - reference[2 * p] for p in pairs]),
+        "chosen_log_prob": np.mean([value.item() for value, _ in chosen]),
+        "rejected_log_prob": np.mean([value.item() for value, _ in rejected]),
+        "chosen_log_prob_change": np.mean([answers[2 * p][0].item() - reference[2 * p] for p in pairs]),
         "chosen_tokens": np.mean([length for _, length in chosen]),
         "rejected_tokens": np.mean([length for _, length in rejected]),
         "length_accuracy": np.mean([(a > b) + 0.5 * (a == b) for (_, a), (_, b) in zip(chosen, rejected, strict=True)]),
@@ -215,7 +216,7 @@ def test_the_reference_of_adapters_is_their_start_and_not_the_base_below(tmp_pat
     assert told(run_of(tmp_path, "below"), "preferences")[0]["chosen_log_prob"] != notes[0]["chosen_log_prob"]
 
 
-def test_preferences_are_learned_and_shown(tmp_path: Path, data: Path) -> None:
+def test_preferences_are_learned_and_shown(tmp_path: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = base_of(tmp_path / "base")
     asked = (
         *ASKED,
@@ -233,8 +234,27 @@ def test_preferences_are_learned_and_shown(tmp_path: Path, data: Path) -> None:
     assert held[-1]["held_back_preference_accuracy"] > 0.8 and held[-1]["held_back_loss"] < 0.5
     assert "objective: dpo, 8 pairs a step, loss sigmoid, beta 0.1" in log
     assert "40 pairs; the run sees 240, 6.00 epochs" in log
-    assert "told apart (" in log and "by length only" in log
+    assert "told apart (" in log and "by length only" in log and "validation on" not in log
+    found = summarise(run)
+    assert found.validated is None and found.evaluations["held_back_loss"].value == held[-1]["held_back_loss"]
+    print_figures(found)
+    print_next(run, found)
+    shown = capsys.readouterr().out
+    assert "loss of held-back pairs" in shown and "validation" not in shown and "eval/chat.py" in shown
     assert held[-1]["held_back_chosen_log_prob_change"] < 0 and "WARNING: chosen answers have become less likely" in log
+
+
+def test_log_probabilities_are_taken_for_their_own_key_and_whole_only(tmp_path: Path) -> None:
+    found, counts = {"train": np.arange(4, dtype="f4"), "val": np.ones(2, dtype="f4")}, {"train": 4, "val": 2}
+    write_reference(tmp_path / FILE, "key", found)
+    kept = stored_reference(tmp_path / FILE, "key", counts)
+    assert kept is not None and all(np.array_equal(kept[split], found[split]) for split in found)
+    assert stored_reference(tmp_path / FILE, "other", counts) is None
+    assert stored_reference(tmp_path / FILE, "key", counts | {"val": 4}) is None
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / FILE).write_bytes(content)
+    assert stored_reference(tmp_path / FILE, "key", counts) is None
 
 
 def test_mistakes_are_one_line(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,12 +190,14 @@ def describe_packing(packed: PackedSequences) -> list[str]:
 
 
 def describe_measure(facts: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[str]:
-    """What validation losses are measured on, and whether those so far were measured on something else.
+    """What validation losses, if any, are measured on, and whether those so far were measured on something else.
 
     Args:
         facts: what the run's checkpoints will record. before: what the checkpoint records that is resumed.
     """
     now = validation_of(facts)
+    if not now.get("val_tokens"):
+        return []  # the objective has another measure
     lines = [f"validation on {describe_validation(now)}"]
     earlier = validation_of(before) if before and before.get("val_loss") is not None else None
     if earlier is not None and not measured_alike(VALIDATION, earlier, now):
