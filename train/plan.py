@@ -12,6 +12,7 @@ machine. The exit status is 1 where the run does not fit. docs/planning.md deriv
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
@@ -25,6 +26,8 @@ from common.errors import UserError, exit_on_user_error
 from common.publish import write_json_output
 from common.run_folder import RunFolder
 from data_prep.corpora.preparation import positive_count
+from data_prep.token_sets.manifest import MANIFEST_FILE
+from data_prep.token_sets.token_set import find_token_set
 from eval.shared.arguments import add_json
 from model.device_table import GPUS
 from train.estimates.machines import Machine, machine_at_hand, machine_of
@@ -69,8 +72,10 @@ def main() -> int:
         if arguments.measure:
             raise UserError("--measure runs train/pretrain.py, which no fine-tuning is: leave it out")
         config, asked = read_finetuning(options)
+        submitted = None  # slurm's scripts start train/pretrain.py
     else:
         config, asked = read_config(options)
+        config, submitted = with_vocabulary(config), (options, arguments.time)
     if asked.resume != "auto" or asked.allow_change or asked.print_config:
         raise UserError("--resume, --allow-change and --print_config are options of train/pretrain.py only")
     machine = machine_for(arguments, config)
@@ -81,10 +86,19 @@ def main() -> int:
         pace = measure(config, options, machine, arguments.measure)
     limit = limit_seconds if arguments.gpu else None
     plan = make_plan(config, machine, limit_seconds=limit, pace=pace)
-    print(as_text(plan, arguments.price_per_gpu_hour, (options, arguments.time)))
+    print(as_text(plan, arguments.price_per_gpu_hour, submitted))
     if arguments.json:
         write_json_output(arguments.json, as_json(plan, arguments.price_per_gpu_hour))
     return 0 if plan.fits else 1
+
+
+def with_vocabulary(config: Config) -> Config:
+    """With the vocabulary of the data, where they are at hand. Raises UserError where they are damaged."""
+    folders = [source.path for source in config.data.mix] or [config.data.path]
+    is_open = config.model.vocab_size == type(config.model)().vocab_size
+    if not is_open or not all((find_token_set(folder) / MANIFEST_FILE).is_file() for folder in folders):
+        return config
+    return replace(config, model=replace(config.model, vocab_size=open_data(config).tokenizer_spec["vocab_size"]))
 
 
 def read_finetuning(options: list[str]) -> tuple[Config, Options]:
