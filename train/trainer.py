@@ -171,7 +171,7 @@ class Trainer:
         results: list[StepResult] = []
         try:
             for part in self.stepper.objective.updates(batch, step):
-                results.append(self.stepper(part, step, len(results) * len(part.tokens)))
+                results.append(self.stepper(part, step))
                 if results[-1].verdict is not Verdict.LEARNED:
                     break
         except NonFiniteLoss:

@@ -33,12 +33,12 @@ def _marking(step_at: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _spoiling(call: Callable[..., Any]) -> Callable[..., Any]:
-    def spoilt(stepper: Any, batch: Any, *more: int) -> Any:
+    def spoilt(stepper: Any, batch: Any, step: int) -> Any:
         if not batch.is_spike:
-            return call(stepper, batch, *more)
+            return call(stepper, batch, step)
         hook = stepper._parallel.model.ln_f.register_forward_hook(lambda *call: call[2] * math.nan)
         try:
-            return call(stepper, batch, *more)
+            return call(stepper, batch, step)
         finally:
             hook.remove()
 

@@ -119,13 +119,13 @@ def surround(original: Callable[..., Any], snare: Snare) -> Callable[..., Any]:
 
 
 def watch_step(original: Callable[..., Any], snare: Snare) -> Callable[..., Any]:
-    def watched(stepper: Any, batch: Any, step: int, done: int = 0) -> Any:
+    def watched(stepper: Any, batch: Any, step: int) -> Any:
         snare.step = step
         if snare.trap.phase == "start":
             snare.spring()  # this start had fewer entries than the trap counts: it is still the start
         snare.in_step = True
         try:
-            return original(stepper, batch, step, done)
+            return original(stepper, batch, step)
         finally:
             snare.in_step = False
             if snare.sprung:

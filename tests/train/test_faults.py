@@ -70,8 +70,8 @@ def train_where_a_bit_flips(arguments: list[str]) -> None:
     """As faulty memory would flip it, on rank 1 after step 3."""
     step = Stepper.__call__
 
-    def flipping(self: Stepper, batch: StepBatch, number: int, done: int = 0) -> StepResult:
-        result = step(self, batch, number, done)
+    def flipping(self: Stepper, batch: StepBatch, number: int) -> StepResult:
+        result = step(self, batch, number)
         if number == 3 and self._ranks.rank == 1:
             with torch.no_grad():
                 self._parallel.model.get_parameter("h.1.mlp.c_fc.weight").view(torch.int32)[2, 2] ^= 1
@@ -213,8 +213,8 @@ def train_where_one_rank_refuses(arguments: list[str]) -> None:
     """As a faulty device would that sees another norm than the others do."""
     step = Stepper.__call__
 
-    def refusing(self: Stepper, batch: StepBatch, number: int, done: int = 0) -> StepResult:
-        result = step(self, batch, number, done)
+    def refusing(self: Stepper, batch: StepBatch, number: int) -> StepResult:
+        result = step(self, batch, number)
         refuses = number == 7 and self._ranks.rank == 1
         return replace(result, verdict=Verdict.BEYOND_LIMITS) if refuses else result
 

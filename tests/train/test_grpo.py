@@ -134,10 +134,7 @@ def one_step(
     stepper.warm_up(LENGTH)
     order = PromptOrder(sequences.prompts.count, config.samples, 5)
     batch = StepLoader(sequences, plan, rank=ranks.rank, seed=5, order=order).step_at(0)
-    results = []
-    for part in objective.updates(batch, 1):
-        results.append(stepper(part, 1, len(results) * len(part.tokens)))
-    result = of_all(results)
+    result = of_all([stepper(part, 1) for part in objective.updates(batch, 1)])
     (rollout,) = objective.rollouts
     report = objective.report(result.terms)
     assert report is not None

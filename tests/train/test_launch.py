@@ -142,10 +142,10 @@ def test_an_error_of_one_rank_is_reported_with_rank_host_and_traceback(tmp_path:
             from common.errors import exit_on_user_error
             from train.optimization.step import Stepper
             whole = Stepper.__call__
-            def broken(self, batch, step, *more):
+            def broken(self, batch, step):
                 if os.environ["RANK"] == "1" and step == 7:
                     raise ZeroDivisionError("seven")
-                return whole(self, batch, step, *more)
+                return whole(self, batch, step)
             Stepper.__call__ = broken
             from train.pretrain import main
             exit_on_user_error(main)

@@ -94,7 +94,7 @@ def one_step(data: Path, world_size: int, micro_batch: int, tied: bool) -> dict[
     order = PromptOrder(sequences.pairs, 2, 5)
     batch = StepLoader(sequences, plan, rank=ranks.rank, seed=5, order=order).step_at(0)
     (part,) = objective.updates(batch, 1)
-    result = stepper(part, 1, 0)
+    result = stepper(part, 1)
     return {
         "loss": result.loss, "terms": dict(result.terms), "targets": result.targets, "numbers": batch.numbers,
         "gradients": {name: (before[name] - p.detach()).numpy() for name, p in model.named_parameters()},

@@ -125,10 +125,8 @@ class Stepper:
         # Fused optimizers read on the device whether to update: the host need not wait for loss and norm first.
         self._on_device = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
-    def __call__(self, batch: StepBatch, step: int, done: int = 0) -> StepResult:
+    def __call__(self, batch: StepBatch, step: int) -> StepResult:
         """Learn from one step's batch, or of a step with several updates from that of the next.
-
-        Args: done: micro-batches of the step's updates before this one.
 
         Raises NonFiniteLoss on all ranks, with the parameters untouched, unless such steps are skipped. An fp16
         overflow counts too once the loss scale has been halved down to 1.
@@ -144,7 +142,7 @@ class Stepper:
         self.compute_timer.start()
         with autocast(self.dtype, self._ranks.device):  # around all of them: weights are cast once a step
             for index, micro_batch in enumerate(batch.micro_batches(self._ranks.device)):
-                self._seed_dropout(step, done + index)
+                self._seed_dropout(step, index)
                 loss_sum += self._backward(micro_batch, weight, last=index == len(batch.tokens) - 1)
 
         # Take the loss scale of fp16 off again, and clip: the norm is that of the true gradient.
