@@ -31,7 +31,7 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.publish import canonical_json, sha256_file
 from data_prep.chat.chat_tokenizer import ChatTokenizer
-from data_prep.chat.messages import SYSTEM, BadConversation, Conversation, prompt_and_answer
+from data_prep.chat.messages import BadConversation, Conversation, prompt_and_answer, question_key
 from data_prep.conversations import SHARD_TOKENS, TOKENIZERS, chat_tokenizer
 from data_prep.corpora.fields import WHOLE_RECORD, record_of
 from data_prep.corpora.local_files import find_files
@@ -102,13 +102,6 @@ def prompts_of(path: Path, left_out: Counter[str]) -> Iterator[Asked]:
             yield Asked(turns, fields if answer is None else {"answer": answer} | fields)
 
 
-def is_held_back(turns: Conversation, one_in: int) -> bool:
-    """By a hash of what was asked first, whatever the system's message."""
-    asked = next(message.content for message in turns if message.role != SYSTEM)
-    digest = hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % one_in == 0
-
-
 def write_set(arguments: argparse.Namespace, tokenizer: ChatTokenizer, source: dict[str, Any]) -> Manifest:
     """Write all prompts, and what was left out into the source."""
     clear_token_set(arguments.out)
@@ -127,7 +120,7 @@ def write_set(arguments: argparse.Namespace, tokenizer: ChatTokenizer, source: d
                 if arguments.longest is not None and len(ids) > arguments.longest:
                     left_out[f"more than {arguments.longest:,} tokens (--longest)"] += 1
                     continue
-                split = "val" if is_held_back(asked.turns, arguments.val_one_in) else "train"
+                split = "train" if question_key(asked.turns) % arguments.val_one_in else "val"
                 tokens[split].write(with_marks(ids, np.zeros(len(ids), dtype=np.bool_)))
                 fields[split].add(asked.fields)
     for reason, count in left_out.most_common():

@@ -4,6 +4,7 @@ A record is what data sets on the hub have: `messages` (each with `role` and `co
 which are texts or lists of messages. One of a preference has `prompt`, `chosen` and `rejected`, of the same kinds.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -122,6 +123,12 @@ def prompt_and_answer(record: object) -> tuple[Conversation, str | None]:
         turns = conversation_of(record)
     answer = turns[-1].content if turns[-1].role == ASSISTANT else None
     return (turns if answer is None else turns[:-1]), answer
+
+
+def question_key(turns: Conversation) -> int:
+    """A hash, 64 bits, of what was asked first, whatever the system's message: equal questions go to one split."""
+    asked = next(message.content for message in turns if message.role != SYSTEM)
+    return int.from_bytes(hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def check_turns(turns: Sequence[Message]) -> None:

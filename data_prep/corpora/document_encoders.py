@@ -4,7 +4,6 @@ A text is framed as the tokenizer's model expects it. A conversation is a record
 (`data_prep.token_sets.marked_writer`), made together with them.
 """
 
-import hashlib
 import json
 from typing import Any, NamedTuple, Protocol
 
@@ -13,13 +12,13 @@ import numpy as np
 from data_prep.chat.chat_tokenizer import ChatTokenizer
 from data_prep.chat.messages import (
     ASSISTANT,
-    SYSTEM,
     BadConversation,
     Conversation,
     Preference,
     Problem,
     conversation_of,
     preference_of,
+    question_key,
 )
 from data_prep.corpora.preparation import document_key
 from data_prep.corpora.readers import Fragment
@@ -82,7 +81,7 @@ class ConversationEncoder:
 
     def key(self, fragment: Fragment) -> int:
         """That of what was asked first, whatever the system's message: equal questions stay on one side."""
-        return _key_of(self._conversation(fragment))
+        return question_key(self._conversation(fragment))
 
     def encode(self, fragment: Fragment) -> Encoded:
         try:
@@ -122,7 +121,7 @@ class PreferenceEncoder:
 
     def key(self, fragment: Fragment) -> int:
         """That of what was asked first, as for conversations."""
-        return _key_of(self._preference(fragment).chosen)
+        return question_key(self._preference(fragment).chosen)
 
     def encode(self, fragment: Fragment) -> Encoded:
         parts, spellings = [], 0
@@ -155,13 +154,3 @@ def document_encoder(
         return TextEncoder(tokenizer)
     assert isinstance(tokenizer, ChatTokenizer), tokenizer.spec["kind"]
     return PreferenceEncoder(tokenizer, longest) if pairs else ConversationEncoder(tokenizer, longest)
-
-
-def _key_of(messages: Conversation) -> int:
-    """64 bits that equal first questions share, whatever the system's message."""
-    asked = next(message.content for message in messages if message.role != SYSTEM)
-    return int.from_bytes(hashlib.blake2b(_bytes(asked), digest_size=8).digest(), "little")
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
