@@ -166,7 +166,10 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(tmp_path: Path) -> None:
             chat.until("A" * 20)  # while it is generated
             chat.type(CTRL_C)
         chat.until("> ")
-        chat.type(b"half a line" + CTRL_C)
+        chat.type("half a line")
+        chat.until("half a line")
+        chat.until_it_waits()
+        chat.type(CTRL_C)
         chat.until("Ctrl-D ends")
         chat.until("> ")
         chat.type("/save talk.jsonl\r")

@@ -54,6 +54,16 @@ class TerminalSession:
         start, self._place = self._place, found + len(wanted)
         return self.shown[start : self._place].decode(errors="replace")
 
+    def until_it_waits(self) -> None:
+        """Until its main thread sleeps, as it does at a prompt.
+
+        GNU readline under Python loses a signal that comes between what it shows and its wait for a key; nobody types
+        as fast, but a test does.
+        """
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        while stat.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "S":
+            time.sleep(0.005)
+
     def status(self) -> int:
         """How it ended. Raises AssertionError where it does not."""
         while self._process.is_alive():
