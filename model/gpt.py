@@ -13,7 +13,7 @@ from model.cache import CacheStep, KVCache
 from model.chunk_kernel import ChunkKernel
 from model.config import ModelConfig
 from model.flex import flex_works
-from model.loss import IGNORE_INDEX, Reduction, head_loss, head_losses, soft_capped
+from model.loss import IGNORE_INDEX, Reduction, head_entropies, head_loss, head_losses, soft_capped
 from model.mlp import MLP
 from model.new_rows import TableWithNewRows, matrix_of
 from model.norms import RMSNorm, build_norm
@@ -115,6 +115,7 @@ class GPT(nn.Module):
         scale: Tensor | None = None,
         z_loss: float | None = None,
         by_sequence: bool = False,
+        temperature: float | None = None,
         values: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Logits, or the loss where targets are given, or the scalar head's values.
@@ -131,12 +132,15 @@ class GPT(nn.Module):
             scale: with targets, as `loss.head_loss` takes it.
             z_loss: with targets, as `loss.head_losses` takes it.
             by_sequence: with targets, tell also each sequence's part of the summed cross-entropy.
+            temperature: with targets, return the losses of each and the entropies of the distributions that they are
+                chosen from, logits divided by it; None: as `reduction` says.
             values: of a model with a scalar head: without targets return its values instead of logits; with targets
                 and no z_loss or by_sequence return them beside the loss.
 
         Returns:
             Without targets (B, T, V) logits, the padding ids at -inf; else the loss, with z_loss also its part (), and
-            with by_sequence (B,) float32, both detached. Values are (B, T) float32.
+            with by_sequence (B,) float32, both detached; with a temperature losses and entropies, (B, T) float32 each,
+            the latter detached. Values are (B, T) float32.
 
         Raises UserError where the learned positions end before the last token, ValueError where the cache has no room.
         """
@@ -154,6 +158,9 @@ class GPT(nn.Module):
             total, z, each = head_losses(hidden, head, targets, size, z_loss, scale=scale, kernel=kernel, softcap=cap)
             parts = () if z_loss is None else (z,)
             return (total, *parts, each.sum(dim=-1)) if by_sequence else (total, *parts)
+        if temperature is not None:
+            found = head_entropies(hidden, head, targets, size, temperature, kernel=kernel, softcap=cap)
+            return (*found, self.values(hidden)) if values else found
         loss = head_loss(hidden, head, targets, size, reduction, scale=scale, kernel=kernel, softcap=cap)
         return (loss, self.values(hidden)) if values else loss
 

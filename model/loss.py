@@ -20,7 +20,7 @@ from model.chunk_kernel import IGNORE_INDEX, ChunkKernel
 from model.loss_chunks import Gradient, Head, Rules, cross_entropies, plain_logits, soft_capped, wide_dtype
 from model.precision import matmul_dtype
 
-__all__ = ["IGNORE_INDEX", "Reduction", "head_loss", "head_losses", "soft_capped"]
+__all__ = ["IGNORE_INDEX", "Reduction", "head_entropies", "head_loss", "head_losses", "soft_capped"]
 
 Reduction = Literal["sum", "none"]
 
@@ -62,7 +62,7 @@ def head_loss(
     if torch.compiler.is_compiling() or (needs_grad and reduction == "sum" and _is_unscaled(dtype, scale)):
         losses = cross_entropies(plain_logits(rows, weight, rules), flat)
     elif needs_grad and reduction == "none":
-        losses = _RecomputedLosses.apply(rows, weight, flat, dtype, rules)
+        losses = _RecomputedLosses.apply(rows, weight, flat, dtype, rules, False)[0]
     elif needs_grad:
         return _ChunkedLoss.apply(rows, weight, flat, dtype, scale, rules)[0]
     else:
@@ -104,6 +104,42 @@ def head_losses(
     return total, z.detach(), losses.detach().view(targets.shape)
 
 
+def head_entropies(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    temperature: float = 1.0,
+    *,
+    kernel: ChunkKernel | None = None,
+    softcap: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Each target's cross-entropy, as `head_loss` without a reduction, and the entropy of what it was chosen from.
+
+    Args: as `head_loss`; temperature: the logits are divided by it, after the soft-cap.
+
+    Returns both of the targets' shape, 0 where ignored, in nats. The entropies have no gradient.
+    """
+    if temperature != 1:  # c/τ·tanh(h/c) is the soft-cap c/τ of h/τ
+        hidden = hidden / temperature
+        softcap = None if softcap is None else softcap / temperature
+    rows, flat, rules = hidden.flatten(0, -2), targets.flatten(), Rules(vocab_size, softcap, kernel=kernel)
+    dtype = matmul_dtype(hidden)
+    if torch.compiler.is_compiling():
+        logits = plain_logits(rows, weight, rules)
+        losses, entropies = cross_entropies(logits, flat), _entropies_of(logits.detach(), flat)
+    elif torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
+        losses, entropies = _RecomputedLosses.apply(rows, weight, flat, dtype, rules, True)
+    else:
+        losses, entropies = _chunked_entropies(rows, weight, flat, dtype, rules)
+    return losses.view(targets.shape), entropies.view(targets.shape)
+
+
+def _entropies_of(logits: Tensor, targets: Tensor) -> Tensor:
+    """(N) of logits (N, V), 0 where the target is ignored."""
+    return torch.special.entr(logits.softmax(dim=1)).sum(dim=1).masked_fill(targets == IGNORE_INDEX, 0.0)
+
+
 def _is_unscaled(dtype: torch.dtype, scale: Tensor | None) -> bool:
     """Gradients made in the forward need a loss scaler's factor: without it float16 rounds most of them to 0."""
     return dtype == torch.float16 and scale is None
@@ -117,6 +153,19 @@ def _chunked_losses(rows: Tensor, weight: Tensor, targets: Tensor, dtype: torch.
         for part in head.parts():
             losses[part] = head.losses(part)
         return losses
+
+
+def _chunked_entropies(
+    rows: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rules: Rules
+) -> tuple[Tensor, Tensor]:
+    """(N) losses and (N) entropies, and nothing else."""
+    with torch.autocast(rows.device.type, enabled=False), torch.no_grad():
+        head = Head(rows.to(dtype), weight.to(dtype), targets, rules._replace(kernel=None))
+        losses = torch.empty(len(rows), dtype=wide_dtype(dtype), device=rows.device)
+        entropies = torch.empty_like(losses)
+        for part in head.parts():
+            losses[part], entropies[part] = head.entropies(part)
+        return losses, entropies
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -175,18 +224,27 @@ class _ChunkedLoss(torch.autograd.Function):
 class _RecomputedLosses(torch.autograd.Function):
     """Cross-entropies (N), each with a gradient of its own: the backward computes a chunk's logits again.
 
-    That is a fourth matrix product, where `_ChunkedLoss` has three, and no more memory.
+    That is a fourth matrix product, where `_ChunkedLoss` has three, and no more memory. With `entropy` also the
+    entropies (N), without a gradient; else an empty tensor.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rules: Rules) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rules: Rules, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(rows, weight, targets)
         ctx.dtype, ctx.rules = dtype, rules
-        return _chunked_losses(rows, weight, targets, dtype, rules)
+        if entropy:
+            losses, entropies = _chunked_entropies(rows, weight, targets, dtype, rules)
+        else:
+            losses = _chunked_losses(rows, weight, targets, dtype, rules)
+            entropies = losses.new_empty(0)
+        ctx.mark_non_differentiable(entropies)
+        return losses, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_losses: Tensor, *without: Tensor | None) -> tuple[Tensor | None, ...]:
         rows, weight, targets = ctx.saved_tensors
         with torch.autocast(rows.device.type, enabled=False):
             cast_rows, cast_weight = rows.to(ctx.dtype), weight.to(ctx.dtype)
@@ -196,7 +254,7 @@ class _RecomputedLosses(torch.autograd.Function):
             for part in head.parts():
                 found = head.gradient(part, factor[part])
                 _add_gradients(found, part, cast_rows, cast_weight, rows_grad, weight_grad)
-        return rows_grad, weight_grad, None, None, None
+        return rows_grad, weight_grad, None, None, None, None
 
 
 def _gradients_for(ctx: Any, rows: Tensor, weight: Tensor, parts: list[slice]) -> tuple[Tensor | None, Tensor | None]:

@@ -114,6 +114,19 @@ class Head:
             return self.gradient(part, ones).losses
         return torch.cat([self._exponentials(part, block).losses for block in self._multiply(part)])
 
+    def entropies(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Losses and entropies of a chunk, (n) each; the head has no compiled kernel, which keeps no exponentials."""
+        found = []
+        for block in self._multiply(part):
+            of_block = self._exponentials(part, block)
+            # with e the exponentials and Z their sum: -Σ e/Z log(e/Z) = log Z - Σ e log e / Z
+            totals, exponentials = of_block.totals.squeeze(1), of_block.exponentials  # (b), (b, V)
+            surprises = torch.special.entr(exponentials, out=exponentials).sum(dim=1)  # (b)
+            entropies = totals.log() + surprises / totals  # (b)
+            found.append((of_block.losses, entropies.masked_fill(self._targets[part][block] == IGNORE_INDEX, 0.0)))
+        losses, entropies = zip(*found, strict=True)
+        return torch.cat(losses), torch.cat(entropies)
+
     def gradient(self, part: slice, factor: Tensor) -> Gradient:
         """Losses of a chunk and their gradient.
 

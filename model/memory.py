@@ -19,7 +19,6 @@ from model.number_formats import FLOAT32, Dtype, StreamDtype, matmul_bytes, stre
 # for matrix products in 16 bits; gloo's buffers; and what products of Muon's matrices leave (67 MiB in three runs).
 FRAMEWORK_CPU, DYNAMO_CPU, COMPILER_CPU, NARROW_CPU, GLOO_CPU = 276 << 20, 76 << 20, 112 << 20, 32 << 20, 16 << 20
 MUON_CPU = 72 << 20
-WHOLE_LOGITS = 5  # logits, scaled, as log-probabilities, as probabilities, and a gradient
 # Freed memory that the C library keeps, as a share of the activations: gaps between what is still used. glibc gives
 # tensors above 32 MiB back to the system. Seen in eleven runs, not derived: 15 to 27 % in the simplest case, 49 to 61 %
 # where several micro-batches are accumulated, blocks are recomputed, or SwiGLU runs in 16 bits. With
@@ -127,7 +126,6 @@ def memory_estimate(
     muon: bool = False,
     heap_gaps: bool = True,
     reference: bool = False,
-    whole_logits: bool = False,
 ) -> MemoryEstimate:
     """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
 
@@ -153,7 +151,6 @@ def memory_estimate(
             activations are there; 0: none is taken.
         several_ranks: DDP is there. muon: it trains matrices.
         reference: the weights that the run started from are kept beside those that are trained.
-        whole_logits: the loss needs all logits of a micro-batch at once, with their gradients.
         heap_gaps: the C library keeps gaps between tensors on a CPU, as glibc does unless it is told otherwise.
     """
     tables = 1 if config.tie_weights else 2
@@ -171,8 +168,6 @@ def memory_estimate(
     capped = config.logit_softcap is not None
     logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
     head_copies = _head_cast(config, matmul) + new_rows * config.padded_vocab_size * config.n_embd * FLOAT32
-    if whole_logits:
-        logits = WHOLE_LOGITS * tokens * config.padded_vocab_size * FLOAT32
     return MemoryEstimate(
         weights=((2 if reference else 1) * parameters + (adapters or 0)) * FLOAT32,
         copies=_cast_bytes(config, matmul),

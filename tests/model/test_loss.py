@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from model import kernel_sizes
 from model.chunk_kernel import compiled_kernel, losses_and_gradient
-from model.loss import IGNORE_INDEX, head_loss, head_losses
+from model.loss import IGNORE_INDEX, head_entropies, head_loss, head_losses
 
 ROWS, WIDTH, VOCAB, PADDED = 150, 16, 61, 64
 
@@ -148,6 +148,29 @@ def test_per_token_losses_and_their_gradients(way, softcap):
             torch.testing.assert_close(got, want)
         frozen = head_loss(hidden, weight.detach(), targets, VOCAB, "none", kernel=kernel, softcap=softcap)
         torch.testing.assert_close(torch.autograd.grad(frozen, hidden, weights)[0], grads[0])
+
+
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, None), (0.7, None), (1.6, 3.0)])
+@pytest.mark.parametrize("way", ["quiet", "chunks", "kernel", "compiled"])
+def test_losses_and_entropies_at_a_temperature(way, temperature, softcap):
+    hidden, weight, targets = problem()
+    ours = torch.compile(head_entropies, backend="aot_eager") if way == "compiled" else head_entropies
+    kernel = losses_and_gradient if way == "kernel" else None
+    with torch.set_grad_enabled(way != "quiet"):
+        losses, entropies = ours(hidden, weight, targets, VOCAB, temperature, kernel=kernel, softcap=softcap)
+    logits = hidden @ weight[:VOCAB].T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    chances = torch.distributions.Categorical(logits=logits / temperature)
+    counts = targets != IGNORE_INDEX
+    expected = -chances.log_prob(targets.clamp(min=0)) * counts
+    torch.testing.assert_close(losses, expected)
+    torch.testing.assert_close(entropies, chances.entropy() * counts)
+    assert not entropies.requires_grad
+    if way != "quiet":
+        weights = torch.randn(targets.shape, generator=torch.Generator().manual_seed(1), dtype=hidden.dtype)
+        grads = torch.autograd.grad(losses, (hidden, weight), weights)
+        for got, want in zip(grads, torch.autograd.grad(expected, (hidden, weight), weights), strict=True):
+            torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -151,7 +151,6 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         several_ranks=world_size > 1,
         muon=_largest_runs_muon(config, world_size),
         reference=config.needs_reference and config.objective.rolls_out,
-        whole_logits=config.objective.rolls_out,
         heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
 

@@ -12,33 +12,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data_prep.token_sets.packing import IGNORE
-
 DEVIATION_FLOOR = 1e-4  # added to a group's standard deviation, as trl does
 
 
 class TokenFigures(NamedTuple):
     """Of every token of (M, T), 0 where it is no target: the target's log-probability, and the distribution's entropy,
-    in nats. The entropy has no gradient.
+    in nats. The entropy has no gradient. values: of the scalar head at every token, (M, T), where they are wanted.
     """
 
     log_probs: Tensor
     entropy: Tensor
+    values: Tensor | None
 
 
-def log_probabilities(model: Callable[..., Any], tokens: Tensor, targets: Tensor, temperature: float) -> TokenFigures:
+def log_probabilities(
+    model: Callable[..., Any], tokens: Tensor, targets: Tensor, temperature: float, *, values: bool = False
+) -> TokenFigures:
     """log softmax(logits / temperature) of targets (M, T), float32, and the entropy of that distribution.
 
     The same temperature is sampled with: at another one the ratio of two policies would not be 1 for equal weights.
+    One forward of the model, which never holds all logits.
     """
-    logits = model(tokens).float() / temperature  # (M, T, V)
-    all_log_probs = logits.log_softmax(dim=-1)
-    counts = targets != IGNORE  # (M, T)
-    chosen = all_log_probs.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)  # (M, T)
-    with torch.no_grad():
-        surprise = all_log_probs.clamp(min=torch.finfo(all_log_probs.dtype).min)  # 0·(-inf) of padding ids is NaN
-        entropy = -(all_log_probs.exp() * surprise).sum(dim=-1)  # (M, T)
-    return TokenFigures(chosen.masked_fill(~counts, 0.0), entropy.masked_fill(~counts, 0.0))
+    losses, entropy, *more = model(tokens, targets, temperature=temperature, values=values)  # (M, T) each
+    return TokenFigures(-losses, entropy, more[0] if values else None)
 
 
 class GroupAdvantages(NamedTuple):
