@@ -210,6 +210,16 @@ class RecordedMix(TypedDict):
 
 
 @keep_others
+class RecordedReward(TypedDict):
+    """What judges answers. identity: SHA-256 of what decides its values: a function's file."""
+
+    given: str  # of option rollout.reward
+    name: str
+    weight: Finite
+    identity: Sha256
+
+
+@keep_others
 class CheckpointManifest(TypedDict):
     """A checkpoint's description of itself. What is not required, only some have: imported ones have no `config`."""
 
@@ -225,6 +235,7 @@ class CheckpointManifest(TypedDict):
     config: NotRequired[RecordedConfig]
     position_in: NotRequired[RecordedReading]
     mix: NotRequired[RecordedMix]
+    rewards: NotRequired[list[RecordedReward]]  # in the order of their sum
     warm_up: NotRequired[RecordedWarmUp]
     world_size: NotRequired[Positive]
     optimizer: NotRequired[OptimizerName]  # in format 2 always

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint_files import list_checkpoints
+from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
 from common.metrics_file import read_metrics
 from common.run_folder import RunFolder
@@ -375,14 +376,19 @@ def test_a_stopped_run_resumes_to_the_bit(
     assert all(len(n) == 16 and len(set(n)) == 4 for n in numbers) and numbers[0] != numbers[1]
 
 
-def test_a_reward_is_learned_and_shown(tmp_path: Path, data: Path, rewards: str) -> None:
+def test_a_reward_is_learned_shown_and_kept(
+    tmp_path: Path, data: Path, rewards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, given = base_of(tmp_path / "base"), Path(shutil.copy(rewards, tmp_path / "rewards.py"))
 
-    base = base_of(tmp_path / "base")
-    asked = options_of(
-        f"{rewards}:digits", FULL, f"--reward=0.1*{rewards}:short", "--run.max_steps=40", "--rollout.kl=0",
-        "--optim.lr=3e-3", "--eval.sample_every_steps=20", "--eval.every_steps=20",
-    )  # fmt: skip
-    finetune(1, tmp_path, arguments(base, tmp_path, data, "learns", *asked))
+    def command(file: Path, *more: str, weight: float = 0.1) -> list[str]:
+        asked = options_of(
+            f"{file}:digits", FULL, f"--reward={weight}*{file}:short", "--run.max_steps=40", "--rollout.kl=0",
+            "--optim.lr=3e-3", "--eval.sample_every_steps=20", "--eval.every_steps=20", *more,
+        )  # fmt: skip
+        return arguments(base, tmp_path, data, "learns", *asked)
+
+    finetune(1, tmp_path, command(given))
     run = run_of(tmp_path, "learns")
     notes = [r for r in told(run) if r["kind"] == "rollout"]
     before, after = (np.mean([r["reward_digits"] for r in part]) for part in (notes[:5], notes[-5:]))
@@ -394,6 +400,16 @@ def test_a_reward_is_learned_and_shown(tmp_path: Path, data: Path, rewards: str)
     assert all(math.isfinite(s["reward"]) for s in samples if s["prompt"].endswith("<|bot|>"))
     assert "objective: grpo, 4 prompts a step x 4 answers of at most 6 tokens" in run.log.read_text()
     assert "(reward " in run.log.read_text()
+    # the run keeps its rewards, wherever their file lies
+    moved, longer = given.rename(tmp_path / "moved.py"), "--run.max_steps=41"
+    other = "with the rewards 1*digits + 0.1*short, this run has 1*digits + 0.2*short: put it back, or give --allow-"
+    assert other in refusal(monkeypatch, command(moved, longer, weight=0.2))
+    finetune(1, tmp_path, command(moved, longer))
+    moved.write_text(REWARDS.replace("/ 4", "/ 5"))
+    found = refusal(monkeypatch, command(moved))
+    assert "with another reward digits (" in found and f"than {moved}:digits is now (" in found
+    finetune(1, tmp_path, command(moved, "--run.max_steps=42", "--allow-change=rollout.reward"))
+    assert read_checkpoint_manifest(list_checkpoints(run.checkpoints)[0][1])["step"] == 42
 
 
 MISTAKES = {

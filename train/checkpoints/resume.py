@@ -1,7 +1,7 @@
 """Which checkpoint a run resumes from, and whether it is this run's."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,19 @@ def check_optimizer(checkpoint: Path, manifest: CheckpointManifest, ours: str) -
 
 
 def check_same_run(
-    checkpoint: Path, config: dict[str, Any], data_identity: str, allowed: list[str], *, optimizer: str
+    checkpoint: Path,
+    config: dict[str, Any],
+    data_identity: str,
+    allowed: list[str],
+    *,
+    optimizer: str,
+    rewards: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Refuse to resume with another model, optimizer, seed or batch than the checkpoint's, or other data.
+    """Refuse to resume with another model, optimizer, seed or batch than the checkpoint's, or other data or rewards.
 
     Args:
         config: this run's resolved configuration. allowed: fields that may differ, as section.key.
-        optimizer: the name of this run's.
+        optimizer: the name of this run's. rewards: what judges this run's answers, as a manifest records it.
 
     Raises UserError naming the first field that differs.
     """
@@ -172,6 +178,7 @@ def check_same_run(
                 f"{json.dumps(now.get(name))}: put it back, or give --allow-change {name}, or another --run.name"
             )
     _check_order(checkpoint, before, now, allowed)
+    _check_rewards(checkpoint, manifest.get("rewards"), rewards, allowed)
     trained_on = manifest["data_identity"]
     if trained_on is not None and trained_on != data_identity and "data.path" not in allowed:
         raise UserError(
@@ -189,6 +196,27 @@ def _check_order(checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, 
             f"{checkpoint} was trained with data.seed {json.dumps(theirs)}, this run has {json.dumps(ours)}: "
             "put it back, or give --allow-change data.seed, or another --run.name"
         )
+
+
+def _check_rewards(
+    checkpoint: Path, before: Sequence[Mapping[str, Any]] | None, now: Sequence[Mapping[str, Any]], allowed: list[str]
+) -> None:
+    """Raises UserError naming what judges answers otherwise than before. Older checkpoints don't have it."""
+    if before is None or "rollout.reward" in allowed:
+        return
+    permitted = "put it back, or give --allow-change rollout.reward, or another --run.name"
+    theirs, ours = ([f"{reward['weight']:g}*{reward['name']}" for reward in run] for run in (before, now))
+    if theirs != ours:
+        raise UserError(
+            f"{checkpoint} was trained with the rewards {' + '.join(theirs)}, this run has {' + '.join(ours)}: "
+            f"{permitted}"
+        )
+    for old, new in zip(before, now, strict=True):
+        if old["identity"] != new["identity"]:
+            raise UserError(
+                f"{checkpoint} was trained with another reward {new['name']} ({old['identity'][:12]}) than "
+                f"{new['given']} is now ({new['identity'][:12]}): {permitted}"
+            )
 
 
 def check_finished(run: Path, manifest: CheckpointManifest, config: dict[str, Any], allowed: list[str]) -> list[str]:

@@ -30,12 +30,17 @@ FORM = "use FILE.py:FUNCTION, or WEIGHT*FILE.py:FUNCTION"
 
 @dataclass(frozen=True)
 class Reward:
-    """One of the functions. name: the function's, by which its figures are recorded. sha256: of its file."""
+    """One of the functions.
+
+    Attributes:
+        name: the function's, by which its figures are recorded.
+        identity: SHA-256 of what decides its values: of the function's file.
+    """
 
     name: str
     weight: float
     function: Function
-    sha256: str
+    identity: str
 
     def __call__(
         self, prompts: list[str], completions: list[str], fields: list[dict[str, Any]]
@@ -78,7 +83,29 @@ def load_rewards(named: Sequence[str]) -> list[Reward]:
     return rewards
 
 
+def recorded_rewards(named: Sequence[str]) -> list[dict[str, Any]]:
+    """What a resumed run is compared by (`common.checkpoint_manifest.RecordedReward`), without running any file.
+
+    Raises UserError as `load_rewards` does.
+    """
+    found = [(text, *_parsed(text)) for text in named]
+    return [
+        {"given": text, "name": name, "weight": weight, "identity": sha256_file(path)}
+        for text, weight, path, name in found
+    ]
+
+
 def _load(text: str) -> Reward:
+    """Raises UserError."""
+    weight, path, name = _parsed(text)
+    function = getattr(_run(path), name, None)
+    if not callable(function):
+        raise UserError(f"rollout.reward has {text!r}, but {path} has no function {name}: give one that it has")
+    return Reward(name, weight, function, sha256_file(path))
+
+
+def _parsed(text: str) -> tuple[float, Path, str]:
+    """Weight, file and function's name. Raises UserError where there is no such file, or the form is another."""
     found = _SPEC.fullmatch(text)
     try:
         weight = float(found["weight"] or 1) if found else math.nan
@@ -91,10 +118,7 @@ def _load(text: str) -> Reward:
         raise UserError(f"rollout.reward has {text!r}, but there is no file {path}: give the file of the function")
     if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name):
         raise UserError(f"rollout.reward has the function {name}: name it by lower-case letters, digits and _")
-    function = getattr(_run(path), name, None)
-    if not callable(function):
-        raise UserError(f"rollout.reward has {text!r}, but {path} has no function {name}: give one that it has")
-    return Reward(name, weight, function, sha256_file(path))
+    return weight, path, name
 
 
 def _run(path: Path) -> object:

@@ -50,7 +50,7 @@ def build_keeper(
 
 
 def manifest_facts(run: OpenRun, plan: StartPlan) -> dict[str, Any]:
-    """Model, tokenizer, data, configuration, and what the position and the warm-up count."""
+    """Model, tokenizer, data, rewards, configuration, and what the position and the warm-up count."""
     config, tokens = plan.config, run.request.tokens
     return {
         "model": asdict(config.model.architecture()),
@@ -60,5 +60,6 @@ def manifest_facts(run: OpenRun, plan: StartPlan) -> dict[str, Any]:
         **warm_up_facts(plan.course.course),
         **Reading.of(config, tokens.identity).facts(),
         **mix_facts(tokens, plan.mix_start),
+        **({"rewards": run.request.rewards} if run.request.rewards else {}),
         "world_size": run.ranks.world_size,
     }

@@ -104,7 +104,8 @@ def plan_start(run: OpenRun) -> StartPlan | None:
     if checkpoint and manifest:
         request.weights.check_checkpoint(checkpoint, manifest)
         optimizer = optimizer_name(config.optim)
-        check_same_run(checkpoint, as_dict(config), tokens.identity, options.allow_change, optimizer=optimizer)
+        facts = (as_dict(config), tokens.identity, options.allow_change)
+        check_same_run(checkpoint, *facts, optimizer=optimizer, rewards=request.rewards)
 
     # How the batch is divided, and how far the run is
     micro_batch = int(config.batch.micro_batch)

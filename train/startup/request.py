@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
@@ -13,6 +14,7 @@ from train.batches.plan import plan_batches
 from train.checkpoints.resume import check_finished, check_same_run, choose_checkpoint
 from train.evaluations.evaluation import Evaluation, missing_after
 from train.evaluations.registry import EVALUATIONS, OF_PAIRS, OF_ROLLOUTS
+from train.objectives.rewards import recorded_rewards
 from train.optimization.optimizer_name import optimizer_name
 from train.settings.command_line import Options, as_dict, to_yaml
 from train.settings.sections import Config
@@ -29,6 +31,7 @@ class Request:
         config: fitted to the data; it may still have unresolved `auto` choices.
         weights: what the run starts from.
         evaluations: what happens between steps, in this order.
+        rewards: what judges answers, as checkpoints record it; empty where none are sampled.
     """
 
     config: Config
@@ -37,6 +40,7 @@ class Request:
     folder: RunFolder
     weights: InitialWeights
     evaluations: tuple[Evaluation, ...]
+    rewards: list[dict[str, Any]]
 
 
 def check_request(config: Config, options: Options, weights: InitialWeights) -> Request | None:
@@ -62,7 +66,8 @@ def check_request(config: Config, options: Options, weights: InitialWeights) -> 
     for evaluation in evaluations:
         evaluation.check(tokens)
     folder = RunFolder.find(config.run.root, str(config.run.name))
-    request = Request(config, options, tokens, folder, weights, evaluations)
+    rewards = recorded_rewards(config.rollout.reward) if objective.rolls_out else []
+    request = Request(config, options, tokens, folder, weights, evaluations, rewards)
     world_size = find_place(os.environ).world_size
     micro_batch = config.batch.micro_batch
     smallest = 1 if isinstance(micro_batch, str) else micro_batch
@@ -92,7 +97,8 @@ def _is_done(request: Request) -> bool:
     config = reuse(config, manifest.get("config"), world_size=1)
     request.weights.check_checkpoint(checkpoint, manifest)
     optimizer = optimizer_name(config.optim)
-    check_same_run(checkpoint, as_dict(config), request.tokens.identity, options.allow_change, optimizer=optimizer)
+    facts = (as_dict(config), request.tokens.identity, options.allow_change)
+    check_same_run(checkpoint, *facts, optimizer=optimizer, rewards=request.rewards)
     ineffective = check_finished(folder.path, manifest, as_dict(config), options.allow_change)
     print_done(folder, step, config.run.max_steps, checkpoint, ineffective)
     return True
