@@ -75,7 +75,8 @@ class SbatchWriter(SlurmExecutor):
 
 def build_parser() -> argparse.ArgumentParser:
     parser = CommandParser(__doc__, common=COMMON)
-    what = parser.add_mutually_exclusive_group(required=True)
+    runs = parser.add_argument_group("what to run")
+    what = runs.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", metavar="FILE", help="the run's configuration, or a name of one in train/configs")
     what.add_argument(
         "--jobs",
@@ -84,35 +85,44 @@ def build_parser() -> argparse.ArgumentParser:
         help="a job array of other runs: on each line a JSON list of train/pretrain.py's options; a run that is done "
         "or still queued is left out",
     )
-    parser.add_argument("--job-name", metavar="NAME", help="default: the name of FILE")
-    parser.add_argument("--at-once", type=int, metavar="N", help="jobs of an array that run at a time; default: 256")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="0: train on CPUs")
-    parser.add_argument("--cpus-per-node", type=int, help="default: whole nodes, only for this job")
-    parser.add_argument("--time", default="24:00:00", help="of one start: minutes, H:MM:SS or D-HH:MM:SS")
-    parser.add_argument("--partition", default=os.environ.get("SBATCH_PARTITION"))
-    parser.add_argument("--account", default=os.environ.get("SBATCH_ACCOUNT"))
-    parser.add_argument("--nodelist", metavar="NODES", help="only with these nodes")
-    parser.add_argument("--exclude", metavar="NODES", help="not with these nodes")
-    parser.add_argument("--mail-type", metavar="EVENTS", help="when to send mail: END,FAIL,REQUEUE, …")
-    parser.add_argument("--mail-user", metavar="ADDRESS", help="to whom; the submitter by default")
-    parser.add_argument("--container", metavar="WORDS", help="before every Python command: 'apptainer exec --nv IMAGE'")
-    parser.add_argument("--image", help="sbatch --image, for Shifter; enter it by --container shifter")
-    parser.add_argument("--container-image", metavar="IMAGE", help="srun --container-image (pyxis)")
-    parser.add_argument("--container-mounts", metavar="FOLDER,…", help="what the image needs beside project and runs")
-    parser.add_argument("--python", help="the jobs'; default: LONGHAUL_CONTAINER_PYTHON, LONGHAUL_PYTHON or this one")
-    parser.add_argument(
+    runs.add_argument(
         "--sweep",
         action="append",
         default=[],
         metavar="KEY=A,B,…",
         help="a run for each value, as a job array; given twice, for each pair",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show what would be submitted")
-    parser.add_argument("--gpu", metavar="NAME", help="the nodes' cards; --dry-run then shows the plan")
-    parser.add_argument("--local", action="store_true", help="run on this machine, without Slurm")
+    runs.add_argument("--at-once", type=int, metavar="N", help="jobs of an array that run at a time; default: 256")
     parser.add_argument("options", nargs="*", help="after --: options of train/pretrain.py")
+    add_job(parser.add_argument_group("the job"))
+    add_containers(parser.add_argument_group("containers, and the jobs' Python"))
+    instead = parser.add_argument_group("instead of submitting")
+    instead.add_argument("--dry-run", action="store_true", help="show what would be submitted")
+    instead.add_argument("--gpu", metavar="NAME", help="the nodes' cards; --dry-run then shows the plan")
+    instead.add_argument("--local", action="store_true", help="run on this machine, without Slurm")
     return parser
+
+
+def add_job(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--nodes", type=int, default=1)
+    group.add_argument("--gpus-per-node", type=int, default=8, help="0: train on CPUs")
+    group.add_argument("--cpus-per-node", type=int, help="default: whole nodes, only for this job")
+    group.add_argument("--time", default="24:00:00", help="of one start: minutes, H:MM:SS or D-HH:MM:SS")
+    group.add_argument("--partition", default=os.environ.get("SBATCH_PARTITION"))
+    group.add_argument("--account", default=os.environ.get("SBATCH_ACCOUNT"))
+    group.add_argument("--job-name", metavar="NAME", help="default: the name of FILE")
+    group.add_argument("--nodelist", metavar="NODES", help="only with these nodes")
+    group.add_argument("--exclude", metavar="NODES", help="not with these nodes")
+    group.add_argument("--mail-type", metavar="EVENTS", help="when to send mail: END,FAIL,REQUEUE, …")
+    group.add_argument("--mail-user", metavar="ADDRESS", help="to whom; the submitter by default")
+
+
+def add_containers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--container", metavar="WORDS", help="before every Python command: 'apptainer exec --nv IMAGE'")
+    group.add_argument("--image", help="sbatch --image, for Shifter; enter it by --container shifter")
+    group.add_argument("--container-image", metavar="IMAGE", help="srun --container-image (pyxis)")
+    group.add_argument("--container-mounts", metavar="FOLDER,…", help="what the image needs beside project and runs")
+    group.add_argument("--python", help="the jobs'; default: LONGHAUL_CONTAINER_PYTHON, LONGHAUL_PYTHON or this one")
 
 
 def setup_lines(a: argparse.Namespace, folders: list[Path]) -> list[str]:

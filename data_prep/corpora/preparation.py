@@ -45,10 +45,11 @@ VALIDATION_ONE_IN = 32
 
 def add_output_options(parser: argparse.ArgumentParser, default_name: str, shard_tokens: int = SHARD_TOKENS) -> None:
     """`--out`, `--shard-tokens`, `--force`, `--json`."""
-    parser.add_argument("--out", type=Path, default=DATA_FOLDER / default_name, help="folder of the token set")
-    parser.add_argument("--shard-tokens", type=positive_count, default=shard_tokens, help="tokens per shard file")
-    parser.add_argument("--force", action="store_true", help="remove the token set that is there and make it again")
-    parser.add_argument("--json", type=file_to_write, help="also write the final figures to this file")
+    written = parser.add_argument_group("what is written")
+    written.add_argument("--out", type=Path, default=DATA_FOLDER / default_name, help="folder of the token set")
+    written.add_argument("--shard-tokens", type=positive_count, default=shard_tokens, help="tokens per shard file")
+    written.add_argument("--force", action="store_true", help="remove the token set that is there and make it again")
+    written.add_argument("--json", type=file_to_write, help="also write the final figures to this file")
 
 
 def positive_count(text: str) -> int:

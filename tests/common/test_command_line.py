@@ -33,6 +33,7 @@ for question in sys.argv[1:]:
 print(json.dumps(answers))
 """
 
+OPTION = r"^  (?:-h, )?(--[a-z][\w.-]*)"  # in a command's help
 WITHOUT_TORCH = "import sys; sys.modules['torch'] = None\n" + ASK_ALL  # which makes `import torch` an ImportError
 # What is answered from the command line and the files that it names, and words of the complaint.
 BAD_VALUES = {
@@ -125,16 +126,33 @@ def test_entries_answer_before_torch_is_imported() -> None:
     scripts = entry_scripts()
     mistakes = [f"{script} {mistake}" for script in scripts if script != LAUNCHER for mistake in MISTAKES]
     questions = [f"{script} {question}" for script in scripts for question in ("--help", "--version")]
-    longer = [f"{script} --help-all" for script in ("eval/generate.py", "data_prep/fineweb.py", "slurm/submit.py")]
-    answers = ask(WITHOUT_TORCH, [*mistakes, *questions, *longer, *BAD_VALUES])
-    for question in longer:
-        (status, every, _), (_, common, _) = answers.pop(question), answers[question.removesuffix("-all")]
-        shown, known = (set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", text, re.MULTILINE)) for text in (common, every))
-        assert status == 0 and shown < known
-        assert f"--help-all shows all {len(known)} options" in common and len(common.splitlines()) < 40
+    answers = ask(WITHOUT_TORCH, [*mistakes, *questions, *BAD_VALUES])
     check(answers, scripts, [*mistakes, *BAD_VALUES])
+    check_that_help_is_short_first_and_grouped(scripts, answers)
     for mistake, words in BAD_VALUES.items():
         assert words in answers[mistake][2], (mistake, answers[mistake])
+
+
+def check_that_help_is_short_first_and_grouped(scripts: list[str], short: Answers) -> None:
+    """Wherever there is a --help-all."""
+    both = [script for script in scripts if "--help-all" in short[f"{script} --help"][1]]
+    full = ask(WITHOUT_TORCH, [f"{script} --help-all" for script in both])
+    assert len(both) >= 7 and {"train/pretrain.py", "train/finetune.py", "slurm/submit.py"} <= {*both}
+    for script in both:
+        (_, common, _), (status, every, _) = short[f"{script} --help"], full[f"{script} --help-all"]
+        shown, known = (set(re.findall(OPTION, text, flags=re.MULTILINE)) for text in (common, every))
+        assert status == 0 and shown < known, (script, shown - known)
+        assert f"--help-all shows all {len(known)} options" in common, script
+        assert len(common.splitlines()) <= (80 if script.startswith("train/") else 45), script
+        for text, options in ((common, shown), (every, known)):
+            titled = {title: found for title, found in groups(text).items() if found}
+            assert len(titled) > 2 and set().union(*titled.values()) == options, (script, titled)
+
+
+def groups(text: str) -> dict[str, set[str]]:
+    """The options of a command's help by the titles that they stand under."""
+    sections = re.findall(r"^(\S.*):\n((?:  .*\n)+)", text, flags=re.MULTILINE)
+    return {title: set(re.findall(OPTION, entries, flags=re.MULTILINE)) for title, entries in sections}
 
 
 def test_missing_packages_are_reported_before_anything_is_loaded() -> None:

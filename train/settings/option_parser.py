@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from common.errors import UserError
 
@@ -22,12 +22,16 @@ _IN_WORDS = {
 }
 
 
-COMMON = (
-    "config", "model.preset", "data.path", "objective.kind", "run.name", "run.max_steps", "optim.lr",
-    "batch.tokens_per_step", "batch.micro_batch", "eval.every_steps", "eval.tokens", "checkpoint.every_steps",
-    "log.wandb", "log.tensorboard", "lora.rank", "run.device", "run.dtype", "run.compile", "run.seed", "run.root",
-    "resume", "print_config", "version", "help", "help_all",
-)  # fmt: skip
+COMMON = {  # what `--help` shows: titles, and the options under them
+    "the run": ("config", "run.name", "run.max_steps", "run.seed", "run.root", "resume"),
+    "the model and what it learns from": ("model.preset", "data.path", "objective.kind", "lora.rank"),
+    "optimization": ("optim.lr", "batch.tokens_per_step", "batch.micro_batch"),
+    "validating, saving, recording": (
+        "eval.every_steps", "eval.tokens", "checkpoint.every_steps", "log.wandb", "log.tensorboard",
+    ),
+    "the machine": ("run.device", "run.dtype", "run.compile"),
+    "about this command": ("print_config", "version", "help", "help_all"),
+}  # fmt: skip
 OF_FINE_TUNING = "objective.kind"  # pre-training has it, too, where few set it
 
 
@@ -40,6 +44,15 @@ class HelpAll(argparse.Action):
         parser.exit()
 
 
+class ShortHelp(DefaultHelpFormatter):
+    """Of each option the first sentence and the default: `--help-all` and docs/options.md have types and the rest."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        sentence = (action.help or "").split(". ")[0].removesuffix(".")
+        shows_default = action.default not in (None, argparse.SUPPRESS) and action.nargs != 0
+        return sentence + (" (default: %(default)s)" if shows_default and "default" not in sentence else "")
+
+
 class OptionParser(ArgumentParser):
     """jsonargparse, with its complaints as one line, about types in words, and configurations read as UTF-8."""
 
@@ -48,18 +61,19 @@ class OptionParser(ArgumentParser):
         return self.parse_string(Path(path).read_text(encoding="utf-8"), str(path), *more, **options)
 
     def print_help(self, file: Any = None) -> None:
-        """The options that are set in most runs; `print_all_help` has the others."""
-        common = set(COMMON)
-        if not any(action.dest == "lora.rank" for action in self._actions):
-            common.remove(OF_FINE_TUNING)
-        shown = [action for action in self._actions if action.dest in common]
-        formatter = self._get_formatter()
+        """The options that are set in most runs, in groups; `print_all_help` has the others."""
+        actions = {action.dest: action for action in self._actions}
+        if "lora.rank" not in actions:
+            del actions[OF_FINE_TUNING]
+        formatter = ShortHelp(self.prog)
         formatter.add_usage("%(prog)s --config NAME_OR_FILE [--SECTION.KEY VALUE …]", self._actions, [])
         formatter.add_text(self.description)
-        formatter.start_section("common options")
-        formatter.add_arguments(sorted(shown, key=lambda action: COMMON.index(action.dest)))
-        formatter.end_section()
-        formatter.add_text(f"--help-all shows all {len(self._actions)} options, docs/options.md has them, too.")
+        for title, names in COMMON.items():
+            formatter.start_section(title)
+            formatter.add_arguments([actions[name] for name in names if name in actions])
+            formatter.end_section()
+        count = sum(bool(action.option_strings) and action.help != argparse.SUPPRESS for action in self._actions)
+        formatter.add_text(f"--help-all shows all {count} options, docs/options.md has them, too.")
         print(formatter.format_help(), end="", file=file or sys.stdout)
 
     def print_all_help(self) -> None:

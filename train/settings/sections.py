@@ -176,13 +176,14 @@ class ObjectiveConfig:
     """What the run learns from its data. It stays the same over a run.
 
     Args:
-        kind: language_modelling, every token from those before it; or sft (`--objective sft`), supervised fine-tuning
-            (Ouyang et al. 2022, arXiv:2203.02155): the answers of conversations, which data_prep/conversations.py
-            prepares. Conversations are packed whole, and attention stays inside them; or grpo (Shao et al. 2024,
-            arXiv:2402.03300): answers that the model samples to the conversations' prompts, by their rewards
-            (section rollout; train/finetune.py only); or dpo (Rafailov et al. 2023, arXiv:2305.18290): which of two
-            answers was preferred (section preference; data of data_prep/preferences.py, train/finetune.py only); or
-            reward, a reward model that scores answers, learned from the same data (Ouyang et al. 2022, section 3.5).
+        kind: what is learned, as docs/after-pretraining.md describes. language_modelling: every token from those before
+            it; or sft (`--objective sft`), supervised fine-tuning (Ouyang et al. 2022, arXiv:2203.02155): the answers
+            of conversations, which data_prep/conversations.py prepares. Conversations are packed whole, and attention
+            stays inside them; or grpo (Shao et al. 2024, arXiv:2402.03300): answers that the model samples to the
+            conversations' prompts, by their rewards (section rollout; train/finetune.py only); or dpo (Rafailov et al.
+            2023, arXiv:2305.18290): which of two answers was preferred (section preference; data of
+            data_prep/preferences.py, train/finetune.py only); or reward, a reward model that scores answers, learned
+            from the same data (Ouyang et al. 2022, section 3.5).
     """
 
     kind: Literal["language_modelling", "sft", "grpo", "dpo", "reward"] = "language_modelling"
