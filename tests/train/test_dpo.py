@@ -11,6 +11,7 @@ import torch
 
 from common.checkpoint_files import list_checkpoints
 from common.metrics_file import read_metrics
+from common.paths import PROJECT
 from common.run_folder import RunFolder
 from data_prep.token_sets.documents import conversations_of
 from data_prep.token_sets.manifest import COUNTED
@@ -30,10 +31,12 @@ from train.batches.loader import StepLoader
 from train.batches.pairs import PairSequences
 from train.batches.plan import plan_batch
 from train.batches.prompts import PromptOrder
+from train.finetune import finetune_command
 from train.objectives.dpo import Dpo
 from train.objectives.reference import FILE, stored_reference, write_reference
 from train.optimization.ddp import Parallel
 from train.optimization.step import Stepper
+from train.settings.command_line import read_command
 from train.settings.sections import PreferenceConfig
 
 torch.set_num_threads(1)  # as ranks have
@@ -257,6 +260,22 @@ def test_log_probabilities_are_taken_for_their_own_key_and_whole_only(tmp_path: 
     assert stored_reference(tmp_path / FILE, "key", counts) is None
 
 
+def test_dropout_is_off_unless_it_is_asked_for(tmp_path: Path) -> None:
+    base, own = write_checkpoint(tmp_path / "base", dropout=0.1), tmp_path / "own.yaml"
+    own.write_text("lora: {dropout: 0.02}\n")
+    default = f"--config={PROJECT / 'train' / 'configs' / 'finetune.yaml'}"
+
+    def dropouts(kind: str, *more: str) -> tuple[float, float]:
+        asked = [f"--objective={kind}", f"--run.root={tmp_path / 'runs'}", "--run.name=x", *more]
+        config = read_command(finetune_command(str(base)), asked)[0]
+        return config.model.dropout, config.lora.dropout
+
+    assert dropouts("dpo") == dropouts("grpo") == dropouts("dpo", default) == (0, 0)
+    assert dropouts("sft") == dropouts("reward") == (0.1, 0.05)
+    assert dropouts("dpo", default, f"--config={own}") == (0, 0.02)
+    assert dropouts("grpo", "--model.dropout", "0.3", "--lora.dropout=0.2") == (0.3, 0.2)
+
+
 def test_mistakes_are_one_line(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, talks = base_of(tmp_path / "base"), tmp_path / "talks"
     make_conversation_set(talks, count=20, val_count=4)
@@ -268,6 +287,7 @@ def test_mistakes_are_one_line(tmp_path: Path, data: Path, monkeypatch: pytest.M
     assert "would learn the rejected answers, too" in refused("--objective=sft")
     assert "pairs of two sequences stay together: use an even number" in refused("--batch.micro_batch=1")
     assert "--lora.dropout 0" in refused("--lora.dropout=0.1")
+    assert "--model.dropout 0" in refused("--model.dropout=0.1")
     assert "data.stride doesn't go with --objective dpo" in refused("--data.stride=4")
     assert "preference.beta is 0.0: use more than 0" in refused("--preference.beta=0")
     assert "doesn't go with preference.loss ipo" in refused("--preference.loss=ipo", "--preference.label_smoothing=0.1")

@@ -25,7 +25,7 @@ from common.version import VERSION_LINE
 from model.config import PRESETS, ModelConfig
 from train.settings.config_file import read_file, take_texts, to_text
 from train.settings.option_parser import HelpAll, OptionParser
-from train.settings.sections import Config, RunConfig
+from train.settings.sections import Config, ObjectiveConfig, RunConfig
 
 DEFAULT_CONFIG = PROJECT / "train" / "configs" / "gpt2-124m.yaml"
 CONFIGS = DEFAULT_CONFIG.parent
@@ -39,6 +39,7 @@ QUESTIONS = {
 
 
 Kind = TypeVar("Kind", bound=Config)
+DROPOUTS = {"model.dropout", "lora.dropout"}
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,11 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     for name, value in [*itertools.chain(*(file.texts.items() for file in read)), *texts]:
         key = name.removesuffix("+")
         parsed[key] = value if key == name else [*(parsed[key] or []), *value]
+    if ObjectiveConfig(parsed["objective.kind"]).is_exact:
+        own = [content for file, content in zip(files, contents, strict=True) if not _is_default(file, command)]
+        for name in known & DROPOUTS:
+            if _named(name, own, others) is None:  # the base's, or the default file's
+                parsed[name] = 0.0
     for name in known:
         if isinstance(value := parsed.get(name), float) and not math.isfinite(value):
             raise UserError(f"{name} is {value}: use a finite number")
@@ -159,6 +165,10 @@ def read_command(command: Command[Kind], arguments: list[str] | None = None) -> 
     if config.run.name is None:
         config = replace(config, run=replace(config.run, name=Path(files[-1]).stem))
     return config, Options(str(parsed.resume), list(parsed.allow_change), bool(parsed.print_config))
+
+
+def _is_default(file: str, command: Command[Any]) -> bool:
+    return expand_path(file).resolve() == command.default_config.resolve()
 
 
 def _in_full(arguments: Sequence[str]) -> list[str]:

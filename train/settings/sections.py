@@ -199,6 +199,11 @@ class ObjectiveConfig:
         return self.kind in ("dpo", "reward")
 
     @property
+    def is_exact(self) -> bool:
+        """Whether it compares log-probabilities of one policy with another's, which dropout would blur."""
+        return self.rolls_out or self.kind == "dpo"
+
+    @property
     def scores(self) -> bool:
         """Whether the model's scalar head is what learns."""
         return self.kind == "reward"
@@ -810,7 +815,8 @@ class LoraSection:
         rank: columns and rows of an adapter's two matrices; 0 trains all of the base's weights instead, and the rest of
             this section has no effect then.
         alpha: the adapters' correction is scaled by alpha/rank.
-        dropout: on the input of the adapters.
+        dropout: on the input of the adapters. train/configs/finetune.yaml has 0.05; with the objectives dpo and grpo
+            it is 0.
         targets: which matrices get an adapter: c_attn (queries, keys and values together) or some of q, k, v (one
             each), o (out of attention), up, gate (SwiGLU), down (the MLP's); c_proj is o and down, c_fc up, c_gate
             gate; null: all that the model has.

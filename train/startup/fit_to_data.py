@@ -114,10 +114,10 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
     return replace(config, data=replace(data, packing="whole_documents", document_mask=True))
 
 
-def _refuse_unused(config: Config, why_exact: str | None) -> None:
+def _refuse_unused(config: Config, why_exact: str) -> None:
     """Raises UserError for options that rollouts and pairs can't have.
 
-    Args: why_exact: why dropout is one of them; None: it isn't.
+    Args: why_exact: why dropout is one of them, where the objective is exact.
     """
     kind, data = config.objective.kind, config.data
     unused = {
@@ -133,7 +133,7 @@ def _refuse_unused(config: Config, why_exact: str | None) -> None:
         raise UserError(f"{found} doesn't go with --objective {kind}: leave it out")
     adapters = config.adapters()
     for name, dropout in (("model", config.model.dropout), ("lora", adapters.dropout if adapters else 0.0)):
-        if dropout and why_exact is not None:
+        if dropout and config.objective.is_exact:
             raise UserError(
                 f"{name}.dropout is {dropout}, but with --objective {kind} {why_exact}: use --{name}.dropout 0"
             )
@@ -145,7 +145,7 @@ def _fit_to_pairs(config: Config) -> Config:
     Raises UserError for options that pairs have no use for.
     """
     scores = config.objective.scores
-    _refuse_unused(config, None if scores else "what the start policy thought of the answers must be exact")
+    _refuse_unused(config, "what the start policy thought of the answers must be exact")
     batch = config.batch
     if isinstance(batch.micro_batch, int) and batch.micro_batch % 2:
         raise UserError(
