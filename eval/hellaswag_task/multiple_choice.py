@@ -78,7 +78,7 @@ def log_likelihoods(
 
     Raises UserError where an ending by itself is longer than the model's context.
     """
-    require_room(questions, model.config.block_size)
+    with_room([questions], model.config.block_size)
     size = batch_size or BatchSize.for_device(ranks.device)
     batches = _batches(questions, model.config.block_size, size.contexts)
     scores = np.zeros((len(questions), max((len(question.endings) for question in questions), default=0)))
@@ -94,14 +94,27 @@ def log_likelihoods(
     return np.sum(ranks.gather_array(scores), axis=0)
 
 
-def require_room(questions: Sequence[Question], block_size: int) -> None:
-    """Raises UserError where an ending by itself is longer than the model's context."""
-    longest = max((len(ending) for question in questions for ending in question.endings), default=0)
-    if longest > block_size:
+def with_room(examples: Sequence[Sequence[Question]], block_size: int) -> list[int]:
+    """The numbers of the examples (each the questions that are made of it) whose endings all fit the model's context.
+
+    Raises UserError where none does.
+    """
+    longest = [max((len(e) for question in questions for e in question.endings), default=0) for questions in examples]
+    numbers = [number for number, length in enumerate(longest) if length <= block_size]
+    if examples and not numbers:
         raise UserError(
-            f"an ending has {longest} tokens, more than the model's context of {block_size}: use a model with a longer "
-            "one"
+            f"an ending has {min(longest)} tokens, more than the model's context of {block_size}"
+            f"{', in every example' if len(examples) > 1 else ''}: use a model with a longer one"
         )
+    return numbers
+
+
+def left_out_note(left_out: int, examples: int, block_size: int) -> str:
+    """In words, how many of the examples are not among `with_room`'s."""
+    return (
+        f"{left_out:,} of {examples:,} examples ({100 * left_out / examples:.1f} %) are left out: "
+        f"an ending of theirs is longer than the model's context of {block_size} tokens"
+    )
 
 
 def trunk_share(questions: Sequence[Question], block_size: int, ranks: Ranks, batch_size: BatchSize) -> int:

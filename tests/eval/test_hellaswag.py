@@ -147,6 +147,32 @@ def test_the_script_chooses_as_the_definitions_do(tmp_path: Path, tokenizer: str
     assert "0.2945" in done.stdout
 
 
+def test_examples_without_room_are_left_out_and_counted(tmp_path: Path) -> None:
+    """What is scored is what a file without them has; each keeps its place in predictions and contamination."""
+    checkpoint = write_checkpoint(tmp_path / "run", noise=0.3, block_size=96)
+    rows = official_rows(17, seed=1)
+    fitting = [n for n, row in enumerate(rows) if max(len(f"   {e}".encode()) for e in row["endings"]) <= 96]
+    assert 1 < len(fitting) < 16
+    reports = []
+    for name, part in (("all", rows), ("fitting", [rows[number] for number in fitting])):
+        data, out = write_official(tmp_path / f"{name}.jsonl", part), tmp_path / f"{name}.json"
+        (tmp_path / "found.json").write_text(json.dumps(contamination_of(data, found=[fitting[0]], unchecked=[])))
+        more = ("--contamination", tmp_path / "found.json") if name == "all" else ()
+        done = run_script(checkpoint, "--data", data, "--json", out, "--device", "cpu", *more)
+        assert done.returncode == 0, done.stderr
+        assert ("examples (" in done.stdout and "are left out" in done.stdout) == (name == "all"), done.stdout
+        assert ("0.2945" in done.stdout) == (name == "fitting"), "published scores have all examples"
+        reports.append(json.loads(out.read_text()))
+    whole, few = reports
+    figures = ["examples", *METRICS, *(f"{metric}_stderr" for metric in METRICS)]
+    assert [whole[figure] for figure in figures] == [few[figure] for figure in figures]
+    assert [whole["examples_left_out"], few["examples_left_out"]] == [17 - len(fitting), 0]
+    assert [whole["predictions"][number] for number in fitting] == few["predictions"]
+    assert sum(entry["acc"] is None for entry in whole["predictions"]) == 17 - len(fitting)
+    sides = {side: whole["contamination"][side]["examples"] for side in ("found", "clean", "unchecked")}
+    assert sides == {"found": 1, "clean": len(fitting) - 1, "unchecked": 0}
+
+
 def test_a_note_names_the_sets_of_a_mix_that_no_report_is_of() -> None:
     contamination = Contamination((("f" * 64, "a"), ("e" * 64, "b")), frozenset(), frozenset())
     assert contamination.note({"mix": {"sets": [["web", "a"], ["code", "b"]]}, "data_identity": "mixed"}) is None

@@ -83,14 +83,25 @@ def test_a_missing_file_is_told_before_anything_begins(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_endings_too_long_for_the_model_are_told_before_the_first_step(tmp_path: Path) -> None:
+def test_endings_too_long_for_the_model_are_left_out_and_told_before_the_first_step(tmp_path: Path) -> None:
+    """Unless all are."""
     make_token_set(tmp_path / "data", train_tokens=2_000, val_tokens=500)
-    file = write_official(tmp_path / "official.jsonl", official_rows(8))
-    wish = ["--eval.hellaswag_every_steps=2", f"--eval.hellaswag_data={file}"]
-    done = train_by_path(*tiny_arguments(tmp_path, tmp_path / "data", "a", *wish))
+    rows = official_rows(8)
+    few = write_official(
+        tmp_path / "few.jsonl", [{**row, "endings": ["no", "is", "on", "3"]} for row in rows[:3]] + rows
+    )
+    none = write_official(tmp_path / "none.jsonl", rows)
+    wish = ["--eval.hellaswag_every_steps=2", f"--eval.hellaswag_data={few}"]
+    train(1, tmp_path, tiny_arguments(tmp_path, tmp_path / "data", "few", "--run.max_steps=2", *wish))
+    run = run_of(tmp_path, "few")
+    (found,) = (record for record in read_metrics(run.metrics) if "hellaswag_acc_norm" in record)
+    assert found["hellaswag_examples"] == 3
+    assert "HellaSwag: 8 of 11 examples (72.7 %) are left out" in run.log.read_text().partition("step 1/2")[0]
+
+    done = train_by_path(*tiny_arguments(tmp_path, tmp_path / "data", "none", *wish, f"--eval.hellaswag_data={none}"))
     assert done.returncode == 2, done.stderr
     assert "more than the model's context of 16" in done.stderr.splitlines()[-1]
-    assert not [record for record in read_metrics(run_of(tmp_path, "a").metrics) if "loss" in record]
+    assert not [record for record in read_metrics(run_of(tmp_path, "none").metrics) if "loss" in record]
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,14 @@ class HellaSwag(Evaluation):
         return WHOLE if every > 0 and (last or is_due(step, every)) else ()
 
     def build(self, tools: Tools) -> None:
-        """Raises UserError where the file holds something else, or the model's context is too short for an ending."""
+        """Raises UserError where the file holds something else, or no example fits into the model's context."""
         config = self.config.eval
         if not config.hellaswag_every_steps:
             return
         data = read_hellaswag(self._path())
         self._tools, self._data = tools, data
-        self._examples = evenly_spaced(data.examples, config.hellaswag_examples)
-        self._questions = make_questions(tools, self._examples)
+        asked = evenly_spaced(data.examples, config.hellaswag_examples)
+        self._examples, self._questions = make_questions(tools, "HellaSwag", asked)
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         """Answer and record; scores that are NaN, whose largest means nothing, as null."""
@@ -105,6 +105,8 @@ class Choices(Evaluation):
         asked = config.eval.choices if config.eval.choices_every_steps else {}
         self.curves = tuple(curve for name in asked for curve in curves_of(name))
         self._files: dict[str, OwnExamples] = {}
+        self._examples: dict[str, tuple[Example, ...]] = {}
+        self._questions: dict[str, tuple[Question, ...]] = {}
 
     def check(self, tokens: TokenSet) -> None:
         """Raises UserError where a file is missing or holds something else."""
@@ -118,13 +120,14 @@ class Choices(Evaluation):
         return WHOLE if every > 0 and (last or is_due(step, every)) else ()
 
     def build(self, tools: Tools) -> None:
-        """Raises UserError where the tokenizer lacks a character, or the model's context is too short for an ending."""
+        """Raises UserError where the tokenizer lacks a character, or of a file no example fits the model's context."""
         if not self.config.eval.choices_every_steps:
             return
         self._tools = tools
         count = self.config.eval.choices_examples
-        self._examples = {name: evenly_spaced(found.examples, count) for name, found in self._files.items()}
-        self._questions = {name: make_questions(tools, examples) for name, examples in self._examples.items()}
+        for name, found in self._files.items():
+            asked = evenly_spaced(found.examples, count)
+            self._examples[name], self._questions[name] = make_questions(tools, name, asked)
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         started, tools = time.monotonic(), self._tools
@@ -180,14 +183,22 @@ class Answers:
         return f"acc_norm {self.accuracy.value:.4f}{spread}, {self.bits_per_byte:.4f} bits per byte"
 
 
-def make_questions(tools: Tools, examples: Sequence[Example]) -> tuple[Question, ...]:
-    """Raises UserError where the tokenizer lacks a character, or the model's context is too short for an ending."""
-    from eval.hellaswag_task.metrics import plain_question
-    from eval.hellaswag_task.multiple_choice import require_room
+def make_questions(
+    tools: Tools, name: str, examples: Sequence[Example]
+) -> tuple[tuple[Example, ...], tuple[Question, ...]]:
+    """The examples with room in the model's context, and what is asked of each; the log has how many have none.
 
-    questions = tuple(plain_question(example, tools.tokenizer) for example in examples)
-    require_room(questions, tools.model.config.block_size)
-    return questions
+    Raises UserError where the tokenizer lacks a character, or no example has room.
+    """
+    from eval.hellaswag_task.metrics import plain_question
+    from eval.hellaswag_task.multiple_choice import left_out_note, with_room
+
+    questions = [plain_question(example, tools.tokenizer) for example in examples]
+    size = tools.model.config.block_size
+    numbers = with_room([(question,) for question in questions], size)
+    if left_out := len(examples) - len(numbers):
+        tools.recorder.log(f"{name}: {left_out_note(left_out, len(examples), size)}")
+    return tuple(examples[number] for number in numbers), tuple(questions[number] for number in numbers)
 
 
 def answer(tools: Tools, name: str, examples: Sequence[Example], questions: Sequence[Question]) -> Answers:
