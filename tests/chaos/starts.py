@@ -34,7 +34,7 @@ run: {{max_steps: {MAX_STEPS}, dtype: fp32, device: cpu}}
 """
 DEFAULT = Kind()
 CONVERSATIONS = "objective.kind=sft"  # the option of runs that learn from conversations
-ROLLOUTS = "objective.kind=grpo"  # the option of runs that sample answers, which start from a base
+ROLLOUTS = {"objective.kind=grpo", "objective.kind=ppo"}  # of runs that sample answers, which start from a base
 PAIRS = {"objective.kind=dpo", "objective.kind=reward"}  # of runs that learn from pairs of answers, with a base, too
 REWARDS = """
 def digits(prompts, completions, fields):
@@ -59,7 +59,7 @@ class Starts:
         self._runs = runs
         self.count = 0
         self._config = folder / "config.yaml"
-        rolls_out, compares = ROLLOUTS in options, not PAIRS.isdisjoint(options)
+        rolls_out, compares = not ROLLOUTS.isdisjoint(options), not PAIRS.isdisjoint(options)
         self._config.write_text(CONFIG if kind.adapted or rolls_out or compares else MODEL + CONFIG)
         self._base: list[str] = []  # what a fine-tuning is given before its options
         if kind.adapted:

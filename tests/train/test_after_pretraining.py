@@ -24,7 +24,7 @@ SMALLER = {
 }  # fmt: skip
 FEW_ANSWERS = [
     "--rollout.prompts_per_step=2", "--rollout.samples=2", "--rollout.max_tokens=6", "--rollout.held_out_prompts=2",
-    "--rollout.prompts_per_block=2",
+    "--rollout.prompts_per_block=2", "--rollout.minibatches=1",
 ]  # fmt: skip
 
 
@@ -45,7 +45,9 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     (tmp_path / "rewards.py").write_text(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0])
     for line in lines:
         python, script, *options = shlex.split(line)
-        few = FEW_ANSWERS if "grpo" in options else ["--batch.pairs_per_step=4"] if "dpo" in options else []
+        few = (
+            FEW_ANSWERS if {"grpo", "ppo"} & set(options) else ["--batch.pairs_per_step=4"] if "dpo" in options else []
+        )
         assert python == "python"
         done = subprocess.run(
             [sys.executable, str(PROJECT / script), *options, *SMALLER.get(script, []), *few],
@@ -57,7 +59,7 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
             timeout=120,
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)
-    for name in ("demo-talks", "demo-whole", "demo-dpo", "demo-grpo"):
+    for name in ("demo-talks", "demo-whole", "demo-dpo", "demo-grpo", "demo-ppo"):
         loaded = load_checkpoint(tmp_path / "runs" / name)
         assert isinstance(loaded.tokenizer, ChatTokenizer)
         assert loaded.model.config.vocab_size == 259

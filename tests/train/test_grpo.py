@@ -104,9 +104,9 @@ class Watched(Grpo):
         self.rollouts: list[Any] = []
         self.furthest = 0.0
 
-    def _to_learn(self, batch: StepBatch, rollout: Any, advantages: Any) -> StepBatch:
+    def _judged(self, rows: StepBatch, rollout: Any) -> Any:
         self.rollouts.append(rollout)
-        return super()._to_learn(batch, rollout, advantages)
+        return super()._judged(rows, rollout)
 
     def loss(self, model: Any, batch: Any, scale: Any) -> Any:
         if "old" in batch.more:
@@ -293,7 +293,7 @@ def test_three_tokens_by_hand(data: Path) -> None:
     rollout.answers.tokens[:] = [[5, end, 0, 0, 0, 0], [7, 8, 9, 7, 8, 9]]
     rollout.answers.lengths[:], rollout.answers.ended[:] = [2, 6], [True, False]
     batch = StepLoader(sequences_of(tokens, config), plan, rank=0, seed=5).step_at(0)
-    rows = objective._to_learn(batch, rollout, np.array([1.0, -1.0]))
+    rows = objective._rows(batch, rollout)
     n = len(prompt.ids)
     assert rows.tokens[0, 0, : n + 1].tolist() == [*prompt.ids.tolist(), 5]
     assert rows.targets[0, 0].tolist() == [IGNORE] * (n - 1) + [5, end] + [IGNORE] * (LENGTH - n - 1)

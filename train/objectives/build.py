@@ -14,9 +14,11 @@ from train.objectives.dpo import Dpo
 from train.objectives.grpo import Grpo
 from train.objectives.language_modelling import LanguageModelling
 from train.objectives.objective import Objective
+from train.objectives.ppo import Ppo
 from train.objectives.reward_model import RewardModel
 from train.objectives.rewards import load_rewards
 from train.objectives.rollout import Sampler
+from train.objectives.rollout_objective import RolloutObjective
 from train.settings.sections import Config, PreferenceConfig, RolloutConfig
 
 
@@ -27,7 +29,7 @@ def build_objective(
     section: of an objective that samples answers or compares them, of which only the loss works before its `prepare`.
     """
     if isinstance(section, RolloutConfig):
-        return Grpo(section)
+        return Ppo(section) if kind == "ppo" else Grpo(section)
     if section is not None:
         return RewardModel() if kind == "reward" else Dpo(section)
     return {"language_modelling": LanguageModelling, "sft": Answers}[kind](z_loss, sources)
@@ -61,11 +63,11 @@ def open_rollouts(
 ) -> StepLoader:
     """A loader of the prompts, and the objective prepared to answer them.
 
-    Args: reference: the policy that the run started from. on_act: as `Grpo.prepare` takes it.
+    Args: reference: the policy that the run started from. on_act: as `RolloutObjective.prepare` takes it.
 
-    Raises UserError where no prompt leaves room for an answer, and as `Grpo.prepare` does.
+    Raises UserError where no prompt leaves room for an answer, and as `RolloutObjective.prepare` does.
     """
-    assert isinstance(objective, Grpo), objective
+    assert isinstance(objective, RolloutObjective), objective
     rollout, seed = config.rollout, config.order_seed()
     sequences = prompt_sequences(
         tokens, config.model.block_size, samples=rollout.samples, max_tokens=rollout.max_tokens

@@ -180,18 +180,19 @@ class ObjectiveConfig:
             it; or sft (`--objective sft`), supervised fine-tuning (Ouyang et al. 2022, arXiv:2203.02155): the answers
             of conversations, which data_prep/conversations.py prepares. Conversations are packed whole, and attention
             stays inside them; or grpo (Shao et al. 2024, arXiv:2402.03300): answers that the model samples to the
-            conversations' prompts, by their rewards (section rollout; train/finetune.py only); or dpo (Rafailov et al.
-            2023, arXiv:2305.18290): which of two answers was preferred (section preference; data of
-            data_prep/preferences.py, train/finetune.py only); or reward, a reward model that scores answers, learned
+            conversations' prompts, by their rewards (section rollout; train/finetune.py only); or ppo (Schulman et al.
+            2017, arXiv:1707.06347), which learns from the same, and from a value of every token, by a scalar head; or
+            dpo (Rafailov et al. 2023, arXiv:2305.18290): which of two answers was preferred (section preference; data
+            of data_prep/preferences.py, train/finetune.py only); or reward, a reward model that scores answers, learned
             from the same data (Ouyang et al. 2022, section 3.5).
     """
 
-    kind: Literal["language_modelling", "sft", "grpo", "dpo", "reward"] = "language_modelling"
+    kind: Literal["language_modelling", "sft", "grpo", "ppo", "dpo", "reward"] = "language_modelling"
 
     @property
     def rolls_out(self) -> bool:
         """Whether it learns from answers that the model samples in every step."""
-        return self.kind == "grpo"
+        return self.kind in ("grpo", "ppo")
 
     @property
     def compares(self) -> bool:
@@ -205,8 +206,13 @@ class ObjectiveConfig:
 
     @property
     def scores(self) -> bool:
-        """Whether the model's scalar head is what learns."""
+        """Whether only the model's scalar head gives what is learned."""
         return self.kind == "reward"
+
+    @property
+    def learns_scalar_head(self) -> bool:
+        """Whether the model has a scalar head, which learns scores or values."""
+        return self.kind in ("reward", "ppo")
 
 
 @dataclass(frozen=True)
@@ -240,11 +246,11 @@ class PreferenceConfig:
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Answers that the model samples in every step, and what they are worth; of --objective grpo.
+    """Answers that the model samples in every step, and what they are worth; of --objective grpo and ppo.
 
     Args:
         prompts_per_step: prompts of one step, over all ranks.
-        samples: answers to each of them, the group that they are compared in.
+        samples: answers to each of them, with grpo the group that they are compared in.
         max_tokens: of an answer, its end token included; one that is longer is cut.
         temperature: what logits are divided by, for sampling and for log-probabilities alike.
         prompts_per_block: prompts that a rank answers side by side, with all their samples. It is part of what is
@@ -254,13 +260,19 @@ class RolloutConfig:
         epochs: how often a step goes through its answers.
         minibatches: updates of the optimizer in each epoch, all of one size.
         clip: how far the ratio of new and old probability may move from 1 to be learned from.
-        kl: weight of the KL from the policy that the run started from, in the loss; 0 keeps no such policy.
+        kl: weight of the KL from the policy that the run started from, with grpo in the loss, with ppo in the reward of
+            each token; 0 keeps no such policy.
         deviation_term: divide advantages by their group's standard deviation (Shao et al.); without it, Liu et al.
-            2025, arXiv:2503.20783.
+            2025, arXiv:2503.20783. Of grpo only.
         length_term: what the losses of an answer's tokens are divided by: answers, by their number, and the answers
             count alike (Shao et al.); tokens, by that of all answers, and tokens count alike (Yu et al. 2025,
-            arXiv:2503.14476); constant, by max_tokens (Liu et al. 2025).
+            arXiv:2503.14476); constant, by max_tokens (Liu et al. 2025). Of grpo only: with ppo tokens count alike.
         mask_cut: learn nothing from answers that were cut; their rewards count in their groups all the same.
+        gamma: what a token's reward is worth one token earlier; of ppo, as the following.
+        gae_lambda: how far advantages look ahead at rewards, rather than trust the next value: 1 to the end, 0 not at
+            all (Schulman et al. 2016, arXiv:1506.02438).
+        value_clip: how far a step may move a token's value to learn from it.
+        value_weight: of the values' loss, beside the policy's.
         held_out_prompts: how many prompts of the validation split are answered, with the likeliest tokens, at each
             validation, for the held-out reward; 0 none.
     """
@@ -278,25 +290,29 @@ class RolloutConfig:
     deviation_term: bool = True
     length_term: Literal["answers", "tokens", "constant"] = "answers"
     mask_cut: bool = False
+    gamma: float = 1.0
+    gae_lambda: float = 0.95
+    value_clip: float = 0.2
+    value_weight: float = 0.1
     held_out_prompts: int = 256
 
     def __post_init__(self) -> None:
-        counts = ("prompts_per_step", "max_tokens", "prompts_per_block", "epochs", "minibatches")
+        counts = ("prompts_per_step", "samples", "max_tokens", "prompts_per_block", "epochs", "minibatches")
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}: use 1 or more")
-        if self.samples < 2:
-            raise ValueError(f"rollout.samples is {self.samples}: use 2 or more, as answers are compared in groups")
         if self.prompts_per_step % self.minibatches:
             raise ValueError(
                 f"rollout.minibatches is {self.minibatches}, which doesn't divide rollout.prompts_per_step "
                 f"{self.prompts_per_step}: use a divisor of it"
             )
-        for name in ("temperature", "clip"):
+        for name in ("temperature", "clip", "value_clip", "value_weight"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"rollout.{name} is {getattr(self, name)}: use more than 0")
         if not 0 <= self.kl < math.inf or self.held_out_prompts < 0:
             raise ValueError("rollout.kl and rollout.held_out_prompts must not be negative")
+        if not 0 < self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
+            raise ValueError("rollout.gamma must be above 0, rollout.gae_lambda 0 or more, and neither above 1")
 
     @property
     def sequences(self) -> int:
@@ -759,10 +775,10 @@ class Config:
                 f"data.stride is {self.data.stride}, which leaves out tokens between sequences of model.block_size "
                 f"{self.model.block_size}: use at most that"
             )
-        if self.model.scalar_head and not self.objective.scores:
+        if self.model.scalar_head and not self.objective.learns_scalar_head:
             raise ValueError(
-                f"model.scalar_head is true, a reward model's, but --objective {self.objective.kind} would not train "
-                "it: add --model.scalar_head false"
+                f"model.scalar_head is true, a reward model's or a value function, but --objective "
+                f"{self.objective.kind} would not train it: add --model.scalar_head false"
             )
         if self.eval.weights == "ema" and self.optim.ema_half_life_tokens is None:
             raise ValueError("eval.weights is ema, but no average is kept: set optim.ema_half_life_tokens")

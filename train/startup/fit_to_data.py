@@ -12,6 +12,7 @@ from data_prep.token_sets.token_set import TokenSet, find_token_set
 from train.batches.mixture import Level, Mixture, levels_of_mix
 from train.settings.sections import Config, DataConfig
 
+OF_GRPO, OF_PPO = ("deviation_term", "length_term"), ("gamma", "gae_lambda", "value_clip", "value_weight")
 MANY_EPOCHS = 4.0  # up to which repeated text is nearly as good as new (Muennighoff et al. 2023, arXiv:2305.16264)
 
 
@@ -94,8 +95,8 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
         counts = source.tokens.manifest.conversations
         if kind == "sft" and counts is not None and not counts["train"]["answer_tokens"]:
             raise UserError(
-                f"{source.tokens.folder} holds prompts without answers: --objective grpo answers them, --objective sft "
-                "needs conversations"
+                f"{source.tokens.folder} holds prompts without answers: --objective grpo and ppo answer them, but "
+                "--objective sft needs conversations"
             )
         if config.objective.compares and not source.tokens.has_pairs:
             raise UserError(
@@ -169,6 +170,12 @@ def _fit_to_rollouts(config: Config) -> Config:
 
     rollout, data = config.rollout, config.data
     _refuse_unused(config, "the policy that learns must be the one that answers")
+    kind, as_it_is = config.objective.kind, type(rollout)()
+    for name in OF_PPO if kind == "grpo" else OF_GRPO:
+        if getattr(rollout, name) != getattr(as_it_is, name):
+            raise UserError(f"rollout.{name} doesn't go with --objective {kind}: leave it out")
+    if kind == "grpo" and rollout.samples < 2:
+        raise UserError(f"rollout.samples is {rollout.samples}: use 2 or more, as grpo compares answers in groups")
     if rollout.max_tokens >= config.model.block_size:
         raise UserError(
             f"rollout.max_tokens is {rollout.max_tokens}, which leaves no room for prompts in model.block_size "
@@ -182,7 +189,12 @@ def _fit_to_rollouts(config: Config) -> Config:
             "(rollout.prompts_per_step times rollout.samples, by rollout.minibatches): use a divisor"
         )
     tokens = rollout.sequences * config.model.block_size
-    return replace(config, batch=replace(config.batch, tokens_per_step=tokens), data=replace(data, document_mask=False))
+    return replace(
+        config,
+        batch=replace(config.batch, tokens_per_step=tokens),
+        data=replace(data, document_mask=False),
+        model=replace(config.model, scalar_head=config.objective.learns_scalar_head),
+    )
 
 
 def open_data(config: Config) -> TokenSet:
