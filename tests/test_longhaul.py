@@ -8,13 +8,21 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import longhaul
 from common.errors import UserError
+from data_prep.chat.messages import Message
+from eval.generation.conversation import Chat
+from eval.generation.options import Sampling
+from eval.reward_task.scoring import judged_ids
+from eval.shared.loading import load_checkpoint
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.conversation_sets import short_tokenizer
 
 PROJECT = Path(__file__).resolve().parents[1]
 TEXT = "The quick brown fox jumps over the lazy dog, again and again and again. " * 4
@@ -38,6 +46,37 @@ def test_losses_are_those_of_the_model_and_texts_repeat(tmp_path: Path) -> None:
     assert np.allclose(longhaul.load(checkpoint, dtype="bf16").losses(TEXT), losses, atol=0.1)
     texts = [model.generate("The", max_tokens=40, seed=seed) for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_conversations_are_answered_and_scored_as_the_commands_do(tmp_path: Path) -> None:
+    """The answer is eval/chat.py's, the score eval/reward.py's."""
+    tokenizer = short_tokenizer()
+    options: dict[str, Any] = {"tokenizer": tokenizer.spec, "block_size": 64, "noise": 0.3}
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "2+2?"}]
+    turns = [Message(entry["role"], entry["content"]) for entry in (*asked, {"role": "assistant", "content": "4"})]
+    path = write_checkpoint(tmp_path / "chat", **options)
+
+    model, chat = longhaul.load(path), Chat(load_checkpoint(path), Sampling(temperature=0), 8, 0, "s")
+    assert model.answer(asked, temperature=0, max_tokens=8) == "".join(chat.answer("2+2?"))
+    assert model.answer("2+2?", seed=3) == model.answer(asked[1:], seed=3) != model.answer(asked[1:], seed=4)
+
+    judge = longhaul.load(write_checkpoint(tmp_path / "judge", **options, scalar_head=True))
+    ids = torch.tensor([judged_ids(tokenizer, turns)])
+    with torch.no_grad():
+        expected = judge.gpt(ids, values=True)[0, -1].item()
+    assert judge.score([*asked, {"role": "assistant", "content": "4"}]) == pytest.approx(expected, abs=1e-6) != 0
+
+    plain = longhaul.load(write_checkpoint(tmp_path / "plain"))
+    for mistake, words in (
+        (lambda: plain.answer("a"), "has no chat template"),
+        (lambda: plain.score(asked), "is no reward model"),
+        (lambda: judge.score(asked), "is of the role user"),
+        (lambda: model.answer("a" * 99), "shorten it"),
+        (lambda: model.answer([{"role": "poet", "content": "a"}]), "a role other than"),
+    ):
+        with pytest.raises(UserError, match=words) as told:
+            mistake()
+        assert "\n" not in str(told.value)
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
