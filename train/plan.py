@@ -6,8 +6,9 @@
     python train/plan.py runs/demo --objective sft --data.path data/talks --gpu a100
 
 All options of train/pretrain.py may follow; after a base (a run or checkpoint) those of train/finetune.py, which needs
-its data. Else neither data nor a GPU nor torch is needed, except by --measure, which runs a few real steps on this
-machine. The exit status is 1 where the run does not fit. docs/planning.md derives the figures.
+its data, and with which --measure runs that. Else neither data nor a GPU nor torch is needed, except by --measure,
+which runs a few real steps on this machine. The exit status is 1 where the run does not fit. docs/planning.md derives
+the figures.
 """
 
 import argparse
@@ -69,13 +70,13 @@ def main() -> int:
     if arguments.measure and arguments.gpu:
         raise UserError("--measure is for the machine at hand: leave --gpu out")
     if options and not options[0].startswith("-"):
-        if arguments.measure:
-            raise UserError("--measure runs train/pretrain.py, which no fine-tuning is: leave it out")
         config, asked = read_finetuning(options)
         submitted = None  # slurm's scripts start train/pretrain.py
+        command = "train/finetune.py"
     else:
         config, asked = read_config(options)
         config, submitted = with_vocabulary(config), (options, arguments.time)
+        command = "train/pretrain.py"
     if asked.resume != "auto" or asked.allow_change or asked.print_config:
         raise UserError("--resume, --allow-change and --print_config are options of train/pretrain.py only")
     machine = machine_for(arguments, config)
@@ -83,7 +84,7 @@ def main() -> int:
     if arguments.measure:
         from train.estimates.measuring import measure
 
-        pace = measure(config, options, machine, arguments.measure)
+        pace = measure(config, options, machine, arguments.measure, command=command)
     limit = limit_seconds if arguments.gpu else None
     plan = make_plan(config, machine, limit_seconds=limit, pace=pace)
     print(as_text(plan, arguments.price_per_gpu_hour, submitted))

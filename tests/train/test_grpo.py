@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
 from common.metrics_file import read_metrics
+from common.paths import PROJECT
 from common.run_folder import RunFolder
 from data_prep.token_sets.packing import IGNORE
 from data_prep.token_sets.token_set import TokenSet
@@ -388,6 +391,13 @@ def test_a_reward_is_learned_shown_and_kept(
         )  # fmt: skip
         return arguments(base, tmp_path, data, "learns", *asked)
 
+    file, plan = tmp_path / "plan.json", [sys.executable, str(PROJECT / "train" / "plan.py")]
+    planned = subprocess.run(
+        [*plan, *command(given), "--measure=2", f"--json={file}"], check=True, capture_output=True, encoding="utf-8"
+    )
+    found = json.loads(file.read_text(encoding="utf-8"))
+    assert 0 < found["sampling_seconds"] < found["step_seconds"] and found["hours_by_part"]["validations"] > 0
+    assert "of a step: 16 answers of 6 tokens at most, 2 prompts side by side (measured)" in planned.stdout
     finetune(1, tmp_path, command(given))
     run = run_of(tmp_path, "learns")
     notes = [r for r in told(run) if r["kind"] == "rollout"]
@@ -406,8 +416,8 @@ def test_a_reward_is_learned_shown_and_kept(
     assert other in refusal(monkeypatch, command(moved, longer, weight=0.2))
     finetune(1, tmp_path, command(moved, longer))
     moved.write_text(REWARDS.replace("/ 4", "/ 5"))
-    found = refusal(monkeypatch, command(moved))
-    assert "with another reward digits (" in found and f"than {moved}:digits is now (" in found
+    other = refusal(monkeypatch, command(moved))
+    assert "with another reward digits (" in other and f"than {moved}:digits is now (" in other
     finetune(1, tmp_path, command(moved, "--run.max_steps=42", "--allow-change=rollout.reward"))
     assert read_checkpoint_manifest(list_checkpoints(run.checkpoints)[0][1])["step"] == 42
 

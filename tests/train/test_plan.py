@@ -106,8 +106,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         ("--gpu", "h100", "--gpus-per-node", "7"): "don't divide among 7 ranks",
         ("--nodes", "2"): "--nodes is for a cluster",
         ("--gpu", "h100", "--measure"): "--measure is for the machine at hand",
-        ("runs/none", "--measure"): "--measure runs train/pretrain.py, which no fine-tuning is",
-        ("runs/none", "--data.path=x"): "none",
+        ("runs/none", "--data.path=x", "--measure"): "none",
         ("--gpu", "h100", "--time", "soon"): "--time soon: give minutes",
     }.items():
         status, _, complained = run_plan(*options)
@@ -226,6 +225,42 @@ def test_old_cards_train_in_fp16_and_say_so() -> None:
     plan = plan_of(["--model.preset=gpt2-124m"], "v100", 1, 8)
     assert plan.config.run.dtype == "fp16"
     assert "dtype fp16: v100 (compute capability 7.0) has no bf16" in plan.reasons
+
+
+def test_sampling_answers_is_part_of_a_steps_time() -> None:
+    def plan(*more: str, **cluster: Any) -> Plan:
+        answers = ["--objective=grpo", "--reward=r.py:f", "--batch.tokens_per_step=262144", "--batch.micro_batch=4"]
+        return plan_of(["--model.preset=gpt2-124m", *answers, *more], **{"gpus_per_node": 1, **cluster})
+
+    def sampling(*more: str, **cluster: Any) -> float:
+        found = plan(*more, **cluster)
+        assert found.step is not None and found.pace is not None
+        assert found.pace.sampling == found.step.sampling and found.pace.step == found.step.total
+        assert 0 < found.step.sampling < found.step.total
+        return found.step.sampling
+
+    once = sampling()
+    assert sampling("--rollout.max_tokens=256") > 1.9 * once, "a token after the other"
+    assert sampling("--rollout.samples=16", "--batch.tokens_per_step=524288") >= once
+    assert sampling("--rollout.prompts_per_step=64", "--batch.tokens_per_step=524288") == pytest.approx(2 * once)
+    assert sampling("--rollout.prompts_per_block=2") > once >= sampling(gpus_per_node=4) > 0.2 * once
+    assert sampling("--run.dtype=fp32") >= once and sampling(gpu="a100-80") >= once
+    # other policies give log-probabilities, and every update and epoch takes its time
+    alone, compared = plan("--rollout.kl=0").step, plan().step
+    several = plan("--rollout.kl=0", "--rollout.epochs=2", "--rollout.minibatches=2").step
+    assert alone is not None and compared is not None and several is not None
+    assert alone.other_policies == 0 < compared.other_policies == pytest.approx(several.other_policies)
+    assert compared.other_policies < alone.matrix_products + alone.attention + alone.elementwise + alone.head
+    assert several.matrix_products == 2 * alone.matrix_products and several.update == 4 * alone.update
+    # the share is shown, and other objectives have none
+    shown = plan()
+    assert shown.step is not None
+    share = f"{shown.step.sampling / shown.step.total:.0%} of a step: 256 answers of 128 tokens at most, 8 prompts"
+    assert share in as_text(shown) and as_json(shown, None)["sampling_seconds"] == once
+    held_out = shown.durations, plan("--rollout.held_out_prompts=0").durations
+    assert held_out[0] is not None and held_out[1] is not None and held_out[0].validations > held_out[1].validations
+    learned = plan_of(["--model.preset=gpt2-124m"])
+    assert as_json(learned, None)["sampling_seconds"] is None and "sampling" not in as_text(learned)
 
 
 def test_hours_are_steps_validations_saves_and_starts() -> None:

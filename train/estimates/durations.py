@@ -15,6 +15,7 @@ class Pace:
     """Seconds of everything that a run does again and again.
 
     measured: by real steps; else modelled. start: until the first step. save: for which training stands still.
+    sampling: of a step's answers, part of `step`; None where none are sampled.
     """
 
     step: float
@@ -22,6 +23,7 @@ class Pace:
     save: float
     start: float
     measured: bool = False
+    sampling: float | None = None
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,17 @@ FIRST = 2  # steps that are not counted: they take memory that later ones find
 NAME = "measured"
 
 
-def measure(config: Config, options: list[str], machine: Machine, steps: int) -> Pace:
+def measure(
+    config: Config, options: list[str], machine: Machine, steps: int, *, command: str = "train/pretrain.py"
+) -> Pace:
     """Train so many steps in a folder that is deleted afterwards, with a validation before and after, and a save.
 
     Args:
-        options: of train/pretrain.py, as the run has them.
+        options: as the run has them. command: the trainer that takes them.
 
     Raises UserError with the trainer's last line where it fails.
     """
-    script = [str(PROJECT / "train" / "pretrain.py")]
+    script = [str(PROJECT / command)]
     if machine.ranks_per_node > 1:
         launcher = str(PROJECT / "train" / "launch.py")
         script = [launcher, "--standalone", f"--nproc_per_node={machine.ranks_per_node}", *script]
@@ -47,9 +49,9 @@ def measure(config: Config, options: list[str], machine: Machine, steps: int) ->
             "profile.first": 0,
             "log.wandb": "false",
         }
-        command = [sys.executable, *script, *options, *(f"--{key}={value}" for key, value in changed.items())]
+        line = [sys.executable, *script, *options, *(f"--{key}={value}" for key, value in changed.items())]
         started = time.monotonic()
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
+        done = subprocess.run(line, capture_output=True, encoding="utf-8", errors="replace", check=False)
         if done.returncode:
             complaint = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
             raise UserError(f"--measure: the trainer ended with status {done.returncode}: {complaint}")
@@ -66,14 +68,15 @@ def pace_of(folder: RunFolder, seconds_in_all: float) -> Pace:
     steps = [record for record in records if record.get("step_seconds") is not None]
     # from one record to the next: with what a step does beside learning
     seconds = [float(after["time"] - before["time"]) for before, after in itertools.pairwise(steps[FIRST - 1 :])]
-    work = ("step_seconds", "val_seconds", "save_blocked_seconds")
+    work = ("step_seconds", "val_seconds", "save_blocked_seconds", "held_out_seconds", "held_back_seconds")
     worked = sum(float(record[key]) for record in records for key in work if record.get(key) is not None)
     return Pace(
         step=statistics.median(seconds or [float(steps[-1]["step_seconds"])]),
-        validation=_median(records, "val_seconds"),
+        validation=max(_median(records, key) for key in ("val_seconds", "held_out_seconds", "held_back_seconds")),
         save=_median(records, "save_blocked_seconds"),
         start=max(0.0, seconds_in_all - worked),
         measured=True,
+        sampling=_median(records, "rollout_seconds") or None,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from common.paths import PROJECT
 from common.progress import format_bytes, format_count, format_duration
 from model.counts import flops_per_token, parameter_count
+from train.estimates.durations import Pace
 from train.estimates.run_memory import MEMORY_SHARE, describe_model
 from train.estimates.run_plan import TOKENS_PER_PARAMETER, Plan
 
@@ -47,6 +48,7 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
         "reasons": plan.reasons,
         "calibrated_on": plan.calibrated_on,
         "step_seconds": None if plan.pace is None else plan.pace.step,
+        "sampling_seconds": None if plan.pace is None else plan.pace.sampling,
         "step_seconds_by_part": None if plan.step is None else asdict(plan.step),
         "tokens_per_second_per_gpu": None if speed is None else speed / machine.world_size,
         "tokens_per_second": speed,
@@ -161,6 +163,8 @@ def _speed_lines(plan: Plan, price: float | None) -> list[str]:
         shares = {name: seconds / plan.step.total for name, seconds in asdict(plan.step).items()}
         largest = sorted(shares, key=lambda name: -shares[name])
         lines.append(f"a step: {', '.join(f'{name} {shares[name]:.1%}' for name in largest if shares[name] >= 0.0005)}")
+    if pace.sampling is not None:
+        lines.append(_sampling_line(plan, pace))
     beside = {"steps": spent.steps, "validations": spent.validations, "saves": spent.saves, "starts": spent.starts}
     parts = ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in beside.items())
     restarts = "" if spent.restarts <= 0 else f", {spent.restarts} restarts at the time limit"
@@ -172,6 +176,17 @@ def _speed_lines(plan: Plan, price: float | None) -> list[str]:
         money = "" if price is None else f", {price * hours:,.2f} at {price:g} an hour"
         lines.append(f"GPU hours: {hours:,.1f}{money}{kwh}")
     return lines
+
+
+def _sampling_line(plan: Plan, pace: Pace) -> str:
+    rollout, sampling = plan.config.rollout, pace.sampling or 0.0
+    longest = plan.config.model.block_size - rollout.max_tokens
+    estimate = f"an estimate, compared with no run, for prompts of {longest:,} tokens and answers of full length"
+    how = "measured" if pace.measured else estimate
+    return (
+        f"sampling answers: {sampling:.3g} s, {sampling / pace.step:.0%} of a step: {rollout.sequences:,} answers of "
+        f"{rollout.max_tokens:,} tokens at most, {rollout.prompts_per_block} prompts side by side ({how})"
+    )
 
 
 def _disk_line(plan: Plan) -> str:

@@ -18,6 +18,7 @@ from train.batches.plan import BatchPlan, plan_batches
 from train.checkpoints.disk_space import bytes_of_checkpoint, needed_bytes
 from train.estimates.durations import COMPILE_SECONDS, START_SECONDS, Durations, Pace, durations
 from train.estimates.machines import Machine, machine_of
+from train.estimates.rollout_time import held_out_of, sampling_seconds, with_rollout
 from train.estimates.run_memory import (
     KEPT_SHARE,
     Room,
@@ -29,7 +30,7 @@ from train.estimates.run_memory import (
     shapes_to_train,
     state_of_config,
 )
-from train.estimates.speed import CALIBRATED_ON, StepTime, Work, forward_seconds, step_time
+from train.estimates.speed import CALIBRATED_ON, Cluster, StepTime, Work, forward_seconds, step_time
 from train.settings.sections import Config
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556)
@@ -118,7 +119,7 @@ def make_plan(
     # what a user has named is taken as long as it fits at all; a choice leaves more
     share = {"share": KEPT_SHARE} if asked.batch.micro_batch != "auto" else {}
     good = fits(config, batch.micro_batch, recompute_every(config), machine.room, **share)
-    step = None if (cluster := machine.cluster) is None else step_time(_work(config, batch), cluster)
+    step = None if (cluster := machine.cluster) is None else _step_time(config, batch, cluster)
     modelled = step is not None and pace is None
     if step is not None and pace is None:
         pace = _modelled(config, machine, batch, step)
@@ -183,17 +184,34 @@ def _work(config: Config, batch: BatchPlan) -> Work:
     )
 
 
+def _step_time(config: Config, batch: BatchPlan, cluster: Cluster) -> StepTime:
+    work = _work(config, batch)
+    step = step_time(work, cluster)
+    if not config.objective.rolls_out:
+        return step
+    reference = config.needs_reference
+    return with_rollout(step, work, cluster, config.rollout, reference=reference)
+
+
+def _validation_seconds(config: Config, batch: BatchPlan, cluster: Cluster) -> float:
+    """Of a validation's tokens, or of held-out answers."""
+    work = _work(config, batch)
+    if config.objective.rolls_out:
+        return sampling_seconds(work, cluster, held_out_of(work.model, config.rollout))
+    return forward_seconds(work, cluster, max(config.model.block_size, config.eval.tokens // cluster.world_size))
+
+
 def _modelled(config: Config, machine: Machine, batch: BatchPlan, step: StepTime) -> Pace:
     cluster = machine.cluster
     assert cluster is not None
     share = sum(_checkpoint(config)[:1]) / machine.world_size
     compiling = COMPILE_SECONDS if config.run.compile else 0.0
-    validated = max(config.model.block_size, config.eval.tokens // machine.world_size)
     return Pace(
         step=step.total,
-        validation=forward_seconds(_work(config, batch), cluster, validated),
+        validation=_validation_seconds(config, batch, cluster),
         save=share / HOST_COPY_RATE,
         start=START_SECONDS + compiling,
+        sampling=step.sampling or None,
     )
 
 

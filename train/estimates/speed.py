@@ -79,7 +79,7 @@ class Work:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step by what they go to."""
+    """Seconds of a step by what they go to. Those of rollouts are 0 for other objectives."""
 
     matrix_products: float
     attention: float
@@ -89,6 +89,8 @@ class StepTime:
     update: float
     communication: float  # that is not hidden
     launches: float  # of kernels, where these take longer than the work
+    sampling: float = 0.0  # of answers (`train.estimates.rollout_time`)
+    other_policies: float = 0.0  # log-probabilities by the one that sampled, and by the one of the run's start
 
     @property
     def total(self) -> float:
@@ -99,7 +101,7 @@ def step_time(work: Work, cluster: Cluster) -> StepTime:
     """Of one step on each rank."""
     gpu, model = cluster.gpu, work.model
     tokens = work.micro_batch * model.block_size  # of a micro-batch
-    rate, bandwidth = _matrix_rate(gpu, work.dtype), BANDWIDTH_SHARE * gpu.bandwidth
+    rate, bandwidth = matrix_rate(gpu, work.dtype), BANDWIDTH_SHARE * gpu.bandwidth
     recomputed = _recomputed_share(work)
     parameters = parameter_count(model)
     trained = parameters if work.adapters is None else work.adapters
@@ -150,7 +152,7 @@ def _communication(work: Work, cluster: Cluster, trained: int, micro_seconds: fl
     return waited + (4 * trained * passed if work.sharded else 0.0)
 
 
-def _matrix_rate(gpu: Gpu, dtype: Dtype) -> float:
+def matrix_rate(gpu: Gpu, dtype: Dtype) -> float:
     """FLOP/s of matrix products."""
     rate = MATRIX_SHARE[gpu.family] * gpu.flops
     if dtype != "fp32":
