@@ -91,6 +91,7 @@ def with_onnxruntime(folder: Path, prompt: str, count: int) -> Answer:
         dynamic_shapes=({1: length}, {1: length}),
     )  # fmt: skip
     (folder / "onnx").mkdir(exist_ok=True)
+    assert made is not None
     made.save(folder / "onnx" / "model.onnx")
     session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx")
 
