@@ -203,7 +203,9 @@ def _number(record: Mapping[str, Any], key: str | None) -> float | int | None:
 
 
 def format_figure(value: float) -> str:
-    """A figure as people read it: a count as it is, anything else with four decimals, or four digits."""
+    """A figure as people read it: a count as it is, thousands as whole ones, others with four decimals or digits."""
     if isinstance(value, int):
         return f"{value:,}" if abs(value) < 10**9 else format_count(value)
+    if 1e3 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.4g}"

@@ -5,7 +5,7 @@ is a UserError in one line with the file's name: views of a run leave that file 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,8 +68,16 @@ def read_starts(provenance: Path) -> list[dict[str, Any]]:
 
 
 def read_samples(folder: RunFolder) -> list[dict[str, Any]]:
-    """What the model generated, in the order of the file: `step`, `prompt`, `text`, `time`. Raises UserError."""
+    """What the model generated, in the order of the file: `step`, `prompt`, `text`, `time`, of answers that were judged
+    `reward`. Raises UserError.
+    """
     return _read(folder.samples, read_records, [])
+
+
+def reward_of(sample: Mapping[str, Any]) -> str:
+    """A sample's reward as it is shown; "" where it has none."""
+    reward = sample.get("reward")
+    return f"{reward:.3g}" if isinstance(reward, int | float) and not isinstance(reward, bool) else ""
 
 
 def read_score(folder: RunFolder) -> Score:

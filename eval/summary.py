@@ -39,7 +39,15 @@ from common.plain_text import one_line
 from common.planned import Beside, planned_beside
 from common.progress import format_count, format_duration
 from common.publish import write_json_output
-from common.run_files import leniently, read_configuration, read_configuration_as, read_samples, read_starts, unreadable
+from common.run_files import (
+    leniently,
+    read_configuration,
+    read_configuration_as,
+    read_samples,
+    read_starts,
+    reward_of,
+    unreadable,
+)
 from common.run_folder import RunFolder
 from common.time_spent import time_spent
 from eval.reporting.outcomes import Outcome, outcomes
@@ -252,7 +260,8 @@ def print_samples(folder: RunFolder) -> None:
         if sample["step"] == step:
             text = json.dumps(sample.get("text") or "", ensure_ascii=False)[1:-1]
             shown = f"{text[:SHOWN_CHARACTERS]}{'…' if len(text) > SHOWN_CHARACTERS else ''}"
-            print(one_line(f"  {sample.get('prompt') or ''}│{shown}"))
+            worth = f" (reward {reward})" if (reward := reward_of(sample)) else ""
+            print(one_line(f"  {sample.get('prompt') or ''}│{shown}{worth}"))
 
 
 def print_places(folder: RunFolder) -> None:

@@ -1,7 +1,7 @@
 """The live view of a run: lines of text for a terminal of any size."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from common.metric_fields import VALIDATED, by_source, is_step
 from common.metrics_file import last_json_lines
 from common.metrics_table import MetricsTable, Values
 from common.progress import format_count, format_duration
-from common.run_files import leniently, read_configuration, unreadable
+from common.run_files import leniently, read_configuration, reward_of, unreadable
 from common.run_folder import RunFolder
 from eval.reporting.curves import smooth
 from eval.reporting.run_data import flops_per_token_of
@@ -141,10 +141,9 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
         lines.append(look.paint(fit(NOT_CAUSAL, width, look), "31"))
     if len(run.table) == 0:
         return [*lines, fit("no training step yet: waiting for the first one", width, look)][:height]
-    lines += [
-        fit(line, width, look)
-        for line in (_progress(run, width, look, now), _figures(run), _evaluations(run), _sources(run), _layers(run))
-    ]
+    lines += [fit(line, width, look) for line in (_progress(run, width, look, now), _figures(run))]
+    lines += [fit(line, width, look) for line in _rows(_evaluations(run), width, max(1, height // 5))]
+    lines += [fit(line, width, look) for line in (_sources(run), _layers(run))]
     lines = [line for line in lines if line]
     sample = _sample_lines(run, width, look, 3 if height >= 20 else 1 if height >= 10 else 0)
     room = height - len(lines) - len(sample)
@@ -249,7 +248,18 @@ def _mean_of_last_losses(table: MetricsTable) -> float:
     return float(np.nanmean(losses)) if np.isfinite(losses).any() else math.nan
 
 
-def _evaluations(run: LiveRun) -> str:
+def _rows(parts: Sequence[str], width: int, most: int) -> list[str]:
+    """Parts side by side, in at most so many lines; the last one has all that is left."""
+    rows: list[str] = []
+    for part in parts:
+        if rows and (len(rows) == most or len(rows[-1]) + 2 + len(part) <= width):
+            rows[-1] += f"  {part}"
+        else:
+            rows.append(part)
+    return rows
+
+
+def _evaluations(run: LiveRun) -> list[str]:
     parts = []
     comparable = run.table.comparable("val_loss")
     validations = [event for event in comparable if event["val_loss"] is not None]
@@ -271,7 +281,7 @@ def _evaluations(run: LiveRun) -> str:
     saves = run.table.of_kind("save_seconds")
     if saves:
         parts.append(f"saved at step {saves[-1]['step']:,}")
-    return "  ".join(parts)
+    return parts
 
 
 def _layers(run: LiveRun) -> str:
@@ -287,10 +297,15 @@ def _layers(run: LiveRun) -> str:
 
 
 def _plots(run: LiveRun, width: int, height: int, look: Look) -> list[str]:
-    """Loss, and tokens per second beside it where the terminal is wide, below it where it is high."""
+    """Loss, and tokens per second beside it where the terminal is wide, below it where it is high.
+
+    Of a run that samples answers their reward instead of the loss, which says little there.
+    """
     if height < 4 or width < 24:
         return []
-    loss, rate = (run.table.column(key) for key in ("loss", "tokens_per_second"))
+    rewards = _rewards(run)
+    learned = "reward" if len(rewards) else "loss"
+    loss, rate = rewards if len(rewards) else run.table.column("loss"), run.table.column("tokens_per_second")
     loss, rate = (smooth(values, len(values) // 100) for values in (loss, rate))
     steps = run.table.column("step")
     ends = (float(steps[0]), float(steps[-1]))
@@ -303,16 +318,23 @@ def _plots(run: LiveRun, width: int, height: int, look: Look) -> list[str]:
 
     if width >= 100:
         left = width * 3 // 5
-        first = drawn("loss", loss, left - 2, height, "{:.4g}".format)
+        first = drawn(learned, loss, left - 2, height, "{:.4g}".format)
         second = drawn("tokens/s", rate, width - left, height, format_count)
         pairs = zip(first or [""] * height, second or [""] * height, strict=False)
         return [_colored(f"{a:{left}}{b}".rstrip(), look) for a, b in pairs]
-    parts = [("loss", loss, "{:.4g}".format)] + ([("tokens/s", rate, format_count)] if height >= 14 else [])
+    parts = [(learned, loss, "{:.4g}".format)] + ([("tokens/s", rate, format_count)] if height >= 14 else [])
     lines: list[str] = []
     for title, values, label in parts:
         share = height // len(parts)
         lines += drawn(title, values, width, share, label)
     return [_colored(line, look) for line in lines]
+
+
+def _rewards(run: LiveRun) -> Values:
+    """Of sampled answers, step by step; empty for a run that samples none."""
+    curve = run.table.curves.get("reward")
+    found = [] if curve is None else [curve.value(event) for event in run.table.of_kind("reward")]
+    return np.array([value for value in found if value is not None], dtype=np.float64)
 
 
 def _colored(line: str, look: Look) -> str:
@@ -322,7 +344,9 @@ def _colored(line: str, look: Look) -> str:
 def _sample_lines(run: LiveRun, width: int, look: Look, count: int) -> list[str]:
     if not run.sample or count == 0:
         return []
-    text = f"sample, step {run.sample.get('step', '?')}: {run.sample.get('prompt', '')}|{run.sample['text']}"
+    reward = reward_of(run.sample)
+    worth = f", reward {reward}" if reward else ""
+    text = f"sample, step {run.sample.get('step', '?')}{worth}: {run.sample.get('prompt', '')}|{run.sample['text']}"
     text = " ".join(text.split())
     ends = [(row + 1) * width if row < count - 1 else len(text) for row in range(count)]
     rows = [fit(text[row * width : end], width, look) for row, end in enumerate(ends)]

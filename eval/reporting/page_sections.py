@@ -12,6 +12,7 @@ from common.bad_batch import layer_at_fault
 from common.curves import VALIDATION, Curve, format_figure
 from common.measured import describe_validation, measured_alike
 from common.progress import format_duration
+from common.run_files import reward_of
 from common.time_spent import labels_of
 from eval.reporting.comparison import Table, rows_with
 from eval.reporting.html_parts import code, fill, folded, note, table, warning
@@ -177,7 +178,7 @@ def _ranks(start: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def samples(runs: Sequence[RunData]) -> Markup:
-    """What the models generated, at steps spread over the run, the newest first."""
+    """What the models generated, at steps spread over the run, the newest first; answers with their rewards."""
     told = []
     for run in runs:
         latest = {
@@ -188,7 +189,8 @@ def samples(runs: Sequence[RunData]) -> Markup:
             last = len(steps) - 1
             steps = sorted({steps[round(index * last / (SHOWN_STEPS - 1))] for index in range(SHOWN_STEPS)})
         for position, step in enumerate(reversed(steps)):
-            written = [(sample.get("prompt", ""), _shown(sample)) for (at, _), sample in latest.items() if at == step]
+            own = [sample for (at, _), sample in latest.items() if at == step]
+            written = [(sample.get("prompt", ""), _shown(sample), reward_of(sample)) for sample in own]
             heading = f"{run.name}, step {step:,}" if len(runs) > 1 else f"step {step:,}"
             told.append((heading, position == 0, written))
     return fill("samples.html", steps=told) if told else Markup()

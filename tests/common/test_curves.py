@@ -94,6 +94,8 @@ def test_no_kind_has_the_name_of_another_record_or_part_of_the_time() -> None:
         (1e-5, "1e-05"),
         (2.5e7, "2.5e+07"),
         (0.0, "0.0000"),
+        (999.9, "999.9000"),
+        (4586.6216, "4,587"),
     ],
 )
 def test_figures_as_people_read_them(value: float, text: str) -> None:

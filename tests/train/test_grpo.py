@@ -16,10 +16,16 @@ import torch
 from common.checkpoint_files import list_checkpoints, read_checkpoint_manifest
 from common.errors import UserError
 from common.metrics_file import read_metrics
+from common.metrics_table import MetricsTable
 from common.paths import PROJECT
 from common.run_folder import RunFolder
 from data_prep.token_sets.packing import IGNORE
 from data_prep.token_sets.token_set import TokenSet
+from eval.reporting import page_sections
+from eval.reporting.evaluation_pictures import curves_of
+from eval.reporting.live_view import LiveRun, Look
+from eval.reporting.run_data import load_run
+from eval.summary import print_samples
 from model.config import ModelConfig
 from model.gpt import GPT
 from model.initialisation import initialise
@@ -380,7 +386,7 @@ def test_a_stopped_run_resumes_to_the_bit(
 
 
 def test_a_reward_is_learned_shown_and_kept(
-    tmp_path: Path, data: Path, rewards: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, data: Path, rewards: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, given = base_of(tmp_path / "base"), Path(shutil.copy(rewards, tmp_path / "rewards.py"))
 
@@ -410,6 +416,20 @@ def test_a_reward_is_learned_shown_and_kept(
     assert all(math.isfinite(s["reward"]) for s in samples if s["prompt"].endswith("<|bot|>"))
     assert "objective: grpo, 4 prompts a step x 4 answers of at most 6 tokens" in run.log.read_text()
     assert "(reward " in run.log.read_text()
+    live, shown = LiveRun(run, MetricsTable(run.metrics)), Look(unicode=True, color=False)
+    live.refresh()
+    lines = live.frame(120, 40, shown, 0.0)
+    assert any(line.startswith("reward  ") for line in lines), "drawn instead of the loss"
+    for figure in ("held-out reward", "reward digits", "reward short", "entropy", "share of answers cut", "repeated"):
+        assert any(figure in line for line in lines), figure
+    assert lines[-1].startswith(f"sample, step 40, reward {samples[-1]['reward']:.3g}: ")
+    data_of = load_run(run.path)
+    assert f"reward {samples[-1]['reward']:.3g}</p>" in page_sections.samples([data_of])
+    pictured = {curve.figure for curve in curves_of([data_of])}
+    figures = "held_out_reward reward reward_digits reward_short entropy clip_share cut_share answer_length repetition"
+    assert {*figures.split(), "equal_groups", "generation_tokens_per_second"} <= pictured
+    print_samples(run)
+    assert f"(reward {samples[-1]['reward']:.3g})\n" in capsys.readouterr().out
     # the run keeps its rewards, wherever their file lies
     moved, longer = given.rename(tmp_path / "moved.py"), "--run.max_steps=41"
     other = "with the rewards 1*digits + 0.1*short, this run has 1*digits + 0.2*short: put it back, or give --allow-"

@@ -9,6 +9,7 @@ import numpy as np
 
 from common.curves import Curve
 from train.evaluations.evaluation import WHOLE, Evaluation, Parts, Tools, is_due
+from train.objectives.rewards import recorded_rewards
 from train.progress import Progress
 
 if TYPE_CHECKING:
@@ -52,6 +53,10 @@ class HeldOutReward(Evaluation):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
+        parts = [reward["name"] for reward in recorded_rewards(config.rollout.reward)]
+        if len(parts) > 1:
+            own = (Curve(ROLLOUT, f"reward_{name}", f"reward {name}", higher_is_better=True) for name in parts)
+            self.curves = (*self.curves[:2], *own, *self.curves[2:])  # behind their sum
         self.at_start = config.rollout.held_out_prompts > 0
 
     def due(self, step: int, *, last: bool) -> Parts:
