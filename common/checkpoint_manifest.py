@@ -281,6 +281,14 @@ def origin_of(manifest: CheckpointManifest, weights: str = "trained") -> str:
     return f"mean of the checkpoints of steps {', '.join(steps)}"
 
 
+def has_value_function(manifest: CheckpointManifest) -> bool:
+    """Whether a checkpoint's scalar head is the value function that PPO learned, which only its training needs; another
+    one is a reward model's.
+    """
+    objective = manifest.get("config", {}).get("objective")
+    return isinstance(objective, dict) and objective.get("kind") == "ppo"
+
+
 def optimizer_of(manifest: CheckpointManifest) -> str:
     """The name of the optimizer whose state a checkpoint holds."""
     return OPTIMIZER_OF_FORMAT_1 if manifest["format_version"] == 1 else manifest["optimizer"]

@@ -126,6 +126,7 @@ def memory_estimate(
     muon: bool = False,
     heap_gaps: bool = True,
     reference: bool = False,
+    held_bytes: int = 0,
 ) -> MemoryEstimate:
     """Memory of training on one of any number of DDP ranks, whose gradients are views of its buckets.
 
@@ -151,6 +152,7 @@ def memory_estimate(
             activations are there; 0: none is taken.
         several_ranks: DDP is there. muon: it trains matrices.
         reference: the weights that the run started from are kept beside those that are trained.
+        held_bytes: other models' weights that are there as well.
         heap_gaps: the C library keeps gaps between tensors on a CPU, as glibc does unless it is told otherwise.
     """
     tables = 1 if config.tie_weights else 2
@@ -169,7 +171,7 @@ def memory_estimate(
     logits = _logits_bytes(config.padded_vocab_size, tokens, dtype, device_type, compiled, capped)
     head_copies = _head_cast(config, matmul) + new_rows * config.padded_vocab_size * config.n_embd * FLOAT32
     return MemoryEstimate(
-        weights=((2 if reference else 1) * parameters + (adapters or 0)) * FLOAT32,
+        weights=((2 if reference else 1) * parameters + (adapters or 0)) * FLOAT32 + held_bytes,
         copies=_cast_bytes(config, matmul),
         gradients=trained * FLOAT32,
         optimizer=optimizer_bytes,

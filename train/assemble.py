@@ -34,17 +34,17 @@ def assemble(run: OpenRun, plan: StartPlan, recording: Recording) -> Trainer:
     stepper = _build_stepper(run, plan, recording, Parallel(model, ranks), optimizer, statistics)
 
     # Batches, and what happens between steps
-    held_back = None
+    held_back = sampler = None
     if config.objective.compares:
         loader, held_back = open_pairs(run, plan, recording, stepper.objective, model)
     elif config.objective.rolls_out:
         reference = build_reference(run, plan) if config.needs_reference else None
         pieces = (config, request.tokens, model, reference, ranks, plan.batch, plan.dtype)
-        loader = open_rollouts(stepper.objective, *pieces, on_act=recording.acts.start)
+        loader, sampler = open_rollouts(stepper.objective, *pieces, on_act=recording.acts.start)
     else:
         loader = plan.open_sequences(request.tokens, ranks)
     untrained = request.weights.untrained and plan.checkpoint is None
-    tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained, held_back)
+    tools = Tools(model, request.tokens, ranks, plan.batch, plan.dtype, recorder, untrained, held_back, sampler)
     for evaluation in request.evaluations:
         evaluation.build(tools)
 

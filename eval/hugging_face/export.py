@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from common.checkpoint_manifest import has_value_function
 from common.errors import UserError
 from common.measured import describe_validation
 from common.metrics_file import read_metrics
@@ -70,11 +71,14 @@ def export(run: Path, out: Path, dtype: Dtype = "fp32", weights: str = "trained"
 
 
 def load_plain(run: Path, weights: str = "trained") -> Loaded:
-    """`load_checkpoint` with the model in the form that other programs have.
+    """`load_checkpoint` with the model in the form that other programs have, without the value function of PPO.
 
     Raises UserError for a model that none of their classes can hold.
     """
     loaded = load_checkpoint(run, weights=weights)
+    if loaded.model.config.scalar_head and has_value_function(loaded.manifest):
+        del loaded.model.scalar_head
+        loaded.model.config = replace(loaded.model.config, scalar_head=False)
     home_of(loaded.model.config)
     return replace(loaded, model=plain_model(loaded.model))
 

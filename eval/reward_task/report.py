@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from common.checkpoint_manifest import has_value_function
 from common.errors import UserError
 from common.os_errors import refusal
 from common.publish import write_json_output
@@ -26,6 +27,8 @@ def report(arguments: argparse.Namespace) -> None:
     """Score a file. Raises UserError where the model is none that scores, or the file has nothing to score."""
     device = device_for(arguments.device)
     loaded = load_checkpoint(arguments.run, device, weights=arguments.weights)
+    if has_value_function(loaded.manifest):
+        raise UserError(f"{loaded.checkpoint} is no reward model: its scalar head is the value function of PPO")
     if not loaded.model.config.scalar_head or not isinstance(loaded.tokenizer, ChatTokenizer):
         raise UserError(f"{loaded.checkpoint} is no reward model: it has no scalar head and template to score with")
     left_out: Counter[str] = Counter()

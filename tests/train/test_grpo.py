@@ -39,8 +39,9 @@ from train.batches.loader import StepBatch, StepLoader
 from train.batches.plan import plan_batch
 from train.batches.prompts import PromptOrder, Prompts, PromptSequences, prompt_sequences
 from train.objectives.grpo import Grpo
+from train.objectives.model_reward import open_rewards
 from train.objectives.policy import clipped_surrogate, group_advantages, kl_loss, log_probabilities
-from train.objectives.rewards import load_rewards
+from train.objectives.rewards import Reward, load_rewards
 from train.objectives.rollout import Sampler, repetition
 from train.objectives.sampling import random_numbers, sample_answers
 from train.optimization.ddp import Parallel
@@ -135,7 +136,7 @@ def one_step(
     sequences = sequences_of(tokens, config)
     objective = Watched(config)
     sampler = Sampler(
-        model, sequences.prompts, load_rewards([f"{reward}:digits", f"0.5*{reward}:short"]), ranks,
+        model, sequences.prompts, open_rewards(load_rewards([f"{reward}:digits", f"0.5*{reward}:short"]), ranks), ranks,
         max_tokens=config.max_tokens, prompts_per_block=config.prompts_per_block, seed=3, dtype="fp32",
     )  # fmt: skip
     objective.prepare(sampler, model, reference if config.kl else None, ranks, plan, "fp32", trims=True)
@@ -477,5 +478,6 @@ def test_mistakes_are_one_line(tmp_path: Path, data: Path, rewards: str, monkeyp
 )
 def test_a_reward_that_fails_is_a_users_mistake(name: str, message: str, rewards: str) -> None:
     (reward,) = load_rewards([f"{rewards}:{name}"])
+    assert isinstance(reward, Reward)
     with pytest.raises(UserError, match=message):
         reward(["p"] * 8, ["a"] * 8, [{}] * 8)

@@ -1,6 +1,9 @@
 """PPO: equal to an independent float64 reference for any ranks and micro-batches, exact over stops, and it learns."""
 
+import json
 import math
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from common.checkpoint_files import list_checkpoints
+from common.checkpoint_files import find_checkpoint, list_checkpoints, read_checkpoint_manifest, weights_identity
+from data_prep.chat.messages import ASSISTANT, USER
 from data_prep.token_sets.token_set import TokenSet
+from eval import reward as eval_reward
+from eval.hugging_face.export import load_plain
 from model.gpt import GPT
 from model.initialisation import initialise
 from model.ranks import start_ranks
-from tests.helpers.conversation_sets import make_conversation_set
+from model.weights import load_model
+from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.conversation_sets import make_conversation_set, short_tokenizer
 from tests.helpers.ranks import run_ranks
 from tests.helpers.training import curve, run_of, weights_hashes
 from tests.train import test_grpo
@@ -23,6 +31,8 @@ from tests.train.test_grpo import FULL, LENGTH, MUON, REWARDS, SEVERAL, SHARDED,
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
 from train.batches.prompts import PromptOrder
+from train.estimates.run_memory import estimate_of
+from train.objectives.model_reward import open_rewards
 from train.objectives.policy import log_probabilities
 from train.objectives.ppo import Ppo
 from train.objectives.rewards import load_rewards
@@ -30,6 +40,7 @@ from train.objectives.rollout import Sampler
 from train.objectives.value_function import explained_variance, generalized_advantages, whitened
 from train.optimization.ddp import Parallel
 from train.optimization.step import Stepper, of_all
+from train.plan import read_finetuning
 from train.settings.sections import RolloutConfig
 
 torch.set_num_threads(1)  # as ranks have
@@ -100,7 +111,7 @@ def one_step(
     sequences = sequences_of(tokens, config)
     objective = Watched(config)
     sampler = Sampler(
-        model, sequences.prompts, load_rewards([f"{reward}:digits", f"0.5*{reward}:short"]), ranks,
+        model, sequences.prompts, open_rewards(load_rewards([f"{reward}:digits", f"0.5*{reward}:short"]), ranks), ranks,
         max_tokens=config.max_tokens, prompts_per_block=config.prompts_per_block, seed=3, dtype="fp32",
     )  # fmt: skip
     objective.prepare(sampler, model, reference if config.kl else None, ranks, plan, "fp32", trims=True)
@@ -288,3 +299,100 @@ def test_mistakes_are_one_line(tmp_path: Path, data: Path, rewards: str, monkeyp
     assert "rollout.gamma must be above 0" in refused("--rollout.gamma=0")
     assert "rollout.value_clip is 0.0: use more than 0" in refused("--rollout.value_clip=0")
     assert "--lora.dropout 0" in refused("--lora.dropout=0.1")
+
+
+def reward_model(folder: Path, **options: Any) -> Path:
+    """A run's folder with a reward model whose scores differ."""
+    run = folder / "runs" / "Demo-reward"
+    write_checkpoint(
+        run / "checkpoints",
+        **{"tokenizer": short_tokenizer().spec, "block_size": LENGTH, "noise": 0.3, "scalar_head": True, **options},
+    )
+    return run
+
+
+def test_a_reward_model_scores_as_eval_does(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, tokens, ranks = reward_model(tmp_path), TokenSet.open(data), start_ranks("cpu")
+    prompts = sequences_of(tokens, ROLLOUT).prompts
+    sampler = Sampler(
+        policy(tokens, 1), prompts, open_rewards(load_rewards([f"0.5*{run}"]), ranks), ranks, max_tokens=6,
+        prompts_per_block=2, seed=3, dtype="fp32",
+    )  # fmt: skip
+    found = sampler.roll_out(np.arange(40), 1, samples=4, temperature=0.7)
+    np.testing.assert_array_equal(found.rewards, 0.5 * found.parts["demo_reward"])
+    lines, expected = [], []
+    last = found.answers.tokens[
+        np.arange(160), found.answers.lengths - 1
+    ]  # (R): others end by the end of text, or are cut
+    for row in np.flatnonzero(last == prompts.tokenizer.special_spellings["<|end|>"]).tolist():
+        text = sampler.text_of(found.answers, row)
+        turns = re.split(r"<\|user\|>|<\|end\|>|<\|bot\|>", found.prompts[row // 4].text)[1:-1]
+        said = [turn for turn in turns if turn] + [text]
+        if text and "<|" not in text:
+            lines.append({"messages": [{"role": (USER, ASSISTANT)[n % 2], "content": c} for n, c in enumerate(said)]})
+            expected.append(found.parts["demo_reward"][row])
+    assert len(set(expected)) > 8
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scores = tmp_path / "scores.json"
+    monkeypatch.setattr(
+        sys, "argv", ["reward.py", str(run), str(tmp_path / "said.jsonl"), f"--json={scores}", "--device=cpu"]
+    )
+    assert eval_reward.main() == 0
+    given = [score for (score,) in json.loads(scores.read_text())["scores"]]
+    np.testing.assert_allclose(expected, given, atol=1e-5)
+
+
+def test_it_starts_from_a_reward_model_and_learns_by_it(
+    tmp_path: Path, data: Path, rewards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = reward_model(tmp_path)
+
+    def command(*more: str) -> list[str]:
+        few = ("--run.max_steps=2", *SEVERAL, f"--reward=0.5*{run}")
+        return arguments(run, tmp_path, data, "judged", *options_of(f"{rewards}:digits", *few, *more))
+
+    finetune(2, tmp_path, command())
+    judged = run_of(tmp_path, "judged")
+    notes = [r for r in told(judged) if r["kind"] == "rollout"]
+    assert all(r["reward"] == pytest.approx(r["reward_digits"] + 0.5 * r["reward_demo_reward"]) for r in notes)
+    assert notes[0]["explained_variance"] not in (0, None), "the first values are the reward model's"
+    assert {"held_out_reward", "held_out_reward_demo_reward"} <= told(judged)[-1].keys() | told(judged)[0].keys()
+    (_, saved), *_ = list_checkpoints(judged.checkpoints)
+    recorded = read_checkpoint_manifest(saved)["rewards"]
+    identity = weights_identity(read_checkpoint_manifest(find_checkpoint(run)))
+    assert [(r["name"], r["weight"], r["identity"]) for r in recorded][1] == ("demo_reward", 0.5, identity)
+    # what a plan says of it: the policy, the reference, adapters and the reward model
+    config, _ = read_finetuning(command("--batch.micro_batch=2"))
+    size = sum(value.numel() for value in load_model(find_checkpoint(run)).parameters())
+    memory = estimate_of(config, 2, 0, 1, "cpu")
+    assert config.model.scalar_head and memory.weights == 4 * (3 * size + (config.adapter_count() or 0))
+    # the reward model learns on: another judge
+    write_checkpoint(
+        run / "checkpoints", tokenizer=short_tokenizer().spec, block_size=LENGTH, noise=0.3, scalar_head=True, step=9,
+        seed=1,
+    )  # fmt: skip
+    assert "with another reward demo_reward (" in refusal(monkeypatch, command("--run.max_steps=3"))
+    # a value function is none, and an export leaves it out
+    assert "is the value function of --objective ppo" in refusal(monkeypatch, command(f"--reward={judged.path}"))
+    assert load_model(saved).config.scalar_head and not load_plain(judged.path).model.config.scalar_head
+
+
+def test_what_is_no_reward_model_is_one_line(
+    tmp_path: Path, data: Path, rewards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = base_of(tmp_path / "base")
+
+    def refused(given: str) -> str:
+        return refusal(monkeypatch, arguments(base, tmp_path, data, "x", *options_of(given)))
+
+    run = reward_model(tmp_path)
+    assert "there is no run or checkpoint" in refused(f"{tmp_path}/none")
+    assert "is no reward model, as it has no scalar head" in refused(str(base))
+    assert "use FILE.py:FUNCTION or a reward model's run" in refused(f"x*{run}")
+    assert "rewards of the name demo_reward" in refusal(
+        monkeypatch, arguments(base, tmp_path, data, "x", *options_of(str(run), f"--reward=2*{find_checkpoint(run)}"))
+    )
+    assert "has another tokenizer or template than data.path" in refused(
+        str(reward_model(tmp_path / "other", tokenizer="byte"))
+    )
+    assert "reads 16 tokens, model.block_size is 48" in refused(str(reward_model(tmp_path / "short", block_size=16)))

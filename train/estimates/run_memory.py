@@ -15,6 +15,7 @@ from model.counts import Shape, flops_per_token, matrix_rows, parameter_count, t
 from model.memory import MemoryEstimate, memory_estimate
 from model.number_formats import FLOAT32, Dtype
 from train.batches.plan import BatchPlan, largest_micro_batch
+from train.objectives.rewards import held_parameters
 from train.optimization.declared_state import ADAMW, OptimizerState, muon_state, newton_schulz_flops
 from train.optimization.owners import BUFFER_BYTES, owners_of
 from train.settings.sections import Config
@@ -151,6 +152,7 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         several_ranks=world_size > 1,
         muon=_largest_runs_muon(config, world_size),
         reference=config.needs_reference and config.objective.rolls_out,
+        held_bytes=FLOAT32 * held_parameters(config.rollout.reward) if config.objective.rolls_out else 0,
         heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
 

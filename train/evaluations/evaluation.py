@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # a finished run is recognised without torch
     from train.batches.plan import BatchPlan
     from train.objectives.reference import HeldBack
     from train.objectives.reward_model import HeldBackScores
+    from train.objectives.rollout import Sampler
     from train.run.recorder import Recorder
 
 Parts = tuple[int, ...]  # which parts of an evaluation are due, by number: () is nothing
@@ -48,6 +49,7 @@ class Tools:
     recorder: Recorder
     untrained: bool  # the model has neither been trained nor read from a checkpoint
     pairs: HeldBack | HeldBackScores | None = None  # of a run that learns from pairs of answers
+    sampler: Sampler | None = None  # of a run that samples answers
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -66,13 +66,13 @@ class HeldOutReward(Evaluation):
         if not self.at_start:
             return
         from train.batches.prompts import Prompts
-        from train.objectives.build import build_sampler
 
         rollout = self.config.rollout
         self._tools = tools
         prompts = Prompts(tools.tokens, "val", self.config.model.block_size - rollout.max_tokens)
         self._numbers = np.arange(min(rollout.held_out_prompts, prompts.count))
-        self._sampler = build_sampler(self.config, tools.model, prompts, tools.ranks, tools.dtype)
+        assert tools.sampler is not None
+        self._sampler = tools.sampler.asking(prompts)
 
     def measure(self, progress: Progress, parts: Parts) -> None:
         started = time.monotonic()

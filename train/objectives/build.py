@@ -13,6 +13,7 @@ from train.objectives.answers import Answers
 from train.objectives.dpo import Dpo
 from train.objectives.grpo import Grpo
 from train.objectives.language_modelling import LanguageModelling
+from train.objectives.model_reward import open_rewards
 from train.objectives.objective import Objective
 from train.objectives.ppo import Ppo
 from train.objectives.reward_model import RewardModel
@@ -36,11 +37,14 @@ def build_objective(
 
 
 def build_sampler(config: Config, model: GPT, prompts: Prompts, ranks: Ranks, dtype: Dtype) -> Sampler:
-    """What answers a split's prompts and judges the answers. Raises UserError where a reward can't be loaded."""
+    """What answers a split's prompts and judges the answers. All ranks call.
+
+    Raises UserError where a reward can't be loaded.
+    """
     return Sampler(
         model,
         prompts,
-        load_rewards(config.rollout.reward),
+        open_rewards(load_rewards(config.rollout.reward), ranks),
         ranks,
         max_tokens=config.rollout.max_tokens,
         prompts_per_block=config.rollout.prompts_per_block,
@@ -60,8 +64,8 @@ def open_rollouts(
     dtype: Dtype,
     *,
     on_act: Callable[[str], None],
-) -> StepLoader:
-    """A loader of the prompts, and the objective prepared to answer them.
+) -> tuple[StepLoader, Sampler]:
+    """A loader of the prompts, and what answers them; the objective is prepared.
 
     Args: reference: the policy that the run started from. on_act: as `RolloutObjective.prepare` takes it.
 
@@ -76,4 +80,4 @@ def open_rollouts(
     trims = not config.run.compile
     objective.prepare(sampler, model, reference, ranks, plan, dtype, trims=trims, on_act=on_act)
     order = PromptOrder(sequences.prompts.count, rollout.samples, seed)
-    return StepLoader(sequences, plan, rank=ranks.rank, seed=seed, order=order)
+    return StepLoader(sequences, plan, rank=ranks.rank, seed=seed, order=order), sampler

@@ -1,4 +1,4 @@
-"""What an answer is worth: Python functions of the user's, and their weighted sum.
+"""What an answer is worth: Python functions of the user's, reward models, and their weighted sum. Without torch.
 
     def exact_answer(prompts, completions, fields):
         return [float(text == field["answer"]) for text, field in zip(completions, fields)]
@@ -6,6 +6,8 @@
 A function is named FILE.py:FUNCTION, with a weight as 0.5*FILE.py:FUNCTION. It is given three lists of one length: the
 prompts' texts, what the model generated after them (without the token that ends an answer), and the prompts' further
 fields as dictionaries. It returns one finite number for each. It runs on the rank that has sampled the answers.
+
+A reward model is named by its run or checkpoint, with a weight in the same way; `model_reward` scores with it.
 """
 
 import importlib.util
@@ -14,18 +16,33 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from common.checkpoint_files import CHECKPOINT_MANIFEST, find_checkpoint, read_checkpoint_manifest, weights_identity
+from common.checkpoint_manifest import CheckpointManifest, has_value_function
 from common.errors import UserError
 from common.paths import find_path
 from common.publish import sha256_file
+from model.config import config_from_dict
+from model.counts import parameter_shapes
 
 Function = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
-_SPEC = re.compile(r"(?:(?P<weight>[^*]+)\*)?(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)")
-FORM = "use FILE.py:FUNCTION, or WEIGHT*FILE.py:FUNCTION"
+_SPEC = re.compile(r"(?:(?P<weight>[^*]+)\*)?(?P<path>.+?)(?P<function>(?<=\.py):[A-Za-z_]\w*)?")
+FORM = "use FILE.py:FUNCTION or a reward model's run, with WEIGHT* before it where that is not 1"
+LONGEST_NAME = 32  # characters
+
+
+class Weighted(Protocol):
+    """A part of the weighted sum, by the name that records have."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weight(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -67,18 +84,34 @@ class Reward:
         return np.array(values, dtype=np.float64)
 
 
-def load_rewards(named: Sequence[str]) -> list[Reward]:
-    """The functions that option `rollout.reward` names, each file run once.
+@dataclass(frozen=True)
+class NamedModel:
+    """A reward model that is not loaded yet. identity: of its weights."""
 
-    Raises UserError where a file or a function in it is missing, it fails, or two have the same name.
+    name: str
+    weight: float
+    checkpoint: Path
+    identity: str
+
+    @property
+    def manifest(self) -> CheckpointManifest:
+        return read_checkpoint_manifest(self.checkpoint)
+
+
+def load_rewards(named: Sequence[str]) -> list[Reward | NamedModel]:
+    """What option `rollout.reward` names, each function's file run once.
+
+    Raises UserError where a file or a function in it is missing, it fails, a model has no scalar head, or two have the
+    same name.
     """
     if not named:
         raise UserError(f"no reward is given: add --reward ({FORM})")
-    rewards: list[Reward] = []
+    rewards: list[Reward | NamedModel] = []
     for text in named:
         reward = _load(text)
         if reward.name in [other.name for other in rewards]:
-            raise UserError(f"rollout.reward has two functions of the name {reward.name}: rename one")
+            what = "functions" if isinstance(reward, Reward) else "rewards"
+            raise UserError(f"rollout.reward has two {what} of the name {reward.name}: rename one")
         rewards.append(reward)
     return rewards
 
@@ -90,22 +123,80 @@ def recorded_rewards(named: Sequence[str]) -> list[dict[str, Any]]:
     """
     found = [(text, *_parsed(text)) for text in named]
     return [
-        {"given": text, "name": name, "weight": weight, "identity": sha256_file(path)}
+        {"given": text, "name": name or _model_name(path), "weight": weight, "identity": _identity(path, name)}
         for text, weight, path, name in found
     ]
 
 
-def _load(text: str) -> Reward:
+def _identity(path: Path, name: str | None) -> str:
+    return sha256_file(path) if name else _model_at(path, 1.0).identity
+
+
+def check_models(rewards: Sequence[Reward | NamedModel], spec: Mapping[str, Any], block_size: int) -> None:
+    """Whether reward models read what a policy writes: they are given its ids.
+
+    Args: spec: of the tokenizer of the policy's data. block_size: of the policy.
+
+    Raises UserError.
+    """
+    for reward in rewards:
+        if not isinstance(reward, NamedModel):
+            continue
+        if reward.manifest["tokenizer"]["sha256"] != spec["sha256"]:
+            raise UserError(
+                f"the reward model {reward.checkpoint} has another tokenizer or template than data.path: make its "
+                "preferences with the same --tokenizer, and train it again"
+            )
+        if (longest := reward.manifest["model"]["block_size"]) < block_size:
+            raise UserError(
+                f"the reward model {reward.checkpoint} reads {longest} tokens, model.block_size is {block_size}: use "
+                f"at most {longest}"
+            )
+
+
+def held_parameters(named: Sequence[str]) -> int:
+    """Numbers in the weights of all reward models that are named. Raises UserError where one can't be read."""
+    places = [(path, weight) for weight, path, name in map(_parsed, named) if name is None]
+    models = [_model_at(path, weight) for path, weight in places]
+    shapes = [parameter_shapes(config_from_dict(model.manifest["model"], model.checkpoint)) for model in models]
+    return sum(math.prod(shape) for each in shapes for shape in each.values())
+
+
+def _load(text: str) -> Reward | NamedModel:
     """Raises UserError."""
     weight, path, name = _parsed(text)
+    if name is None:
+        return _model_at(path, weight)
     function = getattr(_run(path), name, None)
     if not callable(function):
         raise UserError(f"rollout.reward has {text!r}, but {path} has no function {name}: give one that it has")
     return Reward(name, weight, function, sha256_file(path))
 
 
-def _parsed(text: str) -> tuple[float, Path, str]:
-    """Weight, file and function's name. Raises UserError where there is no such file, or the form is another."""
+def _model_at(path: Path, weight: float) -> NamedModel:
+    """A run's newest reward model, or that of one checkpoint. Raises UserError where there is none."""
+    checkpoint = find_checkpoint(path)
+    manifest = read_checkpoint_manifest(checkpoint)
+    if not manifest["model"].get("scalar_head"):
+        raise UserError(f"{checkpoint} is no reward model, as it has no scalar head: train one with --objective reward")
+    if has_value_function(manifest):
+        raise UserError(f"{checkpoint} is no reward model: its scalar head is the value function of --objective ppo")
+    return NamedModel(_model_name(path), weight, checkpoint, weights_identity(manifest))
+
+
+def _model_name(path: Path) -> str:
+    """Its run's, as records name it: lower-case letters, digits and _."""
+    path = path.resolve()
+    is_of_run = (path / CHECKPOINT_MANIFEST).exists() and path.parent.name == "checkpoints"
+    name = re.sub("[^a-z0-9]+", "_", (path.parent.parent if is_of_run else path).name.lower()).strip("_")
+    return (name if name[:1].isalpha() else f"model_{name}")[:LONGEST_NAME]
+
+
+def _parsed(text: str) -> tuple[float, Path, str | None]:
+    """Weight, a function's file and its name, or a reward model's folder and None.
+
+    Raises UserError where there is no such file or folder, or the form is another.
+    """
     found = _SPEC.fullmatch(text)
     try:
         weight = float(found["weight"] or 1) if found else math.nan
@@ -113,7 +204,13 @@ def _parsed(text: str) -> tuple[float, Path, str]:
         weight = math.nan
     if found is None or not math.isfinite(weight):
         raise UserError(f"rollout.reward has {text!r}: {FORM}")
-    path, name = find_path(found["file"]), found["name"]
+    path, name = find_path(found["path"]), (found["function"] or "")[1:]
+    if not name:
+        if path.is_file() or path.suffix == ".py" or "*" in text.partition("*")[2]:
+            raise UserError(f"rollout.reward has {text!r}: {FORM}")
+        if not path.is_dir():
+            raise UserError(f"rollout.reward has {text!r}, but there is no run or checkpoint {path}: {FORM}")
+        return weight, path, None
     if not path.is_file():
         raise UserError(f"rollout.reward has {text!r}, but there is no file {path}: give the file of the function")
     if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name):
@@ -134,7 +231,7 @@ def _run(path: Path) -> object:
     return module
 
 
-def total(rewards: Sequence[Reward], parts: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+def total(rewards: Sequence[Weighted], parts: Mapping[str, npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
     """The weighted sum of rewards (n,) by name."""
     return sum((reward.weight * parts[reward.name] for reward in rewards), np.zeros(()))
 

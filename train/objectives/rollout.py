@@ -6,6 +6,7 @@ of a rollout is saved: a run that is killed inside a step does the whole step ag
 P prompts, G samples of each, R = P·G rows (row i·G + j is sample j of prompt i), N tokens of an answer at most.
 """
 
+import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from model.gpt import GPT
 from model.number_formats import Dtype
 from model.ranks import Ranks
 from train.batches.prompts import Prompt, Prompts
+from train.objectives.model_reward import ModelReward
 from train.objectives.rewards import Reward, total
 from train.objectives.sampling import Sampled, random_numbers, sample_answers
 
@@ -67,7 +69,7 @@ class Sampler:
         self,
         model: GPT,
         prompts: Prompts,
-        rewards: Sequence[Reward],
+        rewards: Sequence[Reward | ModelReward],
         ranks: Ranks,
         *,
         max_tokens: int,
@@ -79,6 +81,12 @@ class Sampler:
         self._model, self._rewards, self._ranks = model, rewards, ranks
         self._max_tokens, self._block = max_tokens, prompts_per_block
         self._seed, self._dtype = seed, dtype
+
+    def asking(self, prompts: Prompts) -> "Sampler":
+        """The same for another split's prompts, with the same reward models in memory."""
+        other = copy.copy(self)
+        other.prompts = prompts
+        return other
 
     def roll_out(self, numbers: npt.NDArray[np.int64], step: int, *, samples: int, temperature: float) -> Rollout:
         """Answer these prompts (P,), each `samples` times. All ranks call, and get the same.
@@ -128,8 +136,14 @@ class Sampler:
         )
         asked = [prompt for prompt in prompts for _ in range(samples)]
         texts = [self.text_of(found, row) for row in range(len(asked))]
+        whole = [
+            np.concatenate([prompt.ids, tokens[:length]]).tolist()
+            for prompt, tokens, length in zip(asked, found.tokens, found.lengths, strict=True)
+        ]
         worth = [
             reward([prompt.text for prompt in asked], list(texts), [dict(prompt.fields) for prompt in asked])
+            if isinstance(reward, Reward)
+            else reward(whole)
             for reward in self._rewards
         ]
         return np.column_stack([found.tokens, found.lengths, found.ended, *worth])

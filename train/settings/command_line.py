@@ -172,7 +172,7 @@ def _is_default(file: str, command: Command[Any]) -> bool:
 
 
 def _in_full(arguments: Sequence[str]) -> list[str]:
-    """`--objective sft` is short for `--objective.kind sft`; each `--reward FILE.py:FUNCTION` is one of the list
+    """`--objective sft` is short for `--objective.kind sft`; each `--reward FILE.py:FUNCTION` or RUN is one of the list
     `rollout.reward`.
     """
     short, full = "--objective", "--objective.kind"
@@ -184,7 +184,7 @@ def _in_full(arguments: Sequence[str]) -> list[str]:
         elif (reward := item.removeprefix("--reward=") if "=" in item else next(rest, "")) and reward[0] != "-":
             rewards.append(reward)
         else:
-            raise UserError("--reward has no function: give FILE.py:FUNCTION")
+            raise UserError("--reward has no function: give FILE.py:FUNCTION, or a reward model's run")
     return [*found, *([f"--rollout.reward={json.dumps(rewards)}"] if rewards else [])]
 
 

@@ -255,8 +255,9 @@ class RolloutConfig:
         temperature: what logits are divided by, for sampling and for log-probabilities alike.
         prompts_per_block: prompts that a rank answers side by side, with all their samples. It is part of what is
             sampled: other blocks may round otherwise. More are faster and take more memory.
-        reward: functions in Python that judge answers, each as FILE.py:FUNCTION or WEIGHT*FILE.py:FUNCTION; their
-            weighted sum is learned from (`--reward rewards.py:exact_answer`).
+        reward: what judges answers: functions in Python, each as FILE.py:FUNCTION, and reward models, each by its run
+            or checkpoint; WEIGHT* before one weighs it. Their weighted sum is learned from (`--reward
+            rewards.py:exact_answer`, `--reward 0.5*runs/demo-reward`).
         epochs: how often a step goes through its answers.
         minibatches: updates of the optimizer in each epoch, all of one size.
         clip: how far the ratio of new and old probability may move from 1 to be learned from.

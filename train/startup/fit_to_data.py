@@ -106,7 +106,7 @@ def _fit_to_objective(config: Config, tokens: TokenSet) -> Config:
     if config.objective.compares:
         return _fit_to_pairs(config)
     if config.objective.rolls_out:
-        return _fit_to_rollouts(config)
+        return _fit_to_rollouts(config, tokens)
     if kind != "sft":
         return config
     if data.stride is not None or data.document_mask is False:
@@ -161,12 +161,13 @@ def _fit_to_pairs(config: Config) -> Config:
     )
 
 
-def _fit_to_rollouts(config: Config) -> Config:
+def _fit_to_rollouts(config: Config, tokens: TokenSet) -> Config:
     """With the batch that section rollout states: every answer is a sequence of `model.block_size` tokens.
 
-    Raises UserError for a mistake in that section, and for options that rollouts have no use for.
+    Raises UserError for a mistake in that section, a reward model that reads other ids, and options that rollouts have
+    no use for.
     """
-    from train.objectives.rewards import load_rewards  # which needs no torch
+    from train.objectives.rewards import check_models, load_rewards  # which needs no torch
 
     rollout, data = config.rollout, config.data
     _refuse_unused(config, "the policy that learns must be the one that answers")
@@ -181,17 +182,16 @@ def _fit_to_rollouts(config: Config) -> Config:
             f"rollout.max_tokens is {rollout.max_tokens}, which leaves no room for prompts in model.block_size "
             f"{config.model.block_size}: use less"
         )
-    load_rewards(rollout.reward)
+    check_models(load_rewards(rollout.reward), tokens.tokenizer_spec, config.model.block_size)
     size = rollout.sequences // rollout.minibatches
     if isinstance(config.batch.micro_batch, int) and size % config.batch.micro_batch:
         raise UserError(
             f"batch.micro_batch is {config.batch.micro_batch}, which doesn't divide the {size} answers of an update "
             "(rollout.prompts_per_step times rollout.samples, by rollout.minibatches): use a divisor"
         )
-    tokens = rollout.sequences * config.model.block_size
     return replace(
         config,
-        batch=replace(config.batch, tokens_per_step=tokens),
+        batch=replace(config.batch, tokens_per_step=rollout.sequences * config.model.block_size),
         data=replace(data, document_mask=False),
         model=replace(config.model, scalar_head=config.objective.learns_scalar_head),
     )
