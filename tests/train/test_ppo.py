@@ -31,7 +31,9 @@ from tests.train.test_grpo import FULL, LENGTH, MUON, REWARDS, SEVERAL, SHARDED,
 from train.batches.loader import StepLoader
 from train.batches.plan import plan_batch
 from train.batches.prompts import PromptOrder
+from train.estimates.machines import machine_of
 from train.estimates.run_memory import estimate_of
+from train.estimates.run_plan import make_plan
 from train.objectives.model_reward import open_rewards
 from train.objectives.policy import log_probabilities
 from train.objectives.ppo import Ppo
@@ -366,6 +368,10 @@ def test_it_starts_from_a_reward_model_and_learns_by_it(
     size = sum(value.numel() for value in load_model(find_checkpoint(run)).parameters())
     memory = estimate_of(config, 2, 0, 1, "cpu")
     assert config.model.scalar_head and memory.weights == 4 * (3 * size + (config.adapter_count() or 0))
+    without = replace(config, rollout=replace(config.rollout, reward=[]))
+    steps = [make_plan(each, machine_of("h100", 1, 1), limit_seconds=None).step for each in (without, config)]
+    assert steps[0] is not None and steps[1] is not None
+    assert steps[1].other_policies == pytest.approx(1.5 * steps[0].other_policies), "old, reference; reward model"
     # the reward model learns on: another judge
     write_checkpoint(
         run / "checkpoints", tokenizer=short_tokenizer().spec, block_size=LENGTH, noise=0.3, scalar_head=True, step=9,

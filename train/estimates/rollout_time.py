@@ -6,6 +6,7 @@ the longest of the three. It is an estimate for answers of `rollout.max_tokens` 
 measured run has been compared with.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from model.attention_kinds import ATTENTION_KINDS
@@ -39,15 +40,25 @@ class Answers:
     answer_tokens: int
 
 
-def with_rollout(step: StepTime, work: Work, cluster: Cluster, rollout: RolloutConfig, *, reference: bool) -> StepTime:
-    """A whole step of a rollout: sampling, other policies' log-probabilities, and all its updates.
+def with_rollout(
+    step: StepTime,
+    work: Work,
+    cluster: Cluster,
+    rollout: RolloutConfig,
+    *,
+    reference: bool,
+    values: bool = False,
+    judges: Sequence[ModelConfig] = (),
+) -> StepTime:
+    """A whole step of a rollout: sampling, what other models say of the answers, and all its updates.
 
     Args:
         step: of one update from all answers. reference: the policy of the start gives log-probabilities, too.
+        values: the old policy's values are needed, however many updates there are. judges: reward models.
     """
     updates, epochs = rollout.epochs * rollout.minibatches, rollout.epochs
     rows = work.micro_batch * work.accumulation * work.model.block_size  # tokens of a rank's answers
-    policies = int(reference) + int(updates > 1)
+    policies = int(reference) + int(updates > 1 or values)
     learning = {name: epochs * getattr(step, name) for name in OF_MICRO_BATCHES}
     return replace(
         step,
@@ -55,7 +66,8 @@ def with_rollout(step: StepTime, work: Work, cluster: Cluster, rollout: RolloutC
         update=updates * step.update,
         communication=updates * step.communication,
         sampling=sampling_seconds(work, cluster, answers_of(work.model, rollout)),
-        other_policies=policies * forward_seconds(work, cluster, rows),
+        other_policies=policies * forward_seconds(work, cluster, rows)
+        + sum(forward_seconds(replace(work, model=judge), cluster, rows) for judge in judges),
     )
 
 

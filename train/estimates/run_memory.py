@@ -11,11 +11,11 @@ from typing import Literal, cast
 from common.environment import whole_number
 from common.errors import UserError
 from common.progress import format_bytes, format_count
-from model.counts import Shape, flops_per_token, matrix_rows, parameter_count, trained_shapes
+from model.counts import Shape, flops_per_token, matrix_rows, parameter_count, parameter_shapes, trained_shapes
 from model.memory import MemoryEstimate, memory_estimate
 from model.number_formats import FLOAT32, Dtype
 from train.batches.plan import BatchPlan, largest_micro_batch
-from train.objectives.rewards import held_parameters
+from train.objectives.rewards import judging_models
 from train.optimization.declared_state import ADAMW, OptimizerState, muon_state, newton_schulz_flops
 from train.optimization.owners import BUFFER_BYTES, owners_of
 from train.settings.sections import Config
@@ -152,9 +152,15 @@ def estimate_of(config: Config, micro_batch: int, every: int, world_size: int, d
         several_ranks=world_size > 1,
         muon=_largest_runs_muon(config, world_size),
         reference=config.needs_reference and config.objective.rolls_out,
-        held_bytes=FLOAT32 * held_parameters(config.rollout.reward) if config.objective.rolls_out else 0,
+        held_bytes=_judging_bytes(config),
         heap_gaps=not 0 < threshold <= SMALL_BYTES,
     )
+
+
+def _judging_bytes(config: Config) -> int:
+    """What reward models keep on every rank."""
+    models = judging_models(config.rollout.reward) if config.objective.rolls_out else []
+    return FLOAT32 * sum(math.prod(shape) for model in models for shape in parameter_shapes(model).values())
 
 
 def _snapshot_bytes(config: Config, world_size: int) -> int:

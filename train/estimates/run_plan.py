@@ -31,6 +31,7 @@ from train.estimates.run_memory import (
     state_of_config,
 )
 from train.estimates.speed import CALIBRATED_ON, Cluster, StepTime, Work, forward_seconds, step_time
+from train.objectives.rewards import judging_models
 from train.settings.sections import Config
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal (Hoffmann et al. 2022, arXiv:2203.15556)
@@ -189,8 +190,15 @@ def _step_time(config: Config, batch: BatchPlan, cluster: Cluster) -> StepTime:
     step = step_time(work, cluster)
     if not config.objective.rolls_out:
         return step
-    reference = config.needs_reference
-    return with_rollout(step, work, cluster, config.rollout, reference=reference)
+    return with_rollout(
+        step,
+        work,
+        cluster,
+        config.rollout,
+        reference=config.needs_reference,
+        values=config.objective.learns_scalar_head,
+        judges=judging_models(config.rollout.reward),
+    )
 
 
 def _validation_seconds(config: Config, batch: BatchPlan, cluster: Cluster) -> float:

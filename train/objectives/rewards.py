@@ -26,8 +26,7 @@ from common.checkpoint_manifest import CheckpointManifest, has_value_function
 from common.errors import UserError
 from common.paths import find_path
 from common.publish import sha256_file
-from model.config import config_from_dict
-from model.counts import parameter_shapes
+from model.config import ModelConfig, config_from_dict
 
 Function = Callable[[list[str], list[str], list[dict[str, Any]]], Sequence[float]]
 _SPEC = re.compile(r"(?:(?P<weight>[^*]+)\*)?(?P<path>.+?)(?P<function>(?<=\.py):[A-Za-z_]\w*)?")
@@ -154,12 +153,11 @@ def check_models(rewards: Sequence[Reward | NamedModel], spec: Mapping[str, Any]
             )
 
 
-def held_parameters(named: Sequence[str]) -> int:
-    """Numbers in the weights of all reward models that are named. Raises UserError where one can't be read."""
-    places = [(path, weight) for weight, path, name in map(_parsed, named) if name is None]
-    models = [_model_at(path, weight) for path, weight in places]
-    shapes = [parameter_shapes(config_from_dict(model.manifest["model"], model.checkpoint)) for model in models]
-    return sum(math.prod(shape) for each in shapes for shape in each.values())
+def judging_models(named: Sequence[str]) -> list[ModelConfig]:
+    """The reward models that are named. Raises UserError where one can't be read."""
+    folders = [text for text in named if (found := _SPEC.fullmatch(text)) is None or not found["function"]]
+    models = [_model_at(path, weight) for weight, path, _ in map(_parsed, folders)]
+    return [config_from_dict(model.manifest["model"], model.checkpoint) for model in models]
 
 
 def _load(text: str) -> Reward | NamedModel:
