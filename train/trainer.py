@@ -99,8 +99,10 @@ class Trainer:
         """
         last_step = self.config.run.max_steps
         self._note_start(progress)
-        self._warm_up(progress)
-        if (stop_code := self._agree(progress)) != 0:
+        if (stop_code := self._agree(progress)) == 0:
+            self._warm_up(progress)
+            stop_code = self._agree(progress)
+        if stop_code:
             return Outcome("preempted", reason(stop_code), progress, kind(stop_code))
         if progress.step == 0:
             missing = missing | {e.name: WHOLE for e in self.evaluations if e.at_start}

@@ -1,9 +1,12 @@
 """DPO: equal to an independent float64 reference for any ranks and micro-batches, exact over stops, and it learns."""
 
 import math
+import os
+import signal
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,14 +27,15 @@ from model.lora_config import LoraConfig
 from model.ranks import start_ranks
 from tests.eval.checkpoints import write_adapters, write_checkpoint
 from tests.helpers.conversation_sets import make_conversation_set, make_pairs, short_tokenizer
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import RankGroup, run_ranks
 from tests.helpers.training import curve, run_of, weights_hashes
-from tests.train.test_finetune import arguments, finetune, refusal
+from tests.train.test_finetune import arguments, finetune, finetune_as_rank, refusal
 from train.batches.loader import StepLoader
 from train.batches.pairs import PairSequences
 from train.batches.plan import plan_batch
 from train.batches.prompts import PromptOrder
 from train.finetune import finetune_command
+from train.objectives import reference as start_policy
 from train.objectives.dpo import Dpo
 from train.objectives.reference import FILE, stored_reference, write_reference
 from train.optimization.ddp import Parallel
@@ -205,6 +209,38 @@ def test_a_stopped_run_resumes_to_the_bit_and_starts_at_ln_2(
     assert (
         held[0]["step"] == 0 and held[0]["held_back_margin"] == 0 and held[0]["held_back_pairs"] == 3
     )  # of eval.tokens
+
+
+def stopped_in_the_reference(command: list[str], rank: int, batches: int) -> None:
+    """Fine-tune in this (rank's) process; one rank is asked to stop inside a batch of the start policy's."""
+    plain, done = start_policy.score, [0]
+
+    def asked_to_stop(*given: Any) -> Any:
+        done[0] += 1
+        if done[0] == batches and int(os.environ.get("RANK", "0")) == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(*given)
+
+    with patch.object(start_policy, "score", asked_to_stop):
+        finetune_as_rank(command)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stop_before_the_first_step_keeps_what_is_computed(ranks: int, tmp_path: Path, data: Path) -> None:
+    base = base_of(tmp_path / "base")
+    finetune(ranks, tmp_path, arguments(base, tmp_path, data, "whole", *ASKED, "--run.max_steps=2"))
+    command = arguments(base, tmp_path, data, "cut", *ASKED, "--run.max_steps=2")
+    group = RankGroup(ranks, tmp_path / "store", stopped_in_the_reference, command, ranks - 1, 2)
+    assert group.join() == [0] * ranks
+    whole, cut = run_of(tmp_path, "whole"), run_of(tmp_path, "cut")
+    state, log = cut.read_state(), cut.log.read_text()
+    assert state is not None and (state["status"], state["step"], state["stop"]) == ("preempted", 0, "signal")
+    assert "log-probabilities of 54 of 86 answers are left to the next start" in log and "warming up" not in log
+    finetune(ranks, tmp_path, command)
+    log = cut.log.read_text()
+    assert "of 48 answers of the train split" in log and "of 6 answers of the val split" in log
+    assert (cut.path / FILE).read_bytes() == (whole.path / FILE).read_bytes()
+    assert [row for row in curve(cut) if row[1] != "None"] == [row for row in curve(whole) if row[1] != "None"]
 
 
 def test_the_reference_of_adapters_is_their_start_and_not_the_base_below(tmp_path: Path, data: Path) -> None:

@@ -85,7 +85,7 @@ def reference_key(facts: Mapping[str, Any]) -> str:
 
 
 def stored_reference(path: Path, key: str, counts: Mapping[str, int]) -> LogProbs | None:
-    """Those of a file, where it is whole and has this key; else None.
+    """Those of a file, where it is whole and has this key; else None. NaN are those that a stop has left.
 
     Args: counts: sequences by split, in the order of the file.
     """
@@ -118,53 +118,75 @@ def reference_log_probs(
     trims: bool,
     on_act: Callable[[str], None] = lambda act: None,
     log: Callable[[str], None] = lambda line: None,
+    stop_code: Callable[[], int] = lambda: 0,
 ) -> LogProbs:
     """Those of every sequence by split, from the run's file or computed and kept there. All ranks call.
 
     They are computed in the batches in which a run goes through its first epoch, so that on a CPU the first step finds
-    the very same numbers.
+    the very same numbers. Where a stop is requested between two batches, what is computed by then is kept, and the
+    others are NaN, which the next start computes.
 
     Args:
         loaders: by split, of this rank's share. start: gives the policy that the run started from.
         trims: as `Dpo.prepare`. on_act: called before every batch, by which a rank that hangs is named.
+        stop_code: of what has requested a stop of this rank so far; 0 is nothing.
 
     Raises OSError as `agreed` does where they can't be written.
     """
     counts = {split: loader.sequences.count for split, loader in loaders.items()}
     kept = stored_reference(path, key, counts) if ranks.is_first else None
-    if ranks.agree([int(ranks.is_first and kept is None)])[0]:
-        model, found = start(), LogProbs()
-        for split, loader in loaders.items():
-            log(f"log-probabilities of {counts[split]:,} answers of the {split} split by the start policy")
-            found[split] = _computed(model, loader, ranks, dtype, trims=trims, on_act=on_act)
-        agreed(ranks, lambda: write_reference(path, key, found))
+    mine = np.full(sum(counts.values()), np.nan) if kept is None else np.concatenate(list(kept.values()))
+    first = ranks.gather_array(mine.astype(np.float64))[0].astype(np.float32)
+    found = dict(zip(counts, np.split(first, np.cumsum(list(counts.values()))[:-1]), strict=True))
+    if not np.isnan(first).any():
         return found
-    values = None if kept is None else np.concatenate(list(kept.values())).astype(np.float64)
-    size = sum(counts.values())
-    mine = np.zeros(size) if values is None else values
-    first = ranks.gather_array(mine)[0].astype(np.float32)
-    return dict(zip(counts, np.split(first, np.cumsum(list(counts.values()))[:-1]), strict=True))
+    model = start()
+    for split, loader in loaders.items():
+        if not (count := _left(found[split])):
+            continue
+        log(f"log-probabilities of {count:,} answers of the {split} split by the start policy")
+        if _compute(found[split], model, loader, ranks, dtype, trims=trims, on_act=on_act, stop_code=stop_code):
+            left, of = sum(map(_left, found.values())), sum(counts.values())
+            log(f"stopping: log-probabilities of {left:,} of {of:,} answers are left to the next start")
+            break
+    agreed(ranks, lambda: write_reference(path, key, found))
+    return found
 
 
-def _computed(
-    model: GPT, loader: StepLoader, ranks: Ranks, dtype: Dtype, *, trims: bool, on_act: Callable[[str], None]
-) -> npt.NDArray[np.float32]:
-    """(sequences,) of all ranks."""
+def _left(values: npt.NDArray[np.float32]) -> int:
+    return int(np.isnan(values).sum())
+
+
+def _compute(
+    found: npt.NDArray[np.float32],
+    model: GPT,
+    loader: StepLoader,
+    ranks: Ranks,
+    dtype: Dtype,
+    *,
+    trims: bool,
+    on_act: Callable[[str], None],
+    stop_code: Callable[[], int],
+) -> bool:
+    """Put the numbers of all ranks in place of NaN in (sequences,); return whether a stop has come first."""
     mine: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+    stops = 0
     for batch in _epoch(loader):
         on_act("log-probabilities of the start policy")
-        rows = trimmed(batch) if trims else batch
-        mine.append((batch.windows.ravel(), score(model, rows, ranks.device, dtype).ravel()))
-    numbers = np.stack([numbers for numbers, _ in mine])  # (steps, A·M)
-    values = np.stack([values for _, values in mine])
-    everyone = list(
-        zip(ranks.gather_array(numbers.astype(np.float64)), ranks.gather_array(values), strict=True)
-    )  # (steps, A·M) each
-    found = np.zeros(loader.sequences.count, dtype=np.float32)
-    for step in reversed(range(len(mine))):  # the last step may begin another epoch: the first to come counts
-        for its_numbers, its_values in everyone:
-            found[its_numbers[step].astype(np.int64)] = its_values[step]
-    return found
+        stops, wanted = ranks.agree([stop_code(), _left(found[batch.windows])])
+        if stops:
+            break
+        if wanted:
+            rows = trimmed(batch) if trims else batch
+            mine.append((batch.windows.ravel(), score(model, rows, ranks.device, dtype).ravel()))
+    if mine:
+        numbers = ranks.gather_array(np.stack([numbers for numbers, _ in mine]).astype(np.float64))
+        values = ranks.gather_array(np.stack([values for _, values in mine]))  # (steps, A·M) of each rank
+        for step in range(len(mine)):  # the last may begin another epoch: the first to come counts
+            for its_numbers, its_values in zip(numbers, values, strict=True):
+                places = its_numbers[step].astype(np.int64)
+                found[places] = np.where(np.isnan(found[places]), its_values[step], found[places])
+    return bool(stops)
 
 
 def _epoch(loader: StepLoader) -> Iterator[StepBatch]:

@@ -22,7 +22,8 @@ def open_pairs(
 ) -> tuple[StepLoader, HeldBack | HeldBackScores]:
     """A loader of the pairs to learn from, and those that are held back; the objective is prepared. All ranks call.
 
-    With DPO the log-probabilities of all answers by the policy of the start are read or computed.
+    With DPO the log-probabilities of all answers by the policy of the start are read or computed; some are NaN where a
+    stop has been requested meanwhile, on which the trainer agrees before its first step.
 
     Args: model: whose weights are those of the start where the run does not resume from a checkpoint.
 
@@ -61,6 +62,7 @@ def open_pairs(
             trims=trims,
             on_act=recording.acts.start,
             log=recording.recorder.log,
+            stop_code=run.stop.code,
         )
     except OSError as error:
         raise UserError(refusal("write", error, path, otherwise="start the same command again")) from None
