@@ -6,7 +6,10 @@
 #
 # Without GPUs: docker build --build-arg TORCH_INDEX=URL, with PyTorch's index of CPU builds. slurm/longhaul.def is the
 # same for Apptainer.
-FROM python:3.12-slim-bookworm
+#
+# BASE: another image with Python 3.11 or newer, venv and apt, such as a copy of a registry that the network has.
+ARG BASE=python:3.12-slim-bookworm
+FROM $BASE
 
 # a compiler for torch.compile, git for provenance, make for the environment
 # hadolint ignore=DL3008

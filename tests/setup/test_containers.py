@@ -1,5 +1,9 @@
-"""The container recipes, as far as that can be checked where nothing can be built."""
+"""The container recipes: linted, held to each other, and the Dockerfile built with installers that install nothing.
 
+docs/install.md says what was built in full, and how.
+"""
+
+import os
 import re
 import shutil
 import subprocess
@@ -45,8 +49,50 @@ def test_both_copy_what_the_environment_is_made_from_and_make_it() -> None:
     assert copied == files.keys() == NEEDED
     assert {Path(target) for target in files.values()} == {Path("/opt/longhaul") / name for name in NEEDED}
     assert "make environment PYTHON=python3 FREE_GIB=0" in section("post")
-    for base in (re.search("^FROM (.*)", DOCKERFILE, re.M), re.search("^From: (.*)", DEFINITION, re.M)):
+    for base in (
+        re.search("^ARG BASE=(.*)\nFROM \\$BASE$", DOCKERFILE, re.M),
+        re.search("^From: (.*)", DEFINITION, re.M),
+    ):
         assert base is not None and base[1] == "python:3.12-slim-bookworm"
+
+
+@pytest.mark.skipif(
+    shutil.which("buildah") is None or os.geteuid() != 0, reason="needs buildah (apt-get install buildah) and root"
+)
+def test_the_dockerfile_builds_on_a_base_whose_installers_install_nothing(tmp_path: Path) -> None:
+    """A shell, and programs that write down what they are asked: what is copied, in which order, what is left out."""
+    base, tools = tmp_path / "base", ["buildah", "--root", tmp_path / "root", "--runroot", tmp_path / "run"]
+    shell = Path(shutil.which("dash") or "/bin/sh").resolve()
+    libraries = re.findall(r"(/\S+) \(0x", subprocess.check_output(["ldd", shell], text=True, encoding="utf-8"))
+    for source, target in [(str(shell), "/bin/sh"), *((library, library) for library in libraries)]:
+        (base / target.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(source).resolve(), base / target.lstrip("/"))
+    for program in ("apt-get", "make", "rm"):
+        (base / "bin" / program).write_text(f'#!/bin/sh\necho {program} "$@" >> /asked\n')
+        (base / "bin" / program).chmod(0o755)
+    (tmp_path / "Base").write_text("FROM scratch\nCOPY . /\nENV PATH=/bin\n")
+
+    def buildah(*words: object) -> str:
+        done = subprocess.run([*map(str, (*tools, *words))], capture_output=True, text=True, encoding="utf-8")
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.strip()
+
+    buildah("bud", "-q", "-f", tmp_path / "Base", "-t", "localhost/base", base)
+    how = ("--isolation", "chroot", "--build-arg", "BASE=localhost/base", "--build-arg", "TORCH_INDEX=https://index")
+    buildah("bud", "-q", *how, "-t", "localhost/longhaul", PROJECT)
+    container = buildah("from", "localhost/longhaul")
+    root = Path(buildah("mount", container))
+
+    asked = (root / "asked").read_text(encoding="utf-8").splitlines()
+    inside = {path.name for path in (root / "opt" / "longhaul").iterdir()}
+    buildah("umount", container)
+    assert "apt-get install -y --no-install-recommends g++ git make" in asked
+    assert "make environment PYTHON=python3 TORCH_INDEX=https://index FREE_GIB=0" in asked
+    assert {"longhaul.py", "train", "eval", "model", "slurm", "docs", *NEEDED} <= inside
+    assert not inside & {".git", ".venv", "tests", "records", "data", "runs"}
+    entry = buildah("inspect", "--type", "image", "--format", "{{.OCIv1.Config.Entrypoint}}", "localhost/longhaul")
+    path = buildah("inspect", "--type", "image", "--format", "{{.OCIv1.Config.Env}}", "localhost/longhaul")
+    assert entry == "[python]" and "PATH=/opt/longhaul/.venv/bin:/bin" in path
 
 
 def test_a_job_can_use_the_image_as_the_recipe_says(tmp_path: Path) -> None:
