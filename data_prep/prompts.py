@@ -1,5 +1,5 @@
-"""Turn prompts into a token set for train/finetune.py --objective grpo, which answers them: .jsonl (.ndjson) files, or
-folders of them.
+"""Turn prompts into a token set for train/finetune.py --objective grpo or ppo, which answers them: .jsonl (.ndjson)
+files, or folders of them.
 
 A record has `prompt`, a text or a list of messages, or `messages` up to a user's turn; all its other fields are kept
 for the functions that judge answers (as `answer`, what is right). Where messages or `completion` hold an answer

@@ -125,5 +125,5 @@ class Ppo(RolloutObjective):
 
     def _own_line(self, note: Mapping[str, Any]) -> str:
         explained = note["explained_variance"]
-        known = "nothing to explain" if explained is None else f"{explained:.0%} of returns explained"
-        return f"value loss {note['value_loss']:.4f}, {known}"
+        known = "unknown" if explained is None else f"{explained:.2f}"
+        return f"value loss {note['value_loss']:.4f}, explained variance {known}"
