@@ -318,10 +318,12 @@ def test_a_reward_model_scores_as_eval_does(tmp_path: Path, data: Path, monkeypa
     prompts = sequences_of(tokens, ROLLOUT).prompts
     sampler = Sampler(
         policy(tokens, 1), prompts, open_rewards(load_rewards([f"0.5*{run}"]), ranks), ranks, max_tokens=6,
-        prompts_per_block=2, seed=3, dtype="fp32",
+        prompts_per_block=2, seed=3, dtype="fp32", cut_reward=-1.0,
     )  # fmt: skip
     found = sampler.roll_out(np.arange(40), 1, samples=4, temperature=0.7)
-    np.testing.assert_array_equal(found.rewards, 0.5 * found.parts["demo_reward"])
+    worth, ended = 0.5 * found.parts["demo_reward"], found.answers.ended
+    np.testing.assert_array_equal(found.rewards, np.where(ended, worth, -1.0))
+    assert 0 < ended.sum() < len(ended)
     lines, expected = [], []
     last = found.answers.tokens[
         np.arange(160), found.answers.lengths - 1

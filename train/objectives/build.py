@@ -50,6 +50,7 @@ def build_sampler(config: Config, model: GPT, prompts: Prompts, ranks: Ranks, dt
         prompts_per_block=config.rollout.prompts_per_block,
         seed=config.run.seed,
         dtype=dtype,
+        cut_reward=config.rollout.cut_reward,
     )
 
 

@@ -32,7 +32,7 @@ class Rollout:
 
     Attributes:
         prompts: P of them. answers: of R rows.
-        parts: rewards by name, (R,) each. rewards: their weighted sum, (R,).
+        parts: rewards by name, (R,) each. rewards: their weighted sum, or `rollout.cut_reward`, (R,).
         seconds: that sampling and judging took on this rank.
     """
 
@@ -76,11 +76,13 @@ class Sampler:
         prompts_per_block: int,
         seed: int,
         dtype: Dtype,
+        cut_reward: float | None = None,
     ) -> None:
+        """Args: cut_reward: what an answer is worth that was cut; None: what the rewards say."""
         self.prompts = prompts
         self._model, self._rewards, self._ranks = model, rewards, ranks
         self._max_tokens, self._block = max_tokens, prompts_per_block
-        self._seed, self._dtype = seed, dtype
+        self._seed, self._dtype, self._cut_reward = seed, dtype, cut_reward
 
     def asking(self, prompts: Prompts) -> "Sampler":
         """The same for another split's prompts, with the same reward models in memory."""
@@ -115,7 +117,10 @@ class Sampler:
         parts = {reward.name: more[:, 2 + index] for index, reward in enumerate(self._rewards)}
         answers = Sampled(tokens, more[:, 0].astype(np.int64), more[:, 1].astype(bool))
         prompts = [self.prompts[number] for number in numbers.tolist()]
-        return Rollout(prompts, answers, parts, total(self._rewards, parts), time.monotonic() - started)
+        rewards = total(self._rewards, parts)
+        if self._cut_reward is not None:
+            rewards = np.where(answers.ended, rewards, self._cut_reward)
+        return Rollout(prompts, answers, parts, rewards, time.monotonic() - started)
 
     def _answer(
         self, numbers: npt.NDArray[np.int64], first: int, step: int, samples: int, temperature: float

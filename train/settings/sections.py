@@ -269,6 +269,8 @@ class RolloutConfig:
             count alike (Shao et al.); tokens, by that of all answers, and tokens count alike (Yu et al. 2025,
             arXiv:2503.14476); constant, by max_tokens (Liu et al. 2025). Of grpo only: with ppo tokens count alike.
         mask_cut: learn nothing from answers that were cut; their rewards count in their groups all the same.
+        cut_reward: what an answer that was cut is worth, whatever its judges say, which may only know whole ones; null:
+            what they say.
         gamma: what a token's reward is worth one token earlier; of ppo, as the following.
         gae_lambda: how far advantages look ahead at rewards, rather than trust the next value: 1 to the end, 0 not at
             all (Schulman et al. 2016, arXiv:1506.02438).
@@ -291,6 +293,7 @@ class RolloutConfig:
     deviation_term: bool = True
     length_term: Literal["answers", "tokens", "constant"] = "answers"
     mask_cut: bool = False
+    cut_reward: float | None = None
     gamma: float = 1.0
     gae_lambda: float = 0.95
     value_clip: float = 0.2
