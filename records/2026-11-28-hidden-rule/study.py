@@ -62,13 +62,13 @@ run: {max_steps: 200, dtype: bf16, device: cpu, compile: false}
 """
 PPO = """
 lora: {rank: 0}
-optim: {lr: 1.0e-4, weight_decay: 0.0, beta2: 0.99}
+optim: {lr: 3.0e-5, weight_decay: 0.0, beta2: 0.99}
 schedule: {kind: constant, warmup: 10}
 batch: {micro_batch: 64}
-rollout: {prompts_per_step: 64, samples: 1, max_tokens: 40, prompts_per_block: 64}
+rollout: {prompts_per_step: 64, samples: 2, max_tokens: 40, prompts_per_block: 64, kl: 0.05, epochs: 2, minibatches: 2}
 checkpoint: {every_steps: 0, keep_best: false}
 eval: {every_steps: 50, prompts: [], sample_every_steps: 100}
-run: {max_steps: 300, dtype: bf16, device: cpu, compile: false}
+run: {max_steps: 150, dtype: bf16, device: cpu, compile: false}
 """
 
 
@@ -203,10 +203,34 @@ def stages(folder: Path, seed: int) -> dict[str, Callable[[], float]]:
     }  # fmt: skip
 
 
+def draw(found: dict[str, Any], file: Path) -> None:
+    """The rule's score over the KL for each policy, and the reward model's score over the steps of PPO."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, marker in (("sft", "o"), ("dpo", "s"), ("ppo", "^")):
+        policies = [of_seed[name] for of_seed in found.values() if name in of_seed]
+        left.plot([p["kl"] for p in policies], [p["rule"] for p in policies], marker, label=name.upper())
+    left.set(xlabel="KL from the start, nats an answer", ylabel="rule's score, held-back questions")
+    for number, (seed, of_seed) in enumerate(found.items()):
+        steps, rewards, _ = zip(*of_seed.get("ppo", {}).get("curve") or [(0, 0.0, 0.0)], strict=True)
+        right.plot(steps, rewards, f"C{number}-", label=f"seed {seed}")
+    right.set(xlabel="steps of PPO", ylabel="reward model's score of sampled answers")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--png", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--stages", nargs="+", default=["sft", "dpo", "reward", "ppo"])
     arguments = parser.parse_args()
@@ -235,6 +259,8 @@ def main() -> None:
                 of_seed[name]["curve"] = curve_of(folder / "runs" / name)
             arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             print(seed, name, {k: v for k, v in of_seed[name].items() if k != "curve"}, flush=True)
+    if arguments.png:
+        draw(found, arguments.png)
 
 
 if __name__ == "__main__":
