@@ -21,7 +21,7 @@ WORDS = [
     (r"(?:is|are|was|were) no numbers?", "NaN or inf; not a number", "A loss that is no number ends it."),
     (r"(?:let|lets|letting) (?:a|the) (?:\w+ )?model write|the model wrote", "generate", "Let a trained model write."),
     (r"(?:training|data) windows?|windows? of (?:the )?(?:data|text)", "sequence", "a training window of T tokens"),
-    (r"(?<!left.)(?<!leave.)(?<!train.)alone(?=[.,;:)]|$)", "only", "It depends on the step alone."),
+    (r"(?<!left.)(?<!leave.)(?<!train.)(?<!me.)alone(?=[.,;:)]|$)", "only", "It depends on the step alone."),
     (r"(?:says?|said) so", "log, report, print", "The log says so."),
     (r"(?-i:begun)", "started", "The decay has begun."),
     (r"(?:job|run|trainer)s? (?:begins?|began)", "start", "The run began on another machine."),
