@@ -1,5 +1,6 @@
 """wandb mirrors the run, and may fail or hang as it likes: no step waits for it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -121,18 +122,25 @@ def test_a_service_that_stands_still_does_not_keep_the_run_from_ending(tmp_path:
 
 def mirrored_steps(run: RunFolder, key: str = "train/loss") -> list[int]:
     """The steps of all records with this key in the run's offline wandb files, in order of writing."""
+    return [step for step, _ in mirrored_values(run, key)]
+
+
+def mirrored_values(run: RunFolder, key: str) -> list[tuple[int, dict[str, Any]]]:
+    """The steps, and the parts of what the key has at them ("" where it has none)."""
     from wandb.proto import wandb_internal_pb2 as protocol
 
-    steps = []
+    found = []
     for path in sorted(run.path.glob("wandb/offline-run-*/*.wandb")):
         for data in leveldb_records(path.read_bytes()):
             record = protocol.Record()  # type: ignore[attr-defined]
             record.ParseFromString(data)
             if record.WhichOneof("record_type") == "history":
-                items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-                if key in items:
-                    steps.append(int(items["step"]))
-    return steps
+                items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
+                of_it = {name: value for name, value in items.items() if f"{name}/".startswith(f"{key}/")}
+                parts = {name[len(key) :].strip("/"): json.loads(value) for name, value in of_it.items()}
+                if parts:
+                    found.append((int(items["step"]), parts))
+    return found
 
 
 def run_records(run: RunFolder) -> list[Any]:
@@ -189,6 +197,7 @@ def test_offline_without_an_account_every_step_appears_once_over_a_resume(tmp_pa
     assert mirrored_steps(run, "hellaswag/acc_norm") == [5, 7, 10, 12]
     assert mirrored_steps(run, "val/bits_per_byte") == [0, 5, 7, 10, 12]
     assert mirrored_steps(run, "samples") == [5, 10]
+    assert {(table["_type"], table["ncols"]) for _, table in mirrored_values(run, "samples")} == {("table-file", 3)}
     assert {(one.project, one.run_group, one.entity) for one in run_records(run)} == {("mine", "pair", "us")}
     assert set(mirrored_steps(run, "flops")) == set(range(13))
     assert {0, 12} <= set(mirrored_steps(run, "val/causal"))
