@@ -42,7 +42,7 @@ from data_prep.corpora.preparation import (
     report,
     writing_alone,
 )
-from data_prep.corpora.workers import choose_workers
+from data_prep.corpora.workers import choose_workers, ignoring_interrupts
 from data_prep.token_sets.manifest import Manifest
 from data_prep.token_sets.shard_writer import ShardWriter, clear_token_set
 from data_prep.tokenization.loading import load_tokenizer
@@ -79,7 +79,9 @@ def documents(files: list[SourceFile], workers: int) -> Generator[str, None, Non
         ProcessPoolExecutor(max(1, workers), mp_context=context) as pool,
         progress_bar(len(files), "file", "parsing") as bar,
     ):
-        for found in pool.map(docstrings_in, files, chunksize=FILES_PER_TASK):
+        with ignoring_interrupts():  # all processes start with the first task
+            results = pool.map(docstrings_in, files, chunksize=FILES_PER_TASK)
+        for found in results:
             bar.update()
             for text in found:
                 if text not in seen:

@@ -12,7 +12,7 @@ import numpy as np
 from common.errors import UserError
 from common.progress import progress_bar
 from data_prep.corpora.encode_pool import START_METHODS
-from data_prep.corpora.workers import choose_workers
+from data_prep.corpora.workers import choose_workers, ignoring_interrupts
 from data_prep.overlap.word_ngrams import SEPARATOR, Counts, NgramIndex
 from data_prep.token_sets.token_set import TokenSet, TokenStream
 from data_prep.tokenization.loading import load_tokenizer
@@ -139,6 +139,8 @@ def _results(scanner: Scanner, starts: range, workers: int) -> Iterator[BlockRes
     opening = (scanner.folder, scanner.split, scanner.index)
     try:
         with ProcessPoolExecutor(workers, context, initializer=_open, initargs=opening) as pool:
-            yield from pool.map(_search, starts)
+            with ignoring_interrupts():  # all processes start with the first task
+                results = pool.map(_search, starts)
+            yield from results
     except BrokenProcessPool:
         raise UserError("a worker process died: run the command again (short of memory? fewer --workers)") from None

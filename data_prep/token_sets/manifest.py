@@ -312,6 +312,8 @@ def _missing(folder: Path) -> str:
         return f"{folder} is a file: a token set is a folder, which data_prep/text_files.py makes from texts"
     if any(folder.glob("*.bin*")):
         return f"{folder} is incomplete (no {MANIFEST_FILE}): run its preparation command again, it continues"
+    if not any(path for path in folder.iterdir() if not path.name.startswith(".")):  # a preparation got no further
+        return f"{folder} holds no token set yet: make one with {_preparation(folder)}"
     return f"{folder} holds no token set (no {MANIFEST_FILE}): is it the right folder?"
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from packaging.utils import canonicalize_name
 
@@ -190,6 +191,24 @@ def test_a_complete_set_is_left_alone_and_a_killed_one_finished(tmp_path, small)
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.bin")} == before
     assert run(out, *small, "--max-documents", "200", "--force").returncode == 0
     assert sum(shard.documents for shards in TokenSet.open(out).manifest.splits.values() for shard in shards) == 200
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals to a group of processes are POSIX's")
+def test_an_interruption_at_the_terminal_is_one_word(tmp_path, small):
+    """Ctrl-C reaches the processes that parse, too, which leave it to the command."""
+    options = [*small, "--workers", "2"]
+    process = subprocess.Popen(
+        command(tmp_path / "set", *options), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    parsing: list[psutil.Process] = []
+    while len(parsing) < 2:
+        assert process.poll() is None
+        children = psutil.Process(process.pid).children()
+        parsing = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, told.splitlines()[-1], "Traceback" in told) == (130, "interrupted", False), told
 
 
 def test_wrong_input_is_one_line(tmp_path):

@@ -103,7 +103,11 @@ def truncate(folder: Path) -> None:
 
 
 BROKEN = {
-    "missing": (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no token set"),
+    "missing": (lambda folder: [path.unlink() for path in folder.iterdir()], "holds no token set yet: make one with"),
+    "of another": (
+        lambda folder: [path.rename(folder / f"{path.stem}.txt") for path in folder.iterdir()],
+        "holds no token set .*the right folder",
+    ),
     "no manifest": (lambda folder: (folder / "manifest.json").unlink(), "incomplete"),
     "not complete": (lambda folder: edit_manifest(folder, complete=False), "incomplete"),
     "torn manifest": (lambda folder: (folder / "manifest.json").write_text('{"comp'), "is damaged .*not JSON"),
