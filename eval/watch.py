@@ -31,7 +31,8 @@ from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error
 from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
-from eval.reporting.live_view import LiveRun, Look, SeveralRuns
+from eval.reporting.live_view import LiveRun, SeveralRuns
+from eval.reporting.look import Look
 from eval.reporting.overview import Overview
 
 ENTER = "\x1b[?1049h\x1b[?25l\x1b[?7l"  # the alternate screen, no cursor, no line breaks at the edge

@@ -1,7 +1,7 @@
 """The live view of a run: lines of text for a terminal of any size."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,28 +16,17 @@ from common.liveness import Liveness, Signs, judge, read_signs
 from common.measured import NOT_CAUSAL, causality
 from common.metric_fields import VALIDATED, by_source, is_step
 from common.metrics_file import last_json_lines
-from common.metrics_table import MetricsTable, Values
+from common.metrics_table import MetricsTable
 from common.progress import format_count, format_duration
 from common.run_files import leniently, read_configuration, reward_of, unreadable
 from common.run_folder import RunFolder
-from eval.reporting.curves import smooth
+from eval.reporting.live_curves import curves_of
+from eval.reporting.look import Look, fit
 from eval.reporting.run_data import flops_per_token_of
-from eval.reporting.terminal_plot import axis, plot
 
 RATE_STEPS = 200  # newest steps that rates and ETA are taken from
 SHOWN_LAYERS = {"gradient_norm": "gradient", "update_ratio": "update/weight", "attention_logit": "attention logit"}
 COLORS = {"done": "32", "failed": "31", "preempted": "33", "running": "36", "silent": "31", "gone": "31"}
-
-
-@dataclass(frozen=True)
-class Look:
-    """What the terminal can show."""
-
-    unicode: bool
-    color: bool
-
-    def paint(self, text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if self.color and text else text
 
 
 @dataclass
@@ -147,16 +136,8 @@ def frame(run: LiveRun, width: int, height: int, look: Look, now: float) -> list
     lines = [line for line in lines if line]
     sample = _sample_lines(run, width, look, 3 if height >= 20 else 1 if height >= 10 else 0)
     room = height - len(lines) - len(sample)
-    lines += _plots(run, width, room, look) + sample
+    lines += curves_of(run.table, width, room, look) + sample
     return lines[:height]
-
-
-def fit(text: str, width: int, look: Look) -> str:
-    """A line as the terminal can show it, cut off at its width."""
-    text = "".join(character if character.isprintable() else " " for character in text)
-    text = text if look.unicode else text.encode("ascii", "replace").decode()
-    mark = "…" if look.unicode else "~"
-    return text if len(text) <= width else text[: max(0, width - 1)] + mark
 
 
 def _title(run: LiveRun, width: int, look: Look, now: float) -> str:
@@ -294,51 +275,6 @@ def _layers(run: LiveRun) -> str:
             name = max(values, key=lambda name: values[name])
             parts.append(f"{label} {values[name]:.3g} in {name}")
     return f"layers at step {newest[0]['step']:,}: largest {', '.join(parts)}" if parts else ""
-
-
-def _plots(run: LiveRun, width: int, height: int, look: Look) -> list[str]:
-    """Loss, and tokens per second beside it where the terminal is wide, below it where it is high.
-
-    Of a run that samples answers their reward instead of the loss, which says little there.
-    """
-    if height < 4 or width < 24:
-        return []
-    rewards = _rewards(run)
-    learned = "reward" if len(rewards) else "loss"
-    loss, rate = rewards if len(rewards) else run.table.column("loss"), run.table.column("tokens_per_second")
-    loss, rate = (smooth(values, len(values) // 100) for values in (loss, rate))
-    steps = run.table.column("step")
-    ends = (float(steps[0]), float(steps[-1]))
-
-    def drawn(title: str, values: Values, width: int, height: int, label: Callable[[float], str]) -> list[str]:
-        """A title, the curve, and the axis of steps below it where there is room for both."""
-        below = axis(ends, width, braille=look.unicode) if height >= 6 else []
-        curve = plot(values, width, height - 1 - len(below), braille=look.unicode, label=label)
-        return [title[:width], *curve, *below] if curve else []
-
-    if width >= 100:
-        left = width * 3 // 5
-        first = drawn(learned, loss, left - 2, height, "{:.4g}".format)
-        second = drawn("tokens/s", rate, width - left, height, format_count)
-        pairs = zip(first or [""] * height, second or [""] * height, strict=False)
-        return [_colored(f"{a:{left}}{b}".rstrip(), look) for a, b in pairs]
-    parts = [(learned, loss, "{:.4g}".format)] + ([("tokens/s", rate, format_count)] if height >= 14 else [])
-    lines: list[str] = []
-    for title, values, label in parts:
-        share = height // len(parts)
-        lines += drawn(title, values, width, share, label)
-    return [_colored(line, look) for line in lines]
-
-
-def _rewards(run: LiveRun) -> Values:
-    """Of sampled answers, step by step; empty for a run that samples none."""
-    curve = run.table.curves.get("reward")
-    found = [] if curve is None else [curve.value(event) for event in run.table.of_kind("reward")]
-    return np.array([value for value in found if value is not None], dtype=np.float64)
-
-
-def _colored(line: str, look: Look) -> str:
-    return look.paint(line, "36")
 
 
 def _sample_lines(run: LiveRun, width: int, look: Look, count: int) -> list[str]:

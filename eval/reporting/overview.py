@@ -13,7 +13,8 @@ from common.plain_text import one_line
 from common.progress import format_count, format_duration
 from common.run_folder import RunFolder
 from common.time_spent import time_spent
-from eval.reporting.live_view import COLORS, LiveRun, Look, fit, mean, seconds_left
+from eval.reporting.live_view import COLORS, LiveRun, mean, seconds_left
+from eval.reporting.look import Look, fit
 
 HEADINGS = ("run", "state", "step", "ETA", "tokens/s", "suspect", "skips", "saved", "goodput", "")
 RIGHT = (False, False, True, True, True, False, True, True, True, False)  # where a column's cells stand

@@ -17,7 +17,8 @@ from common.processes import ProcessIdentity
 from common.publish import write_json_whole
 from common.rewritten_file import read_record
 from common.run_folder import RunFolder
-from eval.reporting.live_view import LiveRun, Look, frame
+from eval.reporting.live_view import LiveRun, frame
+from eval.reporting.look import Look
 from eval.reporting.page import page
 from eval.reporting.run_data import load_run
 from slurm.status import read_status, table

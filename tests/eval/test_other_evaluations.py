@@ -15,7 +15,8 @@ from common.metrics_table import MetricsTable, read_metrics_table
 from common.run_folder import RunFolder
 from common.time_spent import labels_of, time_spent
 from eval.reporting.key_figures import key_figures
-from eval.reporting.live_view import LiveRun, Look, frame
+from eval.reporting.live_view import LiveRun, frame
+from eval.reporting.look import Look
 from eval.reporting.page import page
 from eval.reporting.run_data import load_run
 from tests.eval.test_report import run_script

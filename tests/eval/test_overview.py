@@ -7,7 +7,7 @@ from typing import Any
 
 from common.metrics_file import MetricsFile
 from common.run_folder import RunFolder
-from eval.reporting.live_view import Look
+from eval.reporting.look import Look
 from eval.reporting.overview import Overview
 from tests.eval.test_report import run_script
 from tests.helpers.recorded_runs import BEGIN, recorded_run, train_record

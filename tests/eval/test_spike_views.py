@@ -10,7 +10,8 @@ from common.metrics_table import read_metrics_table
 from common.run_folder import RunFolder
 from eval.reporting.drawing import LOSS_AXES
 from eval.reporting.key_figures import key_figures
-from eval.reporting.live_view import LiveRun, Look, frame
+from eval.reporting.live_view import LiveRun, frame
+from eval.reporting.look import Look
 from eval.reporting.page import page
 from eval.reporting.run_data import load_run
 from eval.reporting.spike_marks import mark_spikes, skipped_steps

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from common.metrics_file import MetricsFile, read_metrics
 from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
-from eval.reporting.live_view import LiveRun, Look, SeveralRuns, frame, seconds_per_step
+from eval.reporting.live_view import LiveRun, SeveralRuns, frame, seconds_per_step
+from eval.reporting.look import Look
 from eval.reporting.terminal_plot import axis, bucket_means, plot
 from eval.watch import ENTER, LEAVE, changes
 from tests.eval.test_report import run_script

@@ -17,7 +17,8 @@ from eval import plot_loss
 from eval.comparison.comparing import compare
 from eval.reporting.comparison import as_text, rows_with
 from eval.reporting.key_figures import key_figures
-from eval.reporting.live_view import LiveRun, Look
+from eval.reporting.live_view import LiveRun
+from eval.reporting.look import Look
 from eval.reporting.overview import Overview
 from eval.reporting.page import page
 from eval.reporting.page_sections import loss_note

@@ -23,7 +23,8 @@ from data_prep.token_sets.packing import IGNORE
 from data_prep.token_sets.token_set import TokenSet
 from eval.reporting import page_sections
 from eval.reporting.evaluation_pictures import curves_of
-from eval.reporting.live_view import LiveRun, Look
+from eval.reporting.live_view import LiveRun
+from eval.reporting.look import Look
 from eval.reporting.run_data import load_run
 from eval.summary import print_samples
 from model.config import ModelConfig

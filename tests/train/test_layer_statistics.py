@@ -16,7 +16,8 @@ from common.metrics_table import MetricsTable
 from data_prep.token_sets.sequences import Windows
 from data_prep.token_sets.token_set import TokenSet
 from eval.reporting.layer_pictures import layer_pictures
-from eval.reporting.live_view import LiveRun, Look, frame
+from eval.reporting.live_view import LiveRun, frame
+from eval.reporting.look import Look
 from eval.reporting.run_data import load_run
 from model.config import ModelConfig
 from model.gpt import GPT

@@ -26,7 +26,8 @@ from data_prep.token_sets.token_mix import Source, TokenMix
 from data_prep.token_sets.token_set import TokenSet
 from eval.comparison.measured_runs import MeasuredRun
 from eval.comparison.run_groups import find_metric
-from eval.reporting.live_view import LiveRun, Look
+from eval.reporting.live_view import LiveRun
+from eval.reporting.look import Look
 from eval.reporting.run_data import load_runs
 from eval.reporting.source_pictures import source_pictures
 from tests.helpers.token_sets import make_token_set

@@ -15,7 +15,8 @@ from common.metrics_file import read_metrics
 from common.metrics_table import MetricsTable
 from common.run_folder import RunFolder
 from eval.reporting.key_figures import key_figures
-from eval.reporting.live_view import LiveRun, Look, frame
+from eval.reporting.live_view import LiveRun, frame
+from eval.reporting.look import Look
 from eval.reporting.run_data import load_run
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
