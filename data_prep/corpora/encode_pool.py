@@ -16,6 +16,7 @@ from common.errors import UserError
 from data_prep.corpora.encode_worker import ENCODING_ERRORS, Failure, Part, Work, encode, error_text, serve
 from data_prep.corpora.file_kinds import kind_of
 from data_prep.corpora.readers import UnitReader, lines_before
+from data_prep.corpora.workers import ignoring_interrupts
 from data_prep.token_sets.marked_writer import MARKED_DTYPE
 from data_prep.tokenization.tokenizer import Tokenizer
 
@@ -51,7 +52,8 @@ def warm_up(start_method: str) -> None:
         from multiprocessing import forkserver  # Windows has none
 
         multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
+        with ignoring_interrupts():
+            forkserver.ensure_running()
 
 
 class SerialEncoder:
@@ -113,7 +115,8 @@ class EncodePool:
             to_close = ours if start_method == "fork" else None
             arguments = (theirs, to_close, tokenizer.spec, self._progress, slot, held_out)
             process = context.Process(target=serve, args=arguments, daemon=True, name=f"encoder-{slot}")
-            process.start()
+            with ignoring_interrupts():
+                process.start()
             theirs.close()
             self._workers.append(_Worker(slot, process, ours))
 

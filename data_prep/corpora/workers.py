@@ -3,6 +3,7 @@
 import contextlib
 import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 
 from common.host_limits import allowed_cores, available_memory_bytes
 
@@ -18,11 +19,15 @@ def choose_workers(wanted: int | None) -> int:
 
 @contextlib.contextmanager
 def ignoring_interrupts() -> Iterator[None]:
-    """Processes started in here ignore Ctrl-C from their first moment: a terminal sends it to them as well, and their
-    parent ends them. Only for the main thread.
+    """Processes started in here never see Ctrl-C. A terminal sends it to them as well; their parent, which sees it when
+    this ends, ends them.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # at its start it lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # processes inherit it
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

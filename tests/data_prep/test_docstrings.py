@@ -1,9 +1,11 @@
 """The embedded corpus: what is taken from sources, which packages, and the command itself."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -194,18 +196,26 @@ def test_a_complete_set_is_left_alone_and_a_killed_one_finished(tmp_path, small)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals to a group of processes are POSIX's")
-def test_an_interruption_at_the_terminal_is_one_word(tmp_path, small):
-    """Ctrl-C reaches the processes that parse, too, which leave it to the command."""
-    options = [*small, "--workers", "2"]
+@pytest.mark.parametrize(("what", "cpu_seconds"), [("docstrings", 1.0), ("text_files", 0.0)])
+def test_an_interruption_at_the_terminal_is_one_word(tmp_path, small, what, cpu_seconds):
+    """Ctrl-C reaches the processes that parse or encode, too: they leave it to the command.
+
+    cpu_seconds: after which the process is at work, or from its first moment.
+    """
+    (tmp_path / "a.txt").write_text("a text\n")
+    options = {"docstrings": small, "text_files": [str(tmp_path / "a.txt"), "--val-one-in", "2", "--tokenizer", "byte"]}
+    script = [sys.executable, str(PROJECT / "data_prep" / f"{what}.py"), "--out", str(tmp_path / "set")]
     process = subprocess.Popen(
-        command(tmp_path / "set", *options), stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    parsing: list[psutil.Process] = []
-    while len(parsing) < 2:
+        [*script, *options[what], "--workers", "2"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    started: list[psutil.Process] = []
+    while not started:
         assert process.poll() is None
-        children = psutil.Process(process.pid).children()
-        parsing = [child for child in children if any("spawn_main" in word for word in child.cmdline())]
-        time.sleep(0.02)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            children = psutil.Process(process.pid).children()
+            started = [child for child in children if re.search("spawn_main|forkserver", " ".join(child.cmdline()))]
+            started = [child for child in started if child.cpu_times().user >= cpu_seconds]
     os.killpg(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert (process.returncode, told.splitlines()[-1], "Traceback" in told) == (130, "interrupted", False), told
