@@ -1,10 +1,10 @@
 """The pictures of a study: differences against the noise floor, curves with bands, sweeps, the ladder."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -23,6 +23,7 @@ ROW_INCHES, MARGIN_INCHES = 0.34, 1.5
 WIDE = (5.6, 4.2)
 SHOWN_FROM = 0.25  # of the whole run: from there on the differences of curves set the picture's scale
 EXTRAPOLATED = 60  # points
+NARROW_CHARACTERS = 46  # of a line of a panel beside names
 
 
 def study_pictures(report: StudyReport) -> dict[str, Picture]:
@@ -51,22 +52,34 @@ def difference_picture(report: StudyReport, cell: Cell) -> Picture | None:
         return None
     rows = sorted(names, key=lambda name: (entries[name].difference, name))
     multiplied = any(entries[name].multipliers.compute is not None for name in rows)
-    with rc_context(drawing.STYLE):
+
+    def drawn(width: float, *, stacked: bool) -> Figure:
+        """Both panels, the second below the first or beside it."""
         height = MARGIN_INCHES + ROW_INCHES * len(rows)
-        figure = Figure(figsize=(9.6 if multiplied else 6.6, height), layout="constrained")
-        panels = figure.subplots(1, 1 + multiplied, sharey=True, width_ratios=[3, 2][: 1 + multiplied], squeeze=False)[
-            0
-        ]
+        count = 1 + multiplied
+        figure = Figure(figsize=(width, height * (count if stacked else 1)), layout="constrained")
+        grid: dict[str, Any] = {"nrows": count} if stacked else {"ncols": count, "width_ratios": [3, 2][:count]}
+        panels = figure.subplots(**grid, sharey=True, squeeze=False).ravel()
         _paint_differences(panels[0], report, cell, rows, entries)
         if multiplied:
             _paint_multipliers(panels[1], report.study.baseline, rows, entries)
-        panels[0].set_yticks(range(len(rows)), [short(name, 30) for name in rows])
         for panel in panels:
             panel.margins(x=0.06)
+            panel.set_yticks(range(len(rows)), [short(name, 20 if stacked else 30) for name in rows])
+            if stacked:
+                panel.set_xlabel(textwrap.fill(panel.get_xlabel(), NARROW_CHARACTERS))
+                panel.set_title(textwrap.fill(panel.get_title("left"), NARROW_CHARACTERS))
         panels[0].set_ylim(len(rows) - 0.5, -0.5)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        return picture_of(figure, "Differences from the baseline")
+        figure.legend(handles, labels, loc="outside lower center", ncols=1 if stacked else 2)
+        return figure
+
+    return picture_of(
+        lambda: drawn(drawing.SIZE_INCHES[0], stacked=True),
+        lambda: drawn(drawing.WIDE_INCHES, stacked=False),
+        "Differences from the baseline",
+        file=lambda: drawn(9.6 if multiplied else 6.6, stacked=False),
+    )
 
 
 def _paint_differences(

@@ -35,6 +35,7 @@ INKS = ("#111111", "#ffffff")  # of a bar's number, on a dark page as well
 TITLE_CHARACTERS = 62  # of a line
 BUCKETS = 600  # parts of the x axis; a panel is about as many pixels wide on a screen
 SIZE_INCHES, DPI, PALETTE = (5.6, 3.6), 170, 128
+WIDE_INCHES = 11.4  # of a picture that has a row of a wide page for itself: twice the width, and the gap between two
 HAIR_SPACE = "\u200a"
 LEGEND_ROW_INCHES = 0.19
 STYLE: dict[Any, Any] = {
@@ -67,10 +68,15 @@ LOSS_AXES = (STEPS, TOKENS, FLOPS, HOURS)
 
 @dataclass(frozen=True)
 class Picture:
-    """The same figure as a file of its own and as an element of a page."""
+    """The same figure as a file of its own and as an element of a page.
+
+    Attributes:
+        wide: draws it for a row of its own on a wide page.
+    """
 
     png: bytes
     svg: Markup
+    wide: Callable[[], Markup] = Markup
 
 
 def position(run: RunData, axis: AxisKind, steps: Values, tokens: Values, times: Values) -> Values | None:
@@ -96,31 +102,63 @@ def draw(
     paint: Callable[[Axes], None], title: str, *, size: tuple[float, float] = SIZE_INCHES, inline: bool = True
 ) -> Picture:
     """One panel: `paint` draws it, the legend goes below the axes, where it hides nothing."""
+
+    def drawn(size: tuple[float, float]) -> Figure:
+        return _panel(paint, title, size)
+
+    return picture_of(lambda: drawn(size), lambda: drawn((WIDE_INCHES, size[1])), title, inline=inline)
+
+
+def _panel(paint: Callable[[Axes], None], title: str, size: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    paint(axes)
+    axes.set_title("\n".join(textwrap.wrap(title, round(TITLE_CHARACTERS * size[0] / SIZE_INCHES[0]))))
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        room = 66 * size[0] / SIZE_INCHES[0]  # in characters, of which a line's sample takes six
+        one_row = sum(len(label) + 6 for label in labels) <= room
+        columns = len(labels) if one_row else max(1, int(room / (6 + max(map(len, labels)))))
+        rows = math.ceil(len(labels) / columns)
+        figure.set_size_inches(size[0], size[1] + LEGEND_ROW_INCHES * max(0, rows - 2))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+    return figure
+
+
+def picture_of(
+    drawn: Callable[[], Figure],
+    wide: Callable[[], Figure],
+    label: str,
+    *,
+    file: Callable[[], Figure] | None = None,
+    inline: bool = True,
+) -> Picture:
+    """All forms of a figure.
+
+    Args:
+        drawn: as narrow pages show it. wide: in a row of its own on a wide page. label: what it shows, for those who
+            can't see it. file: as its own file shows it, if otherwise than `drawn`. inline: whether pages show it.
+    """
+
+    def spread() -> Markup:
+        with rc_context(STYLE):
+            return to_svg(wide(), label, spread=True)
+
     with rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        paint(axes)
-        axes.set_title("\n".join(textwrap.wrap(title, round(TITLE_CHARACTERS * size[0] / SIZE_INCHES[0]))))
-        handles, labels = axes.get_legend_handles_labels()
-        if labels:
-            room = 66 * size[0] / SIZE_INCHES[0]  # in characters, of which a line's sample takes six
-            one_row = sum(len(label) + 6 for label in labels) <= room
-            columns = len(labels) if one_row else max(1, int(room / (6 + max(map(len, labels)))))
-            rows = math.ceil(len(labels) / columns)
-            figure.set_size_inches(size[0], size[1] + LEGEND_ROW_INCHES * max(0, rows - 2))
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-        return picture_of(figure, title, inline=inline)
-
-
-def picture_of(figure: Figure, label: str, *, inline: bool = True) -> Picture:
-    """Both forms of a figure, the second if `inline`; `label` says what it shows to those who can't see it."""
-    return Picture(to_png(figure), to_svg(figure, label) if inline else Markup())
+        figure = drawn()
+        png = to_png(figure if file is None else file())
+        return Picture(png, to_svg(figure, label), spread) if inline else Picture(png, Markup())
 
 
 def show(pictures: Mapping[str, Picture], prefix: str, kind: str = "pictures") -> Markup:
-    """Pictures whose file names start with this."""
-    shown = [picture.svg for name, picture in pictures.items() if name.startswith(prefix)]
-    return fill("pictures.html", pictures=shown, kind=kind) if shown else Markup()
+    """Pictures whose file names start with this, two in a row of a wide page; one alone there fills it."""
+    shown = [picture for name, picture in pictures.items() if name.startswith(prefix)]
+    forms = [picture.svg for picture in shown]
+    if kind == "across":
+        forms = [form for picture in shown for form in (picture.svg, picture.wide())]
+    elif len(shown) % 2:
+        forms.append(shown[-1].wide())
+    return fill("pictures.html", pictures=forms, kind=kind) if forms else Markup()
 
 
 def to_png(figure: Figure) -> bytes:

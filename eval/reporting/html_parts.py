@@ -15,6 +15,7 @@ from common.plain_text import shown
 from common.progress import format_duration
 
 TEMPLATES = Path(__file__).with_name("templates")
+LONGEST_WORD = 14  # characters that a column of a table always has room for
 
 
 @cache
@@ -30,7 +31,13 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     found.filters |= {"grouped": "{:,}".format, "duration": format_duration}
+    found.tests["unbroken"] = _is_unbroken
     return found
+
+
+def _is_unbroken(value: object) -> bool:
+    """Whether a value has a word too long for a narrow column."""
+    return max(map(len, str(value).split()), default=0) > LONGEST_WORD
 
 
 def _visible(value: object) -> Markup | str:
@@ -60,7 +67,7 @@ def table(
     numbers: Collection[int] = (),
     marked: Collection[int] = (),
 ) -> Markup:
-    """A table that scrolls sideways on a narrow screen.
+    """A table; on a narrow screen a card for each row of one with many columns.
 
     Args:
         numbers: columns set at the right. marked: rows of this project among others'.

@@ -36,11 +36,11 @@ POINTS, FEWEST_POINTS = 240, 8  # that show their values: of a picture, of a cur
 OPTIONS: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "longhaul"}  # the same picture is the same bytes
 
 
-def to_svg(figure: Figure, label: str) -> Markup:
+def to_svg(figure: Figure, label: str, *, spread: bool = False) -> Markup:
     """The figure as an element of a page. It is changed: for a PNG draw it before.
 
     Args:
-        label: what it shows, for those who can't see it.
+        label: what it shows, for those who can't see it. spread: it takes the place of the one before on a wide page.
     """
     for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
         patch.set_visible(False)
@@ -52,6 +52,7 @@ def to_svg(figure: Figure, label: str) -> Markup:
     bars = [bar for axes in figure.axes for bar in _bars(axes, height)]
     return fill(
         "figure.html",
+        spread=spread,
         label=label.replace(r"\$", "$"),
         size=f"0 0 {width:.1f} {height:.1f}",
         drawing=_shaded(_compact(file.getvalue()), PAGE_SHADES if bars else PAGE_SHADES | SERIES_SHADES),

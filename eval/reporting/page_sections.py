@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ def steps_note(runs: Sequence[RunData]) -> Markup:
 
 
 def comparison(runs: Sequence[RunData]) -> Markup:
-    """The ancestors' table with these runs above."""
-    beside = Table.of(rows := sorted(rows_with(runs), key=lambda row: not row.ours))
+    """The ancestors' table with these runs above; their other evaluations have a section of their own."""
+    rows = [replace(row, evaluations={}) for row in sorted(rows_with(runs), key=lambda row: not row.ours)]
+    beside = Table.of(rows)
     ours = [index for index, row in enumerate(rows) if row.ours]
     measured = any(run.table.of_kind(PUBLISHED.figure) for run in runs)
     above = note("" if measured else NOT_MEASURED) + note(

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from eval.comparison.study_output import write_report
+from eval.report import draw_all
+from eval.reporting.page import page
+from eval.reporting.run_data import load_runs
 from eval.reporting.svg_chart import TOP
 from tests.eval.test_rank_pictures import write_times
-from tests.eval.test_report import run_script
 from tests.helpers.browser import CHROMIUM, Browser
 from tests.helpers.recorded_runs import recorded_run
 from tests.helpers.whole_study import whole_study
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this ma
 WIDTHS = (390, 1280, 1920)
 CONTRAST = 4.5  # WCAG 2.1, level AA
 SMALLEST = 7.0  # pixels that a line of a picture is high
+MOST_EMPTY = 0.45  # of a row of a page, beside a picture
 SLACK = 2.0  # pixels by which boxes of letters may touch
 
 # Each visible line of text: its words, box, colour and the colours painted below its middle, the uppermost first.
@@ -51,6 +54,22 @@ LINES = """
 """
 
 
+# Tables and code wider than their place; of rows of pictures where one is alone, what they leave empty, from 0 to 1.
+LAYOUT = """
+(() => {
+  const parts = [...document.querySelectorAll('.wide, pre')].filter(part => part.scrollWidth > part.clientWidth + 1);
+  const empty = [];
+  for (const grid of document.querySelectorAll('.pictures, .across')) {
+    const shown = [...grid.children].map(each => each.getBoundingClientRect()).filter(box => box.width);
+    for (const box of shown)
+      if (shown.filter(other => other.top < box.bottom && box.top < other.bottom).length === 1)
+        empty.push(1 - box.width / grid.clientWidth);
+  }
+  return {wide: parts.map(part => part.textContent.slice(0, 60)), empty};
+})()
+"""
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A report of two runs, one of them stopped twice, with every kind of picture; a report of one; a study's."""
@@ -62,8 +81,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for run in runs:
         write_times(run, [[0.1, 0.2, 0.1], [0.1, 0.12, 0.1]], first_step=30)
     for name, chosen in (("both", runs), ("one", runs[:1])):
-        done = run_script("report.py", *(run.path for run in chosen), "--out", name, cwd=root)
-        assert done.returncode == 0, done.stderr
+        loaded = load_runs([run.path for run in chosen])
+        (root / name).mkdir()
+        (root / name / "report.html").write_text(page(loaded, draw_all(loaded), 0.0), encoding="utf-8")
     write_report(whole_study(root / "results"), root / "study")
     return {name: root / name / "report.html" for name in ("both", "one", "study")}
 
@@ -90,6 +110,17 @@ def test_every_line_can_be_read(pages: dict[str, Path], browser: Browser, name: 
         assert [line["words"] for line in lines if line["drawn"] and line["box"][3] - line["box"][1] < SMALLEST] == []
         assert [line["words"] for line in lines if line["drawn"] and not is_inside(line["box"], line["frame"])] == []
         assert faint(lines) == []
+
+
+@pytest.mark.parametrize("name", ["both", "one", "study"])
+def test_rows_are_filled_and_nothing_scrolls_sideways(pages: dict[str, Path], browser: Browser, name: str) -> None:
+    for width in (390, 800, 1085, 1920):
+        browser.look(width=width)
+        browser.open(pages[name])
+        found = browser.evaluate(LAYOUT)
+        assert found["wide"] == [], width
+        assert len(found["empty"]) > 2
+        assert max(found["empty"]) < MOST_EMPTY, width
 
 
 def overlapping(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:
