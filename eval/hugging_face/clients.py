@@ -59,7 +59,7 @@ def _untied_gpt2(config: ModelConfig) -> bool:
 WINDOWS = Loss("ignores windows", _windowed)
 TRANSFORMERS = Client("transformers", "5.23.0", "the folder")
 LLAMA_CPP = Client(
-    "llama.cpp", "xllamacpp 2026.10.11549", "the GGUF file",
+    "llama.cpp", "xllamacpp 2026.10.11549, llama-cpp-python 0.3.36", "the GGUF file",
     losses=(
         WINDOWS,
         Loss("computes the tanh form of GELU instead of exact GELU and ReLU²", _of_mlp("gelu_exact", "relu2")),
