@@ -27,30 +27,26 @@ from eval.reporting.live_view import LiveRun
 from eval.reporting.look import Look
 from eval.reporting.run_data import load_run
 from eval.summary import print_samples
-from model.config import ModelConfig
 from model.gpt import GPT
-from model.initialisation import initialise
-from model.ranks import Ranks, start_ranks
+from model.ranks import Ranks
 from tests.eval.checkpoints import write_checkpoint
 from tests.helpers.conversation_sets import make_conversation_set, short_tokenizer
 from tests.helpers.ranks import run_ranks
+from tests.helpers.rollout_step import LENGTH, one_step, policy, sequences_of
 from tests.helpers.training import curve, run_of, weights_hashes
 from tests.train.test_finetune import arguments, finetune, refusal
 from train.batches.loader import StepBatch, StepLoader
 from train.batches.plan import plan_batch
-from train.batches.prompts import PromptOrder, Prompts, PromptSequences, prompt_sequences
+from train.batches.prompts import Prompts
 from train.objectives.grpo import Grpo
-from train.objectives.model_reward import open_rewards
 from train.objectives.policy import clipped_surrogate, group_advantages, kl_loss, log_probabilities
 from train.objectives.rewards import Reward, load_rewards
 from train.objectives.rollout import Sampler, repetition
 from train.objectives.sampling import random_numbers, sample_answers
-from train.optimization.ddp import Parallel
-from train.optimization.step import Stepper, of_all
 from train.settings.sections import RolloutConfig
 
 torch.set_num_threads(1)  # as ranks have
-LENGTH, LEARNING_RATE = 48, 0.3
+LEARNING_RATE = 0.3
 ROLLOUT = RolloutConfig(prompts_per_step=4, samples=4, max_tokens=6, prompts_per_block=2, temperature=0.7, kl=0.5)
 REWARDS = """
 def digits(prompts, completions, fields):
@@ -89,24 +85,6 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def policy(tokens: TokenSet, seed: int) -> GPT:
-    """One whose answers end now and then: equal weights give most tokens alike."""
-    config = ModelConfig(
-        vocab_size=tokens.tokenizer_spec["vocab_size"], vocab_multiple=1, block_size=LENGTH, n_layer=2, n_head=2,
-        n_embd=16, position="rope",
-    )  # fmt: skip
-    model = GPT(config)
-    initialise(model, seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
-    return model
-
-
-def sequences_of(tokens: TokenSet, config: RolloutConfig) -> PromptSequences:
-    return prompt_sequences(tokens, LENGTH, samples=config.samples, max_tokens=config.max_tokens)
-
-
 class Watched(Grpo):
     """Keeps the rollouts, and the ratio of new and old probability in the forward that is learned from."""
 
@@ -125,36 +103,6 @@ class Watched(Grpo):
             ratio = (found.log_probs.detach() - batch.more["old"]).exp()
             self.furthest = max(self.furthest, (ratio - 1).abs().max().item())
         return super().loss(model, batch, scale)
-
-
-def one_step(
-    data: Path, reward: str, world_size: int, micro_batch: int, config: RolloutConfig, rate: float
-) -> dict[str, Any]:
-    """A step with plain gradient descent: what was sampled, what was reported, and the weights after it."""
-    tokens, ranks = TokenSet.open(data), start_ranks("cpu")
-    model, reference = policy(tokens, 1), policy(tokens, 2)
-    plan = plan_batch(config.sequences * LENGTH, LENGTH, micro_batch, world_size)
-    sequences = sequences_of(tokens, config)
-    objective = Watched(config)
-    sampler = Sampler(
-        model, sequences.prompts, open_rewards(load_rewards([f"{reward}:digits", f"0.5*{reward}:short"]), ranks), ranks,
-        max_tokens=config.max_tokens, prompts_per_block=config.prompts_per_block, seed=3, dtype="fp32",
-    )  # fmt: skip
-    objective.prepare(sampler, model, reference if config.kl else None, ranks, plan, "fp32", trims=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    stepper = Stepper(Parallel(model, ranks), optimizer, ranks, plan, objective, dtype="fp32", grad_clip=0.0, seed=1)
-    stepper.warm_up(LENGTH)
-    order = PromptOrder(sequences.prompts.count, config.samples, 5)
-    batch = StepLoader(sequences, plan, rank=ranks.rank, seed=5, order=order).step_at(0)
-    result = of_all([stepper(part, 1) for part in objective.updates(batch, 1)])
-    (rollout,) = objective.rollouts
-    report = objective.report(result.terms)
-    assert report is not None
-    return {
-        "answers": rollout.answers, "rewards": rollout.rewards, "prompts": [p.ids for p in rollout.prompts],
-        "loss": result.loss, "terms": dict(result.terms), "updates": result.updates, "furthest": objective.furthest,
-        "weights": {name: p.detach().numpy() for name, p in model.named_parameters()}, "note": report.note,
-    }  # fmt: skip
 
 
 def reference_step(data: Path, found: dict[str, Any], config: RolloutConfig, rate: float) -> dict[str, np.ndarray]:
@@ -222,8 +170,8 @@ def test_a_step_is_the_reference_for_any_ranks_and_micro_batches(
     case: str, data: Path, rewards: str, tmp_path: Path
 ) -> None:
     config, world_size = CASES[case], 4 if case == "answers" else 2
-    first = one_step(data, rewards, 1, 8 if case == "answers" else 2, config, LEARNING_RATE)
-    seen = run_ranks(world_size, tmp_path, one_step, data, rewards, world_size, 2, config, LEARNING_RATE)
+    first = one_step(Watched, data, rewards, 1, 8 if case == "answers" else 2, config, LEARNING_RATE)
+    seen = run_ranks(world_size, tmp_path, one_step, Watched, data, rewards, world_size, 2, config, LEARNING_RATE)
     expected = reference_step(data, first, config, LEARNING_RATE)
     moved = policy(TokenSet.open(data), 1).state_dict()
     assert max(np.abs(expected[name] - moved[name].numpy()).max() for name in expected) > 1e-2, "it learns something"
@@ -244,7 +192,7 @@ def test_a_step_is_the_reference_for_any_ranks_and_micro_batches(
 
 def test_with_a_rate_of_0_the_ratio_is_1(data: Path, rewards: str) -> None:
     config = replace(ROLLOUT, epochs=2, minibatches=2)
-    found = one_step(data, rewards, 1, 2, config, 0.0)
+    found = one_step(Watched, data, rewards, 1, 2, config, 0.0)
     assert len(set(found["answers"].lengths.tolist())) > 1, "rows are ragged"
     assert 0 <= found["furthest"] < 1e-5
     assert found["terms"]["clip_share"] == 0

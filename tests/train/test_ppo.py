@@ -18,19 +18,17 @@ from data_prep.token_sets.token_set import TokenSet
 from eval import reward as eval_reward
 from eval.hugging_face.export import load_plain
 from model.gpt import GPT
-from model.initialisation import initialise
 from model.ranks import start_ranks
 from model.weights import load_model
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers import rollout_step
 from tests.helpers.conversation_sets import make_conversation_set, short_tokenizer
 from tests.helpers.ranks import run_ranks
+from tests.helpers.rollout_step import LENGTH, one_step, sequences_of
 from tests.helpers.training import curve, run_of, weights_hashes
 from tests.train import test_grpo
 from tests.train.test_finetune import arguments, finetune, refusal
-from tests.train.test_grpo import FULL, LENGTH, MUON, REWARDS, SEVERAL, SHARDED, base_of, sequences_of, told
-from train.batches.loader import StepLoader
-from train.batches.plan import plan_batch
-from train.batches.prompts import PromptOrder
+from tests.train.test_grpo import FULL, MUON, REWARDS, SEVERAL, SHARDED, base_of, told
 from train.estimates.machines import machine_of
 from train.estimates.run_memory import estimate_of
 from train.estimates.run_plan import make_plan
@@ -40,8 +38,6 @@ from train.objectives.ppo import Ppo
 from train.objectives.rewards import load_rewards
 from train.objectives.rollout import Sampler
 from train.objectives.value_function import explained_variance, generalized_advantages, whitened
-from train.optimization.ddp import Parallel
-from train.optimization.step import Stepper, of_all
 from train.plan import read_finetuning
 from train.settings.sections import RolloutConfig
 
@@ -72,13 +68,8 @@ def rewards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def policy(tokens: TokenSet, seed: int) -> GPT:
-    """One with values other than 0, whose answers end now and then."""
-    model = GPT(replace(test_grpo.policy(tokens, seed).config, scalar_head=True))
-    initialise(model, seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)) * 0.3)
-    return model
+    """One with values."""
+    return rollout_step.policy(tokens, seed, scalar_head=True)
 
 
 class Watched(Ppo):
@@ -101,36 +92,6 @@ class Watched(Ppo):
             moved = torch.stack([ratio - 1, found.values - batch.more["old_values"]])
             self.furthest = max(self.furthest, moved.abs().max().item())
         return super().loss(model, batch, scale)
-
-
-def one_step(
-    data: Path, reward: str, world_size: int, micro_batch: int, config: RolloutConfig, rate: float
-) -> dict[str, Any]:
-    """A step with plain gradient descent: what was sampled, what was reported, and the weights after it."""
-    tokens, ranks = TokenSet.open(data), start_ranks("cpu")
-    model, reference = policy(tokens, 1), policy(tokens, 2)
-    plan = plan_batch(config.sequences * LENGTH, LENGTH, micro_batch, world_size)
-    sequences = sequences_of(tokens, config)
-    objective = Watched(config)
-    sampler = Sampler(
-        model, sequences.prompts, open_rewards(load_rewards([f"{reward}:digits", f"0.5*{reward}:short"]), ranks), ranks,
-        max_tokens=config.max_tokens, prompts_per_block=config.prompts_per_block, seed=3, dtype="fp32",
-    )  # fmt: skip
-    objective.prepare(sampler, model, reference if config.kl else None, ranks, plan, "fp32", trims=True)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
-    stepper = Stepper(Parallel(model, ranks), optimizer, ranks, plan, objective, dtype="fp32", grad_clip=0.0, seed=1)
-    stepper.warm_up(LENGTH)
-    order = PromptOrder(sequences.prompts.count, config.samples, 5)
-    batch = StepLoader(sequences, plan, rank=ranks.rank, seed=5, order=order).step_at(0)
-    result = of_all([stepper(part, 1) for part in objective.updates(batch, 1)])
-    (rollout,) = objective.rollouts
-    report = objective.report(result.terms)
-    assert report is not None
-    return {
-        "answers": rollout.answers, "rewards": rollout.rewards, "prompts": [p.ids for p in rollout.prompts],
-        "loss": result.loss, "terms": dict(result.terms), "updates": result.updates, "furthest": objective.furthest,
-        "weights": {name: p.detach().numpy() for name, p in model.named_parameters()}, "note": report.note,
-    }  # fmt: skip
 
 
 def reference_step(data: Path, found: dict[str, Any], config: RolloutConfig, rate: float) -> dict[str, Any]:
@@ -203,8 +164,8 @@ def test_a_step_is_the_reference_for_any_ranks_and_micro_batches(
     case: str, data: Path, rewards: str, tmp_path: Path
 ) -> None:
     config = CASES[case]
-    first = one_step(data, rewards, 1, 4, config, LEARNING_RATE)
-    seen = run_ranks(2, tmp_path, one_step, data, rewards, 2, 2, config, LEARNING_RATE)
+    first = one_step(Watched, data, rewards, 1, 4, config, LEARNING_RATE)
+    seen = run_ranks(2, tmp_path, one_step, Watched, data, rewards, 2, 2, config, LEARNING_RATE)
     expected = reference_step(data, first, config, LEARNING_RATE)
     before = policy(TokenSet.open(data), 1).state_dict()
     moved = {name: np.abs(value - before[name].numpy()).max() for name, value in expected["weights"].items()}
@@ -226,7 +187,7 @@ def test_a_step_is_the_reference_for_any_ranks_and_micro_batches(
 
 
 def test_with_a_rate_of_0_ratio_and_values_stay(data: Path, rewards: str) -> None:
-    found = one_step(data, rewards, 1, 2, ROLLOUT, 0.0)
+    found = one_step(Watched, data, rewards, 1, 2, ROLLOUT, 0.0)
     assert len(set(found["answers"].lengths.tolist())) > 1, "rows are ragged"
     assert 0 <= found["furthest"] < 1e-5
     assert found["terms"]["clip_share"] == found["terms"]["value_clip_share"] == 0
