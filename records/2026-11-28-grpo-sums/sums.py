@@ -45,12 +45,12 @@ run: {dtype: bf16, device: cpu, compile: false}
 GRPO = """
 model: {dropout: 0.0}
 lora: {rank: 0}
-optim: {lr: 3.0e-5, weight_decay: 0.0, beta2: 0.99}
-schedule: {kind: constant, warmup: 20}
+optim: {lr: 1.0e-4, weight_decay: 0.0, beta2: 0.99}
+schedule: {kind: wsd, warmup: 20, decay: 0.7, final_lr_fraction: 0.0}
 batch: {micro_batch: 256}
 rollout: {prompts_per_step: 32, samples: 8, max_tokens: 5, prompts_per_block: 32, kl: 0.0, held_out_prompts: 625}
-checkpoint: {every_steps: 250, keep_best: false}
-eval: {every_steps: 50, tokens: 8192, prompts: [], sample_every_steps: 100}
+checkpoint: {every_steps: 600, keep_best: false}
+eval: {every_steps: 100, tokens: 8192, prompts: [], sample_every_steps: 100}
 run: {dtype: bf16, device: cpu, compile: false}
 """
 TEMPLATE = (
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--sft-steps", type=int, default=260)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--option", action="append", default=[], help="a further option of GRPO")
     arguments = parser.parse_args()
