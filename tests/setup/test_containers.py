@@ -61,7 +61,8 @@ def test_both_copy_what_the_environment_is_made_from_and_make_it() -> None:
 )
 def test_the_dockerfile_builds_on_a_base_whose_installers_install_nothing(tmp_path: Path) -> None:
     """A shell, and programs that write down what they are asked: what is copied, in which order, what is left out."""
-    base, tools = tmp_path / "base", ["buildah", "--root", tmp_path / "root", "--runroot", tmp_path / "run"]
+    base = tmp_path / "base"
+    tools = ["buildah", "--root", tmp_path / "root", "--runroot", tmp_path / "run", "--storage-driver", "vfs"]
     shell = Path(shutil.which("dash") or "/bin/sh").resolve()
     libraries = re.findall(r"(/\S+) \(0x", subprocess.check_output(["ldd", shell], text=True, encoding="utf-8"))
     for source, target in [(str(shell), "/bin/sh"), *((library, library) for library in libraries)]:
@@ -72,12 +73,18 @@ def test_the_dockerfile_builds_on_a_base_whose_installers_install_nothing(tmp_pa
         (base / "bin" / program).chmod(0o755)
     (tmp_path / "Base").write_text("FROM scratch\nCOPY . /\nENV PATH=/bin\n")
 
+    def start(*words: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*map(str, (*tools, *words))], capture_output=True, text=True, encoding="utf-8")
+
     def buildah(*words: object) -> str:
-        done = subprocess.run([*map(str, (*tools, *words))], capture_output=True, text=True, encoding="utf-8")
+        done = start(*words)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
     buildah("bud", "-q", "-f", tmp_path / "Base", "-t", "localhost/base", base)
+    runs = start("run", "--isolation", "chroot", buildah("from", "localhost/base"), "/bin/sh", "-c", ":")
+    if runs.returncode:
+        pytest.skip(f"buildah can't run a shell in an image here: {runs.stderr.strip()[-200:]}")
     how = ("--isolation", "chroot", "--build-arg", "BASE=localhost/base", "--build-arg", "TORCH_INDEX=https://index")
     buildah("bud", "-q", *how, "-t", "localhost/longhaul", PROJECT)
     container = buildah("from", "localhost/longhaul")
