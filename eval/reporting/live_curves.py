@@ -16,7 +16,7 @@ def curves_of(table: MetricsTable, width: int, height: int, look: Look) -> list[
 
     Of a run that samples answers their reward instead of the loss, which says little there.
     """
-    if height < 4 or width < 24:
+    if height < 3 or width < 24:
         return []
     rewards = _rewards(table)
     learned = "reward" if len(rewards) else "loss"

@@ -171,7 +171,7 @@ def test_changes_turn_one_picture_into_the_next() -> None:
     assert "\x1b[2;1Hb\x1b[K" in changes(["a"], ["a", "b"])
 
 
-@pytest.mark.parametrize(("height", "shown"), [(40, 3), (9, 2), (3, 1)])
+@pytest.mark.parametrize(("height", "shown"), [(40, 3), (24, 3), (9, 2), (3, 1)])
 def test_several_runs_are_shown_one_below_the_other(tmp_path: Path, height: int, shown: int) -> None:
     runs = [recorded_run(tmp_path, name) for name in ("one", "two", "three")]
     view = SeveralRuns(tuple(LiveRun(run, MetricsTable(run.metrics)) for run in runs))
@@ -182,6 +182,7 @@ def test_several_runs_are_shown_one_below_the_other(tmp_path: Path, height: int,
         "one", "two", "three"
     ][:shown]  # fmt: skip
     assert ("more for which" in lines[-1]) is (shown < 3)
+    assert lines.count("loss") == (3 if height >= 24 else 0)  # the titles of their curves
 
 
 def test_an_axis_names_its_ends_in_any_width() -> None:
