@@ -14,6 +14,14 @@ from eval.reporting.run_data import RunData, format_time
 from eval.reporting.step_profiles import profile_tables
 from eval.reporting.svg_chart import loss_chart
 
+OBJECTIVES = {
+    "sft": "answers of conversations (sft)",
+    "dpo": "preferences (dpo)",
+    "reward": "a reward model (reward)",
+    "grpo": "rewards of answers (grpo)",
+    "ppo": "rewards of answers (ppo)",
+}
+
 
 def page(runs: Sequence[RunData], pictures: dict[str, Picture], made: float) -> str:
     """The whole page.
@@ -78,7 +86,7 @@ def _labelled(figures: KeyFigures) -> list[tuple[str, str]]:
         ("training tokens", format_count(figures.tokens)),
         ("parameters", None if figures.parameters is None else format_count(figures.parameters)),
         ("training FLOPs", None if figures.flops is None else f"{figures.flops:.3g}"),
-        ("objective", "answers of conversations (sft)" if figures.objective == "sft" else None),
+        ("objective", OBJECTIVES.get(figures.objective or "")),
         ("optimizer", figures.optimizer),
         ("training loss, last 2 % of the steps", _number(figures.train_loss, ".4f")),
         ("validation loss, last", _number(figures.val_loss, ".4f")),

@@ -18,10 +18,11 @@ from common.time_spent import labels_of
 from eval.reporting.comparison import Table, rows_with
 from eval.reporting.html_parts import code, fill, folded, note, table, warning
 from eval.reporting.key_figures import KeyFigures
-from eval.reporting.published_score import NOT_MEASURED, PUBLISHED, describe_examples
+from eval.reporting.published_score import NOT_MEASURED, PUBLISHED, describe_examples, published_score
 from eval.reporting.references import NOTES
 from eval.reporting.run_data import RunData, format_time, training_script
 
+PRE_TRAINING = "language_modelling"  # what an older run, which names no objective, learned by
 SHOWN_STEPS = 12  # of samples, spread over the run
 SHOWN_STARTS = 60
 SHOWN_CHARACTERS = 1_000
@@ -69,7 +70,13 @@ def steps_note(runs: Sequence[RunData]) -> Markup:
 
 
 def comparison(runs: Sequence[RunData]) -> Markup:
-    """The ancestors' table with these runs above; their other evaluations have a section of their own."""
+    """The ancestors' table with these runs above; their other evaluations have a section of their own.
+
+    None of runs that learned after pre-training and have no score: nothing published is like them.
+    """
+    after = all(run.section("objective").get("kind", PRE_TRAINING) != PRE_TRAINING for run in runs)
+    if after and all(published_score(run).acc_norm is None for run in runs):
+        return Markup()
     rows = [replace(row, evaluations={}) for row in sorted(rows_with(runs), key=lambda row: not row.ours)]
     beside = Table.of(rows)
     ours = [index for index, row in enumerate(rows) if row.ours]

@@ -375,6 +375,7 @@ def test_a_reward_is_learned_shown_and_kept(
     assert lines[-1].startswith(f"sample, step 40, reward {samples[-1]['reward']:.3g}: ")
     data_of = load_run(run.path)
     assert f"reward {samples[-1]['reward']:.3g}</p>" in page_sections.samples([data_of])
+    assert not page_sections.comparison([data_of]), "no published model is like it"
     pictured = {curve.figure for curve in curves_of([data_of])}
     figures = "held_out_reward reward reward_digits reward_short entropy clip_share cut_share answer_length repetition"
     assert {*figures.split(), "equal_groups", "generation_tokens_per_second"} <= pictured
