@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from common.errors import UserError
 from common.os_errors import refusal
@@ -174,14 +176,37 @@ def _respond(chat: Chat, line: str) -> None:
 
 def _show_answer(chat: Chat, text: str) -> None:
     answer = chat.answer(text)
-    try:
+    with _noting_ctrl_c() as pressed, contextlib.suppress(KeyboardInterrupt):
         for piece in answer:
             print_text(piece)
-    except KeyboardInterrupt:
-        answer.close()  # type: ignore[attr-defined]
+            if pressed():
+                break
+    answer.close()  # type: ignore[attr-defined]
     print()
     for note in chat.notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _noting_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Within it a Ctrl-C is noted, and a second one raises KeyboardInterrupt; what it gives tells whether one has come.
+
+    Python raises where it happens to be: in a function that a library's C code calls, the exception can be dropped,
+    and the answer would never end.
+    """
+    noted = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal noted
+        if noted:
+            raise KeyboardInterrupt
+        noted = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _save(chat: Chat, name: str) -> None:

@@ -1,9 +1,13 @@
 """Talking to a model: eval/chat.py from a pipe, eval/generate.py --chat, and the exports that others talk to."""
 
+import contextlib
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from data_prep.chat.template import read_template
 from data_prep.tokenization.bpe_training import train_bpe
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from data_prep.tokenization.loading import load_tokenizer
-from eval.generation.conversation import Chat
+from eval.generation.conversation import Chat, talk
 from eval.generation.options import Sampling
 from eval.hugging_face.export import export
 from eval.hugging_face.import_model import import_model
@@ -179,6 +183,25 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(tmp_path: Path) -> None:
     turns = json.loads((tmp_path / "talk.jsonl").read_text())["messages"]
     assert [turn["content"] for turn in turns[::2]] == ["Hello", "Again"]
     assert all(set(turn["content"]) == {"A"} and len(turn["content"]) >= 20 for turn in turns[1::2])
+
+
+class Deaf(Chat):
+    """Drops a KeyboardInterrupt, as a library's C code can that calls Python."""
+
+    def answer(self, text: str) -> Iterator[str]:
+        self.taken = 0
+        for self.taken in range(1, 1000):
+            if self.taken == 3:
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+            yield "A"
+
+
+def test_a_ctrl_c_ends_an_answer_wherever_it_comes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat, before = Deaf(load_checkpoint(run), GREEDY, 6, 0, None), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert talk(chat) == 0
+    assert chat.taken == 3 and signal.getsignal(signal.SIGINT) is before
 
 
 def test_generate_answers_messages(run: Path, tmp_path: Path) -> None:

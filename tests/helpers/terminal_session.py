@@ -48,8 +48,9 @@ class TerminalSession:
 
     def until(self, text: str) -> str:
         """What is shown from here up to and with this text. Raises AssertionError where it does not come."""
-        wanted = text.encode()
+        wanted, until = text.encode(), time.monotonic() + PATIENCE_SECONDS
         while (found := self.shown.find(wanted, self._place)) < 0:
+            assert time.monotonic() < until, f"{text!r} does not come: {self.shown[-200:]!r}"
             self._read(self.shown[self._place :])
         start, self._place = self._place, found + len(wanted)
         return self.shown[start : self._place].decode(errors="replace")
