@@ -211,7 +211,7 @@ class RecordedMix(TypedDict):
 
 @keep_others
 class RecordedReward(TypedDict):
-    """What judges answers. identity: SHA-256 of what decides its values: a function's file."""
+    """What judges answers. identity: SHA-256 of a function's file, or of a reward model's weights."""
 
     given: str  # of option rollout.reward
     name: str

@@ -4,7 +4,7 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -65,7 +65,7 @@ class Chat:
         self._tokenizer.prompt_of([*messages, Message(USER, "?")])
         self.messages = messages
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """The model's answer in pieces, as it is generated; it joins the conversation when the last is taken, or as far
         as it is when the iterator is closed.
 
@@ -181,7 +181,7 @@ def _show_answer(chat: Chat, text: str) -> None:
             print_text(piece)
             if pressed():
                 break
-    answer.close()  # type: ignore[attr-defined]
+    answer.close()
     print()
     for note in chat.notes:
         print(f"note: {note}", file=sys.stderr)

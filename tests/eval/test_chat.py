@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def test_the_oldest_turns_are_forgotten_where_the_context_is_full(run: Path) -> 
     chat.reset(None)
     pieces = chat.answer("one")
     next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert chat.messages == [Message(USER, "one"), Message(ASSISTANT, "A")]
 
 
@@ -188,7 +188,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(tmp_path: Path) -> None:
 class Deaf(Chat):
     """Drops a KeyboardInterrupt, as a library's C code can that calls Python."""
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         self.taken = 0
         for self.taken in range(1, 1000):
             if self.taken == 3:

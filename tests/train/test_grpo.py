@@ -354,6 +354,7 @@ def test_a_reward_is_learned_shown_and_kept(
     found = json.loads(file.read_text(encoding="utf-8"))
     assert 0 < found["sampling_seconds"] < found["step_seconds"] and found["hours_by_part"]["validations"] > 0
     assert "of a step: 16 answers of 6 tokens at most, 2 prompts side by side (measured)" in planned.stdout
+    assert "compute-optimal" not in planned.stdout, "that is of pre-training"
     finetune(1, tmp_path, command(given))
     run = run_of(tmp_path, "learns")
     notes = [r for r in told(run) if r["kind"] == "rollout"]

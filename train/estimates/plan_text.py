@@ -84,8 +84,9 @@ def as_text(plan: Plan, price: float | None = None, submitted: tuple[list[str], 
         *(f"choice: {reason}" for reason in plan.reasons),
         *_speed_lines(plan, price),
         _disk_line(plan),
-        _optimal_line(plan),
     ]
+    if plan.config.objective.kind == "language_modelling":  # what Hoffmann et al. have measured
+        lines.append(_optimal_line(plan))
     if plan.machine.device_type == "cuda" and submitted is not None:
         lines.append(f"submit: {sbatch_line(plan, *submitted)}")
     return "\n".join(lines)

@@ -90,7 +90,7 @@ class StepTime:
     communication: float  # that is not hidden
     launches: float  # of kernels, where these take longer than the work
     sampling: float = 0.0  # of answers (`train.estimates.rollout_time`)
-    other_policies: float = 0.0  # log-probabilities by the one that sampled, and by the one of the run's start
+    other_policies: float = 0.0  # what the one that sampled, that of the start, and reward models say of answers
 
     @property
     def total(self) -> float:

@@ -50,7 +50,7 @@ class Reward:
 
     Attributes:
         name: the function's, by which its figures are recorded.
-        identity: SHA-256 of what decides its values: of the function's file.
+        identity: SHA-256 of the function's file, which decides its values.
     """
 
     name: str

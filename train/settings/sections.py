@@ -835,8 +835,8 @@ class LoraSection:
         rank: columns and rows of an adapter's two matrices; 0 trains all of the base's weights instead, and the rest of
             this section has no effect then.
         alpha: the adapters' correction is scaled by alpha/rank.
-        dropout: on the input of the adapters. train/configs/finetune.yaml has 0.05; with the objectives dpo and grpo
-            it is 0.
+        dropout: on the input of the adapters. train/configs/finetune.yaml has 0.05; with the objectives dpo,
+            grpo and ppo it is 0.
         targets: which matrices get an adapter: c_attn (queries, keys and values together) or some of q, k, v (one
             each), o (out of attention), up, gate (SwiGLU), down (the MLP's); c_proj is o and down, c_fc up, c_gate
             gate; null: all that the model has.
