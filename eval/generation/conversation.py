@@ -191,8 +191,8 @@ def _show_answer(chat: Chat, text: str) -> None:
 def _noting_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Within it a Ctrl-C is noted, and a second one raises KeyboardInterrupt; what it gives tells whether one has come.
 
-    Python raises where it happens to be: in a function that a library's C code calls, the exception can be dropped,
-    and the answer would never end.
+    So an answer ends between two tokens, and not inside a function of a library, which may be in the middle of a change
+    or suppress what is raised there.
     """
     noted = False
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from common.errors import UserError
 from data_prep.chat.chat_tokenizer import ChatTokenizer
 from data_prep.chat.messages import ASSISTANT, SYSTEM, USER, Message, conversation_of
 from data_prep.chat.template import read_template
+from data_prep.corpora.workers import ignoring_interrupts
 from data_prep.tokenization.bpe_training import train_bpe
 from data_prep.tokenization.huggingface_tokenizer import HuggingFaceTokenizer
 from data_prep.tokenization.loading import load_tokenizer
@@ -28,6 +30,7 @@ from eval.hugging_face.import_model import import_model
 from eval.shared.loading import Loaded, load_checkpoint
 from tests.eval.checkpoints import generate_always, write_checkpoint
 from tests.helpers.hf_tokenizers import CORPUS
+from tests.helpers.ranks import _CONTEXT, _PRELOADED
 from tests.helpers.terminal_session import CTRL_C, CTRL_D, UP, TerminalSession
 from tests.model.small import random_tokens
 
@@ -160,6 +163,16 @@ def test_a_chat_in_a_terminal(tmp_path: Path) -> None:
     assert (saved("reset.jsonl"), saved("again.jsonl")) == (["Brief."], ["Be kind.er"])
 
 
+@pytest.fixture
+def server_of_a_preparation() -> None:
+    """The fork server is one that a preparation has started, which blocks SIGINT there."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined] # made for unit tests
+    _CONTEXT.set_forkserver_preload(_PRELOADED)
+    with ignoring_interrupts():
+        forkserver.ensure_running()
+
+
+@pytest.mark.usefixtures("server_of_a_preparation")
 def test_ctrl_c_ends_an_answer_and_not_the_chat(tmp_path: Path) -> None:
     endless = {"position": "rope", "window": 64, "block_size": 64}
     write_checkpoint(tmp_path / "run" / "checkpoints", tokenizer=chat_spec(), always=ord("A"), **endless)
@@ -186,7 +199,7 @@ def test_ctrl_c_ends_an_answer_and_not_the_chat(tmp_path: Path) -> None:
 
 
 class Deaf(Chat):
-    """Drops a KeyboardInterrupt, as a library's C code can that calls Python."""
+    """Drops a KeyboardInterrupt, as a library may that suppresses what it calls raises."""
 
     def answer(self, text: str) -> Generator[str, None, None]:
         self.taken = 0

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from tests.fuzz.cases import Case
+from tests.helpers.ranks import hear_ctrl_c
 
 PROJECT = Path(__file__).resolve().parents[2]
 LOST_STATUS = 255  # multiprocessing's, now and then, where its server has not heard how a process ended
@@ -186,7 +187,7 @@ def _be_the_entry(arguments: list[str], folder: Path) -> None:
     os.environ |= {"TMPDIR": str(folder / "tmp"), "HOME": str(folder.parent / "home"), "OMP_NUM_THREADS": "1"}
     os.environ |= {"LONGHAUL_CACHE": str(folder.parent / "cache"), "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
     tempfile.tempdir = None  # what the fork server has found
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    hear_ctrl_c()
     os.chdir(folder / "files")
     script = str(PROJECT / arguments[0])
     sys.argv = [script, *arguments[1:]]

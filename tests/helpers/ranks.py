@@ -7,6 +7,7 @@ collide with another test's port.
 import atexit
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -88,6 +89,12 @@ def run_ranks(world_size: int, store: Path, function: Callable[..., Any], *argum
     return RankGroup(world_size, store, function, *arguments).results()
 
 
+def hear_ctrl_c() -> None:
+    """Take SIGINT as a process that a shell starts does: a server that a preparation has started keeps it blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _rank(
     rank: int,
     world_size: int,
@@ -99,6 +106,7 @@ def _rank(
     import torch
     import torch.distributed as dist
 
+    hear_ctrl_c()
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank),

@@ -13,7 +13,7 @@ import tty
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.ranks import _CONTEXT, _PRELOADED
+from tests.helpers.ranks import _CONTEXT, _PRELOADED, hear_ctrl_c
 
 PROJECT = Path(__file__).resolve().parents[2]
 PATIENCE_SECONDS = 120.0
@@ -86,6 +86,7 @@ def be_the_entry(arguments: list[str], folder: Path, terminals: list[str]) -> No
 
     import torch
 
+    hear_ctrl_c()
     torch.set_num_threads(1)
     os.environ |= {"OMP_NUM_THREADS": "1", "HOME": str(folder), "TERM": "xterm", "HF_HUB_OFFLINE": "1"}
     os.environ |= {"LONGHAUL_CACHE": str(folder / "cache"), "WANDB_MODE": "offline"}
