@@ -1,8 +1,4 @@
-"""A package that isn't installed is one line that says what to do, wherever a command imports it.
-
-Commands set this as their `sys.excepthook` before they import anything else of the project: it needs the standard
-library.
-"""
+"""What to do where a package isn't installed. Needs nothing but the standard library."""
 
 import re
 import shlex
@@ -11,22 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 
 PROJECT = Path(__file__).resolve().parents[1]
-USER_ERROR_STATUS = 2
 INSTALLED_AS = {"yaml": "pyyaml", "lm_eval": "lm-eval[hf]"}  # where that is not the imported name
-
-
-def say_what_is_missing(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Raises SystemExit after a line on a package of requirements*.txt that can't be imported; else as Python does."""
-    name = error.name.split(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
-    requirement = requirement_of(name)
-    if requirement is None:
-        sys.__excepthook__(kind, error, trace)
-        return
-    print(f"error: {name} is not installed for {sys.executable}: {advice(requirement)}", file=sys.stderr, flush=True)
-    raise SystemExit(USER_ERROR_STATUS)
 
 
 def requirement_of(module: str) -> str | None:

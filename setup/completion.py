@@ -15,9 +15,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run by path: put the project, not this folder, first on sys.path
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    from common.missing_packages import say_what_is_missing
+    from common.early_end import end_in_one_line
 
-    sys.excepthook = say_what_is_missing
+    sys.excepthook = end_in_one_line
 
 from common.command_line import CommandParser
 from common.errors import UserError, exit_on_user_error

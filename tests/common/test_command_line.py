@@ -1,6 +1,7 @@
 """Every entry script answers a mistaken command line with one line and status 2, explains itself, has a version."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any, get_args
 from common.version import VERSION
 from eval.shared.arguments import DTYPES
 from model.number_formats import Dtype
+from tests.helpers.ranks import hear_ctrl_c
 
 Answers = dict[str, list[Any]]  # by command: status, output, complaint
 PROJECT = Path(__file__).resolve().parents[2]
@@ -120,6 +122,20 @@ def test_a_python_without_the_packages_is_one_line(tmp_path: Path) -> None:
     hooked = {script for script in entry_scripts() if "sys.excepthook = " in (PROJECT / script).read_text()}
     commands = {s for s in entry_scripts() if s.count("/") == 1} | {LAUNCHER}
     assert commands - hooked == {"setup/environment.py", "setup/pin_packages.py"}, "which need none"
+
+
+def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "pydantic.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n", encoding="utf-8")
+    for script in ("train/pretrain.py", "train/plan.py", "slurm/submit.py"):
+        done = subprocess.run(
+            [sys.executable, PROJECT / script, "--print_config"],
+            env=os.environ | {"PYTHONPATH": str(tmp_path)},
+            preexec_fn=hear_ctrl_c,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        assert (done.returncode, done.stderr) == (130, "interrupted\n"), script
 
 
 def test_entries_answer_before_torch_is_imported() -> None:
