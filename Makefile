@@ -37,7 +37,12 @@ MAKE_ENVIRONMENT = python=$$(sh setup/find_python.sh "$(PYTHON)") && "$$python" 
 LAUNCHER = $(BIN)/python train/launch.py --standalone --nproc_per_node=$(RANKS)
 LAUNCH = $(if $(filter 1,$(RANKS)),$(BIN)/python,$(LAUNCHER))
 # a mistake in them is told before the corpus, which takes minutes
-CHECK_OPTIONS = $(BIN)/python train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS) --print_config >/dev/null
+DEMO_CONFIG = $(BIN)/python train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS) --print_config
+CHECK_OPTIONS = $(DEMO_CONFIG) >/dev/null
+# with options the run's folder is what they say, and a line too long to be shown
+QUIET = $(if $(strip $(DEMO_OPTIONS)),@)
+FOLDER_OF_CONFIG = import sys, yaml; run = yaml.safe_load(sys.stdin)["run"]; print(run["root"], run["name"], sep="/")
+DEMO_RUN = $(if $(strip $(DEMO_OPTIONS)),"$$($(DEMO_CONFIG) | $(BIN)/python -c '$(FOLDER_OF_CONFIG)')",runs/demo)
 
 help:  ## show this
 	@echo "make TARGET [VARIABLE=value …]"
@@ -49,8 +54,8 @@ demo: environment  ## .venv, a corpus, a small GPT trained on it, samples, plot,
 	$(if $(strip $(DEMO_OPTIONS)),@$(CHECK_OPTIONS))
 	$(BIN)/python data_prep/docstrings.py --tokenizer gpt2-8k --out data/demo
 	$(LAUNCH) train/pretrain.py --config train/configs/demo.yaml $(DEMO_OPTIONS)
-	$(BIN)/python eval/plot_loss.py runs/demo
-	$(BIN)/python eval/summary.py runs/demo $(if $(strip $(DEMO_OPTIONS)),,--require-margin 1.0)
+	$(QUIET)$(BIN)/python eval/plot_loss.py $(DEMO_RUN)
+	$(QUIET)$(BIN)/python eval/summary.py $(DEMO_RUN) $(if $(strip $(DEMO_OPTIONS)),,--require-margin 1.0)
 	@$(if $(strip $(DEMO_OPTIONS)),echo "With DEMO_OPTIONS the demo's margin of 1.0 nats is not asked for.",:)
 
 test: dev-environment  ## the test suite (TESTS= for a part)

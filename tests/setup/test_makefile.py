@@ -151,3 +151,15 @@ def test_a_shortened_demo_is_not_asked_for_the_margin(options: str, asked: bool)
 
     assert ("--require-margin 1.0" in plan) == asked
     assert ("is not asked for" in plan) != asked
+
+
+@pytest.mark.parametrize("options", ["", "--run.name 'the first' --run.root elsewhere"])
+def test_the_demo_plots_and_sums_up_the_run_that_it_trains(options: str, tmp_path: Path) -> None:
+    plan = make("-n", "-o", "environment", "demo", DEMO_OPTIONS=options).stdout
+    looks = [
+        line.replace(".venv/bin/python eval/", "printf '%s\\n' ", 1) for line in plan.splitlines() if "eval/" in line
+    ]
+    assert len(looks) == 2
+    for look in looks:
+        said = subprocess.run(["sh", "-c", look], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        assert said.splitlines()[1] == ("elsewhere/the first" if options else "runs/demo")
