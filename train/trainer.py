@@ -184,27 +184,45 @@ class Trainer:
 
         sequences = self.loader.plan_at(progress.tokens).sequences
         tokens = sequences * self.config.model.block_size
+        before, progress = progress, Progress(step, progress.tokens + tokens, progress.sequences + sequences)
         average = self.keeper.writer.average
         if average is not None and result.verdict is Verdict.LEARNED:
-            average.update(progress.tokens, progress.tokens + tokens)
+            average.update(before.tokens, progress.tokens)
+        seconds = time.monotonic() - started
 
         # Record it
-        seconds = time.monotonic() - started
+        record = self._record(progress, result, tokens, seconds) | {"lr": lr, "data_wait_seconds": waited}
+        logging_started = time.monotonic()
+        self.recorder.step(record)
+        self._note_objective(progress, result)
+        if self.layer_statistics is not None:
+            self.layer_statistics.record(step)
+        self._bad_steps.judge(step, result, before.sequences, sequences)
+        self._note_hangs()
+        self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
+        self._log_seconds = time.monotonic() - logging_started
+        if time.monotonic() - self._state_written > STATE_SECONDS:
+            self._write_state(progress, "training")
+        return progress
+
+    def _record(self, progress: Progress, result: StepResult, tokens: int, seconds: float) -> dict[str, Any]:
+        """What metrics.jsonl has of the step that led to `progress`. All ranks call.
+
+        Args:
+            tokens: of the step, of all ranks.
+            seconds: it took, the wait for its batch included.
+        """
         rate = tokens / seconds
-        position = progress.sequences
-        progress = Progress(step, progress.tokens + tokens, progress.sequences + sequences)
         record: dict[str, Any] = {
-            "step": step,
+            "step": progress.step,
             "tokens": progress.tokens,
             "flops": float(progress.tokens * self.flops_per_token),  # up to here
             **self.stepper.objective.record(result.loss),
             **result.terms,
-            "lr": lr,
             "grad_norm": result.grad_norm,
             "tokens_per_second": rate,
             "mfu": rate * self.flops_per_token / self.peak_flops if self.peak_flops else None,
             "step_seconds": seconds,
-            "data_wait_seconds": waited,
             "log_seconds": self._log_seconds,  # of the step before
             "memory_gib": peak_memory_gib(self.ranks.device),
             "time": time.time(),
@@ -216,23 +234,12 @@ class Trainer:
         if by_source := self.loader.order.read_by_source(progress.sequences):
             length = self.config.model.block_size
             record["source_tokens"] = {name: count * length for name, count in by_source.items()}
-            record["source_targets"] = dict(zip(by_source, batch.source_target_counts, strict=True))
+            record["source_targets"] = dict(zip(by_source, self._batch.source_target_counts, strict=True))
             record["train_loss_by_source"] = dict(result.by_source)
         if self.config.log.sequences:
-            shares = self.ranks.gather(batch.windows.ravel().tolist())
+            shares = self.ranks.gather(self._batch.windows.ravel().tolist())
             record["sequences"] = [*map(self.loader.order.named, sorted(itertools.chain.from_iterable(shares)))]
-        logging_started = time.monotonic()
-        self.recorder.step(record)
-        self._note_objective(progress, result)
-        if self.layer_statistics is not None:
-            self.layer_statistics.record(step)
-        self._bad_steps.judge(step, result, position, sequences)
-        self._note_hangs()
-        self.slow_ranks.step(step, self.stepper.compute_timer.seconds)
-        self._log_seconds = time.monotonic() - logging_started
-        if time.monotonic() - self._state_written > STATE_SECONDS:
-            self._write_state(progress, "training")
-        return progress
+        return record
 
     def _note_objective(self, progress: Progress, result: StepResult) -> None:
         """Record what the objective reports of a step beside its training record."""

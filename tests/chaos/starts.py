@@ -75,7 +75,14 @@ class Starts:
             self._options += ["--batch.pairs_per_step=8", "--eval.tokens=480"]
         if rolls_out:
             (folder / "rewards.py").write_text(REWARDS)
-            self._options += [f"--reward={folder / 'rewards.py'}:digits"]
+            judge = {
+                "tokenizer": short_tokenizer().spec,
+                "block_size": ROLLOUT_LENGTH,
+                "noise": 0.3,
+                "scalar_head": True,
+            }
+            write_checkpoint(folder / "judge" / "checkpoints", seed=1, **judge)
+            self._options += [f"--reward={folder / 'rewards.py'}:digits", f"--reward={folder / 'judge'}"]
         if kind.mixed:
             self._options += [f"--batch.tokens_per_step={BLOCK_SIZE * kind.sequences}", "--batch.micro_batch=1"]
             self._options += ["--data.packing=whole_documents", "--eval.tokens=96", "--eval.masked_loss=false"]

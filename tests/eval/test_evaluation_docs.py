@@ -1,11 +1,8 @@
 """Every command in docs/evaluation.md is run, in its order, on a tiny run."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ import yaml
 
 from common.metrics_file import read_metrics
 from tests.eval.hellaswag_files import official_rows, write_official
+from tests.helpers.forked_command import run_command
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, run_of, tiny_arguments, train
 from train.settings.sections import EvalConfig
@@ -66,15 +64,9 @@ def test_every_command_of_the_evaluation_page_works(tmp_path: Path) -> None:
         script = [option for option in options if option.endswith(".py")][-1]  # train/launch.py comes before it
         ours = [word for word in options if word.endswith(".py") or word.startswith("train/configs/")]
         options = [str(PROJECT / word) if word in ours else word for word in options]
-        done = subprocess.run(
-            [sys.executable, *options, *SMALLER.get(script, [])],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path / "hf")},
-            capture_output=True,
-            text=True,
-            timeout=500,
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        home = {"HF_HOME": str(tmp_path / "hf")}
+        done = run_command([*options, *SMALLER.get(script, [])], tmp_path, environment=home)
+        assert done.status == 0, (line, done)
     for name in ("perplexity.json", "hellaswag.json", "harness.json"):
         assert json.loads((tmp_path / name).read_text())
     recorded = read_metrics(run_of(tmp_path, "smoke").metrics)

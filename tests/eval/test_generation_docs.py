@@ -2,11 +2,10 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from data_prep.tokenization.loading import load_tokenizer
+from tests.helpers.forked_command import run_command
 from tests.helpers.token_sets import make_token_set
 from tests.helpers.training import PROJECT, tiny_arguments, train
 
@@ -32,15 +31,8 @@ def test_every_command_of_the_generation_page_works(tmp_path: Path) -> None:
         python, script, *options = shlex.split(line)
         assert python == "python"
         smaller = ["--max-tokens", "8"] if script == "eval/generate.py" else []
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / script), *options, *smaller],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        done = run_command([script, *options, *smaller], tmp_path)
+        assert done.status == 0, (line, done)
     assert (tmp_path / "texts.json").exists()
     assert (tmp_path / "exported" / "demo" / "config.json").exists()
     assert (tmp_path / "imported" / "demo" / "checkpoint.json").exists()

@@ -21,7 +21,7 @@ from tests.eval.checkpoints import write_checkpoint
 from tests.eval.hellaswag_files import official_rows, write_official
 from tests.eval.hf_folders import call, two_id_folder
 from tests.eval.test_chat import chat_spec
-from tests.helpers.training import PROJECT
+from tests.helpers.forked_command import run_command
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -49,17 +49,11 @@ def write_task(folder: Path, data: Path) -> Path:
     return folder
 
 
-def run(*command: object, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"OMP_NUM_THREADS": "1", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+def run(script: str, *options: object, home: Path) -> str:
+    """What a command prints."""
+    done = run_command([script, *options], home.parent, environment={"HF_HOME": str(home)})
+    assert done.status == 0, done
+    return done.out
 
 
 @pytest.mark.slow
@@ -76,10 +70,10 @@ def test_hellaswag_answers_as_lm_eval_does(tmp_path: Path, monkeypatch: pytest.M
     data = write_official(tmp_path / "official.jsonl", rows)
     tasks = write_task(tmp_path / "tasks", data)
     own, theirs = tmp_path / "own.json", tmp_path / "theirs.json"
-    run(PROJECT / "eval" / "hellaswag.py", checkpoint, "--data", data, "--json", own, "--device=cpu", home=tmp_path)
-    harness = [PROJECT / "eval" / "harness.py", checkpoint, "--tasks", "hellaswag_here", "--include-path", tasks]
-    done = run(*harness, "--json", theirs, "--device=cpu", home=tmp_path)
-    assert "hellaswag_here" in done.stdout
+    home = tmp_path / "home"
+    run("eval/hellaswag.py", checkpoint, "--data", data, "--json", own, "--device=cpu", home=home)
+    options = ("--tasks", "hellaswag_here", "--include-path", tasks, "--json", theirs, "--device=cpu")
+    assert "hellaswag_here" in run("eval/harness.py", checkpoint, *options, home=home)
     ours, report = json.loads(own.read_text()), json.loads(theirs.read_text())
     result = report["results"]["hellaswag_here"]
     assert ours["acc_norm_chars"] == result["acc_norm,none"]
@@ -102,10 +96,14 @@ def test_the_lm_eval_command_runs_on_an_exported_folder(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "run", noise=0.3)
     rows = [{**row, "label": int(row["label"])} for row in official_rows(6)]
     tasks = write_task(tmp_path / "tasks", write_official(tmp_path / "official.jsonl", rows))
-    run(PROJECT / "eval" / "export_hf.py", checkpoint, tmp_path / "exported", home=tmp_path)
+    home = tmp_path / "home"
+    run("eval/export_hf.py", checkpoint, tmp_path / "exported", home=home)
     arguments = ["--model", "hf", "--model_args", f"pretrained={tmp_path / 'exported'}", "--device", "cpu"]
     arguments += ["--tasks", "hellaswag_here", "--include_path", str(tasks), "--output_path", str(tmp_path / "out")]
-    run("-m", "lm_eval", "run", *arguments, home=tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "lm_eval", "run", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
     (results,) = (tmp_path / "out").rglob("results_*.json")
     assert 0 <= json.loads(results.read_text())["results"]["hellaswag_here"]["acc_norm,none"] <= 1
 
@@ -137,7 +135,7 @@ def test_questions_are_messages_by_the_chat_template(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     tasks = write_task(tmp_path / "tasks", tmp_path / "rows.jsonl")
     options = ("--tasks", "hellaswag_here", "--include-path", tasks, "--chat", "--json", tmp_path / "found.json")
-    run(PROJECT / "eval" / "harness.py", checkpoint, *options, home=tmp_path / "home")
+    run("eval/harness.py", checkpoint, *options, home=tmp_path / "home")
     samples = json.loads((tmp_path / "found.json").read_text())["samples"]["hellaswag_here"]
     loaded = load_checkpoint(checkpoint)
     tokenizer = loaded.tokenizer

@@ -3,14 +3,13 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from eval.reporting.key_figures import key_figures
 from eval.reporting.run_data import load_run
+from tests.helpers.forked_command import run_command
 from tests.helpers.recorded_runs import recorded_run
 from tests.helpers.training import PROJECT
 
@@ -26,11 +25,8 @@ def test_every_command_of_the_reports_page_works(tmp_path: Path) -> None:
     for line in lines:
         python, script, *options = shlex.split(line, comments=True)
         assert python == "python"
-        command = [sys.executable, str(PROJECT / script), *options]
-        done = subprocess.run(
-            command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        done = run_command([script, *options], tmp_path)
+        assert done.status == 0, (line, done)
     assert (tmp_path / "runs" / "demo" / "report" / "report.html").exists()
     assert (tmp_path / "reports" / "lengths" / "report.html").exists()
     assert (tmp_path / "reports" / "models.json").exists()

@@ -1,16 +1,14 @@
 """docs/after-pretraining.md goes from a base checkpoint to a chat: its commands, on a tiny base, and what they make."""
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 from data_prep.chat.chat_tokenizer import ChatTokenizer
 from eval.shared.loading import load_checkpoint
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.forked_command import run_command
 from tests.helpers.training import PROJECT
 
 SMALLER = {
@@ -49,16 +47,8 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
             FEW_ANSWERS if {"grpo", "ppo"} & set(options) else ["--batch.pairs_per_step=4"] if "dpo" in options else []
         )
         assert python == "python"
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / script), *options, *SMALLER.get(script, []), *few],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            input="Hello\n",
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        done = run_command([script, *options, *SMALLER.get(script, []), *few], tmp_path, given="Hello\n")
+        assert done.status == 0, (line, done)
     for name in ("demo-talks", "demo-whole", "demo-dpo", "demo-grpo", "demo-ppo"):
         loaded = load_checkpoint(tmp_path / "runs" / name)
         assert isinstance(loaded.tokenizer, ChatTokenizer)

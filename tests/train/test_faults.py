@@ -135,7 +135,7 @@ def test_fp16_resumes_on_more_ranks_without_skipping_a_step(tmp_path: Path, data
 
 def test_a_first_loss_far_from_chance_warns_loudly(tmp_path: Path, data: Path) -> None:
     # so wide that the untrained head's logits are far from equal
-    wide = ("--model.n_embd=4096", "--model.n_layer=1", "--model.mlp_hidden=1", "--run.max_steps=1")
+    wide = ("--model.n_embd=3072", "--model.n_layer=1", "--model.mlp_hidden=1", "--run.max_steps=1")
     done = train_by_path(*tiny_arguments(tmp_path, data, "wide", *wide))
     assert done.returncode == 0, done.stderr
     assert "WARNING: the untrained model's loss is" in done.stdout

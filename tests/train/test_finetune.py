@@ -31,6 +31,7 @@ from model.lora import add_lora, lora_tensors
 from model.lora_config import LoraConfig, adapter_count
 from model.weights import load_model, read_tensors
 from tests.eval.checkpoints import write_checkpoint
+from tests.helpers.forked_command import run_command
 from tests.helpers.mounts import small_disk
 from tests.helpers.ranks import RankGroup
 from tests.helpers.token_sets import make_token_set
@@ -337,13 +338,5 @@ def test_every_command_of_the_page_works(tmp_path: Path) -> None:
     for line in lines:
         python, script, *options = shlex.split(line)
         assert python == "python"
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / script), *options, *smaller.get(script, [])],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, (line, done.stdout, done.stderr)
+        done = run_command([script, *options, *smaller.get(script, [])], tmp_path)
+        assert done.status == 0, (line, done)

@@ -312,7 +312,7 @@ def compete(folder: Path, rounds: int) -> list[str]:
 
 
 def test_of_many_that_find_a_dead_ones_lock_one_takes_it(tmp_path: Path) -> None:
-    found = run_ranks(4, tmp_path / "store", compete, tmp_path / "run", 25)
+    found = run_ranks(4, tmp_path / "store", compete, tmp_path / "run", 12)
     for outcomes in zip(*found, strict=True):
         assert outcomes.count("took") == 1, outcomes
     assert list((tmp_path / "run").iterdir()) == []
