@@ -30,7 +30,7 @@ WRAPPED: dict[str, list[tuple[str, str | None, str]]] = {
         ("train.assemble", None, "build_model"),
         ("train.restore", None, "load_on_all_ranks"),
     ],
-    "forward": [("model.gpt", "GPT", "forward")],
+    "forward": [("model.gpt", "GPT", "forward"), ("model.gpt", "GPT", "next_logits")],  # the second one samples
     "backward": [("torch", "Tensor", "backward")],
     "optimizer": [("train.optimization.adamw", "AdamW", "step")],
     "snapshot": [("train.checkpoints.snapshot", None, "take")],
@@ -108,6 +108,8 @@ def lay(snare: Snare) -> None:
     for module, owner, name in WRAPPED[snare.trap.phase]:
         wrap(module, owner, name, lambda original: surround(original, snare))
     wrap("train.optimization.step", "Stepper", "__call__", lambda original: watch_step(original, snare))
+    objective = ("train.objectives.rollout_objective", "RolloutObjective")
+    wrap(*objective, "updates", lambda original: watch_rollout(original, snare))
 
 
 def surround(original: Callable[..., Any], snare: Snare) -> Callable[..., Any]:
@@ -130,6 +132,25 @@ def watch_step(original: Callable[..., Any], snare: Snare) -> Callable[..., Any]
             snare.in_step = False
             if snare.sprung:
                 time.sleep(snare.trap.slow_seconds)
+
+    return watched
+
+
+def watch_rollout(original: Callable[..., Any], snare: Snare) -> Callable[..., Any]:
+    """A step that samples begins with that."""
+
+    def watched(objective: Any, batch: Any, step: int) -> Iterator[Any]:
+        snare.step = step
+        parts = original(objective, batch, step)
+        while True:
+            snare.in_step = True
+            try:
+                part = next(parts)
+            except StopIteration:
+                return
+            finally:
+                snare.in_step = False
+            yield part
 
     return watched
 
