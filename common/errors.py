@@ -1,8 +1,10 @@
 """Errors for people: a user's mistake is one line that says what to do, without a traceback."""
 
 import os
+import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -14,6 +16,7 @@ from common.plain_text import accept_any_text
 USER_ERROR_STATUS = 2
 LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_LOCALID")  # a rank of torchrun or srun; else LOCAL_RANK may be a leftover
 LESS_WORK = "end other programs, give it less at once, or take a machine with more memory (docs/training.md)"
+FIRST_RANK_SECONDS = 10.0  # how much later the first rank of a machine may meet a mistake than the others do
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells count
 
 
@@ -62,9 +65,9 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
     """Run an entry script's `main` and leave with its exit status.
 
     A `UserError` becomes one line on standard error and exit status 2, Ctrl-C exit status 130. Under a launcher every
-    rank of a machine meets the same mistake in the same way, so only the machine's first prints it. Errors of memory,
-    and those of the file system that only people can mend (a full disk, no permission), are one line as well, wherever
-    they come from. No text that is printed can end the script, whatever the terminal can show.
+    rank of a machine meets the same mistake in the same way, so only the machine's first prints it; the others wait for
+    that. Errors of memory, and those of the file system that only people can mend (a full disk, no permission), are one
+    line as well, wherever they come from. No text that is printed can end the script, whatever the terminal can show.
     """
     accept_any_text()
     try:
@@ -72,9 +75,10 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
             status = main()
     except UserError as error:
         launched = any(name in os.environ for name in LAUNCHED)
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not launched or isinstance(error, OfThisProcess):
-            where = "" if os.environ.get("RANK", "0") == "0" else f" (on {socket.gethostname()})"
-            print(f"error: {error}{where}", file=sys.stderr, flush=True)
+        if os.environ.get("LOCAL_RANK", "0") != "0" and launched and not isinstance(error, OfThisProcess):
+            _leave_it_to_the_first_rank()
+        where = "" if os.environ.get("RANK", "0") == "0" else f" (on {socket.gethostname()})"
+        print(f"error: {error}{where}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_STATUS)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)
@@ -83,3 +87,12 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(status or 0)
+
+
+def _leave_it_to_the_first_rank() -> None:
+    """Wait to be ended by the launcher, which ends all ranks when one has ended: the first one is to print before that.
+
+    It returns where the first rank has said nothing for so long: then it may not have met the mistake.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(FIRST_RANK_SECONDS)

@@ -175,6 +175,28 @@ def test_a_users_mistake_stays_one_line_with_status_2(tmp_path: Path, data: Path
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("patience", "first_fails"), [(60, True), (0, False)])
+def test_a_mistake_is_told_whichever_rank_meets_it_first(tmp_path: Path, patience: int, first_fails: bool) -> None:
+    """torchrun ends all ranks when one has ended. One that the first rank does not meet is told by another."""
+    script = tmp_path / "mistaken.py"
+    script.write_text(
+        "import os, sys, time\n"
+        f"sys.path[0] = {str(PROJECT)!r}\n"
+        "from common import errors\n"
+        "def main():\n"
+        f"    errors.FIRST_RANK_SECONDS = {patience}\n"
+        "    if os.environ['LOCAL_RANK'] == '0':\n"
+        f"        time.sleep({2 if first_fails else 600})\n"
+        "    raise errors.UserError('this is wrong: do that')\n"
+        "errors.exit_on_user_error(main)\n",
+        encoding="utf-8",
+    )
+    launcher = launch(script, [])
+    _, errors = launcher.communicate(timeout=120)
+    where = "" if first_fails else f" (on {socket.gethostname()})"
+    assert (launcher.returncode, errors) == (2, f"error: this is wrong: do that{where}\n")
+
+
 def test_restarts_inside_a_launch_are_refused_in_one_line() -> None:
     """Ranks of a second attempt waited for good. A LOCAL_RANK left over in the shell does not silence the launcher."""
     done = subprocess.run(
