@@ -14,7 +14,8 @@ from common.os_errors import is_of_surroundings, refusal
 from common.plain_text import accept_any_text
 
 USER_ERROR_STATUS = 2
-LAUNCHED = ("TORCHELASTIC_RUN_ID", "SLURM_LOCALID")  # a rank of torchrun or srun; else LOCAL_RANK may be a leftover
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+LAUNCHED = (TORCHRUN, "SLURM_LOCALID")  # a rank of torchrun or srun; else LOCAL_RANK may be a leftover
 LESS_WORK = "end other programs, give it less at once, or take a machine with more memory (docs/training.md)"
 FIRST_RANK_SECONDS = 10.0  # how much later the first rank of a machine may meet a mistake than the others do
 INTERRUPTED_STATUS = 130  # 128 + SIGINT, as shells count
@@ -77,6 +78,8 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
         launched = any(name in os.environ for name in LAUNCHED)
         if os.environ.get("LOCAL_RANK", "0") != "0" and launched and not isinstance(error, OfThisProcess):
             _leave_it_to_the_first_rank()
+            if TORCHRUN not in os.environ:  # srun may leave the other ranks
+                sys.exit(USER_ERROR_STATUS)
         where = "" if os.environ.get("RANK", "0") == "0" else f" (on {socket.gethostname()})"
         print(f"error: {error}{where}", file=sys.stderr, flush=True)
         sys.exit(USER_ERROR_STATUS)
@@ -92,7 +95,7 @@ def exit_on_user_error(main: Callable[[], int | None]) -> NoReturn:
 def _leave_it_to_the_first_rank() -> None:
     """Wait to be ended by the launcher, which ends all ranks when one has ended: the first one is to print before that.
 
-    It returns where the first rank has said nothing for so long: then it may not have met the mistake.
+    It returns where nothing has ended it for so long: with torchrun the first rank has not met the mistake then.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(FIRST_RANK_SECONDS)

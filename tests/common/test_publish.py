@@ -127,14 +127,16 @@ def test_how_an_entry_leaves(body: str, status: int, errors: list[str]) -> None:
     ("place", "errors"),
     [
         ({"RANK": "0", "LOCAL_RANK": "0"}, ["error: no data"]),
-        ({"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, []),
+        # that nobody has ended after a while: the first rank has not met it
+        ({"RANK": "1", "LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, [f"error: no data (on {socket.gethostname()})"]),
         ({"RANK": "1", "LOCAL_RANK": "1", "SLURM_LOCALID": "1"}, []),
         ({"LOCAL_RANK": "1"}, ["error: no data"]),  # left over in a shell
         ({"RANK": "2", "LOCAL_RANK": "0"}, [f"error: no data (on {socket.gethostname()})"]),  # on a node of its own
     ],
 )
 def test_one_rank_of_every_machine_tells_of_a_mistake(place: dict[str, str], errors: list[str]) -> None:
-    code = "from common.errors import *\ndef main():\n    raise UserError('no data')\nexit_on_user_error(main)"
+    code = "from common import errors\nerrors.FIRST_RANK_SECONDS = 0.1\n"
+    code += "def main():\n    raise errors.UserError('no data')\nerrors.exit_on_user_error(main)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, env=os.environ | place, capture_output=True, text=True
     )
