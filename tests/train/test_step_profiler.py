@@ -183,7 +183,7 @@ def test_a_loader_that_is_too_slow_shows_as_waiting_for_data(runs: Path, tmp_pat
     assert RankGroup(1, tmp_path / "store", train_with_a_slow_loader, arguments).join() == [0]
 
     slow = the_profile(run_of(tmp_path, "slow"))
-    assert slow["parts"]["data"] >= 2.0  # of two batches
+    assert slow["parts"]["data"] > 1.9  # of two batches, by another clock than that of the sleep
     assert slow["parts"]["data"] > the_profile(run_of(runs, "single"))["parts"]["data"]
 
 
